@@ -1,0 +1,1 @@
+"""The bottom layer: typed values, digests, manifests, atomic directories and the Store."""

@@ -1,0 +1,28 @@
+"""The three ways a command can end badly, each with its exit code.
+
+Every message is one line that names what was wrong, the value, and what to do.
+"""
+
+
+class BiplineError(Exception):
+    """Base of the errors a user sees as one line; ``exit_code`` is the process's answer."""
+
+    exit_code = 1
+
+
+class Refused(BiplineError):
+    """A check failed or a gate refused: the input was fine, the outcome was not (exit 1)."""
+
+    exit_code = 1
+
+
+class InvalidInput(BiplineError):
+    """What the user gave cannot be used: a path, a value, a checkpoint (exit 2)."""
+
+    exit_code = 2
+
+
+class EnvironmentFailure(BiplineError):
+    """The surroundings failed: disk full, server down; a retry may help (exit 3)."""
+
+    exit_code = 3

@@ -1,0 +1,89 @@
+"""PruningPlan: which groups every block keeps. Small, readable, valid for one model alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from bipline.artifacts.digests import digest_json
+from bipline.artifacts.errors import InvalidInput
+
+SCHEMA_VERSION = 1
+
+
+class BlockPlan(BaseModel):
+    """What one block keeps: indices of attention groups (KV heads) and of FFN channels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attention_groups: tuple[int, ...]
+    ffn_channels: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _ascending(self) -> BlockPlan:
+        for kept in (self.attention_groups, self.ffn_channels):
+            if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0:
+                raise ValueError("kept indices must be ascending, distinct and not empty")
+        return self
+
+
+class Budget(BaseModel):
+    """The ratio that was asked for and what the plan reaches, counted both ways.
+
+    ``of`` says what ``asked`` is a share of: the linear weights of the decoder blocks, or all
+    parameters of the model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asked: float
+    of: Literal["blocks", "total"]
+    reached_blocks: float
+    reached_total: float
+
+
+class PruningPlan(BaseModel):
+    """The decision: per block, what stays. ``tensor_digest`` names the one model it is for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tensor_digest: str
+    criterion: str
+    allocation: str
+    layout: Literal["uniform"] = "uniform"
+    compensation: Literal["none"] = "none"
+    budget: Budget
+    ffn_multiple: int
+    notes: tuple[str, ...] = ()
+    blocks: tuple[BlockPlan, ...]
+
+    @property
+    def digest(self) -> str:
+        """The digest of the plan's content."""
+        return digest_json(self.model_dump(mode="json"))
+
+    def to_json(self) -> str:
+        """Text of the plan: one line per block, so that two plans can be compared by diff."""
+        value = self.model_dump(mode="json")
+        blocks = value.pop("blocks")
+        head = json.dumps(value, indent=1, allow_nan=False)[:-2]
+        lines = ",\n  ".join(json.dumps(block) for block in blocks)
+        return f'{head},\n "blocks": [\n  {lines}\n ]\n}}\n'
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """Read a plan. Raises InvalidInput when the file is missing or is not a plan."""
+    try:
+        return PruningPlan.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidInput(f"{path}: no such plan file") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InvalidInput(f"{path}: not a pruning plan: {where}: {first['msg']}") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path}: not a pruning plan: it is not UTF-8 text") from None

@@ -1,0 +1,63 @@
+"""Progress: stages say what they do, the face decides how it is shown.
+
+The core calls :func:`track` and :func:`note`; they are silent unless a listener is installed.
+Only the command line installs one, so a step in a pod and a test stay quiet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Listener(Protocol):
+    """What a display implements: a task begins, advances and ends; a note is one line."""
+
+    def begin(self, description: str, total: int | None) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+# A plain module variable, not a context variable: a step may run in a thread of its own.
+_listener: Listener | None = None
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Send progress to ``listener`` for the length of the block."""
+    global _listener
+    previous, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = previous
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Iterate, telling the listener after each item that it is done."""
+    listener = _listener
+    if listener is None:
+        yield from items
+        return
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    listener.begin(description, total)
+    try:
+        for item in items:
+            yield item
+            listener.advance()
+    finally:
+        listener.end()
+
+
+def note(text: str) -> None:
+    """One line the user should see: a fallback taken, a choice made."""
+    if _listener is not None:
+        _listener.note(text)

@@ -1,0 +1,110 @@
+"""One key per stage: equal keys mean that running the stage again would give equal bytes.
+
+A key is made of the digests of the stage's inputs, its own section of the configuration, the
+digest of the code its core module can reach, and the numerics (library versions, threads).
+The code digest follows imports inside this project only, so an edit of the report never
+re-scores a model.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bipline.artifacts.digests import digest_file, digest_json, digest_listing
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "bipline"
+# Libraries whose version can change a stage's numbers or bytes.
+NUMERIC_LIBRARIES = (
+    "torch", "transformers", "tokenizers", "safetensors", "datasets", "lm_eval", "peft",
+)  # fmt: skip
+
+
+def module_file(name: str, root: Path = PROJECT_ROOT) -> Path | None:
+    """The source file of a module of this project, or None when it is not one of ours."""
+    base = root.joinpath(*name.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def imported_modules(source: str) -> set[str]:
+    """Names of this project's modules that a source text imports, anywhere in it.
+
+    ``from bipline.a import b`` may name a module or a value, so both readings are given.
+    """
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == PACKAGE}
+
+
+def import_closure(module: str, root: Path = PROJECT_ROOT) -> dict[str, Path]:
+    """Every file of this project that ``module`` reaches by imports, by module name."""
+    closure: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        file = module_file(name, root)
+        if name in closure or file is None:
+            continue
+        closure[name] = file
+        waiting += imported_modules(file.read_text(encoding="utf-8"))
+    return closure
+
+
+def code_digest(module: str, root: Path = PROJECT_ROOT) -> str:
+    """The digest of a module's import closure, data files beside its modules included."""
+    files: dict[str, Path] = {}
+    for name, file in import_closure(module, root).items():
+        files[name] = file
+        files.update({f"{name}:{data.name}": data for data in file.parent.glob("*.json")})
+    return digest_listing({name: digest_file(file) for name, file in files.items()})
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that can change a number; 'absent' when not installed."""
+    versions = {}
+    for name in NUMERIC_LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def numerics() -> dict[str, Any]:
+    """What besides inputs and code decides the bytes: library versions and threads."""
+    threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
+    return {"libraries": library_versions(), "threads": str(threads)}
+
+
+def stage_key(
+    stage: str, module: str, inputs: Mapping[str, str], section: Any, step_version: str
+) -> str:
+    """The key of one stage.
+
+    ``inputs`` maps input names to digests, ``section`` is the stage's own configuration as JSON.
+    """
+    return digest_json(
+        {
+            "stage": stage,
+            "version": step_version,
+            "inputs": dict(inputs),
+            "section": section,
+            "code": code_digest(module),
+            "numerics": numerics(),
+        }
+    )

@@ -1,0 +1,1 @@
+"""From texts to a smaller model: calibrate, score, allocate, prune."""

@@ -1,0 +1,116 @@
+"""Allocate: scores and a budget become a :class:`PruningPlan`."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan
+from bipline.artifacts.progress import note
+from bipline.compression.allocation.uniform import (
+    Widths,
+    default_ffn_multiple,
+    largest_ratio,
+    uniform_widths,
+)
+from bipline.compression.score import Scores
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import ModelShape, exported_config
+
+RatioOf = Literal["blocks", "total"]
+
+
+def check_ratio(ratio: float) -> None:
+    """Raise InvalidInput unless the ratio lies strictly between 0 and 1."""
+    if not (math.isfinite(ratio) and 0 < ratio < 1):
+        raise InvalidInput(f"ratio {ratio}: must lie between 0 and 1, both excluded")
+
+
+def allocate(
+    checkpoint: Checkpoint,
+    scores: Scores,
+    ratio: float,
+    ratio_of: RatioOf = "blocks",
+    ffn_multiple: int | None = None,
+) -> PruningPlan:
+    """Choose what every block keeps, with uniform widths.
+
+    ``ratio`` is a share of the blocks' linear weights, or of all parameters (``ratio_of`` total).
+    Raises InvalidInput for a ratio that makes no sense, cannot be reached or removes nothing.
+    """
+    check_ratio(ratio)
+    if scores.tensor_digest != checkpoint.tensor_digest:
+        raise InvalidInput(f"the scores are of another model than {checkpoint.directory}")
+    shape = checkpoint.shape
+    multiple = _checked_multiple(shape, ffn_multiple)
+    widths = uniform_widths(shape, _ratio_of_blocks(checkpoint, ratio, ratio_of, multiple), multiple)
+    # Ask now whether a class holds the result: after the pruning would be too late.
+    exported_config(checkpoint.config, widths.ffn_channels, widths.attention_groups)
+    return PruningPlan(
+        tensor_digest=checkpoint.tensor_digest,
+        criterion=scores.criterion,
+        allocation="uniform",
+        budget=_budget(checkpoint, ratio, ratio_of, widths),
+        ffn_multiple=multiple,
+        notes=_notes(shape),
+        blocks=tuple(
+            BlockPlan(
+                attention_groups=highest(block.attention_groups, widths.attention_groups),
+                ffn_channels=highest(block.ffn_channels, widths.ffn_channels),
+            )
+            for block in scores.blocks
+        ),
+    )
+
+
+def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
+    """Indices of the ``count`` highest scores, ascending; of equal scores the first stay."""
+    order = torch.sort(scores.double(), descending=True, stable=True).indices[:count]
+    return tuple(int(index) for index in order.sort().values)
+
+
+def _checked_multiple(shape: ModelShape, ffn_multiple: int | None) -> int:
+    multiple = ffn_multiple or default_ffn_multiple(shape)
+    if not 1 <= multiple <= shape.intermediate_size:
+        raise InvalidInput(
+            f"ffn_multiple {ffn_multiple}: must lie between 1 and {shape.intermediate_size}"
+        )
+    return multiple
+
+
+def _ratio_of_blocks(
+    checkpoint: Checkpoint, ratio: float, ratio_of: RatioOf, ffn_multiple: int
+) -> float:
+    if ratio_of == "blocks":
+        return ratio
+    shape = checkpoint.shape
+    in_blocks = shape.block_weights * shape.num_hidden_layers / checkpoint.parameters
+    largest = largest_ratio(shape, ffn_multiple) * in_blocks
+    if ratio > largest:
+        raise InvalidInput(
+            f"ratio {ratio:g} of all parameters cannot be reached with uniform widths; the "
+            f"largest that can is {math.floor(largest * 1e4) / 1e4:g}"
+        )
+    return ratio / in_blocks
+
+
+def _budget(checkpoint: Checkpoint, ratio: float, ratio_of: RatioOf, widths: Widths) -> Budget:
+    shape = checkpoint.shape
+    removed = widths.removed_weights(shape)
+    return Budget(
+        asked=ratio,
+        of=ratio_of,
+        reached_blocks=removed / shape.block_weights,
+        reached_total=removed * shape.num_hidden_layers / checkpoint.parameters,
+    )
+
+
+def _notes(shape: ModelShape) -> tuple[str, ...]:
+    if shape.num_key_value_heads > 1:
+        return ()
+    text = "one KV head (MQA): attention stays whole and the FFN takes the whole ratio"
+    note(text)
+    return (text,)

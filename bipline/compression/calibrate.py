@@ -1,0 +1,175 @@
+"""Calibrate: from documents to the token windows that every score is computed on.
+
+Documents are de-duplicated, shuffled by the seed and tokenised one by one, each opened by the
+tokenizer's BOS where it has one, so that a window that crosses a boundary shows it. The stream
+is cut into windows, and ``samples`` of them are drawn by the seed without replacement. Text
+that overlaps the evaluation texts is refused: shared 13-grams of words are how one finds out
+(the check of Brown et al. 2020, arXiv 2005.14165, appendix C).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from bipline.artifacts.digests import digest_bytes
+from bipline.artifacts.directory import DirectoryWriter, write_text
+from bipline.artifacts.documents import read_documents
+from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.progress import note, track
+from bipline.model.tokenizer import load_tokenizer
+
+KIND = "calibration-set"
+NGRAM_WORDS = 13
+# A quotation or a licence text may be shared by accident; one window in a hundred may not.
+MAXIMUM_OVERLAP = 0.01
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Token ids ``[samples, seqlen]`` (int64) and how they came about."""
+
+    token_ids: torch.Tensor
+    description: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """The digest of the token ids."""
+        return digest_bytes(self.token_ids.numpy().tobytes())
+
+
+def calibrate(
+    tokenizer_directory: Path,
+    texts: Mapping[Path, float],
+    samples: int,
+    seqlen: int,
+    seed: int,
+    evaluation_texts: Iterable[Path] = (),
+) -> CalibrationSet:
+    """Draw ``samples`` windows of ``seqlen`` tokens from a mix of texts.
+
+    ``texts`` maps files to their weight in the mix (shares of the windows, any positive scale).
+    Raises InvalidInput for empty or too short text, for text that is also evaluation text, and
+    for weights or sizes that make no sense.
+    """
+    _check_sizes(texts, samples, seqlen)
+    tokenizer = load_tokenizer(tokenizer_directory)
+    evaluation = [read_documents(path) for path in evaluation_texts]
+    parts = []
+    description: dict[str, Any] = {"samples": samples, "seqlen": seqlen, "seed": seed, "texts": []}
+    for (path, _), share in zip(texts.items(), _shares(texts, samples), strict=True):
+        documents = _distinct(read_documents(path))
+        overlap = ngram_overlap(documents, [d for text in evaluation for d in text])
+        _refuse_overlap(path, overlap)
+        stream = _token_stream(tokenizer, _shuffled(documents, seed))
+        parts.append(_draw(stream, share, seqlen, seed, path))
+        description["texts"].append(
+            {"documents": len(documents), "windows": share, "overlap": overlap}
+        )
+    return CalibrationSet(torch.cat(parts), description)
+
+
+def ngram_overlap(documents: Iterable[str], evaluation: Iterable[str]) -> float:
+    """The share of a text's distinct 13-grams of words that the evaluation text holds too."""
+    known = _ngrams(evaluation)
+    if not known:
+        return 0.0
+    own = _ngrams(documents)
+    return len(own & known) / len(own) if own else 0.0
+
+
+def save_calibration(calibration: CalibrationSet, writer: DirectoryWriter) -> None:
+    """Write a calibration set into a directory: token ids as safetensors, the rest as JSON."""
+    save_file({"token_ids": calibration.token_ids}, writer.path / "token_ids.safetensors")
+    text = json.dumps(calibration.description, indent=1, sort_keys=True)
+    write_text(writer.path / "calibration.json", text + "\n")
+    windows, seqlen = calibration.token_ids.shape
+    writer.info = {"samples": windows, "seqlen": seqlen, "token_digest": calibration.digest}
+
+
+def load_calibration(directory: Path) -> CalibrationSet:
+    """Read what :func:`save_calibration` wrote."""
+    token_ids = load_file(directory / "token_ids.safetensors")["token_ids"]
+    description = json.loads((directory / "calibration.json").read_text(encoding="utf-8"))
+    return CalibrationSet(token_ids, description)
+
+
+def _check_sizes(texts: Mapping[Path, float], samples: int, seqlen: int) -> None:
+    if samples < 1 or seqlen < 2:
+        raise InvalidInput(f"samples {samples}, seqlen {seqlen}: need at least 1 and 2")
+    if not texts:
+        raise InvalidInput("no calibration text was given")
+    for path, weight in texts.items():
+        if not 0 < weight < float("inf"):
+            raise InvalidInput(f"{path}: weight {weight} in the calibration mix must be positive")
+
+
+def _shares(texts: Mapping[Path, float], samples: int) -> list[int]:
+    """Split the windows by weight; largest remainders take what rounding leaves."""
+    total = sum(texts.values())
+    exact = [samples * weight / total for weight in texts.values()]
+    shares = [int(share) for share in exact]
+    order = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
+    for index in order[: samples - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def _distinct(documents: list[str]) -> list[str]:
+    distinct = list(dict.fromkeys(documents))
+    if len(distinct) < len(documents):
+        note(f"{len(documents) - len(distinct)} duplicate documents were left out")
+    return distinct
+
+
+def _shuffled(documents: list[str], seed: int) -> list[str]:
+    order = documents.copy()
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _token_stream(tokenizer: Any, documents: list[str]) -> torch.Tensor:
+    ids: list[int] = []
+    for document in track(documents, "tokenise"):
+        ids += tokenizer(document, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _draw(stream: torch.Tensor, count: int, seqlen: int, seed: int, path: Path) -> torch.Tensor:
+    available = len(stream) // seqlen
+    if available < 1:
+        raise InvalidInput(
+            f"{path}: {len(stream)} tokens, shorter than one window of seqlen {seqlen}"
+        )
+    if available < count:
+        raise InvalidInput(
+            f"{path}: holds {available} windows of {seqlen} tokens, {count} were asked for; "
+            "give more text, or lower samples or seqlen"
+        )
+    windows = stream[: available * seqlen].view(available, seqlen)
+    chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:count]
+    return windows[chosen.sort().values]
+
+
+def _ngrams(documents: Iterable[str]) -> set[int]:
+    grams = set()
+    for document in documents:
+        words = document.lower().split()
+        for start in range(len(words) - NGRAM_WORDS + 1):
+            grams.add(hash(tuple(words[start : start + NGRAM_WORDS])))
+    return grams
+
+
+def _refuse_overlap(path: Path, overlap: float) -> None:
+    if overlap > MAXIMUM_OVERLAP:
+        raise InvalidInput(
+            f"{path}: {overlap:.1%} of its 13-grams stand in the evaluation text; "
+            "calibrate on other text"
+        )

@@ -1,0 +1,61 @@
+"""``llm-bip``: LLM-BIP's block-wise forward importance (arXiv 2412.06419), a reconstruction.
+
+FFN channel j:        s_j = rms(a_j) * ||Wd[:, j]||_2
+attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m,  w = 1 + |Wu|^T (|Wd|^T 1)
+attention group:      the sum over its channels
+
+a and o are the inputs of down_proj and o_proj. The paper's formulas as quoted are
+|X_U^j| . |W_D^j| and |X_H^j| . |W_O^j| (I + |W_U||W_D|). Which norms the bars stand for and how
+channels become a head are not known: an L2 norm over tokens, an L1 norm over the propagated
+outputs and the sum over channels are this project's reconstruction. The FFN score is exact: it
+is the change of the block's output when the channel goes. Attention and FFN scores are in one
+unit, but the attention bound is loose: never rank the two together.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bipline.compression.criteria.interface import (
+    Block,
+    BlockScores,
+    Options,
+    Sums,
+    absolute_product,
+    group_sums,
+    root_mean_square,
+    second_moments,
+)
+from bipline.model.block_loop import Activations
+
+NEEDS = frozenset({"tokens", "attention_output_squares", "ffn_activation_squares"})
+
+
+def observe(block: Block, activations: Activations) -> Sums:
+    """Sums of squares of what enters o_proj and down_proj."""
+    return second_moments(activations)
+
+
+def score(sums: Sums, block: Block, options: Options) -> BlockScores:
+    """Scores from the sums; matrix-vector products only, so 3 d f operations a block."""
+    down = block.weight("mlp.down_proj.weight")
+    up = block.weight("mlp.up_proj.weight")
+    reach = absolute_product(down.T, torch.ones(block.shape.hidden_size))
+    propagated = 1 + absolute_product(up.T, reach)
+    return BlockScores(
+        attention_groups=attention_scores(sums, block, propagated),
+        ffn_channels=ffn_scores(sums, block),
+    )
+
+
+def attention_scores(sums: Sums, block: Block, propagated: torch.Tensor) -> torch.Tensor:
+    """Group scores, given how much each hidden channel ``[d]`` counts at the block's output."""
+    rms = root_mean_square(sums["attention_output_squares"], sums["tokens"])
+    reach = absolute_product(block.weight("self_attn.o_proj.weight").T, propagated)
+    return group_sums(rms * reach, block.shape)
+
+
+def ffn_scores(sums: Sums, block: Block) -> torch.Tensor:
+    """rms(a_j) * ||Wd[:, j]||: the exact change of the block's output, channel by channel."""
+    rms = root_mean_square(sums["ffn_activation_squares"], sums["tokens"])
+    return rms * block.weight("mlp.down_proj.weight").norm(dim=0)

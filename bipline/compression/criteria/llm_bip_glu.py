@@ -1,0 +1,78 @@
+"""``llm-bip-glu``: LLM-BIP's bound with the gate and the RMSNorm in it (ours).
+
+FFN channel:          as in ``llm-bip`` (exact)
+attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m
+    w = 1 + D * (|Wu|^T (c_up * v) + |Wg|^T (c_gate * v)),   v = |Wd|^T 1,   D = |g| * mean(1/rms(h))
+    c_up   = rms of silu(p)        how strongly the gate lets the up projection through
+    c_gate = rms of silu'(p) * q   how strongly the gate itself moves the product
+attention group:      the sum over its channels
+
+p and q are the outputs of gate_proj and up_proj, h the input of the FFN's RMSNorm, g its gain.
+For a single token the sum bounds the first-order change of the block's output; with gains
+averaged over tokens it estimates that bound. SiLU is the activation of every family here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bipline.compression.criteria.interface import (
+    Block,
+    BlockScores,
+    Options,
+    Sums,
+    absolute_product,
+    root_mean_square,
+    second_moments,
+    sum_of_squares,
+)
+from bipline.compression.criteria.llm_bip import attention_scores, ffn_scores
+from bipline.model.block_loop import Activations
+
+NEEDS = frozenset(
+    {
+        "tokens",
+        "attention_output_squares",
+        "ffn_activation_squares",
+        "up_gain_squares",
+        "gate_gain_squares",
+        "inverse_norms",
+    }
+)
+
+
+def observe(block: Block, activations: Activations) -> Sums:
+    """The moments of ``llm-bip``, the two gains of the gated FFN and 1/rms of its input."""
+    gate, up = activations["gate"], activations["up"]
+    sigmoid = gate.sigmoid()
+    slope = sigmoid * (1 + gate * (1 - sigmoid))
+    # The eps inside RMSNorm's root is left out: it can only make the gain smaller.
+    norms = activations["residual"].to(torch.float64).square().mean(1).rsqrt()
+    return {
+        **second_moments(activations),
+        "up_gain_squares": sum_of_squares(gate * sigmoid),
+        "gate_gain_squares": sum_of_squares(slope * up),
+        "inverse_norms": norms.sum(),
+    }
+
+
+def score(sums: Sums, block: Block, options: Options) -> BlockScores:
+    """Scores from the sums; matrix-vector products only, so 4 d f operations a block."""
+    return BlockScores(
+        attention_groups=attention_scores(sums, block, propagated_weight(sums, block)),
+        ffn_channels=ffn_scores(sums, block),
+    )
+
+
+def propagated_weight(sums: Sums, block: Block) -> torch.Tensor:
+    """w ``[d]``: how much a change of each hidden channel after attention can move the output."""
+    gate, up = block.weight("mlp.gate_proj.weight"), block.weight("mlp.up_proj.weight")
+    down = block.weight("mlp.down_proj.weight")
+    gain = block.weight("post_attention_layernorm.weight").abs().double()
+    reach = absolute_product(down.T, torch.ones(block.shape.hidden_size))
+    up_gain = root_mean_square(sums["up_gain_squares"], sums["tokens"])
+    gate_gain = root_mean_square(sums["gate_gain_squares"], sums["tokens"])
+    norm = gain * (sums["inverse_norms"] / sums["tokens"])
+    through_up = absolute_product(up.T, up_gain * reach)
+    through_gate = absolute_product(gate.T, gate_gain * reach)
+    return 1 + norm * (through_up + through_gate)

@@ -1,0 +1,30 @@
+"""``random``: uniform scores by seed. The floor that every criterion must beat.
+
+s = u, drawn from [0, 1) by a generator seeded with the seed and the block's index.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bipline.artifacts.digests import digest_bytes
+from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
+from bipline.model.block_loop import Activations
+
+NEEDS: frozenset[str] = frozenset()
+
+
+def observe(block: Block, activations: Activations) -> Sums:
+    """Nothing: chance needs no data."""
+    return {}
+
+
+def score(sums: Sums, block: Block, options: Options) -> BlockScores:
+    """One draw per group, the same for the same seed and block."""
+    seed = int(digest_bytes(f"{options.seed}/{block.index}".encode())[:15], 16)
+    generator = torch.Generator().manual_seed(seed)
+    shape = block.shape
+    return BlockScores(
+        attention_groups=torch.rand(shape.num_key_value_heads, generator=generator),
+        ffn_channels=torch.rand(shape.intermediate_size, generator=generator),
+    )

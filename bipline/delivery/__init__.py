@@ -1,0 +1,1 @@
+"""What leaves the house: package, model card, report, registry and gate."""

@@ -1,0 +1,1 @@
+"""Checkpoints: families as data, reading and writing shards, the block loop."""

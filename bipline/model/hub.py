@@ -1,0 +1,245 @@
+"""The hub: the only file that knows how models and data sets are downloaded.
+
+A revision is made an exact commit first and everything is fetched by that commit, so a branch
+that moves meanwhile changes nothing. Only JSON, safetensors, tokenizers and licences come
+down: no pickle, no Python file, and the configuration is checked before the weights are
+fetched. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what the libraries say; they read them
+when imported, which happens inside the functions so that other commands stay fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bipline.artifacts.directory import environment_failure
+from bipline.artifacts.errors import BiplineError, EnvironmentFailure, InvalidInput
+from bipline.artifacts.progress import note
+from bipline.model.checkpoint import PICKLED, read_config
+from bipline.model.families import family_of
+
+SMALL_FILES = [
+    "*.json",
+    "tokenizer*",
+    "*.model",
+    "*.txt",
+    "LICENSE*",
+    "README.md",
+    "*.jinja",
+]
+# Subfolders and consolidated shards hold the same weights again in other formats.
+SKIPPED = ["*/*", "consolidated*", "*.py", *PICKLED]
+TIMEOUT_SECONDS = 30
+# Client errors that pass: request timeout and too many requests.
+PASSING_CLIENT_ERRORS = {408, 429}
+
+
+def download_model(repository: str, revision: str, downloads: Path) -> tuple[Path, str]:
+    """Download a model repository; its directory below ``downloads`` and its commit.
+
+    A download that was interrupted is continued, a finished one is not repeated.
+    Raises InvalidInput for an unknown repository or revision and for a model that cannot be
+    used, EnvironmentFailure when the hub does not answer or the disk is full.
+    """
+    from huggingface_hub import HfApi
+
+    what = f"hf:{repository}@{revision}"
+    with _hub_failures(what, "model"):
+        info = HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
+        commit = _commit_of(info, what)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        _refuse_unsafe(what, names)
+        directory = downloads / "models" / f"{repository.replace('/', '--')}@{commit}"
+        note(f"downloading {what} (commit {commit[:12]}) to {directory}")
+        _fetch(repository, commit, directory, names, SMALL_FILES)
+        family_of(str(read_config(directory).get("model_type")))
+        _fetch(repository, commit, directory, names, [*SMALL_FILES, "*.safetensors"])
+    return directory, commit
+
+
+def _fetch(
+    repository: str, commit: str, directory: Path, names: list[str], patterns: list[str]
+) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    snapshot_download(
+        repository,
+        revision=commit,
+        local_dir=directory,
+        allow_patterns=patterns,
+        ignore_patterns=SKIPPED,
+    )
+    # The library answers with what is there when the hub goes away between two requests.
+    wanted = filter_repo_objects(names, allow_patterns=patterns, ignore_patterns=SKIPPED)
+    for name in wanted:
+        if not (directory / name).is_file():
+            raise EnvironmentFailure(f"hf:{repository}: {name} did not arrive; run again")
+
+
+def _refuse_unsafe(what: str, names: list[str]) -> None:
+    top = [name for name in names if "/" not in name]
+    if any(name.endswith(".safetensors") for name in top):
+        return
+    endings = tuple(pattern.removeprefix("*") for pattern in PICKLED)
+    for name in sorted(top):
+        if name.endswith(endings):
+            raise InvalidInput(
+                f"{what}: only pickled weights ({name}), which can run code; "
+                "choose a revision with safetensors"
+            )
+    raise InvalidInput(f"{what}: the repository holds no safetensors weights")
+
+
+def dataset_commit(repository: str, revision: str) -> str:
+    """The commit a revision of a data set stands for now.
+
+    Raises InvalidInput for an unknown one, EnvironmentFailure when the hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    what = f"hf:{repository}@{revision}"
+    with _hub_failures(what, "data set"):
+        info = HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
+        return _commit_of(info, what)
+
+
+def download_documents(
+    repository: str,
+    revision: str,
+    subset: str | None = None,
+    split: str = "train",
+    field: str = "text",
+    documents: int | None = None,
+    data_files: str | None = None,
+) -> tuple[list[str], str]:
+    """The first ``documents`` texts of a data set (all of them for None) and its commit.
+
+    The rows are streamed, so a thousand documents of a large set cost little. Blank rows stay:
+    they belong to what published perplexities are measured on.
+    Raises InvalidInput for an unknown repository, revision, subset, split, file or field,
+    EnvironmentFailure when the hub does not answer.
+    """
+    commit = dataset_commit(repository, revision)
+    what = f"hf:{repository}@{revision}"
+    note(f"reading {what} (commit {commit[:12]})")
+    # An empty cache: the library would fall back to what an earlier run left in the user's.
+    with _hub_failures(what, "data set"), TemporaryDirectory() as cache:
+        with _data_set_failures(what, data_files):
+            rows = _stream(repository, commit, subset, split, data_files, cache)
+            return list(_texts(what, islice(rows, documents), field)), commit
+
+
+def _stream(
+    repository: str,
+    commit: str,
+    subset: str | None,
+    split: str,
+    data_files: str | None,
+    cache: str,
+) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+
+    rows = load_dataset(
+        # The prefix keeps a local folder of the same name from being read instead.
+        f"hf://datasets/{repository}",
+        name=subset,
+        data_files={split: data_files} if data_files else None,
+        split=split,
+        revision=commit,
+        streaming=True,
+        cache_dir=cache,
+    )
+    return iter(rows)
+
+
+def _texts(what: str, rows: Iterable[dict[str, Any]], field: str) -> Iterator[str]:
+    for row in rows:
+        if field not in row:
+            raise InvalidInput(f"{what}: no field {field!r}; its fields: {', '.join(sorted(row))}")
+        text = row[field]
+        if not isinstance(text, str):
+            raise InvalidInput(f"{what}: field {field!r} holds {type(text).__name__}, not text")
+        yield text
+
+
+def _commit_of(info: Any, what: str) -> str:
+    if not info.sha:
+        raise EnvironmentFailure(f"{what}: the hub names no commit for it; try again later")
+    return str(info.sha)
+
+
+@contextmanager
+def _hub_failures(what: str, kind: str) -> Iterator[None]:
+    """Turn the libraries' failures into one line each; leave programming errors alone."""
+    try:
+        yield
+    except BiplineError:
+        raise
+    except Exception as error:
+        failure = _failure(error, what, kind)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def _failure(error: Exception, what: str, kind: str) -> BiplineError | None:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return InvalidInput(f"{what}: access must be granted first; ask for it and set HF_TOKEN")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return InvalidInput(f"{what}: no such revision; name a branch, a tag or a commit")
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        return InvalidInput(f"{what}: no such {kind}, or HF_TOKEN gives no access to it")
+    if isinstance(error, errors.HfHubHTTPError) and _is_refusal(error.response.status_code):
+        status = error.response.status_code
+        return InvalidInput(f"{what}: the hub refused it (HTTP {status}); check name and HF_TOKEN")
+    return _unreachable(error, what)
+
+
+def _is_refusal(status: int) -> bool:
+    return 400 <= status < 500 and status not in PASSING_CLIENT_ERRORS
+
+
+def _unreachable(error: Exception, what: str) -> EnvironmentFailure | None:
+    from huggingface_hub import constants, errors
+
+    if errors.OfflineModeIsEnabled in (type(error), type(error.__cause__)):
+        return EnvironmentFailure(f"{what}: HF_HUB_OFFLINE forbids the hub; unset it")
+    # ``errors.HTTPError`` is the base class of whichever HTTP client the library is built on.
+    transport = (errors.HTTPError, errors.LocalEntryNotFoundError, errors.XetDownloadError)
+    # The libraries raise bare OSErrors, without a number, for downloads that broke off.
+    broke_off = isinstance(error, OSError) and error.errno is None
+    if isinstance(error, (*transport, ConnectionError, TimeoutError)) or broke_off:
+        return EnvironmentFailure(
+            f"{what}: the hub at {constants.ENDPOINT} did not serve it "
+            f"({_reason(error, lines=1)}); try again later"
+        )
+    return environment_failure(error) if isinstance(error, OSError) else None
+
+
+@contextmanager
+def _data_set_failures(what: str, data_files: str | None) -> Iterator[None]:
+    """Unknown subsets, splits and files, and rows that cannot be read, are bad input."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError):
+        raise
+    except (DatasetsError, FileNotFoundError, ValueError) as error:
+        if data_files and isinstance(error, FileNotFoundError):
+            raise InvalidInput(f"{what}: no data file {data_files!r} in the repository") from error
+        raise InvalidInput(f"{what}: {_reason(error, lines=2)}") from error
+
+
+def _reason(error: Exception, lines: int) -> str:
+    """The beginning of a library's message as one line: the choices stand on its second one."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(said[:lines]) or type(error).__name__

@@ -1,0 +1,280 @@
+"""Resolve: from the names a user gives to exact revisions and the digest of every file.
+
+Nothing here is remembered between runs: each run asks the hub for the commit and hashes every
+file again, so bytes that changed behind an unchanged name are seen, and all later stages can
+be keyed by digests alone. A text from the hub is written once per commit as JSON Lines, as a
+data set has no file that every later stage could read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import yaml
+
+from bipline.artifacts.digests import digest_file, digest_json, digest_listing
+from bipline.artifacts.directory import environment_failure
+from bipline.artifacts.documents import read_documents, write_documents
+from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.resolution import Resolution, ResolvedModel, ResolvedTask, ResolvedText
+from bipline.model import hub
+from bipline.model.checkpoint import open_checkpoint
+from bipline.model.tokenizer import TOKENIZER_FILES
+
+HUB = "hf:"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_PATTERNS = (*TOKENIZER_FILES, "tokenizer*", "*.model", "vocab.*", "chat_template*")
+MODEL_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "LICENSE*",
+)
+TEXT_SUFFIXES = (".txt", ".jsonl")
+TEXT_QUERY = ("subset", "split", "field", "documents", "data_files")
+# A task row holds either several continuations of one query or several beginnings of one
+# continuation (winogrande); the key in front names the list that ``gold`` points into.
+TASK_ROWS = {"choices": "query", "options": "continuation"}
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve(
+    model: str, texts: Mapping[str, str], tasks: Mapping[str, str], downloads: Path
+) -> Resolution:
+    """Resolve a model, texts and tasks (by name), downloading below ``downloads`` what is remote.
+
+    Raises InvalidInput for what cannot be used, EnvironmentFailure when the hub does not answer
+    or the disk is full.
+    """
+    return Resolution(
+        model=resolve_model(model, downloads),
+        texts={name: resolve_text(source, downloads) for name, source in texts.items()},
+        tasks={name: resolve_task(source) for name, source in tasks.items()},
+    )
+
+
+def resolve_model(source: str, downloads: Path) -> ResolvedModel:
+    """Resolve a model directory or ``hf:org/name@revision`` (``main`` unless it says otherwise).
+
+    Raises InvalidInput for a source or a model that cannot be used, EnvironmentFailure when the
+    hub does not answer or the disk is full.
+    """
+    if not source.startswith(HUB):
+        _refuse_scheme(source, "a directory or hf:org/name@revision")
+        return _resolved_directory(source, Path(source), None)
+    parsed = _parse_hub(source)
+    if parsed.query:
+        raise InvalidInput(f"{source}: a model takes no query; give hf:org/name@revision")
+    directory, commit = hub.download_model(parsed.repository, parsed.revision, downloads)
+    return _resolved_directory(source, directory, commit)
+
+
+def _resolved_directory(source: str, directory: Path, commit: str | None) -> ResolvedModel:
+    checkpoint = open_checkpoint(directory)
+    if not any((directory / name).is_file() for name in VOCABULARIES):
+        raise InvalidInput(f"{directory}: no tokenizer; one of {', '.join(VOCABULARIES)} is needed")
+    files = _digests(directory)
+    tokenizer = {name: files[name] for name in files if _matches(name, TOKENIZER_PATTERNS)}
+    return ResolvedModel(
+        source=source,
+        revision=commit,
+        location=str(directory.absolute()),
+        tensor_digest=checkpoint.tensor_digest,
+        files=files,
+        tokenizer_digest=digest_listing(tokenizer),
+        licence=_licence(directory),
+    )
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """Hash the files that make the model; what lies in subfolders is not part of it."""
+    digests = {}
+    for path in sorted(directory.iterdir()):
+        matters = _matches(path.name, (*MODEL_PATTERNS, *TOKENIZER_PATTERNS))
+        if path.is_file() and matters and not _matches(path.name, hub.SKIPPED):
+            digests[path.name] = digest_file(path)
+    return digests
+
+
+def _matches(name: str, patterns: tuple[str, ...] | list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _licence(directory: Path) -> str | None:
+    """The first line of the licence file, or what the front matter of README.md declares."""
+    for path in sorted(directory.glob("LICENSE*")):
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            named = [line.strip() for line in lines if line.strip()]
+            if named:
+                return named[0]
+    return _declared_licence(directory / "README.md")
+
+
+def _declared_licence(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    try:
+        declared = yaml.safe_load(front_matter.group(1)) if front_matter else None
+    except yaml.YAMLError:
+        return None
+    licence = declared.get("license") if isinstance(declared, dict) else None
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence and str(licence)
+
+
+def resolve_text(source: str, downloads: Path) -> ResolvedText:
+    """Resolve a ``.txt`` or ``.jsonl`` file, or a data set of the hub.
+
+    ``hf:org/name@revision?subset=...&split=...&field=...&documents=...&data_files=...`` takes
+    the first ``documents`` rows of a split; every key may be left out.
+    Raises InvalidInput for what cannot be used, EnvironmentFailure when the hub does not answer
+    or the disk is full.
+    """
+    if source.startswith(HUB):
+        return _resolved_data_set(source, downloads)
+    _refuse_scheme(source, "a .txt or .jsonl file or hf:org/name@revision")
+    path = Path(source)
+    if path.suffix not in TEXT_SUFFIXES:
+        raise InvalidInput(f"{path}: a text is a {' or a '.join(TEXT_SUFFIXES)} file")
+    return _resolved_text(source, path, None)
+
+
+def _resolved_text(source: str, path: Path, commit: str | None) -> ResolvedText:
+    documents = len(read_documents(path))
+    return ResolvedText(
+        source=source,
+        revision=commit,
+        location=str(path.absolute()),
+        sha256=digest_file(path),
+        documents=documents,
+    )
+
+
+def _resolved_data_set(source: str, downloads: Path) -> ResolvedText:
+    parsed = _parse_hub(source)
+    selection = _selection(source, parsed.query)
+    commit = hub.dataset_commit(parsed.repository, parsed.revision)
+    name = digest_json([parsed.repository, commit, selection])
+    path = downloads / "texts" / f"{name}.jsonl"
+    if not path.is_file():
+        documents, _ = hub.download_documents(parsed.repository, commit, **selection)
+        if not any(document.strip() for document in documents):
+            raise InvalidInput(f"{source}: holds no text")
+        _write_whole(path, documents)
+    return _resolved_text(source, path, commit)
+
+
+def _write_whole(path: Path, documents: list[str]) -> None:
+    """Write under a name of this process, then rename: no reader sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_documents(temporary, documents)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise environment_failure(error) or error from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resolve_task(source: str) -> ResolvedTask:
+    """Resolve the JSON Lines of a zero-shot task.
+
+    Rows are ``query, choices, gold`` or ``options, continuation, gold`` (winogrande); the first
+    one is checked. Raises InvalidInput when the file is missing or does not hold such rows.
+    """
+    if source.startswith(HUB):
+        raise InvalidInput(f"{source}: a task is not read from the hub; give a .jsonl file")
+    _refuse_scheme(source, "a .jsonl file")
+    path = Path(source)
+    if not path.is_file():
+        raise InvalidInput(f"{path}: no such task file")
+    with path.open("rb") as file:
+        lines = (line for line in file if line.strip())
+        first = next(lines, None)
+        if first is None or not _is_task_row(first):
+            raise InvalidInput(
+                f"{path}: its first line is not a row of query, choices and gold, "
+                "or of options, continuation and gold"
+            )
+        rows = 1 + sum(1 for _ in lines)
+    location = str(path.absolute())
+    return ResolvedTask(source=source, location=location, sha256=digest_file(path), rows=rows)
+
+
+def _is_task_row(line: bytes) -> bool:
+    try:
+        row: Any = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and any(
+        isinstance(row.get(one), str) and _points_into(row.get("gold"), row.get(several))
+        for several, one in TASK_ROWS.items()
+    )
+
+
+def _points_into(gold: Any, several: Any) -> bool:
+    texts = isinstance(several, list) and all(isinstance(text, str) for text in several)
+    return texts and type(gold) is int and 0 <= gold < len(several)
+
+
+@dataclass(frozen=True)
+class _HubSource:
+    repository: str
+    revision: str
+    query: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _parse_hub(source: str) -> _HubSource:
+    place, _, query = source.removeprefix(HUB).partition("?")
+    repository, at, revision = place.partition("@")
+    if not REPOSITORY.fullmatch(repository) or (at and not revision):
+        raise InvalidInput(f"{source}: not a hub source; give hf:org/name@revision")
+    return _HubSource(
+        repository, revision or "main", parse_qsl(query, keep_blank_values=True, separator="&")
+    )
+
+
+def _selection(source: str, query: list[tuple[str, str]]) -> dict[str, Any]:
+    """The arguments of :func:`hub.download_documents` that a query asks for, checked."""
+    selection: dict[str, Any] = {"subset": None, "split": "train", "field": "text"}
+    selection |= {"documents": None, "data_files": None}
+    for key, value in query:
+        if key not in TEXT_QUERY:
+            nearest = get_close_matches(key, TEXT_QUERY, n=1, cutoff=0.0)
+            raise InvalidInput(f"{source}: unknown key {key!r}; did you mean {nearest[0]!r}?")
+        if not value:
+            raise InvalidInput(f"{source}: key {key!r} has no value; leave it out or give one")
+        selection[key] = _number_of_documents(source, value) if key == "documents" else value
+    if selection["data_files"]:
+        _refuse_outside(source, selection["data_files"])
+    return selection
+
+
+def _number_of_documents(source: str, value: str) -> int:
+    if not (value.isascii() and value.isdigit()) or int(value) == 0:
+        raise InvalidInput(f"{source}: documents={value!r} is not a positive whole number")
+    return int(value)
+
+
+def _refuse_outside(source: str, name: str) -> None:
+    """A data file belongs to the repository, or the commit would not say what was read."""
+    if "://" in name or name.startswith("/") or ".." in name.split("/"):
+        raise InvalidInput(f"{source}: data_files={name!r} is not a path inside the repository")
+
+
+def _refuse_scheme(source: str, instead: str) -> None:
+    if "://" in source or source.startswith("models:/"):
+        raise InvalidInput(f"{source}: not served by this version; give {instead}")

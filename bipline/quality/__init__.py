@@ -1,0 +1,1 @@
+"""What was lost and gained: perplexity, zero-shot tasks, speed, and recovery."""

@@ -1,0 +1,88 @@
+"""Evaluate: one model under one protocol gives one :class:`EvaluationRecord`.
+
+Perplexity runs through the block loop, so a model larger than memory can be measured; zero-shot
+tasks and speed need the whole model in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bipline.artifacts.digests import digest_file
+from bipline.artifacts.documents import read_documents
+from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.record import EvaluationRecord, Perplexity, Speed, TaskResult, environment
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint, open_checkpoint
+from bipline.model.loading import load_model
+from bipline.model.tokenizer import load_tokenizer
+from bipline.quality.perplexity import perplexity, text_windows
+from bipline.quality.protocols import Protocol, torch_dtype
+from bipline.quality.speed import measure_speed
+from bipline.quality.zero_shot import zero_shot
+
+
+def evaluate(
+    model: Path,
+    protocol: Protocol,
+    texts: Mapping[str, Path],
+    tasks: Mapping[str, Path],
+) -> EvaluationRecord:
+    """Measure a model directory on named texts and task files.
+
+    Raises InvalidInput for an unusable model, text or task, or when nothing is to be measured.
+    """
+    if not (texts or tasks or protocol.speed):
+        raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
+    checkpoint = open_checkpoint(model)
+    tokenizer = load_tokenizer(model)
+    perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts)
+    accuracies, speed = _in_memory(model, tokenizer, protocol, dict(tasks))
+    return EvaluationRecord(
+        tensor_digest=checkpoint.tensor_digest,
+        parameters=checkpoint.parameters,
+        file_bytes=checkpoint.weight_bytes,
+        perplexity=perplexities,
+        tasks=accuracies,
+        speed=speed,
+        protocol=protocol.described(_digests(texts), _digests(tasks)),
+        environment=environment(),
+    )
+
+
+def measure_perplexity(
+    checkpoint: Checkpoint, tokenizer: Any, protocol: Protocol, texts: Mapping[str, Path]
+) -> dict[str, Perplexity]:
+    """Perplexity on every text, through the block loop."""
+    if not texts:
+        return {}
+    loop = BlockLoop(checkpoint, torch_dtype(protocol.dtype))
+    results = {}
+    for name, path in texts.items():
+        windows = text_windows(tokenizer, read_documents(path), protocol.seqlen, protocol.bos)
+        results[name] = perplexity(loop, windows, name)
+    return results
+
+
+def _in_memory(
+    directory: Path, tokenizer: Any, protocol: Protocol, tasks: dict[str, Path]
+) -> tuple[dict[str, TaskResult], Speed | None]:
+    if not (tasks or protocol.speed):
+        return {}, None
+    model = load_model(directory, torch_dtype(protocol.dtype))
+    accuracies = zero_shot(model, tokenizer, tasks, protocol.batch_size, protocol.num_fewshot)
+    speed = None
+    if protocol.speed:
+        speed = measure_speed(
+            model,
+            protocol.speed_prompt_tokens,
+            protocol.speed_decoded_tokens,
+            protocol.speed_repeats,
+        )
+    return accuracies, speed
+
+
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: digest_file(path) for name, path in files.items()}

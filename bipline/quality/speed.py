@@ -1,0 +1,58 @@
+"""Speed: prompt processing and greedy decoding, measured on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from bipline.artifacts.progress import track
+from bipline.artifacts.record import Speed
+
+
+def measure_speed(model: Any, prompt_tokens: int, decoded_tokens: int, repeats: int) -> Speed:
+    """Tokens per second at batch size 1: the median of ``repeats`` after one warm-up.
+
+    ``model`` is a transformers causal language model. Decoding runs with the KV cache and does
+    not stop at EOS, so every model decodes the same number of tokens.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(model.config.vocab_size, (1, prompt_tokens), generator=generator)
+    prompt = prompt.to(model.device)
+    prefill, decode = [], []
+    for repeat in track(range(repeats + 1), "measure speed"):
+        seconds, state = _timed(lambda: _prefill(model, prompt))
+        decoding, _ = _timed(lambda state=state: _decode(model, *state, decoded_tokens))
+        if repeat:
+            prefill.append(seconds)
+            decode.append(decoding)
+    return Speed(
+        prefill_tokens_per_second=prompt_tokens / median(prefill),
+        decode_tokens_per_second=decoded_tokens / median(decode),
+        batch_size=1,
+        prompt_tokens=prompt_tokens,
+        decoded_tokens=decoded_tokens,
+        repeats=repeats,
+    )
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+@torch.no_grad()
+def _prefill(model: Any, prompt: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    output = model(prompt, use_cache=True, logits_to_keep=1)
+    return output.past_key_values, output.logits[:, -1:].argmax(-1)
+
+
+@torch.no_grad()
+def _decode(model: Any, cache: Any, token: torch.Tensor, count: int) -> None:
+    for _ in range(count):
+        output = model(token, past_key_values=cache, use_cache=True)
+        cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)

@@ -11,7 +11,7 @@ from typing import Any
 CHUNK_BYTES = 8 << 20
 
 
-def digest_bytes(data: bytes) -> str:
+def digest_bytes(data: bytes | memoryview[int]) -> str:
     """The sha256 of bytes, as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 

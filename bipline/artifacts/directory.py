@@ -43,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -92,7 +92,7 @@ def _write_then_rename(temporary: Path, final: Path, kind: str) -> Iterator[Dire
         yield writer
         write_text(temporary / MANIFEST_NAME, writer.manifest().to_json())
         _flush_tree(temporary)
-        os.rename(temporary, final)
+        temporary.rename(final)
         _flush(final.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -102,7 +102,9 @@ def _write_then_rename(temporary: Path, final: Path, kind: str) -> Iterator[Dire
 def refuse_occupied(final: Path) -> None:
     """Raise InvalidInput unless ``final`` can become a new directory."""
     if final.is_dir() and any(final.iterdir()):
-        raise InvalidInput(f"{final}: the output directory is not empty; choose another or empty it")
+        raise InvalidInput(
+            f"{final}: the output directory is not empty; choose another or empty it"
+        )
     if final.exists() and not final.is_dir():
         raise InvalidInput(f"{final}: the output exists and is not a directory")
 

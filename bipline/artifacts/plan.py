@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.errors import InvalidInput
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 
 class BlockPlan(BaseModel):

@@ -16,13 +16,17 @@ Item = TypeVar("Item")
 class Listener(Protocol):
     """What a display implements: a task begins, advances and ends; a note is one line."""
 
-    def begin(self, description: str, total: int | None) -> None: ...
+    def begin(self, description: str, total: int | None) -> None:
+        """A task begins; ``total`` is None when its length is not known."""
 
-    def advance(self) -> None: ...
+    def advance(self) -> None:
+        """One item of the latest task is done."""
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """The latest task is over."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """One line the user should see."""
 
 
 # A plain module variable, not a context variable: a step may run in a thread of its own.

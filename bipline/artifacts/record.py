@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.stage_key import library_versions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 
 class _Frozen(BaseModel):

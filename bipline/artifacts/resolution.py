@@ -9,6 +9,7 @@ bytes that changed behind an unchanged name are another.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.errors import InvalidInput
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 # What says where content came from, not what it is.
 PROVENANCE = {"source", "revision", "location"}
 
@@ -77,6 +78,14 @@ class Resolution(_Frozen):
             },
         )
         return digest_json(value)
+
+    def subset(self, texts: Iterable[str] = (), tasks: Iterable[str] = ()) -> Resolution:
+        """The model with some of the files only, so that a stage is keyed by what it reads."""
+        return Resolution(
+            model=self.model,
+            texts={name: self.texts[name] for name in texts},
+            tasks={name: self.tasks[name] for name in tasks},
+        )
 
     def to_json(self) -> str:
         """The text of the resolution: sorted and indented, the same for the same content."""

@@ -46,7 +46,9 @@ def allocate(
         raise InvalidInput(f"the scores are of another model than {checkpoint.directory}")
     shape = checkpoint.shape
     multiple = _checked_multiple(shape, ffn_multiple)
-    widths = uniform_widths(shape, _ratio_of_blocks(checkpoint, ratio, ratio_of, multiple), multiple)
+    widths = uniform_widths(
+        shape, _ratio_of_blocks(checkpoint, ratio, ratio_of, multiple), multiple
+    )
     # Ask now whether a class holds the result: after the pruning would be too late.
     exported_config(checkpoint.config, widths.ffn_channels, widths.attention_groups)
     return PruningPlan(

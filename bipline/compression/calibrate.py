@@ -123,6 +123,7 @@ def _shares(texts: Mapping[Path, float], samples: int) -> list[int]:
 
 
 def _distinct(documents: list[str]) -> list[str]:
+    documents = [document for document in documents if document.strip()]
     distinct = list(dict.fromkeys(documents))
     if len(distinct) < len(documents):
         note(f"{len(documents) - len(distinct)} duplicate documents were left out")

@@ -59,18 +59,22 @@ def collect_statistics(
     Raises InvalidInput where the model's activations are not finite.
     """
     chosen = load_criterion(criterion)
+    if not chosen.NEEDS:
+        return empty_statistics(checkpoint)
+    loop = BlockLoop(checkpoint, dtype)
+    hidden = loop.embed(token_ids)
     blocks: list[Sums] = []
-    if chosen.NEEDS:
-        loop = BlockLoop(checkpoint, dtype)
-        hidden = loop.embed(token_ids)
-        count = checkpoint.shape.num_hidden_layers
-        for block in track(loop.blocks(), "score blocks", count):
-            sums, hidden = _observed(block, hidden, chosen, checkpoint)
-            blocks.append(sums)
-    else:
-        blocks = [{} for _ in range(checkpoint.shape.num_hidden_layers)]
+    for block in track(loop.blocks(), "score blocks", checkpoint.shape.num_hidden_layers):
+        sums, hidden = _observed(block, hidden, chosen, checkpoint)
+        blocks.append(sums)
     name = str(dtype).removeprefix("torch.")
     return Statistics(checkpoint.tensor_digest, calibration_digest, name, tuple(blocks))
+
+
+def empty_statistics(checkpoint: Checkpoint) -> Statistics:
+    """No sums, for criteria that look at weights alone: no calibration and no forward pass."""
+    blocks: tuple[Sums, ...] = tuple({} for _ in range(checkpoint.shape.num_hidden_layers))
+    return Statistics(checkpoint.tensor_digest, "", "", blocks)
 
 
 def compute_scores(

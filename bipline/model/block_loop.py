@@ -95,9 +95,7 @@ class BlockLoop:
     def block(self, index: int) -> Block:
         """One block with its weights converted to the loop's dtype and device."""
         weights = self.checkpoint.block_weights(index)
-        return Block(
-            index, {n: w.to(self.device, self.dtype) for n, w in weights.items()}, self
-        )
+        return Block(index, {n: w.to(self.device, self.dtype) for n, w in weights.items()}, self)
 
     @torch.no_grad()
     def run_chunk(self, block: Block, hidden: Tensor, observe: Observer | None) -> Tensor:

@@ -105,9 +105,10 @@ class Checkpoint:
         return digest_listing(lines)
 
 
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+def tensor_bytes(tensor: torch.Tensor) -> memoryview[int]:
     """The bytes of a tensor in row order, as safetensors stores them."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(data)
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -150,7 +151,7 @@ def _shards(directory: Path, ignored: set[str]) -> dict[str, Path]:
         shards = _indexed_shards(directory)
     elif (directory / SINGLE_FILE).is_file():
         path = directory / SINGLE_FILE
-        shards = {name: path for name in _names_in(path)}
+        shards = dict.fromkeys(_names_in(path), path)
     else:
         raise InvalidInput(_no_weights(directory))
     return {n: path for n, path in shards.items() if not any(n.endswith(end) for end in ignored)}
@@ -175,7 +176,9 @@ def _indexed_shards(directory: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for shard in sorted(set(map(str, weight_map.values()))):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise InvalidInput(f"{path}: shard name {shard!r} is not a plain .safetensors file name")
+            raise InvalidInput(
+                f"{path}: shard name {shard!r} is not a plain .safetensors file name"
+            )
         if not (directory / shard).is_file():
             raise InvalidInput(f"{path}: names the shard {shard}, which is missing")
         for name in _names_in(directory / shard):

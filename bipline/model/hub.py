@@ -9,7 +9,8 @@ when imported, which happens inside the functions so that other commands stay fa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -95,6 +96,37 @@ def _refuse_unsafe(what: str, names: list[str]) -> None:
     raise InvalidInput(f"{what}: the repository holds no safetensors weights")
 
 
+def check_download(
+    repository: str, commit: str, directory: Path, digests: Mapping[str, str]
+) -> None:
+    """Compare hashed files of a download with what the hub says the commit holds.
+
+    A file that differs is removed, so that the next run fetches it again.
+    Raises EnvironmentFailure naming it, or when the hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    what = f"hf:{repository}@{commit}"
+    with _hub_failures(what, "model"):
+        info = HfApi().model_info(
+            repository, revision=commit, files_metadata=True, timeout=TIMEOUT_SECONDS
+        )
+    for sibling in info.siblings or []:
+        name = sibling.rfilename
+        if name in digests and _differs(directory / name, digests[name], sibling):
+            (directory / name).unlink()
+            raise EnvironmentFailure(f"{what}: {name} arrived damaged and was removed; run again")
+
+
+def _differs(path: Path, sha256: str, published: Any) -> bool:
+    """Large files are published by their sha256, small ones by the name git gives them."""
+    if published.lfs:
+        return bool(published.lfs.sha256 != sha256)
+    data = path.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return bool(published.blob_id and published.blob_id != blob)
+
+
 def dataset_commit(repository: str, revision: str) -> str:
     """The commit a revision of a data set stands for now.
 
@@ -128,10 +160,13 @@ def download_documents(
     what = f"hf:{repository}@{revision}"
     note(f"reading {what} (commit {commit[:12]})")
     # An empty cache: the library would fall back to what an earlier run left in the user's.
-    with _hub_failures(what, "data set"), TemporaryDirectory() as cache:
-        with _data_set_failures(what, data_files):
-            rows = _stream(repository, commit, subset, split, data_files, cache)
-            return list(_texts(what, islice(rows, documents), field)), commit
+    with (
+        _hub_failures(what, "data set"),
+        _data_set_failures(what, data_files),
+        TemporaryDirectory() as cache,
+    ):
+        rows = _stream(repository, commit, subset, split, data_files, cache)
+        return list(_texts(what, islice(rows, documents), field)), commit
 
 
 def _stream(

@@ -18,7 +18,7 @@ def load_model(directory: Path, dtype: torch.dtype) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=dtype,
         trust_remote_code=False,
@@ -26,8 +26,9 @@ def load_model(directory: Path, dtype: torch.dtype) -> Any:
         use_safetensors=True,
         output_loading_info=True,
     )
+    model, report = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
-            first = sorted(str(key) for key in report[kind])[0]
+            first = min(str(key) for key in report[kind])
             raise InvalidInput(f"{directory}: {kind.replace('_', ' ')} on loading: {first}")
     return model.eval()

@@ -76,7 +76,9 @@ def resolve_model(source: str, downloads: Path) -> ResolvedModel:
     if parsed.query:
         raise InvalidInput(f"{source}: a model takes no query; give hf:org/name@revision")
     directory, commit = hub.download_model(parsed.repository, parsed.revision, downloads)
-    return _resolved_directory(source, directory, commit)
+    resolved = _resolved_directory(source, directory, commit)
+    hub.check_download(parsed.repository, commit, directory, resolved.files)
+    return resolved
 
 
 def _resolved_directory(source: str, directory: Path, commit: str | None) -> ResolvedModel:
@@ -152,7 +154,7 @@ def resolve_text(source: str, downloads: Path) -> ResolvedText:
 
 
 def _resolved_text(source: str, path: Path, commit: str | None) -> ResolvedText:
-    documents = len(read_documents(path))
+    documents = sum(1 for document in read_documents(path) if document.strip())
     return ResolvedText(
         source=source,
         revision=commit,
@@ -182,7 +184,7 @@ def _write_whole(path: Path, documents: list[str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_documents(temporary, documents)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise environment_failure(error) or error from None
     finally:

@@ -125,7 +125,7 @@ def _write_shard(
 
 def _shard_chunks(
     shard: list[TensorSpec], read: Callable[[str], torch.Tensor]
-) -> Iterable[bytes | memoryview]:
+) -> Iterable[bytes | memoryview[int]]:
     yield _header(shard)
     for spec in shard:
         tensor = read(spec.name)

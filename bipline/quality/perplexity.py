@@ -51,16 +51,13 @@ def perplexity(loop: BlockLoop, windows: torch.Tensor, name: str) -> Perplexity:
     slab = max(1, SLAB_BYTES // (windows.shape[1] * shape.hidden_size * 4))
     slabs = windows.split(slab)
     total = 0.0
-    steps = track(
-        ((part, block) for part in slabs for block in range(shape.num_hidden_layers)),
-        f"perplexity of {name}",
-        total=len(slabs) * shape.num_hidden_layers,
-    )
-    for part, index in steps:
-        hidden = loop.embed(part) if index == 0 else hidden
-        hidden = loop.block(index).run(hidden)
-        if index == shape.num_hidden_layers - 1:
-            total += float(loop.negative_log_likelihood(hidden, part).double().sum())
+    for number, part in enumerate(slabs, start=1):
+        where = f" ({number} of {len(slabs)})" if len(slabs) > 1 else ""
+        hidden = loop.embed(part)
+        blocks = track(loop.blocks(), f"perplexity of {name}{where}", shape.num_hidden_layers)
+        for block in blocks:
+            hidden = block.run(hidden)
+        total += float(loop.negative_log_likelihood(hidden, part).double().sum())
     return _summary(total, windows.shape[0] * (windows.shape[1] - 1), name)
 
 

@@ -6,12 +6,14 @@ task rows are part of it, and so are dtype, batch size, window length and BOS po
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.artifacts.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch
 
 BosPolicy = Literal["none", "text", "window"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
@@ -43,6 +45,8 @@ class Protocol(BaseModel):
 
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a name. Raises InvalidInput for others than float32, bfloat16, float64."""
+    import torch  # here, because reading a configuration must not wait for torch
+
     dtypes = {
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,

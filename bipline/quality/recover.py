@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.artifacts.directory import DirectoryWriter, write_text
 from bipline.artifacts.documents import read_documents
@@ -28,26 +27,11 @@ from bipline.model.loading import load_model
 from bipline.model.tokenizer import load_tokenizer
 from bipline.model.writer import TensorSpec, write_json, write_weights
 from bipline.quality.perplexity import perplexity, text_windows
+from bipline.quality.recipes import LoraRecipe
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # float32 rounding of one merged product against two; relative to the largest logit.
 MERGE_TOLERANCE = 1e-4
-
-
-class LoraRecipe(BaseModel):
-    """A LoRA training: rank and scale of the adapter, and the schedule of its steps."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    rank: int = Field(default=8, ge=1, description="rank r of the adapter")
-    alpha: int = Field(default=16, ge=1, description="scale: the adapter counts alpha / rank")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="dropout before the adapter")
-    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate of AdamW")
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of steps that warm up")
-    steps: int = Field(default=200, ge=1, description="optimiser steps")
-    batch_size: int = Field(default=8, ge=1, description="windows a step")
-    seqlen: int = Field(default=128, ge=2, description="window length in tokens")
-    seed: int = 0
 
 
 def recover(

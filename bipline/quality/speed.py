@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -24,11 +23,13 @@ def measure_speed(model: Any, prompt_tokens: int, decoded_tokens: int, repeats: 
     prompt = prompt.to(model.device)
     prefill, decode = [], []
     for repeat in track(range(repeats + 1), "measure speed"):
-        seconds, state = _timed(lambda: _prefill(model, prompt))
-        decoding, _ = _timed(lambda state=state: _decode(model, *state, decoded_tokens))
+        start = time.perf_counter()
+        cache, token = _prefill(model, prompt)
+        middle = time.perf_counter()
+        _decode(model, cache, token, decoded_tokens)
         if repeat:
-            prefill.append(seconds)
-            decode.append(decoding)
+            prefill.append(middle - start)
+            decode.append(time.perf_counter() - middle)
     return Speed(
         prefill_tokens_per_second=prompt_tokens / median(prefill),
         decode_tokens_per_second=decoded_tokens / median(decode),
@@ -37,12 +38,6 @@ def measure_speed(model: Any, prompt_tokens: int, decoded_tokens: int, repeats: 
         decoded_tokens=decoded_tokens,
         repeats=repeats,
     )
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 @torch.no_grad()

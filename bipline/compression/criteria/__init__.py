@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from bipline.artifacts.errors import InvalidInput
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
@@ -29,9 +29,11 @@ class Criterion(Protocol):
 
     NEEDS: frozenset[str]
 
-    def observe(self, block: Block, activations: Activations) -> Sums: ...
+    def observe(self, block: Block, activations: Activations) -> Sums:
+        """Sums of one chunk of windows; float64, added over chunks."""
 
-    def score(self, sums: Sums, block: Block, options: Options) -> BlockScores: ...
+    def score(self, sums: Sums, block: Block, options: Options) -> BlockScores:
+        """Scores of one block from its sums and weights."""
 
 
 def module_name(criterion: str) -> str:
@@ -44,8 +46,8 @@ def module_name(criterion: str) -> str:
 
 def load_criterion(name: str) -> Criterion:
     """The criterion of this name. Raises InvalidInput if unknown."""
-    module: Criterion = importlib.import_module(module_name(name))  # type: ignore[assignment]
-    return module
+    module: Any = importlib.import_module(module_name(name))
+    return cast("Criterion", module)
 
 
 def unmet_needs(criterion: Criterion, sums: Mapping[str, object]) -> list[str]:

@@ -2,7 +2,8 @@
 
 FFN channel:          as in ``llm-bip`` (exact)
 attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m
-    w = 1 + D * (|Wu|^T (c_up * v) + |Wg|^T (c_gate * v)),   v = |Wd|^T 1,   D = |g| * mean(1/rms(h))
+    w = 1 + D * (|Wu|^T (c_up * v) + |Wg|^T (c_gate * v)),   v = |Wd|^T 1
+    D      = |g| * mean of 1/rms(h)
     c_up   = rms of silu(p)        how strongly the gate lets the up projection through
     c_gate = rms of silu'(p) * q   how strongly the gate itself moves the product
 attention group:      the sum over its channels

@@ -1,0 +1,88 @@
+"""``--dry-run``: what a compress run would do, with sizes, without doing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bipline.artifacts.documents import read_documents
+from bipline.compression.allocate import check_ratio
+from bipline.compression.allocation.uniform import default_ffn_multiple, uniform_widths
+from bipline.compression.criteria import module_name
+from bipline.config import CompressConfig
+from bipline.model.checkpoint import Checkpoint, open_checkpoint
+
+
+def plan_of_work(config: CompressConfig) -> str:
+    """One line per stage. Sizes of a hub model are not known before it is downloaded.
+
+    Raises InvalidInput for what can be seen to fail already now.
+    """
+    check_ratio(config.allocate.ratio)
+    module_name(config.score.criterion)
+    checkpoint = None if "://" in config.model or config.model.startswith("hf:") else (
+        open_checkpoint(Path(config.model))
+    )  # fmt: skip
+    calibrate, evaluate = config.calibrate, config.evaluate
+    tokens = calibrate.samples * calibrate.seqlen
+    windows = f"{calibrate.samples} windows of {calibrate.seqlen} tokens = {tokens:,} tokens"
+    scoring = f"{config.score.criterion} in {config.score.dtype}{_pass_line(checkpoint, tokens)}"
+    lines = [
+        ("resolve", _model_line(config.model, checkpoint)),
+        *((" text", f"{name}: {_text_line(source)}") for name, source in config.texts.items()),
+        ("calibrate", windows),
+        ("score", scoring),
+        ("allocate", _allocate_line(config, checkpoint)),
+        ("prune", f"shards of at most {config.prune.shard_bytes / 1e9:g} GB"),
+        ("recover", _recover_line(config)),
+        ("evaluate", f"perplexity on {', '.join(evaluate.texts) or 'nothing'}; "
+                     f"tasks: {', '.join(evaluate.tasks) or 'none'}"),
+        ("export", ", ".join(config.export.formats)),
+        ("promote", f"register {config.promote.name}, alias {config.promote.alias}"),
+    ]  # fmt: skip
+    return "\n".join(f"{stage:<11}{text}" for stage, text in lines)
+
+
+def _model_line(source: str, checkpoint: Checkpoint | None) -> str:
+    if checkpoint is None:
+        return f"{source} (to be downloaded)"
+    size = checkpoint.weight_bytes / 1e6
+    return (
+        f"{source}: {checkpoint.family.architecture}, {checkpoint.parameters:,} parameters, "
+        f"{size:,.1f} MB, {checkpoint.shape.num_hidden_layers} blocks"
+    )
+
+
+def _text_line(source: str) -> str:
+    if source.startswith("hf:"):
+        return f"{source} (to be downloaded)"
+    documents = read_documents(Path(source))
+    return f"{source}, {Path(source).stat().st_size / 1e6:.2f} MB, {len(documents)} documents"
+
+
+def _pass_line(checkpoint: Checkpoint | None, tokens: int) -> str:
+    if checkpoint is None:
+        return ""
+    blocks = checkpoint.shape.block_weights * checkpoint.shape.num_hidden_layers
+    return f", one forward pass of about {2 * blocks * tokens / 1e9:,.1f} GFLOP"
+
+
+def _allocate_line(config: CompressConfig, checkpoint: Checkpoint | None) -> str:
+    section = config.allocate
+    asked = f"remove {section.ratio:g} of {section.ratio_of}, {section.layout} widths"
+    if checkpoint is None or section.ratio_of == "total":
+        return asked
+    shape = checkpoint.shape
+    multiple = section.ffn_multiple or default_ffn_multiple(shape)
+    widths = uniform_widths(shape, section.ratio, multiple)
+    return (
+        f"{asked}: keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups "
+        f"and {widths.ffn_channels} of {shape.intermediate_size} FFN channels in every block"
+    )
+
+
+def _recover_line(config: CompressConfig) -> str:
+    if not config.recover.enabled:
+        return "off"
+    recipe = config.recover.recipe
+    tokens = recipe.steps * recipe.batch_size * recipe.seqlen
+    return f"LoRA rank {recipe.rank}, {recipe.steps} steps = {tokens:,} tokens"

@@ -51,6 +51,10 @@ CHECKED_DOCUMENTS = 4
 # The model learned from windows of 256 tokens; staying below keeps every position a trained one.
 DOCUMENT_TOKENS = 240
 MINIMUM_WORDS = 40
+# The model learned from old novels. What random prose makes of such words can only be an insult.
+UNWANTED = re.compile(
+    r"\b(?:nigg|negr|dark(?:y|ies)\b|jew(?:s|ish|ess)?\b|naked|nude)", re.IGNORECASE
+)
 
 CLOZE_PATH = "tasks/cloze.jsonl"
 CLOZE_FIRST_SEED = 4_000_000
@@ -135,7 +139,8 @@ class Sampler:
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of the ids, without special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
 
 
 def uniform_numbers(seed: int, count: int) -> torch.Tensor:
@@ -175,9 +180,10 @@ def without_last_word(text: str) -> str:
 
 
 def is_clean(text: str) -> bool:
-    """Whether the text holds no broken byte, no control character and no separator."""
-    printable = text.replace("\n", "").isprintable()
-    return printable and "\ufffd" not in text and SEPARATOR not in text
+    """Whether the text holds no broken byte, control character, separator or unwanted word."""
+    if "\ufffd" in text or SEPARATOR in text or UNWANTED.search(text):
+        return False
+    return text.replace("\n", "").isprintable()
 
 
 def to_document(sampler: Sampler, token_ids: list[int]) -> str | None:

@@ -1,4 +1,4 @@
-"""RunSummary: what a finished pipeline run tells the user; Registration: where it was registered."""
+"""RunSummary and Registration: what a finished pipeline run tells the user."""
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@ attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m
 attention group:      the sum over its channels
 
 p and q are the outputs of gate_proj and up_proj, h the input of the FFN's RMSNorm, g its gain.
-For a single token the sum bounds the first-order change of the block's output; with gains
-averaged over tokens it estimates that bound. SiLU is the activation of every family here.
+For a single token this is the first-order bound of the change of the block's output, less one
+term: what the RMSNorm's derivative does along h, (|g|/r) |h| (|h|.|d|) / (hidden_size r^2). With
+gains averaged over tokens it estimates that bound; on trained weights the slack is large (see
+tests/oracles/test_criteria.py). SiLU is the activation of every family here.
 """
 
 from __future__ import annotations

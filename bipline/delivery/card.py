@@ -1,0 +1,202 @@
+"""The model card: README.md of a package, made from values only.
+
+It states what was removed, how it was chosen, what was measured and under which protocol, how
+to load the model, and what nobody has looked at. A number that was not measured is not in it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from bipline.artifacts.record import EvaluationRecord
+from bipline.delivery.contents import PackageContents, measures, percent
+
+METHODS = {
+    "llm-bip": (
+        "`llm-bip`: a reconstruction of LLM-BIP's block-wise forward importance "
+        "([arXiv 2412.06419](https://arxiv.org/abs/2412.06419)). The paper leaves norms and the "
+        "grouping of channels open; they were filled in here, so this is not the authors' code."
+    ),
+    "llm-bip-glu": (
+        "`llm-bip-glu`: this project's own variant of a reconstruction of LLM-BIP "
+        "([arXiv 2412.06419](https://arxiv.org/abs/2412.06419)), with the gate and the RMSNorm "
+        "in the bound. It is not the method of the paper."
+    ),
+    "magnitude": "`magnitude`: the norm of the weights that read a group; a baseline.",
+    "random": "`random`: groups drawn by a seed; a baseline that no choice should lose to.",
+}
+# What a Hugging Face licence identifier looks like; anything else is a name.
+LICENCE_IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+def render_card(contents: PackageContents) -> str:
+    """The text of README.md; the same contents give the same bytes."""
+    parts = [
+        _front_matter(contents),
+        _opening(contents),
+        _comparison(contents),
+        _removed(contents),
+        _loading(),
+        _limitations(contents),
+        _provenance(contents),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def method_text(criterion: str) -> str:
+    """What a criterion is, said honestly, as markdown."""
+    return METHODS.get(criterion, f"criterion {as_code(criterion)}")
+
+
+def as_code(text: str) -> str:
+    """A name as a code span: nothing in it can end the span, a table cell or a line."""
+    plain = " ".join(text.split()).replace("`", "'").replace("|", "¦")
+    return f"`{plain}`" if plain else ""
+
+
+def escaped(text: str) -> str:
+    """A name as plain text: markdown, HTML and table syntax in it mean nothing."""
+    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(text.split()))
+
+
+def _front_matter(contents: PackageContents) -> str:
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if licence := contents.resolution.model.licence:
+        if LICENCE_IDENTIFIER.fullmatch(licence.lower()):
+            values["license"] = licence.lower()
+        else:
+            values |= {"license": "other", "license_name": licence}
+    if contents.resolution.model.source.startswith("hf:"):
+        values["base_model"] = contents.source_name.partition("@")[0]
+    values["tags"] = ["bipline", "structured-pruning", contents.plan.criterion]
+    return f"---\n{yaml.safe_dump(values, sort_keys=True, allow_unicode=True)}---"
+
+
+def _opening(contents: PackageContents) -> str:
+    budget = contents.plan.budget
+    recovered = (
+        "It was then trained briefly with LoRA, and the adapter merged into the weights."
+        if contents.packaged == "recovered"
+        else "It was not trained afterwards."
+    )
+    return (
+        f"# {escaped(contents.source_name)}, pruned by {percent(budget.reached_blocks)}\n\n"
+        "A structurally pruned language model: whole attention groups and FFN channels were "
+        f"removed, {percent(budget.reached_blocks)} of the linear weights of its decoder blocks "
+        f"and {percent(budget.reached_total)} of all its parameters. {recovered} "
+        "`report.html` beside this file shows the same with pictures."
+    )
+
+
+def _comparison(contents: PackageContents) -> str:
+    stages = contents.stages
+    head = ["", *(stage.capitalize() for stage in stages), "Change"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(stages) + 1)])]
+    for row in measures(contents):
+        values = [row.values[stage] for stage in stages]
+        lines.append(_line([escaped(row.name), *values, row.change]))
+    change = f"Change is of the {contents.packaged} model, the one packaged, against the dense."
+    protocol = _protocol(contents.records["dense"])
+    return "\n".join(["## Measured", "", *lines, "", change, protocol])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _protocol(record: EvaluationRecord) -> str:
+    shown = {key: value for key, value in record.protocol.items() if _is_plain(value)}
+    settings = ", ".join(f"{key} {as_code(str(value))}" for key, value in sorted(shown.items()))
+    files = {**record.protocol.get("texts", {}), **record.protocol.get("tasks", {})}
+    lines = [f"* {escaped(name)}: sha256 {as_code(str(sha))}" for name, sha in sorted(files.items())]
+    processor = escaped(str(record.environment.get("processor", "an unknown processor")))
+    return "\n".join(
+        [
+            "",
+            f"All columns were measured under one protocol ({settings}; digest "
+            f"`{record.protocol_digest}`). The dense model was measured on {processor}. "
+            "Perplexity is per token of this model's tokenizer, over windows that do not overlap.",
+            "",
+            *lines,
+        ]
+    ).rstrip()
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (str, int, float, bool))
+
+
+def _removed(contents: PackageContents) -> str:
+    plan = contents.plan
+    statistics, scores = contents.scored
+    first, scored = plan.blocks[0], scores.blocks[0]
+    notes = [f"* {escaped(note)}" for note in plan.notes]
+    return "\n".join(
+        [
+            "## What was removed",
+            "",
+            f"* every one of the {len(plan.blocks)} blocks keeps {len(first.attention_groups)} of "
+            f"{len(scored.attention_groups)} attention groups (a KV head with its query heads) "
+            f"and {len(first.ffn_channels)} of {len(scored.ffn_channels)} FFN channels",
+            f"* asked for: {percent(plan.budget.asked)} of {_of(plan.budget.of)}",
+            f"* chosen by {method_text(plan.criterion)}",
+            f"* split between blocks: `{plan.allocation}`; compensation: `{plan.compensation}`",
+            f"* calibration tokens: digest `{statistics.calibration_digest}`",
+            *notes,
+            "",
+            "`pruning_plan.json` lists the kept groups and channels of every block.",
+        ]
+    )
+
+
+def _of(share: str) -> str:
+    return {"blocks": "the blocks' linear weights", "total": "all parameters"}[share]
+
+
+def _loading() -> str:
+    return (
+        "## How to load\n\n"
+        "The folder `hf` is a plain transformers checkpoint; no code of its own is needed.\n\n"
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("hf")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("hf")\n'
+        "```\n\n"
+        "Before it was packaged it was loaded this way, and its tensors, logits, token ids and "
+        "greedy decoding with and without a KV cache were compared with its source."
+    )
+
+
+def _limitations(contents: PackageContents) -> str:
+    measured = [*contents.records["dense"].perplexity, *contents.records["dense"].tasks]
+    names = ", ".join(escaped(name) for name in sorted(measured)) or "nothing"
+    return (
+        "## Limitations\n\n"
+        f"* Measured on: {names}. Not evaluated for anything else: not for safety, bias, "
+        "toxicity, factual accuracy, memorised text, other languages or long contexts.\n"
+        "* Pruning can take rare abilities first, which an average hardly shows. Measure what "
+        "you need before you rely on it.\n"
+        "* Perplexity compares only within one tokenizer and one protocol.\n"
+        "* The limits and the licence of the dense model hold for this one too."
+    )
+
+
+def _provenance(contents: PackageContents) -> str:
+    model = contents.resolution.model
+    revision = f", revision {as_code(model.revision)}" if model.revision else ""
+    licence = escaped(model.licence) if model.licence else "unknown: the source names none"
+    return "\n".join(
+        [
+            "## Where it comes from",
+            "",
+            f"* dense model: {as_code(contents.source_name)}{revision}",
+            f"* licence: {licence}",
+            f"* tensors of the dense model: `{model.tensor_digest}`",
+            f"* tensors of this model: `{contents.records[contents.packaged].tensor_digest}`",
+            f"* plan: `{contents.plan.digest}`",
+            f"* resolution: `{contents.resolution.digest}`",
+        ]
+    )

@@ -1,0 +1,134 @@
+"""Export: a finished model becomes a package that explains itself.
+
+A package is a directory: one folder per format, the model card, the report, and as JSON the
+plan, the records and the resolution. It holds no timestamp and no local path, so the same
+inputs give the same bytes. Every format is loaded again and compared before it counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bipline.artifacts.digests import CHUNK_BYTES
+from bipline.artifacts.directory import DirectoryWriter, write_text
+from bipline.artifacts.errors import InvalidInput, Refused
+from bipline.artifacts.manifest import FileEntry, Manifest, read_manifest, relative_files
+from bipline.artifacts.progress import track
+from bipline.compression.prune import PLAN_NAME
+from bipline.delivery.card import render_card
+from bipline.delivery.contents import PackageContents, check_contents, portable_resolution
+from bipline.delivery.report import render_report
+from bipline.delivery.verification import verify_hf
+from bipline.model.checkpoint import PICKLED, open_checkpoint
+
+__all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
+
+KIND = "package"
+SCHEMA_VERSION = 1
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def write_package(contents: PackageContents, writer: DirectoryWriter) -> None:
+    """Write a package into an open directory and declare in ``writer.info`` what it holds.
+
+    Raises Refused when the contents are not about one model, when a byte of the model is not
+    the one its manifest lists, when the model is an adapter, or when a format that was loaded
+    again differs; InvalidInput for an unknown format or a missing record.
+    """
+    if unknown := sorted(set(contents.formats) - set(FORMATS)):
+        raise InvalidInput(f"format {unknown[0]!r} is unknown; known: {', '.join(FORMATS)}")
+    manifest = read_manifest(contents.model)
+    _refuse_unfit(contents.model)
+    tensor_digest = open_checkpoint(contents.model).tensor_digest
+    check_contents(contents, tensor_digest)
+    for name in dict.fromkeys(contents.formats):
+        FORMATS[name](contents, manifest, writer)
+    _write_documents(contents, writer)
+    writer.info = _declared(contents, manifest, tensor_digest)
+
+
+def _write_hf(contents: PackageContents, manifest: Manifest, writer: DirectoryWriter) -> None:
+    """The model's own files, byte for byte, without its manifest: the package's lists them."""
+    present = relative_files(contents.model)
+    if odd := sorted(set(present) ^ set(manifest.files)):
+        raise Refused(f"{contents.model}: {odd[0]} is there or in the manifest, not in both")
+    for name in track(present, "copy hf"):
+        _copy(contents.model / name, name, manifest.files[name], writer)
+    verify_hf(writer.path / "hf", contents.model, contents.dense)
+
+
+FORMATS: dict[str, Callable[[PackageContents, Manifest, DirectoryWriter], None]] = {
+    "hf": _write_hf,
+}
+
+
+def _copy(source: Path, name: str, listed: FileEntry, writer: DirectoryWriter) -> None:
+    """Copy a file and hash it on the way, so that what is packaged is what was listed."""
+    target = writer.path / "hf" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sha256 = hashlib.sha256()
+    with source.open("rb") as read, target.open("wb") as write:
+        while chunk := read.read(CHUNK_BYTES):
+            sha256.update(chunk)
+            write.write(chunk)
+    if sha256.hexdigest() != listed.sha256:
+        raise Refused(f"{source}: does not match its sha256 in the model's manifest")
+    writer.add_hashed(f"hf/{name}", target.stat().st_size, listed.sha256)
+
+
+def _refuse_unfit(model: Path) -> None:
+    """Refuse what is not a whole model, or could run code where it is loaded."""
+    for name in ADAPTER_FILES:
+        if (model / name).exists():
+            raise Refused(f"{model}: {name} makes it an adapter of another model; merge it first")
+    for pattern in (*PICKLED, "*.py"):
+        for path in sorted(model.rglob(pattern)):
+            raise Refused(f"{path}: can run code where it is loaded and is never packaged")
+
+
+def _write_documents(contents: PackageContents, writer: DirectoryWriter) -> None:
+    documents = {
+        PLAN_NAME: contents.plan.to_json(),
+        "evaluation.json": _json(_evaluation(contents)),
+        "resolution.json": portable_resolution(contents.resolution).to_json(),
+        "README.md": render_card(contents),
+        "report.html": render_report(contents),
+    }
+    for name, text in documents.items():
+        write_text(writer.path / name, text)
+
+
+def _evaluation(contents: PackageContents) -> dict[str, Any]:
+    recovery = contents.recovery
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "packaged": contents.packaged,
+        "records": {stage: contents.records[stage].to_json_value() for stage in contents.stages},
+        "recovery": None if recovery is None else recovery.model_dump(mode="json"),
+    }
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    except ValueError:
+        raise Refused("an evaluation record holds NaN or infinity; evaluate again") from None
+
+
+def _declared(contents: PackageContents, manifest: Manifest, digest: str) -> dict[str, Any]:
+    return {
+        "tensor_digest": digest,
+        "architecture": manifest.info["architecture"],
+        "parameters": manifest.info["parameters"],
+        "formats": list(dict.fromkeys(contents.formats)),
+        "packaged": contents.packaged,
+        "ratio": contents.plan.budget.model_dump(mode="json"),
+        "perplexity": {
+            stage: {text: value.value for text, value in record.perplexity.items()}
+            for stage, record in contents.records.items()
+        },
+    }

@@ -1,0 +1,181 @@
+"""A format counts only after it was loaded again and gave what its source gives.
+
+The package is opened the way its users will open it, by plain transformers. Its sizes are held
+against the source's manifest, its tensors and logits against the source checkpoint run by the
+block loop, its token ids against the dense model's tokenizer, and cached decoding against
+decoding without a cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bipline.artifacts.errors import InvalidInput, Refused
+from bipline.artifacts.manifest import Manifest, read_manifest
+from bipline.artifacts.progress import note
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint, open_checkpoint
+from bipline.model.families import ModelShape, model_axes
+from bipline.model.loading import load_model
+from bipline.model.tokenizer import load_tokenizer
+
+# Relative to the largest logit: float32 rounding of the same products in another order.
+LOGIT_TOLERANCE = 1e-5
+PAGE_TOKENS = 256
+PROMPT_TOKENS = 32
+DECODED_TOKENS = 8
+# What tokenizers stumble over: digits, apostrophes, runs of spaces, accents, other scripts,
+# symbols beyond 16 bits, tabs and empty lines.
+PAGE = """The miller's daughter counted 12,345 sacks at 06:30; "Only 3.5% are wet," she said.
+
+    def weigh(sacks):  # indented, with    four spaces inside
+\treturn sum(s.weight for s in sacks) / max(len(sacks), 1)
+
+Zoë paid €20 (¥3 200) for the naïve façade — twice! Isn't that what they'd agreed?
+Übermut tut selten gut. Съешь ещё этих мягких булок. 今日は良い天気です。 مرحبا بالعالم 🙂👍🏽
+E = mc², 1/2 ≠ ½, x₁ ≤ 10⁻³... [see: https://example.org/a_b?c=d&e=%20]  END
+"""
+
+
+def verify_hf(package_hf: Path, source: Path, dense: Path) -> None:
+    """Load the hf format by transformers and compare it with the model it was made from.
+
+    ``source`` is the model directory with its manifest, ``dense`` the model whose tokenizer the
+    package must have. Raises Refused, in one line, at the first difference.
+    """
+    manifest = read_manifest(source)
+    checkpoint = open_checkpoint(source)
+    model = _loaded(package_hf)
+    _compare_tensors(model, checkpoint, manifest)
+    window = _window(_compared_token_ids(package_hf, dense), checkpoint)
+    _compare_logits(model, checkpoint, window)
+    _compare_greedy(model, window)
+    note("hf: reloaded by transformers; sizes, tensors, logits, token ids and decoding agree")
+
+
+def _loaded(package_hf: Path) -> Any:
+    try:
+        return load_model(package_hf, torch.float32)
+    except Exception as error:
+        # transformers raises whatever its parts raise; to the package all of it means the same.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refused(f"hf: transformers does not load the package: {reason}") from error
+
+
+def _declared_shapes(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """Every tensor's shape by the sizes that the source's manifest declares."""
+    try:
+        sizes = {name: manifest.info[name] for name in ModelShape.model_fields}
+    except KeyError as error:
+        raise Refused(f"{checkpoint.directory}: its manifest does not declare {error}") from None
+    shape = ModelShape.model_validate(sizes)
+    return {
+        name: tuple(shape.axis_size(axis) for axis in axes)
+        for name, axes in model_axes(checkpoint.family, checkpoint.config).items()
+    }
+
+
+def _compare_tensors(model: Any, checkpoint: Checkpoint, manifest: Manifest) -> None:
+    # Named parameters list a tied output matrix once, as the checkpoint does.
+    loaded = dict(model.named_parameters())
+    declared = _declared_shapes(checkpoint, manifest)
+    if odd := sorted(set(loaded) ^ set(declared)):
+        raise Refused(f"hf: tensor {odd[0]} is in the package or in the manifest, not in both")
+    for name, shape in declared.items():
+        if tuple(loaded[name].shape) != shape:
+            raise Refused(
+                f"hf: {name} has shape {tuple(loaded[name].shape)}, the manifest declares {shape}"
+            )
+    parameters = sum(parameter.numel() for parameter in loaded.values())
+    if parameters != manifest.info.get("parameters"):
+        raise Refused(
+            f"hf: the package has {parameters} parameters, "
+            f"the manifest declares {manifest.info.get('parameters')}"
+        )
+    for name, parameter in loaded.items():
+        if not torch.equal(parameter.data, checkpoint.tensor(name).to(parameter.dtype)):
+            raise Refused(f"hf: {name} does not hold the values of the model it was made from")
+
+
+def _compared_token_ids(package_hf: Path, dense: Path) -> list[int]:
+    """The page in token ids, the same from the package's tokenizer and the dense model's."""
+    expected = load_tokenizer(dense)(PAGE, verbose=False)["input_ids"]
+    try:
+        actual = load_tokenizer(package_hf)(PAGE, verbose=False)["input_ids"]
+    except InvalidInput as error:
+        raise Refused(f"hf: {error}") from error
+    if actual != expected:
+        differing = (i for i, pair in enumerate(zip(actual, expected)) if pair[0] != pair[1])
+        place = next(differing, min(len(actual), len(expected)))
+        raise Refused(
+            "hf: the package's tokenizer gives other ids than the dense model's, "
+            f"from token {place} of a test page"
+        )
+    return list(expected)
+
+
+def _window(token_ids: list[int], checkpoint: Checkpoint) -> torch.Tensor:
+    """As much of the page, ``[1, tokens]``, as the model attends to at once."""
+    limits = (checkpoint.config.get(n) for n in ("max_position_embeddings", "sliding_window"))
+    longest = min([PAGE_TOKENS, *(int(limit) for limit in limits if limit)])
+    if not token_ids:
+        raise Refused("hf: the tokenizer gives no tokens for a page of text")
+    if max(token_ids) >= checkpoint.shape.vocab_size:
+        raise Refused(
+            f"hf: the tokenizer gives id {max(token_ids)}, above the model's vocabulary of "
+            f"{checkpoint.shape.vocab_size}"
+        )
+    return torch.tensor([token_ids[:longest]])
+
+
+@torch.no_grad()
+def _compare_logits(model: Any, checkpoint: Checkpoint, window: torch.Tensor) -> None:
+    expected = BlockLoop(checkpoint).logits(window)
+    actual = model(window).logits
+    difference = float((actual - expected).abs().max() / expected.abs().max())
+    # Written so that a NaN refuses too.
+    if not difference <= LOGIT_TOLERANCE:
+        raise Refused(
+            f"hf: the logits differ from the source's by {difference:.1e} of the largest "
+            f"(at most {LOGIT_TOLERANCE:.0e})"
+        )
+
+
+@torch.no_grad()
+def _compare_greedy(model: Any, window: torch.Tensor) -> None:
+    """Greedy decoding with and without the KV cache must give the same tokens."""
+    room = model.config.max_position_embeddings - DECODED_TOKENS
+    prompt = window[:, : max(1, min(PROMPT_TOKENS, room))]
+    cached, plain = (_decode(model, prompt, use_cache) for use_cache in (True, False))
+    if len(cached) != len(plain) or len(plain) != prompt.shape[1] + DECODED_TOKENS:
+        raise Refused(f"hf: decoding {DECODED_TOKENS} tokens gave another number of them")
+    for place, (first, second) in enumerate(zip(cached, plain, strict=True)):
+        if first == second:
+            continue
+        if _tied(model, plain[:place], first, second):
+            return  # Two tokens equally likely: either continuation is right from here on.
+        raise Refused(f"hf: decoding with the KV cache gives other tokens from {place} on")
+
+
+def _decode(model: Any, prompt: torch.Tensor, use_cache: bool) -> list[int]:
+    tokens = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        num_beams=1,
+        use_cache=use_cache,
+        min_new_tokens=DECODED_TOKENS,
+        max_new_tokens=DECODED_TOKENS,
+        pad_token_id=0,
+    )
+    return [int(token) for token in tokens[0]]
+
+
+def _tied(model: Any, prefix: list[int], first: int, second: int) -> bool:
+    """Whether two next tokens differ by no more than rounding."""
+    logits = model(torch.tensor([prefix])).logits[0, -1]
+    gap = (logits[first] - logits[second]).abs()
+    return bool(gap <= LOGIT_TOLERANCE * logits.abs().max())

@@ -1,0 +1,130 @@
+"""Slicing against masking: a model whose groups are cut equals the model whose groups are silent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bipline.artifacts.plan import BlockPlan, PruningPlan
+from bipline.compression.allocate import allocate
+from bipline.compression.criteria.interface import Options
+from bipline.compression.prune import kept_indices, prune
+from bipline.compression.score import compute_scores, empty_statistics
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint, open_checkpoint
+from bipline.model.loading import load_model
+from tests.tiny import token_windows
+
+CLASS_OF_CUT = {
+    # 8 query heads of 4 in a hidden size of 32: 6 heads do not divide it any more.
+    "llama-gqa": "MistralForCausalLM",
+    "llama-gqa-biased": "SeedOssForCausalLM",
+    "llama-mqa": "LlamaForCausalLM",
+}
+
+
+def random_plan(checkpoint: Checkpoint, ratio: float, seed: int = 0) -> PruningPlan:
+    scores = compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options(seed))
+    return allocate(checkpoint, scores, ratio)
+
+
+def silence(model: torch.nn.Module, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -> None:
+    """Zero the columns that read the groups a plan cuts."""
+    with torch.no_grad():
+        for layer, block in zip(model.model.layers, blocks, strict=True):
+            kept = kept_indices(block, checkpoint.shape)
+            _keep_columns(layer.self_attn.o_proj.weight, kept["query_heads"])
+            _keep_columns(layer.mlp.down_proj.weight, kept["ffn_channels"])
+
+
+def _keep_columns(weight: torch.Tensor, kept: torch.Tensor) -> None:
+    mask = torch.zeros(weight.shape[1], dtype=torch.bool)
+    mask[kept] = True
+    weight[:, ~mask] = 0
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5])
+def test_masked_logits_equal_sliced_logits(
+    family_model: Path, ratio: float, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(family_model)
+    plan = random_plan(checkpoint, ratio)
+    prune(checkpoint, plan, tmp_path / "pruned")
+    token_ids = token_windows()
+    masked = load_model(family_model, torch.float64)
+    silence(masked, checkpoint, plan.blocks)
+    sliced = load_model(tmp_path / "pruned", torch.float64)
+    with torch.no_grad():
+        difference = (masked(token_ids).logits - sliced(token_ids).logits).abs().max()
+    assert difference < 1e-10
+    assert sum(p.numel() for p in sliced.parameters()) < sum(p.numel() for p in masked.parameters())
+
+
+def test_block_loop_equals_transformers(family_model: Path) -> None:
+    token_ids = token_windows(windows=2)
+    loop = BlockLoop(open_checkpoint(family_model), torch.float64)
+    with torch.no_grad():
+        expected = load_model(family_model, torch.float64)(token_ids).logits
+    assert (loop.logits(token_ids) - expected).abs().max() < 1e-10
+
+
+def test_pruned_model_runs_in_the_block_loop(family_model: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(family_model)
+    prune(checkpoint, random_plan(checkpoint, 0.4), tmp_path / "pruned")
+    token_ids = token_windows(windows=2)
+    with torch.no_grad():
+        expected = load_model(tmp_path / "pruned", torch.float64)(token_ids).logits
+    actual = BlockLoop(open_checkpoint(tmp_path / "pruned"), torch.float64).logits(token_ids)
+    assert (actual - expected).abs().max() < 1e-10
+
+
+def test_export_class_holds_what_llama_cannot(family_model: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(family_model)
+    manifest = prune(checkpoint, random_plan(checkpoint, 0.3), tmp_path / "pruned")
+    expected = CLASS_OF_CUT.get(family_model.name)
+    if expected:
+        assert manifest.info["architecture"] == expected
+    cut = open_checkpoint(tmp_path / "pruned")
+    assert cut.config["head_dim"] == checkpoint.shape.head_dim
+    assert cut.parameters == manifest.info["parameters"]
+
+
+def test_mqa_keeps_its_attention(tmp_path: Path, family_model: Path) -> None:
+    checkpoint = open_checkpoint(family_model)
+    plan = random_plan(checkpoint, 0.3)
+    if checkpoint.shape.num_key_value_heads == 1:
+        assert all(block.attention_groups == (0,) for block in plan.blocks)
+        assert "MQA" in plan.notes[0]
+    else:
+        assert all(
+            len(block.attention_groups) < checkpoint.shape.num_key_value_heads
+            for block in plan.blocks
+        )
+        assert plan.notes == ()
+
+
+def test_same_plan_gives_same_bytes_wherever_it_is_written(llama: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(llama)
+    plan = random_plan(checkpoint, 0.4)
+    first = prune(checkpoint, plan, tmp_path / "a")
+    second = prune(checkpoint, plan, tmp_path / "deep" / "er" / "b")
+    assert first == second
+    for name in first.files:
+        assert (tmp_path / "a" / name).read_bytes() == (
+            tmp_path / "deep" / "er" / "b" / name
+        ).read_bytes()
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 3_000, 10**9])
+def test_sharding_changes_files_but_not_the_model(
+    llama: Path, tmp_path: Path, shard_bytes: int
+) -> None:
+    checkpoint = open_checkpoint(llama)
+    plan = random_plan(checkpoint, 0.4)
+    prune(checkpoint, plan, tmp_path / "whole")
+    prune(checkpoint, plan, tmp_path / "shards", shard_bytes)
+    whole, shards = open_checkpoint(tmp_path / "whole"), open_checkpoint(tmp_path / "shards")
+    assert whole.tensor_digest == shards.tensor_digest
+    assert load_model(tmp_path / "shards", torch.float64) is not None

@@ -1,0 +1,83 @@
+"""Tiny random models with a tiny tokenizer, of every family that is supported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCAB_SIZE = 96
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "vocab_size": VOCAB_SIZE,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
+SINGLE = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8}
+MULTI = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+
+# name -> (model_type, what differs from SIZES)
+FAMILY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-gqa": ("llama", {**GROUPED, "tie_word_embeddings": True}),
+    "llama-mqa": ("llama", {**SINGLE, "tie_word_embeddings": False}),
+    "llama-mha": ("llama", {**MULTI, "tie_word_embeddings": False}),
+    "llama-gqa-biased": ("llama", {**GROUPED, "attention_bias": True, "mlp_bias": True}),
+    "llama-mha-mlp-bias": ("llama", {**MULTI, "mlp_bias": True}),
+    "mistral-gqa": ("mistral", {**GROUPED, "sliding_window": None}),
+    "mistral-mqa": ("mistral", {**SINGLE, "sliding_window": 4096}),
+    "mistral-mha": ("mistral", {**MULTI, "sliding_window": None}),
+    "qwen2-gqa": ("qwen2", {**GROUPED, "tie_word_embeddings": True}),
+    "qwen2-mqa": ("qwen2", SINGLE),
+    "qwen2-mha": ("qwen2", MULTI),
+    "qwen3-gqa": ("qwen3", {**GROUPED, "tie_word_embeddings": True}),
+    "qwen3-mqa": ("qwen3", SINGLE),
+    "qwen3-mha-biased": ("qwen3", {**MULTI, "attention_bias": True}),
+    "seed-oss-gqa": ("seed_oss", {**GROUPED, "attention_out_bias": True, "mlp_bias": True}),
+}
+
+
+def tiny_model(directory: Path, case: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Path:
+    """Write a random model of a case, with every tensor drawn, and a tokenizer beside it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, different = FAMILY_CASES[case]
+    config = AutoConfig.for_model(model_type, **{**SIZES, **different})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Fresh biases are zero and fresh norms one: draw them, or half a bug stays hidden.
+            noise = torch.randn_like(parameter) * 0.2
+            parameter.copy_(noise + 1 if parameter.dim() == 1 else noise)
+    model.save_pretrained(directory)
+    tiny_tokenizer(directory)
+    return directory
+
+
+def tiny_tokenizer(directory: Path) -> None:
+    """A character tokenizer of VOCAB_SIZE entries with a BOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["<s>", "</s>", *(chr(code) for code in range(32, 32 + VOCAB_SIZE - 2))]
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="?"
+    ).save_pretrained(directory)
+
+
+def token_windows(windows: int = 3, seqlen: int = 24, seed: int = 0) -> torch.Tensor:
+    """Random token ids, ``[windows, seqlen]``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCAB_SIZE, (windows, seqlen), generator=generator)

@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tests.tiny import FAMILY_CASES, tiny_model  # noqa: E402
+from tests.tiny import FAMILY_CASES, tiny_model
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

@@ -42,7 +42,9 @@ FAMILY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny_model(directory: Path, case: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Path:
+def tiny_model(
+    directory: Path, case: str, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Path:
     """Write a random model of a case, with every tensor drawn, and a tokenizer beside it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 

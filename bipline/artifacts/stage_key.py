@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,8 @@ from bipline.artifacts.digests import digest_file, digest_json, digest_listing
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "bipline"
+# Files beside a module that it reads: tables and templates.
+DATA_SUFFIXES = (".json", ".j2")
 # Libraries whose version can change a stage's numbers or bytes.
 NUMERIC_LIBRARIES = (
     "torch", "transformers", "tokenizers", "safetensors", "datasets", "lm_eval", "peft",
@@ -50,10 +52,10 @@ def imported_modules(source: str) -> set[str]:
     return {name for name in names if name.split(".")[0] == PACKAGE}
 
 
-def import_closure(module: str, root: Path = PROJECT_ROOT) -> dict[str, Path]:
-    """Every file of this project that ``module`` reaches by imports, by module name."""
+def import_closure(modules: Iterable[str], root: Path = PROJECT_ROOT) -> dict[str, Path]:
+    """Every file of this project that ``modules`` reach by imports, by module name."""
     closure: dict[str, Path] = {}
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
         name = waiting.pop()
         file = module_file(name, root)
@@ -64,12 +66,13 @@ def import_closure(module: str, root: Path = PROJECT_ROOT) -> dict[str, Path]:
     return closure
 
 
-def code_digest(module: str, root: Path = PROJECT_ROOT) -> str:
-    """The digest of a module's import closure, data files beside its modules included."""
+def code_digest(modules: Iterable[str], root: Path = PROJECT_ROOT) -> str:
+    """The digest of the modules' import closure, data files beside its modules included."""
     files: dict[str, Path] = {}
-    for name, file in import_closure(module, root).items():
+    for name, file in import_closure(modules, root).items():
         files[name] = file
-        files.update({f"{name}:{data.name}": data for data in file.parent.glob("*.json")})
+        beside = (data for suffix in DATA_SUFFIXES for data in file.parent.glob(f"*{suffix}"))
+        files.update({f"{name}:{data.name}": data for data in beside})
     return digest_listing({name: digest_file(file) for name, file in files.items()})
 
 
@@ -92,10 +95,15 @@ def numerics() -> dict[str, Any]:
 
 
 def stage_key(
-    stage: str, module: str, inputs: Mapping[str, str], section: Any, step_version: str
+    stage: str,
+    modules: tuple[str, ...],
+    inputs: Mapping[str, str],
+    section: Any,
+    step_version: str,
 ) -> str:
     """The key of one stage.
 
+    ``modules`` are the core modules it runs, those it imports by name at run time included;
     ``inputs`` maps input names to digests, ``section`` is the stage's own configuration as JSON.
     """
     return digest_json(
@@ -104,7 +112,7 @@ def stage_key(
             "version": step_version,
             "inputs": dict(inputs),
             "section": section,
-            "code": code_digest(module),
+            "code": code_digest(modules),
             "numerics": numerics(),
         }
     )

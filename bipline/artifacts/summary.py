@@ -1,4 +1,4 @@
-"""RunSummary and Registration: what a finished pipeline run tells the user."""
+"""RunSummary: what a pipeline run did, for the command line, ``--json`` and tests."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bipline.artifacts.digests import digest_json
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.record import EvaluationRecord, RecoveryRecord
 from bipline.artifacts.store import Handle
 
+SCHEMA_VERSION: Literal[1] = 1
 StageStatus = Literal["completed", "cached", "reused"]
 
 
@@ -19,23 +19,17 @@ class _Frozen(BaseModel):
 
 
 class Registration(_Frozen):
-    """A registered version. ``reused``: this package digest had been registered before."""
+    """A version of a registered model. ``reused``: the same package was registered before."""
 
-    schema_version: Literal[1] = 1
     mlflow_run_id: str
     model_name: str
     version: str
     alias: str
     reused: bool
 
-    @property
-    def digest(self) -> str:
-        """The digest of the registration's content."""
-        return digest_json(self.model_dump(mode="json"))
-
 
 class StageSummary(_Frozen):
-    """One step of the run. ``cached``: ZenML skipped it; ``reused``: the store had its output."""
+    """One stage: ``cached`` was skipped by the pipeline, ``reused`` was found in the Store."""
 
     name: str
     status: StageStatus
@@ -43,15 +37,21 @@ class StageSummary(_Frozen):
 
 
 class RunSummary(_Frozen):
-    """A run from end to end. ``records`` holds dense, pruned and, where trained, recovered."""
+    """One compress run from its first stage to its last."""
 
-    schema_version: Literal[1] = 1
-    run_id: str
+    schema_version: Literal[1] = SCHEMA_VERSION
     run_name: str
+    run_id: str
+    status: str
+    seconds: float
     stages: tuple[StageSummary, ...]
     plan: PruningPlan
     records: dict[str, EvaluationRecord]
     recovery: RecoveryRecord | None
     package: Handle
-    report: str
     registration: Registration
+    report: str
+
+    def stage(self, name: str) -> StageSummary:
+        """The stage of this name."""
+        return next(stage for stage in self.stages if stage.name == name)

@@ -6,6 +6,7 @@ to load the model, and what nobody has looked at. A number that was not measured
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -109,7 +110,7 @@ def _line(cells: list[str]) -> str:
 
 def _protocol(record: EvaluationRecord) -> str:
     shown = {key: value for key, value in record.protocol.items() if _is_plain(value)}
-    settings = ", ".join(f"{key} {as_code(str(value))}" for key, value in sorted(shown.items()))
+    settings = ", ".join(f"{key} {_setting(value)}" for key, value in sorted(shown.items()))
     files = {**record.protocol.get("texts", {}), **record.protocol.get("tasks", {})}
     lines = [f"* {escaped(name)}: sha256 {as_code(str(sha))}" for name, sha in sorted(files.items())]
     processor = escaped(str(record.environment.get("processor", "an unknown processor")))
@@ -123,6 +124,10 @@ def _protocol(record: EvaluationRecord) -> str:
             *lines,
         ]
     ).rstrip()
+
+
+def _setting(value: object) -> str:
+    return as_code(value if isinstance(value, str) else json.dumps(value))
 
 
 def _is_plain(value: object) -> bool:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-# The drawing area inside the picture, in SVG units (one unit is about a pixel).
-WIDTH, HEIGHT = 920.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 8.0, 14.0, 40.0
+# Margins of the drawing area, in SVG units (one unit is about a pixel).
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 8.0, 12.0, 40.0
+LABEL_WIDTH = 26.0
 BINS = 40
 # Positive scores that span more than this factor are drawn on a logarithmic axis.
 LOG_FACTOR = 20.0
@@ -56,6 +56,34 @@ class Axis:
         return [value for value in values if self.low <= value <= self.high * 1.0001]
 
 
+@dataclass(frozen=True)
+class Canvas:
+    """A drawing area with a column (slot) per block and a vertical axis."""
+
+    width: float
+    height: float
+    blocks: int
+    axis: Axis
+
+    @property
+    def slot(self) -> float:
+        """The width of one block's column."""
+        return (self.width - LEFT - RIGHT) / self.blocks
+
+    @property
+    def floor(self) -> float:
+        """Where the axis begins, measured from the top."""
+        return self.height - BOTTOM
+
+    def middle(self, block: int) -> float:
+        """The middle of a block's column."""
+        return LEFT + self.slot * (block + 0.5)
+
+    def level(self, value: float) -> float:
+        """Where a value lies, measured from the top."""
+        return self.floor - self.axis.share(value) * (self.floor - TOP)
+
+
 def axis_over(values: Sequence[float]) -> Axis:
     """The axis that shows these scores: logarithmic where they span more than a factor of 20."""
     positive = [value for value in values if value > 0]
@@ -71,55 +99,46 @@ def axis_over(values: Sequence[float]) -> Axis:
 
 def widths_picture(kept: Sequence[int], dense: int, unit: str) -> Markup:
     """Bars per block: what is kept, solid, of the dense width behind it."""
-    axis = Axis(0.0, float(dense), False)
-    slot = _slot(len(kept))
-    width = max(1.0, min(40.0, slot * 0.72))
+    canvas = Canvas(450.0, 210.0, len(kept), Axis(0.0, float(dense), False))
+    width = max(1.0, min(28.0, canvas.slot * 0.7))
     shapes = []
-    for index, count in enumerate(kept):
-        left = LEFT + slot * (index + 0.5) - width / 2
-        top = _height(axis, count)
-        shapes.append(
-            f'<g><title>block {index}: {count} of {dense} {unit} kept</title>'
-            f'<rect class="dense" x="{left:.1f}" y="{TOP:.1f}" width="{width:.1f}" '
-            f'height="{HEIGHT - BOTTOM - TOP:.1f}"/>'
-            f'<rect class="kept" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" '
-            f'height="{HEIGHT - BOTTOM - top:.1f}"/></g>'
-        )
-    return _picture(f"{unit} kept per block", axis, len(kept), "".join(shapes))
+    for block, count in enumerate(kept):
+        left = canvas.middle(block) - width / 2
+        dense_bar = _rectangle("dense", left, TOP, width, canvas.floor - TOP)
+        top = canvas.level(count)
+        kept_bar = _rectangle("kept", left, top, width, canvas.floor - top)
+        title = f"block {block}: {count} of {dense} {unit} kept"
+        shapes.append(f"<g><title>{title}</title>{dense_bar}{kept_bar}</g>")
+    return _picture(f"{unit} kept per block", canvas, "".join(shapes))
 
 
 def dots_picture(blocks: Sequence[Group], unit: str) -> Markup:
     """One mark per group and block: a disc where it is kept, a cross where it is removed."""
     axis = axis_over([score for block in blocks for score in block.scores])
-    slot = _slot(len(blocks))
+    canvas = Canvas(920.0, 300.0, len(blocks), axis)
+    radius = max(1.6, min(3.6, canvas.slot / 9))
     shapes = []
-    for index, block in enumerate(blocks):
+    for number, block in enumerate(blocks):
         count = len(block.scores)
         for group, score in enumerate(block.scores):
-            # Spread along the slot, in the order of the groups, so that equal scores both show.
-            x = LEFT + slot * (index + 0.5 + 0.7 * ((group + 0.5) / count - 0.5))
+            # Spread along the column, in the order of the groups, so that equal scores both show.
+            x = canvas.middle(number) + 0.7 * canvas.slot * ((group + 0.5) / count - 0.5)
             state = "kept" if group in block.kept else "removed"
-            title = f"block {index}, {unit} {group}: {score:.4g}, {state}"
-            shapes.append(_mark(x, _height(axis, score), state, title))
-    return _picture(f"importance of each {unit}, by block", axis, len(blocks), "".join(shapes))
+            title = f"block {number}, {unit} {group}: {score:.4g}, {state}"
+            shapes.append(_mark(x, canvas.level(score), radius, state, title))
+    return _picture(f"importance of each {unit}, by block", canvas, "".join(shapes))
 
 
 def histogram_picture(blocks: Sequence[Group], unit: str) -> Markup:
     """One histogram per block, standing on its middle line; its width is the count."""
     axis = axis_over([score for block in blocks for score in block.scores])
-    slot = _slot(len(blocks))
+    canvas = Canvas(920.0, 300.0, len(blocks), axis)
     shapes = []
-    for index, block in enumerate(blocks):
-        kept, removed = _counts(block, axis)
-        scale = slot * 0.86 / max(1, *(a + b for a, b in zip(kept, removed, strict=True)))
-        middle = LEFT + slot * (index + 0.5)
-        title = f"block {index}: {len(block.kept)} of {len(block.scores)} {unit} kept"
-        bars = "".join(
-            _bar(middle, number, kept[number] * scale, removed[number] * scale)
-            for number in range(BINS)
-        )
+    for number, block in enumerate(blocks):
+        title = f"block {number}: {len(block.kept)} of {len(block.scores)} {unit} kept"
+        bars = _histogram(canvas, canvas.middle(number), *_counts(block, axis))
         shapes.append(f"<g><title>{title}</title>{bars}</g>")
-    return _picture(f"importance of {unit}, by block", axis, len(blocks), "".join(shapes))
+    return _picture(f"importance of {unit}, by block", canvas, "".join(shapes))
 
 
 def _counts(block: Group, axis: Axis) -> tuple[list[int], list[int]]:
@@ -130,72 +149,69 @@ def _counts(block: Group, axis: Axis) -> tuple[list[int], list[int]]:
     return kept, removed
 
 
-def _bar(middle: float, number: int, kept: float, removed: float) -> str:
-    """One bin: what is removed and what is kept lie side by side around the middle line."""
-    step = (HEIGHT - TOP - BOTTOM) / BINS
-    top = HEIGHT - BOTTOM - step * (number + 1)
-    left = middle - (kept + removed) / 2
-    parts = ((("removed", left, removed)), ("kept", left + removed, kept))
-    return "".join(
-        f'<rect class="{state}" x="{x:.1f}" y="{top:.2f}" width="{max(width, 0.6):.1f}" '
-        f'height="{step + 0.1:.2f}"/>'
-        for state, x, width in parts
-        if width
-    )
+def _histogram(canvas: Canvas, middle: float, kept: list[int], removed: list[int]) -> str:
+    """A bar per bin around the middle line: what is removed, then what is kept."""
+    scale = canvas.slot * 0.86 / max(1, *(a + b for a, b in zip(kept, removed, strict=True)))
+    step = (canvas.floor - TOP) / BINS
+    bars = []
+    for number in range(BINS):
+        left = middle - (kept[number] + removed[number]) * scale / 2
+        top = canvas.floor - step * (number + 1)
+        for state, count in (("removed", removed[number]), ("kept", kept[number])):
+            if count:
+                # A single channel among thousands must still be seen.
+                width = max(count * scale, 0.8)
+                bars.append(_rectangle(state, left, top, width, step + 0.1))
+                left += count * scale
+    return "".join(bars)
 
 
-def _mark(x: float, y: float, state: str, title: str) -> str:
+def _rectangle(state: str, left: float, top: float, width: float, height: float) -> str:
+    place = f'x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    return f'<rect class="{state}" {place}/>'
+
+
+def _mark(x: float, y: float, radius: float, state: str, title: str) -> str:
     if state == "kept":
-        shape = f'<circle class="kept" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>'
+        shape = f'<circle class="kept" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
     else:
-        shape = (
-            f'<path class="cross" d="M{x - 3.2:.1f} {y - 3.2:.1f}l6.4 6.4m0 -6.4l-6.4 6.4"/>'
-        )
+        corner, side = f"{x - radius:.1f} {y - radius:.1f}", f"{2 * radius:.1f}"
+        shape = f'<path class="cross" d="M{corner}l{side} {side}m0 -{side}l-{side} {side}"/>'
     return f"<g><title>{title}</title>{shape}</g>"
 
 
-def _picture(label: str, axis: Axis, blocks: int, shapes: str) -> Markup:
+def _picture(label: str, canvas: Canvas, shapes: str) -> Markup:
     """Frame, grid and axes around shapes; every text in it is a number or a word of this file."""
     # Safe to mark: labels are constants and everything else is formatted numbers.
     return Markup(
-        f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{label}">'
-        f"{_grid(axis)}{shapes}{_block_labels(blocks)}</svg>"
+        f'<svg viewBox="0 0 {canvas.width:.0f} {canvas.height:.0f}" role="img" '
+        f'aria-label="{label}">{_grid(canvas)}{shapes}{_block_labels(canvas)}</svg>'
     )
 
 
-def _grid(axis: Axis) -> str:
+def _grid(canvas: Canvas) -> str:
     lines = []
-    for tick in axis.ticks():
-        y = _height(axis, tick)
-        lines.append(
-            f'<line class="grid" x1="{LEFT:.0f}" x2="{WIDTH - RIGHT:.0f}" '
-            f'y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{LEFT - 8:.0f}" y="{y + 3.5:.1f}" '
-            f'text-anchor="end">{_number(tick)}</text>'
-        )
+    for tick in canvas.axis.ticks():
+        y = canvas.level(tick)
+        ends = f'x1="{LEFT:.0f}" x2="{canvas.width - RIGHT:.0f}" y1="{y:.1f}" y2="{y:.1f}"'
+        lines.append(f'<line class="grid" {ends}/>')
+        lines.append(_text(LEFT - 8, y + 3.5, "end", _number(tick)))
     return "".join(lines)
 
 
-def _block_labels(blocks: int) -> str:
-    step = max(1, math.ceil(blocks / 24))
-    slot = _slot(blocks)
-    y = HEIGHT - BOTTOM + 16
-    labels = "".join(
-        f'<text class="tick" x="{LEFT + slot * (index + 0.5):.1f}" y="{y:.0f}" '
-        f'text-anchor="middle">{index}</text>'
-        for index in range(0, blocks, step)
-    )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    name = f'<text class="tick" x="{middle:.0f}" y="{y + 18:.0f}" text-anchor="middle">block</text>'
-    return labels + name
+def _block_labels(canvas: Canvas) -> str:
+    step = max(1, math.ceil(LABEL_WIDTH / canvas.slot))
+    y = canvas.floor + 16
+    labels = [
+        _text(canvas.middle(block), y, "middle", str(block))
+        for block in range(0, canvas.blocks, step)
+    ]
+    middle = (LEFT + canvas.width - RIGHT) / 2
+    return "".join([*labels, _text(middle, y + 17, "middle", "block")])
 
 
-def _slot(blocks: int) -> float:
-    return (WIDTH - LEFT - RIGHT) / blocks
-
-
-def _height(axis: Axis, value: float) -> float:
-    return HEIGHT - BOTTOM - axis.share(value) * (HEIGHT - TOP - BOTTOM)
+def _text(x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:

@@ -102,7 +102,8 @@ def widths_part(contents: PackageContents) -> Markup:
             )
         )
     lead = "An attention group is a KV head with its query heads; groups are removed whole."
-    return _part("widths", "Widths kept", lead, Markup("\n").join(pictures))
+    body = Markup('<div class="pair">{}</div>').format(Markup("\n").join(pictures))
+    return _part("widths", "Widths kept", lead, body)
 
 
 def importance_part(contents: PackageContents) -> Markup:

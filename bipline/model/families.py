@@ -137,26 +137,31 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
 
     Raises InvalidInput when a size is missing or the KV heads do not divide the heads.
     """
-    try:
-        heads = int(config["num_attention_heads"])
-        shape = ModelShape(
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or int(config["hidden_size"]) // heads,
-            num_hidden_layers=config["num_hidden_layers"],
-            vocab_size=config["vocab_size"],
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InvalidInput(f"config.json: a size is missing or not a number: {error}") from None
+    hidden_size, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    shape = ModelShape(
+        hidden_size=hidden_size,
+        intermediate_size=_size(config, "intermediate_size"),
+        num_attention_heads=heads,
+        num_key_value_heads=_size(config, "num_key_value_heads", heads),
+        head_dim=_size(config, "head_dim", hidden_size // heads),
+        num_hidden_layers=_size(config, "num_hidden_layers"),
+        vocab_size=_size(config, "vocab_size"),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
     if shape.num_attention_heads % shape.num_key_value_heads:
         raise InvalidInput(
             f"config.json: num_attention_heads {shape.num_attention_heads} is not a multiple of "
             f"num_key_value_heads {shape.num_key_value_heads}"
         )
     return shape
+
+
+def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = config.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or value < 1:
+        raise InvalidInput(f"config.json: {name} is {value!r}, not a positive number")
+    return value
 
 
 def block_axes(family: Family, config: Mapping[str, Any]) -> dict[str, Axes]:

@@ -1,4 +1,4 @@
-"""Criteria against direct float64 definitions, on blocks with grouped, single and multiple heads."""
+"""Criteria against direct float64 definitions, on every family and head layout."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_magnitude_is_column_norms(family_model: Path) -> None:
 
 
 def test_random_depends_on_seed_and_block_alone(llama: Path) -> None:
-    block, activations, _ = observed(llama)
+    block, _activations, _ = observed(llama)
     criterion = load_criterion("random")
     again = Block(block.index, block.shape, {})
     other = Block(block.index + 1, block.shape, {})
@@ -119,7 +119,9 @@ def test_random_depends_on_seed_and_block_alone(llama: Path) -> None:
 # -- llm-bip-glu bounds the true change for heads, token by token -------------------------------
 
 
-def drawn_block(seed: int, hidden: int, intermediate: int, groups: int) -> tuple[Block, Activations]:
+def drawn_block(
+    seed: int, hidden: int, intermediate: int, groups: int
+) -> tuple[Block, Activations]:
     """A random block and one token: what attention gave and what stood on the residual stream."""
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""Slicing against masking: a model whose groups are cut equals the model whose groups are silent."""
+"""Slicing against masking: a model with groups cut equals the model with them silent."""
 
 from __future__ import annotations
 

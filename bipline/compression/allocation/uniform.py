@@ -62,9 +62,11 @@ def largest_ratio(shape: ModelShape, ffn_multiple: int) -> float:
     for cut in range(groups):
         most = Widths(groups - cut, _fewest_channels(shape, ffn_multiple))
         capacity = most.removed_weights(shape) / shape.block_weights
-        # Above this ratio, rounding cuts one group more (the last count has no such limit).
-        limit = math.nextafter((cut + 0.5) / groups, 0) if cut < groups - 1 else 1.0
-        best = max(best, min(capacity, limit))
+        # Rounding cuts this many groups only for ratios between these two.
+        lowest = (cut - 0.5) / groups
+        highest = math.nextafter((cut + 0.5) / groups, 0) if cut < groups - 1 else 1.0
+        if capacity >= lowest:
+            best = max(best, min(capacity, highest))
     return best
 
 

@@ -1,0 +1,84 @@
+"""The uniform rule against brute force."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.compression.allocation.uniform import (
+    Widths,
+    default_ffn_multiple,
+    largest_ratio,
+    uniform_widths,
+)
+from bipline.model.families import ModelShape
+
+
+def shape(groups: int, queries: int, head_dim: int, hidden: int, ffn: int) -> ModelShape:
+    return ModelShape(
+        hidden_size=hidden, intermediate_size=ffn, num_attention_heads=groups * queries,
+        num_key_value_heads=groups, head_dim=head_dim, num_hidden_layers=2, vocab_size=8,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+SHAPES = st.builds(
+    shape,
+    groups=st.integers(1, 16),
+    queries=st.integers(1, 4),
+    head_dim=st.sampled_from([4, 8, 16]),
+    hidden=st.sampled_from([16, 32, 64]),
+    ffn=st.integers(1, 300),
+)
+
+
+def brute_force(block: ModelShape, ratio: float, multiple: int) -> Widths | None:
+    """The rule read aloud: try every FFN width from the widest, take the first that reaches."""
+    cut = min(math.floor(ratio * block.num_key_value_heads + 0.5), block.num_key_value_heads - 1)
+    for channels in range(block.intermediate_size, 0, -multiple):
+        widths = Widths(block.num_key_value_heads - cut, channels)
+        if widths.removed_weights(block) >= ratio * block.block_weights * (1 - 1e-12):
+            return widths
+    return None
+
+
+@settings(max_examples=300)
+@given(block=SHAPES, ratio=st.floats(0.01, 0.99), multiple=st.sampled_from([1, 2, 8, 16]))
+def test_widths_equal_brute_force(block: ModelShape, ratio: float, multiple: int) -> None:
+    assume(multiple <= block.intermediate_size)
+    expected = brute_force(block, ratio, multiple)
+    if expected is None:
+        with pytest.raises(InvalidInput, match="largest that can is"):
+            uniform_widths(block, ratio, multiple)
+    else:
+        assert uniform_widths(block, ratio, multiple) == expected
+
+
+@settings(max_examples=200)
+@given(block=SHAPES, multiple=st.sampled_from([1, 2, 8]))
+def test_largest_ratio_is_reached_and_nothing_above_is(block: ModelShape, multiple: int) -> None:
+    assume(multiple <= block.intermediate_size)
+    largest = largest_ratio(block, multiple)
+    assume(largest > 1e-6)
+    reached = uniform_widths(block, largest * (1 - 1e-9), multiple)
+    assert reached.removed_weights(block) >= largest * (1 - 1e-8) * block.block_weights
+    for higher in (largest + 1e-4, (1 + largest) / 2, 0.999):
+        if largest + 1e-9 < higher < 1:
+            with pytest.raises(InvalidInput):
+                uniform_widths(block, higher, multiple)
+
+
+@pytest.mark.parametrize(
+    ("block", "multiple"),
+    [
+        (shape(4, 2, 32, 256, 768), 8),  # the embedded reference model
+        (shape(4, 2, 8, 64, 172), 2),  # stories260K
+        (shape(32, 1, 128, 4096, 11008), 128),  # LLaMA-7B
+    ],
+)
+def test_default_multiples_of_known_models(block: ModelShape, multiple: int) -> None:
+    assert default_ffn_multiple(block) == multiple

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
@@ -82,7 +82,7 @@ def working(log: Path) -> Iterator[Console]:
         sink = log.open("a", encoding="utf-8")
     except OSError as error:
         raise EnvironmentFailure(f"{log}: the log file cannot be written: {error}") from None
-    with sink, _redirected(sink.fileno()) as terminal:
+    with sink, _redirected(sink) as terminal:
         console = Console(file=terminal, width=None if terminal.isatty() else 120)
         display = Display(console)
         try:
@@ -93,16 +93,18 @@ def working(log: Path) -> Iterator[Console]:
 
 
 @contextmanager
-def _redirected(sink: int) -> Iterator[TextIO]:
+def _redirected(sink: TextIO) -> Iterator[TextIO]:
     """Point descriptors 1 and 2 at ``sink``; yield a text file on the old descriptor 1."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
     terminal = os.fdopen(os.dup(saved[0]), "w", encoding="utf-8", buffering=1)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
+    os.dup2(sink.fileno(), 1)
+    os.dup2(sink.fileno(), 2)
     try:
-        yield terminal
+        # The Python objects too: a host program may have put others in their place.
+        with redirect_stdout(sink), redirect_stderr(sink):
+            yield terminal
     finally:
         terminal.flush()
         sys.stdout.flush()

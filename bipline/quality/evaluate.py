@@ -21,7 +21,7 @@ from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.perplexity import perplexity, text_windows
 from bipline.quality.protocols import Protocol, torch_dtype
 from bipline.quality.speed import measure_speed
-from bipline.quality.zero_shot import zero_shot
+from bipline.quality.zero_shot import task_configuration, zero_shot
 
 
 def evaluate(
@@ -36,6 +36,8 @@ def evaluate(
     """
     if not (texts or tasks or protocol.speed):
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
+    for name, path in tasks.items():
+        task_configuration(name, path)  # a missing task must not be found after the long part
     checkpoint = open_checkpoint(model)
     tokenizer = load_tokenizer(model)
     perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts)

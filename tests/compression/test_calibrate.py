@@ -12,7 +12,23 @@ from bipline.artifacts.documents import SEPARATOR, read_documents, write_documen
 from bipline.artifacts.errors import InvalidInput
 from bipline.compression.calibrate import calibrate, ngram_overlap
 
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron"]
+WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+    "nu",
+    "xi",
+    "omicron",
+]
 
 
 def prose(seed: int, words: int = 400) -> str:

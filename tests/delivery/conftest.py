@@ -43,9 +43,7 @@ def make_tokenizer(directory: Path, vocab_size: int = 320) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator([*SENTENCES, PAGE], trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
-    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     wrapped.save_pretrained(directory)
 
 

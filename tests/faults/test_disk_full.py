@@ -1,0 +1,55 @@
+"""A full disk: exit code 3, one line, nothing half written, and a rerun with room succeeds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command import run
+from tests.compression.test_calibrate import prose
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 64 kB; only a privileged user can mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    mounted = subprocess.run(command, capture_output=True, check=False)
+    if mounted.returncode:
+        message = f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("filled", [0, 30_000])
+def test_prune_onto_a_full_disk(
+    capfd: pytest.CaptureFixture[str], llama: Path, tmp_path: Path, small_disk: Path, filled: int
+) -> None:
+    (tmp_path / "text.txt").write_text(prose(1))
+    (small_disk / "other").write_bytes(b"x" * filled)
+    arguments = [
+        "prune", llama, "--ratio", "0.3", "--calibration", tmp_path / "text.txt",
+        "--samples", "4", "--seqlen", "16", "--state", tmp_path / "state",
+    ]  # fmt: skip
+    outcome = run(capfd, *arguments, "--out", small_disk / "out")
+    outcome.assert_one_line(3, "no space left")
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+    assert run(capfd, *arguments, "--out", tmp_path / "out").code == 0
+
+
+def test_log_folder_that_cannot_be_written(
+    capfd: pytest.CaptureFixture[str], llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "state").write_text("a file where a folder should be")
+    arguments = ["prune", llama, "--ratio", "0.3", "--out", tmp_path / "out"]
+    run(capfd, *arguments, "--state", tmp_path / "state").assert_one_line(3, "log file")

@@ -1,0 +1,76 @@
+"""Zero-shot tasks: lm-eval's answer equals a direct count, and the cloze task shows damage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.model.loading import load_model
+from bipline.model.tokenizer import load_tokenizer
+from bipline.quality.zero_shot import zero_shot
+from tests.conftest import ASSETS
+
+CLOZE = ASSETS / "tasks" / "cloze.jsonl"
+
+
+@pytest.fixture(scope="module")
+def few_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tasks") / "cloze.jsonl"
+    path.write_text("".join(CLOZE.read_text().splitlines(keepends=True)[:24]))
+    return path
+
+
+def log_likelihood(model: object, tokenizer: object, context: str, continuation: str) -> float:
+    """The direct definition: the sum of the continuation's token log-probabilities."""
+    start = len(tokenizer(context)["input_ids"])  # type: ignore[operator]
+    ids = torch.tensor([tokenizer(context + continuation)["input_ids"]])  # type: ignore[operator]
+    with torch.no_grad():
+        logits = model(ids).logits[0].log_softmax(-1)  # type: ignore[operator]
+    return float(logits[start - 1 : -1].gather(1, ids[0, start:, None]).sum())
+
+
+def test_accuracy_equals_a_direct_count(reference: Path, few_rows: Path) -> None:
+    model, tokenizer = load_model(reference, torch.float32), load_tokenizer(reference)
+    rows = [json.loads(line) for line in few_rows.read_text().splitlines()]
+    right = 0
+    for row in rows:
+        values = [log_likelihood(model, tokenizer, row["query"], f" {c}") for c in row["choices"]]
+        right += max(range(len(values)), key=values.__getitem__) == row["gold"]
+    result = zero_shot(model, tokenizer, {"cloze": few_rows}, batch_size=8)["cloze"]
+    assert result.n == len(rows)
+    assert result.acc == pytest.approx(right / len(rows))
+    assert result.acc > 0.5, "chance is a quarter"
+
+
+def test_damage_shows(reference: Path, few_rows: Path) -> None:
+    model, tokenizer = load_model(reference, torch.float32), load_tokenizer(reference)
+    whole = zero_shot(model, tokenizer, {"cloze": few_rows}, batch_size=8)["cloze"].acc
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[:, ::4] *= 0
+            layer.mlp.down_proj.weight[:, 1::4] *= 0
+            layer.mlp.down_proj.weight[:, 2::4] *= 0
+    broken = zero_shot(model, tokenizer, {"cloze": few_rows}, batch_size=8)["cloze"].acc
+    assert broken < whole
+
+
+def test_winogrande_rows_are_scored_by_the_shared_ending(reference: Path, tmp_path: Path) -> None:
+    rows = [
+        {"options": ["It was night and she", "xq zz 77 she"], "continuation": "slept.", "gold": g}
+        for g in (0, 1)
+    ]
+    (tmp_path / "w.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, tokenizer = load_model(reference, torch.float32), load_tokenizer(reference)
+    result = zero_shot(model, tokenizer, {"w": tmp_path / "w.jsonl"}, batch_size=2)["w"]
+    assert result.acc == 0.5, "the same question with both answers: one of them is right"
+    assert result.acc_norm is None
+
+
+def test_rows_of_another_form_are_refused(reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"question": "?", "answer": "!"}\n')
+    with pytest.raises(InvalidInput, match=r"the first has answer, question"):
+        zero_shot(None, None, {"odd": tmp_path / "odd.jsonl"}, batch_size=1)

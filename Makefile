@@ -1,0 +1,38 @@
+# make demo    the environment, then the main job on the embedded model
+# make test    the environment, then the tests (minutes)
+# make test-all   the slow ones too
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export BIPLINE_DATA ?= $(abspath ../shared/data)
+# Two test workers of one thread each; a worker that took all cores would wait for the other.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+
+.PHONY: demo test test-all check environment clean
+
+demo: environment
+	$(BIN)/bipline demo
+
+test: environment
+	$(PYTEST) -m "not slow"
+
+test-all: environment
+	$(PYTEST)
+
+check: environment
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+environment: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .bipline build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

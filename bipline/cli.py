@@ -8,6 +8,7 @@ down: a retry may help), 130 interrupted. Heavy imports happen inside the comman
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -44,7 +45,9 @@ def demo(
     """Run the main job on the embedded model, on a local ZenML stack."""
     from bipline.checkout import checkout_root
 
-    _compress(checkout_root() / "configs" / "demo.yaml", set_, json_file, dry_run=False)
+    json_file = json_file and json_file.absolute()
+    os.chdir(checkout_root())  # the demo's paths are relative to the checkout
+    _compress(Path("configs/demo.yaml"), set_, json_file, dry_run=False)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.perplexity import perplexity, text_windows
 from tests.conftest import ASSETS
 
-TEXT = (ASSETS / "texts" / "prose.md").read_text(encoding="utf-8")
+TEXT = (ASSETS / "texts" / "prose.txt").read_text(encoding="utf-8")
 
 
 def plain_perplexity(model: Path, windows: torch.Tensor) -> float:

@@ -76,7 +76,7 @@ def test_same_recipe_gives_same_bytes(
 
 
 def test_recovery_that_harms_is_refused(reference: Path, text: Path, tmp_path: Path) -> None:
-    held_out = ASSETS / "texts" / "prose.md"
+    held_out = ASSETS / "texts" / "prose.txt"
     for learning_rate, reason in ((0.3, "did not fall"), (30.0, "merging moved the logits")):
         wild = RECIPE.model_copy(update={"learning_rate": learning_rate, "warmup": 0.0, "steps": 3})
         record = recovered(reference, text, held_out, wild, tmp_path / f"{learning_rate}")

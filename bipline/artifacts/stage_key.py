@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,7 +52,7 @@ def imported_modules(source: str) -> set[str]:
     return {name for name in names if name.split(".")[0] == PACKAGE}
 
 
-def import_closure(modules: Iterable[str], root: Path = PROJECT_ROOT) -> dict[str, Path]:
+def import_closure(*modules: str, root: Path = PROJECT_ROOT) -> dict[str, Path]:
     """Every file of this project that ``modules`` reach by imports, by module name."""
     closure: dict[str, Path] = {}
     waiting = list(modules)
@@ -66,10 +66,10 @@ def import_closure(modules: Iterable[str], root: Path = PROJECT_ROOT) -> dict[st
     return closure
 
 
-def code_digest(modules: Iterable[str], root: Path = PROJECT_ROOT) -> str:
+def code_digest(*modules: str, root: Path = PROJECT_ROOT) -> str:
     """The digest of the modules' import closure, data files beside its modules included."""
     files: dict[str, Path] = {}
-    for name, file in import_closure(modules, root).items():
+    for name, file in import_closure(*modules, root=root).items():
         files[name] = file
         beside = (data for suffix in DATA_SUFFIXES for data in file.parent.glob(f"*{suffix}"))
         files.update({f"{name}:{data.name}": data for data in beside})
@@ -112,7 +112,7 @@ def stage_key(
             "version": step_version,
             "inputs": dict(inputs),
             "section": section,
-            "code": code_digest(modules),
+            "code": code_digest(*modules),
             "numerics": numerics(),
         }
     )

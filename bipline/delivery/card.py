@@ -112,7 +112,7 @@ def _protocol(record: EvaluationRecord) -> str:
     shown = {key: value for key, value in record.protocol.items() if _is_plain(value)}
     settings = ", ".join(f"{key} {_setting(value)}" for key, value in sorted(shown.items()))
     files = {**record.protocol.get("texts", {}), **record.protocol.get("tasks", {})}
-    lines = [f"* {escaped(name)}: sha256 {as_code(str(sha))}" for name, sha in sorted(files.items())]
+    lines = [f"* {escaped(name)}: sha256 {as_code(str(files[name]))}" for name in sorted(files)]
     processor = escaped(str(record.environment.get("processor", "an unknown processor")))
     return "\n".join(
         [

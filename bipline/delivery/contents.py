@@ -21,6 +21,8 @@ from bipline.compression.score import Scores, Statistics, load_statistics
 # The models a package may have records of, in the order of every table.
 STAGES = ("dense", "pruned", "recovered")
 NOT_MEASURED = "not measured"
+# Signs as typeset: a real minus is as wide as a plus, so columns line up.
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,13 @@ def check_contents(contents: PackageContents, tensor_digest: str) -> None:
         raise Refused("there is a record of a recovered model, but no recovery was accepted")
     dense = contents.resolution.model.tensor_digest
     told = {
-        "the plan": contents.plan.tensor_digest,
-        "the record of the dense model": records["dense"].tensor_digest,
-        "the scores": contents.scored[1].tensor_digest,
+        "plan": contents.plan.tensor_digest,
+        "record of the dense model": records["dense"].tensor_digest,
+        "scores": contents.scored[1].tensor_digest,
     }
     for what, digest in told.items():
         if digest != dense:
-            raise Refused(f"{what} is about model {digest[:12]}, the run resolved {dense[:12]}")
+            raise Refused(f"{what}: made for model {digest[:12]}, the run resolved {dense[:12]}")
     recorded = records[contents.packaged].tensor_digest
     if recorded != tensor_digest:
         raise Refused(
@@ -128,8 +130,8 @@ def measures(contents: PackageContents) -> list[Measure]:
         _row(contents, "Parameters", lambda r: r.parameters, "{:,.0f}".format, _relative),
         _row(contents, "Weights on disk", lambda r: r.file_bytes, byte_size, _relative),
     ]
-    for name in _names(contents, lambda record: record.perplexity):
-        rows.append(_perplexity(contents, name))
+    texts = _names(contents, lambda record: record.perplexity)
+    rows += [_perplexity(contents, name) for name in texts]
     for name in _names(contents, lambda record: record.tasks):
         rows += _task(contents, name)
     return rows + _speed(contents)
@@ -169,8 +171,7 @@ def _row(
 ) -> Measure:
     numbers = {stage: read(contents.records[stage]) for stage in contents.stages}
     texts = {
-        stage: NOT_MEASURED if number is None else show(number)
-        for stage, number in numbers.items()
+        stage: NOT_MEASURED if number is None else show(number) for stage, number in numbers.items()
     }
     dense, packaged = numbers["dense"], numbers[contents.packaged]
     change = "" if dense is None or packaged is None else compare(dense, packaged)
@@ -221,10 +222,10 @@ def _points(dense: float, packaged: float) -> str:
 
 
 def _factor(dense: float, packaged: float) -> str:
-    return f"× {packaged / dense:.2f}" if dense else ""
+    return f"{TIMES} {packaged / dense:.2f}" if dense else ""
 
 
 def _signed(number: float, unit: str) -> str:
     text = f"{number:+,.1f}"
-    # A real minus sign lines up with the plus; a change that rounds to nothing has no sign.
-    return f"{'0.0' if float(text.replace(',', '')) == 0 else text.replace('-', '−')}{unit}"
+    # A change that rounds to nothing has no sign.
+    return f"{'0.0' if float(text.replace(',', '')) == 0 else text.replace('-', MINUS)}{unit}"

@@ -183,10 +183,10 @@ def _mark(x: float, y: float, radius: float, state: str, title: str) -> str:
 def _picture(label: str, canvas: Canvas, shapes: str) -> Markup:
     """Frame, grid and axes around shapes; every text in it is a number or a word of this file."""
     # Safe to mark: labels are constants and everything else is formatted numbers.
-    return Markup(
-        f'<svg viewBox="0 0 {canvas.width:.0f} {canvas.height:.0f}" role="img" '
-        f'aria-label="{label}">{_grid(canvas)}{shapes}{_block_labels(canvas)}</svg>'
-    )
+    size = f"0 0 {canvas.width:.0f} {canvas.height:.0f}"
+    inside = f"{_grid(canvas)}{shapes}{_block_labels(canvas)}"
+    picture = f'<svg viewBox="{size}" role="img" aria-label="{label}">{inside}</svg>'
+    return Markup(picture)  # noqa: S704
 
 
 def _grid(canvas: Canvas) -> str:
@@ -223,6 +223,6 @@ def _linear_ticks(low: float, high: float) -> list[float]:
 
 
 def _number(value: float) -> str:
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:,.6g}"
+    if value == 0 or 1e-3 <= abs(value) < 1e7:
+        return f"{value:,.7g}"
     return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")

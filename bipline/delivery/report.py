@@ -52,9 +52,7 @@ class Part:
 
 def render_report(contents: PackageContents) -> str:
     """The whole page. Raises Refused when the stored scores are damaged."""
-    parts = [
-        Part(identifier, title, render(contents)) for identifier, title, render in PARTS
-    ]
+    parts = [Part(identifier, title, render(contents)) for identifier, title, render in PARTS]
     budget = contents.plan.budget
     title = f"{contents.source_name}, pruned by {percent(budget.reached_blocks)}"
     subtitle = (
@@ -108,24 +106,27 @@ def widths_part(contents: PackageContents) -> Markup:
 
 def importance_part(contents: PackageContents) -> Markup:
     """How important each group was, and what the plan made of it."""
-    heads = _figure(
+    heads = _groups(contents, "attention_groups")
+    channels = _groups(contents, "ffn_channels")
+    head_figure = _figure(
         "Attention groups.",
-        "One mark per group, from left to right in the order of the groups.",
+        "One mark per group, from left to right in the order of the groups." + _zeros(heads),
         ("kept (disc)", "removed (cross)", "removed-swatch"),
-        dots_picture(_groups(contents, "attention_groups"), "attention group"),
+        dots_picture(heads, "attention group"),
     )
-    channels = _figure(
+    channel_figure = _figure(
         "FFN channels.",
-        "One histogram per block: the wider, the more channels of that importance.",
+        "One histogram per block: the wider, the more channels of that importance."
+        + _zeros(channels),
         ("kept", "removed", "removed-swatch"),
-        histogram_picture(_groups(contents, "ffn_channels"), "FFN channels"),
+        histogram_picture(channels, "FFN channels"),
     )
     criterion = contents.plan.criterion
     lead = (
         f"Scores by {CRITERIA.get(criterion, criterion)}. Within a block the highest stay; "
         "a higher score elsewhere may go, because every block keeps the same widths."
     )
-    return _part("importance", "Importance per block", lead, heads + channels)
+    return _part("importance", "Importance per block", lead, head_figure + channel_figure)
 
 
 def evaluation_part(contents: PackageContents) -> Markup:
@@ -222,21 +223,25 @@ def _macros() -> Any:
 
 
 def _part(identifier: str, title: str, lead: str, body: Markup) -> Markup:
-    return Markup(_macros().part(identifier, title, lead, body))
+    fragment: Markup = _macros().part(identifier, title, lead, body)
+    return fragment
 
 
 def _table(
     rows: Iterable[list[Any]], head: list[str] | None = None, numeric: bool = False
 ) -> Markup:
-    return Markup(_macros().table(head or [], list(rows), numeric))
+    fragment: Markup = _macros().table(head or [], list(rows), numeric)
+    return fragment
 
 
 def _details(title: str, body: Markup, opened: bool = False) -> Markup:
-    return Markup(_macros().details(title, body, opened))
+    fragment: Markup = _macros().details(title, body, opened)
+    return fragment
 
 
 def _figure(title: str, caption: str, key: tuple[str, str, str], picture: Markup) -> Markup:
-    return Markup(_macros().figure(title, caption, _macros().legend(*key), picture))
+    fragment: Markup = _macros().figure(title, caption, _macros().legend(*key), picture)
+    return fragment
 
 
 def _groups(contents: PackageContents, field: str) -> list[Group]:
@@ -244,6 +249,12 @@ def _groups(contents: PackageContents, field: str) -> list[Group]:
         Group(tuple(getattr(scores, field).tolist()), frozenset(getattr(block, field)))
         for scores, block in zip(contents.scored[1].blocks, contents.plan.blocks, strict=True)
     ]
+
+
+def _zeros(groups: list[Group]) -> str:
+    """A word about zeros, which a logarithmic axis cannot place."""
+    count = sum(score <= 0 for group in groups for score in group.scores)
+    return f" {count:,} scores are zero and lie on the floor." if count else ""
 
 
 def _record_rows(record: EvaluationRecord) -> list[list[Any]]:

@@ -102,14 +102,18 @@ def _compare_tensors(model: Any, checkpoint: Checkpoint, manifest: Manifest) -> 
 
 def _compared_token_ids(package_hf: Path, dense: Path) -> list[int]:
     """The page in token ids, the same from the package's tokenizer and the dense model's."""
-    expected = load_tokenizer(dense)(PAGE, verbose=False)["input_ids"]
+    source = load_tokenizer(dense)
     try:
-        actual = load_tokenizer(package_hf)(PAGE, verbose=False)["input_ids"]
+        packaged = load_tokenizer(package_hf)
     except InvalidInput as error:
         raise Refused(f"hf: {error}") from error
+    # A page cannot hold every token, so the vocabularies are compared as well.
+    if packaged.get_vocab() != source.get_vocab():
+        raise Refused("hf: the package's tokenizer has another vocabulary than the dense model's")
+    expected, actual = (each(PAGE, verbose=False)["input_ids"] for each in (source, packaged))
     if actual != expected:
-        differing = (i for i, pair in enumerate(zip(actual, expected)) if pair[0] != pair[1])
-        place = next(differing, min(len(actual), len(expected)))
+        pairs = enumerate(zip(actual, expected, strict=False))
+        place = next((i for i, (a, b) in pairs if a != b), min(len(actual), len(expected)))
         raise Refused(
             "hf: the package's tokenizer gives other ids than the dense model's, "
             f"from token {place} of a test page"

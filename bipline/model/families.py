@@ -215,6 +215,7 @@ def exported_config(
         "head_dim": shape.head_dim,
         "transformers_version": config.get("transformers_version") or transformers.__version__,
     }
+    pruned.pop("_name_or_path", None)  # where the source lay is no property of the model
     if model_type == config["model_type"]:
         return pruned
     source = family_of(config["model_type"])

@@ -31,7 +31,7 @@ SENTENCES = [f"The {n}th cat sat on mat {n * 7} and saw {n % 5} birds fly by." f
 CRITERION = "llm-bip-glu"
 
 
-def make_tokenizer(directory: Path, vocab_size: int = 320) -> None:
+def make_tokenizer(directory: Path, vocab_size: int = 320, add_prefix_space: bool = False) -> None:
     """A byte-level BPE, trained here, that takes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -43,6 +43,7 @@ def make_tokenizer(directory: Path, vocab_size: int = 320) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator([*SENTENCES, PAGE], trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     wrapped.save_pretrained(directory)
 

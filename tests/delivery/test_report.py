@@ -1,0 +1,170 @@
+"""The report: self-contained, escaped, the same bytes each time, with all its parts."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bipline.artifacts.record import Speed, TaskResult
+from bipline.artifacts.resolution import Resolution
+from bipline.delivery import pictures
+from bipline.delivery.contents import PackageContents, measures, portable
+from bipline.delivery.report import PARTS, render_report
+from tests.delivery.conftest import altered, with_recovery
+
+HOSTILE = '<script>alert("1")</script>'
+VOID = {"meta", "br", "link", "img"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and texts; fails on a tag that is closed where it was not opened."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def hostile(contents: PackageContents) -> PackageContents:
+    """The contents with markup in every name that comes from outside."""
+    value = contents.resolution.model_dump(mode="json")
+    value["model"] |= {"source": f"hf:{HOSTILE}/x|`y`", "licence": f"A: {HOSTILE}"}
+    value["texts"] = {HOSTILE: value["texts"]["held-out"]}
+    records = {}
+    for stage, record in contents.records.items():
+        perplexity = {HOSTILE: record.perplexity["held-out"]}
+        tasks = {f"{HOSTILE}|": TaskResult(acc=0.5, acc_norm=0.25, stderr=0.1, n=20)}
+        changed = {"perplexity": perplexity, "tasks": tasks, "environment": {HOSTILE: HOSTILE}}
+        records[stage] = record.model_copy(update=changed)
+    return altered(
+        contents,
+        records=records,
+        resolution=Resolution.model_validate(value),
+        config={HOSTILE: {HOSTILE: HOSTILE}, "model": HOSTILE},
+    )
+
+
+def test_every_part_is_there_in_order(contents: PackageContents) -> None:
+    text = render_report(contents)
+    places = [text.index(f'<section id="{identifier}">') for identifier, _, _ in PARTS]
+    assert places == sorted(places)
+    assert Page(text).tags.count("svg") == 4
+
+
+@pytest.mark.parametrize("part", PARTS, ids=[identifier for identifier, _, _ in PARTS])
+def test_parts_stand_alone(contents: PackageContents, part: tuple[str, str, Any]) -> None:
+    identifier, title, render = part
+    fragment = str(render(contents))
+    assert Page(fragment).attributes[0] == ("id", identifier)
+    assert f"<h2>{title}</h2>" in fragment
+    assert fragment in render_report(contents)
+
+
+def test_nothing_is_loaded_and_nothing_runs(contents: PackageContents) -> None:
+    text = render_report(with_recovery(contents))
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "use", "image"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in {"href", "src", "xlink:href", "action"}:
+            assert value.startswith("#")
+    assert "url(" not in text and "@import" not in text
+
+
+def test_hostile_names_are_text(contents: PackageContents) -> None:
+    text = render_report(hostile(contents))
+    assert "<script" not in text
+    assert HOSTILE in "".join(Page(text).words)
+
+
+def test_the_same_contents_give_the_same_bytes(contents: PackageContents) -> None:
+    assert render_report(contents) == render_report(altered(contents))
+
+
+def test_numbers_are_the_records(contents: PackageContents) -> None:
+    text = render_report(contents)
+    for stage in ("dense", "pruned"):
+        record = contents.records[stage]
+        assert f"{record.parameters:,}" in text
+        assert f"{record.perplexity['held-out'].value:,.2f}" in text
+        assert record.tensor_digest in text
+    assert contents.plan.digest in text and contents.resolution.digest in text
+
+
+def test_recovery_is_told(contents: PackageContents) -> None:
+    assert "No recovery training was run." in render_report(contents)
+    recovered = render_report(with_recovery(contents))
+    assert "The package holds the recovered model." in recovered
+    assert "held-out perplexity fell" in recovered
+
+
+def test_speed_and_tasks_become_rows(contents: PackageContents) -> None:
+    speeds = {"dense": 100.0, "pruned": 150.0}
+    records = {
+        stage: record.model_copy(update={"speed": speed(speeds[stage])})
+        for stage, record in hostile(contents).records.items()
+    }
+    rows = {row.name: row for row in measures(altered(contents, records=records))}
+    assert rows["Prompt tokens per second"].change == "\N{MULTIPLICATION SIGN} 1.50"
+    assert rows[f"Accuracy, {HOSTILE}|"].values["dense"] == "50.0 %"
+    assert rows[f"Accuracy, {HOSTILE}|"].change == "0.0 points"
+    assert f"Normalised accuracy, {HOSTILE}|" in rows
+
+
+def speed(rate: float) -> Speed:
+    return Speed(
+        prefill_tokens_per_second=rate,
+        decode_tokens_per_second=rate / 10,
+        batch_size=1,
+        prompt_tokens=128,
+        decoded_tokens=32,
+        repeats=5,
+    )
+
+
+def test_local_paths_are_shortened_and_names_are_not() -> None:
+    value = {"a": ["/home/me/model", "hf:org/name", "assets/x.txt"], "b": Path("/x/y")}
+    assert portable(value) == {"a": ["model", "hf:org/name", "assets/x.txt"], "b": "y"}
+
+
+@pytest.mark.parametrize("scores", [(0.0, 0.0, 0.0), (0.0, 1e-9, 1e9), (5.0, 5.0), (0.1, 0.2, 0.3)])
+def test_pictures_of_odd_scores_stay_inside(scores: tuple[float, ...]) -> None:
+    group = pictures.Group(scores, frozenset({0}))
+    for draw in (pictures.dots_picture, pictures.histogram_picture):
+        page = Page(str(draw([group] * 3, "channel")))
+        heights = [float(v) for name, v in page.attributes if name in {"y", "cy", "y1"}]
+        assert heights and all(0 <= y <= 300 for y in heights)
+
+
+def test_pictures_of_wide_models_stay_small() -> None:
+    group = pictures.Group(tuple(float(n % 977 + 1) for n in range(11008)), frozenset(range(8000)))
+    assert len(pictures.histogram_picture([group] * 80, "FFN channels")) < 600_000
+
+
+def test_a_histogram_shows_every_channel() -> None:
+    group = pictures.Group((1.0, 2.0, 3.0, 4.0), frozenset({2, 3}))
+    kept, removed = pictures._counts(group, pictures.axis_over(group.scores))
+    assert (sum(kept), sum(removed)) == (2, 2)

@@ -1,0 +1,151 @@
+"""The compress pipeline end to end: what runs, what is skipped, what stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bipline.artifacts.errors import InvalidInput, Refused
+from bipline.artifacts.manifest import MANIFEST_NAME, verify_directory
+from bipline.artifacts.stage_key import PROJECT_ROOT
+from bipline.artifacts.summary import RunSummary
+from tests.pipeline.conftest import Run, configuration
+
+STEPS = [
+    "resolve", "calibrate", "score", "allocate", "prune", "recover",
+    "evaluate_dense", "evaluate_pruned", "evaluate_recovered", "export", "promote",
+]  # fmt: skip
+NEVER_CACHED = {"resolve", "promote"}
+
+
+def ran(summary: RunSummary) -> set[str]:
+    """The steps that were not answered from a cache."""
+    return {stage.name for stage in summary.stages if stage.status == "completed"}
+
+
+def test_first_run_goes_through_every_stage_in_order(first: RunSummary) -> None:
+    assert [stage.name for stage in first.stages] == STEPS
+    # A refused recovery would be measured as the pruned model, and that is known by then.
+    assert ran(first) == set(STEPS)
+    assert first.status == "completed"
+    assert first.recovery is not None and first.recovery.accepted
+    assert set(first.records) == {"dense", "pruned", "recovered"}
+    assert first.records["pruned"].parameters < first.records["dense"].parameters
+    package = Path(first.package.location)
+    assert verify_directory(package).digest == first.package.digest
+    assert Path(first.report).is_file()
+    assert not first.registration.reused
+
+
+def test_zenml_and_mlflow_name_each_other(first: RunSummary, folder: Path) -> None:
+    import mlflow
+    from zenml.client import Client
+
+    uri = f"sqlite:///{folder / 'state' / 'mlflow' / 'mlflow.db'}"
+    tracked = mlflow.MlflowClient(uri).get_run(first.registration.mlflow_run_id)
+    assert tracked.info.run_name == first.run_name
+    assert tracked.data.tags["zenml.run_id"] == first.run_id
+    assert tracked.data.params["allocate.ratio"] == "0.3"
+    assert tracked.data.tags["git.commit"]
+    assert tracked.info.artifact_uri.startswith((folder / "state").as_uri())
+    run = Client().get_pipeline_run(first.run_id)
+    metadata = run.steps["promote"].run_metadata
+    assert metadata["mlflow_run_id"] == first.registration.mlflow_run_id
+    assert run.run_metadata["git.commit"] == tracked.data.tags["git.commit"]
+
+
+def test_everything_lies_below_the_state_folder(first: RunSummary, folder: Path) -> None:
+    assert not list((folder / "elsewhere").iterdir())
+    assert not (folder / "foreign").exists()
+    assert first.package.location.startswith(str(folder / "state"))
+
+
+def test_second_run_skips_all_that_is_known(first: RunSummary, run: Run) -> None:
+    second = run()
+    assert ran(second) == NEVER_CACHED
+    assert second.package.digest == first.package.digest
+    assert second.registration.version == first.registration.version
+    assert second.registration.reused
+
+
+def test_changed_section_runs_its_stage_and_what_follows(first: RunSummary, run: Run) -> None:
+    changed = run(evaluate={"protocol": {"seqlen": 24}})
+    evaluations = {"evaluate_dense", "evaluate_pruned", "evaluate_recovered"}
+    assert ran(changed) == evaluations | {"export"} | NEVER_CACHED
+    assert changed.registration.version != first.registration.version
+
+
+def test_without_zenml_cache_the_store_answers(first: RunSummary, run: Run) -> None:
+    [calibration] = (_stage_folder(first, "calibrate")).iterdir()
+    shutil.rmtree(calibration)
+    again = run(reuse=False)
+    assert ran(again) == {"calibrate"} | NEVER_CACHED
+    assert again.stage("score").status == "reused"
+    assert again.package.digest == first.package.digest
+
+
+def test_refused_recovery_leaves_its_record_alone(first: RunSummary, run: Run) -> None:
+    recipe = {"steps": 1, "batch_size": 2, "seqlen": 16, "learning_rate": 1e-30}
+    section = {"enabled": True, "text": "calibration", "recipe": recipe}
+    refused = run(recover=section)
+    assert refused.recovery is not None and not refused.recovery.accepted
+    assert set(refused.records) == {"dense", "pruned"}
+    assert refused.package.info["packaged"] == "pruned"
+    # The pruned model was handed on, so what was known of it is known of the answer.
+    assert ran(refused) == {"recover", "export"} | NEVER_CACHED
+    stored = [sorted(path.name for path in place.iterdir())
+              for place in _stage_folder(first, "recover").iterdir()]  # fmt: skip
+    assert [MANIFEST_NAME] in stored
+
+
+def test_flipped_byte_stops_the_next_stage(first: RunSummary, run: Run) -> None:
+    [pruned] = _stage_folder(first, "prune").iterdir()
+    weights = pruned / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.chmod(0o644)
+    try:
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(Refused, match=r"model\.safetensors does not match its sha256"):
+            run(evaluate={"protocol": {"seqlen": 20}})
+    finally:
+        weights.write_bytes(whole)
+
+
+def test_error_of_a_step_reaches_the_caller(first: RunSummary, run: Run) -> None:
+    with pytest.raises(InvalidInput, match="ratio 7"):
+        run(allocate={"ratio": 7.0})
+
+
+def test_edit_of_core_code_runs_exactly_its_stages(
+    first: RunSummary, run: Run, llama: Path, folder: Path, tmp_path: Path
+) -> None:
+    run()
+    for room in ("bipline", "steps", "pipelines", "materializers"):
+        shutil.copytree(PROJECT_ROOT / room, tmp_path / room)
+    edited = tmp_path / "bipline" / "compression" / "allocation" / "uniform.py"
+    with edited.open("a", encoding="utf-8") as file:
+        file.write("# an edit that changes no result\n")
+    (tmp_path / "config.json").write_text(configuration(llama, folder).model_dump_json())
+    script = (
+        "from pathlib import Path; from bipline.config import CompressConfig\n"
+        "from pipelines.run import run_compress\n"
+        "config = CompressConfig.model_validate_json(Path('config.json').read_text())\n"
+        "Path('summary.json').write_text(run_compress(config).model_dump_json())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    summary = RunSummary.model_validate(json.loads((tmp_path / "summary.json").read_text()))
+    # The plan came out equal, so nothing after it had to run.
+    assert ran(summary) == {"allocate"} | NEVER_CACHED
+    assert summary.package.digest == first.package.digest
+
+
+def _stage_folder(summary: RunSummary, stage: str) -> Path:
+    """Where the Store keeps the outputs of a stage."""
+    return Path(summary.package.location).parents[1] / stage

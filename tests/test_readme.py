@@ -1,0 +1,101 @@
+"""The README's commands work as written.
+
+Blocks marked ``bash`` are run line by line in a folder that looks like a checkout. Blocks marked
+``sh`` are shown to the reader and need what a test has not (``make`` and a fresh machine, or the
+hub): their configuration files are checked elsewhere, and ``make demo`` is the slow test below.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINKED = ("assets", "configs")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("readme")
+    for name in LINKED:
+        (path / name).symlink_to(ROOT / name)
+    return path
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, shell=True, cwd=folder, env={**os.environ, "PATH": path}, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+
+
+def test_commands_run_in_the_order_they_are_shown(folder: Path) -> None:
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    assert commands
+    for command in commands:
+        outcome = shell(command, folder)
+        assert outcome.returncode == 0, f"{command}\n{outcome.stdout}{outcome.stderr}"
+
+
+def test_both_set_up_commands_exist() -> None:
+    shown = "".join(blocks("sh"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("demo", "test", "test-all"):
+        assert f"make {target}" in shown
+        assert f"\n{target}: " in makefile
+
+
+def test_every_file_of_the_tree_exists() -> None:
+    tree = next(block for block in blocks("text") if "bipline/" in block)
+    for name in re.findall(r"^ *([\w.-]+(?:/[\w.-]+)*/?)\s{2,}", tree, re.MULTILINE):
+        found = [path for path in (ROOT / name, ROOT / "bipline" / name) if path.exists()]
+        assert found, f"the tree shows {name}, which does not exist"
+
+
+def test_every_dependency_has_its_reason() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for group in (project["dependencies"], project["optional-dependencies"]["dev"]):
+        for requirement in group:
+            name = re.split(r"[\[<>=]", requirement)[0]
+            assert re.search(rf"^\| `{re.escape(name)}` \| .{{10,}} \|$", README, re.MULTILINE), (
+                name
+            )
+
+
+def test_constraints_pin_every_dependency() -> None:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for group in (project["dependencies"], project["optional-dependencies"]["dev"]):
+        for requirement in group:
+            name = re.split(r"[\[<>=]", requirement)[0].lower().replace("_", "-")
+            assert f"\n{name}==" in pins, name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_demo_twice_ends_with_the_table(tmp_path: Path) -> None:
+    """The main job on the embedded model; the second time unchanged stages say they are cached."""
+    command = f"bipline demo --set state={tmp_path} --json {tmp_path / 'summary.json'}"
+    for again in (False, True):
+        outcome = shell(command, ROOT)
+        assert outcome.returncode == 0, outcome.stderr
+        for word in ("dense", "pruned", "recovered", "perplexity, held-out", "acc, cloze"):
+            assert word in outcome.stdout
+        assert ("cached" in outcome.stdout) == again
+        assert Path(re.search(r"^report +(\S+)$", outcome.stdout, re.MULTILINE)[1]).is_file()  # type: ignore[index]
+    assert (tmp_path / "summary.json").is_file()

@@ -58,7 +58,9 @@ def _perplexity_row(name: str) -> Row:
 
 def _task_row(name: str, metric: str) -> Row:
     def cell(record: EvaluationRecord) -> str:
-        return f"{getattr(record.tasks[name], metric):.3f} ± {record.tasks[name].stderr or 0:.3f}"
+        result = record.tasks[name]
+        error = f" ± {result.stderr:.3f}" if metric == "acc" and result.stderr else ""
+        return f"{getattr(result, metric):.3f}{error}"
 
     return f"{metric}, {name}", cell
 

@@ -81,11 +81,10 @@ def test_changed_section_runs_its_stage_and_what_follows(first: RunSummary, run:
     assert changed.registration.version != first.registration.version
 
 
-def test_without_zenml_cache_the_store_answers(first: RunSummary, run: Run) -> None:
-    [calibration] = (_stage_folder(first, "calibrate")).iterdir()
-    shutil.rmtree(calibration)
-    again = run(reuse=False)
-    assert ran(again) == {"calibrate"} | NEVER_CACHED
+def test_deleted_package_is_made_again_from_the_store(first: RunSummary, run: Run) -> None:
+    shutil.rmtree(first.package.location)
+    again = run()
+    assert ran(again) == {"export"} | NEVER_CACHED
     assert again.stage("score").status == "reused"
     assert again.package.digest == first.package.digest
 

@@ -1,0 +1,105 @@
+"""Values of the pipeline (plans, records, resolutions) as JSON text.
+
+The content hash of a value is its digest, so a stage that runs again and finds the same answer
+re-runs nothing after it. A value whose stored text was changed is refused on loading.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from zenml.enums import ArtifactType, VisualizationType
+from zenml.materializers.base_materializer import BaseMaterializer
+
+from bipline.artifacts.digests import digest_json
+from bipline.artifacts.errors import Refused
+from bipline.artifacts.plan import PruningPlan
+from bipline.artifacts.record import EvaluationRecord, RecoveryRecord
+from bipline.artifacts.resolution import Resolution
+from bipline.artifacts.summary import Registration
+
+Value = TypeVar("Value", bound=BaseModel)
+Scalar = str | int | float | bool
+
+
+class JsonMaterializer(BaseMaterializer, Generic[Value]):
+    """Stores a pydantic value as one JSON file, in whatever store ZenML uses."""
+
+    SKIP_REGISTRATION: ClassVar[bool] = True
+    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
+    FILE_NAME: ClassVar[str] = "value.json"
+
+    def save(self, data: Value) -> None:
+        """Write the value as indented JSON."""
+        self._write(self.FILE_NAME, data.model_dump_json(indent=1) + "\n")
+
+    def load(self, data_type: type[Value]) -> Value:
+        """Read the value. Raises Refused when it is not what was saved."""
+        uri = self._place(self.FILE_NAME)
+        with self.artifact_store.open(uri, "r") as file:
+            text = file.read()
+        try:
+            value = data_type.model_validate_json(text)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise Refused(f"{uri}: is not the {data_type.__name__} it was: {problem}") from None
+        expected = self.expected_content_hash
+        if expected and self.compute_content_hash(value) != expected:
+            raise Refused(f"{uri}: its content is not what was saved ({expected[:12]})")
+        return value
+
+    def compute_content_hash(self, data: Value) -> str:
+        """The value's own digest, or the digest of its JSON."""
+        own = getattr(data, "digest", None)
+        return own if isinstance(own, str) else digest_json(data.model_dump(mode="json"))
+
+    def extract_metadata(self, data: Value) -> dict[str, Any]:
+        """The digest and every plain figure of the value, by dotted name."""
+        return {"digest": self.compute_content_hash(data), **figures(data.model_dump(mode="json"))}
+
+    def save_visualizations(self, data: Value) -> dict[str, VisualizationType]:
+        """A table of the value's figures."""
+        uri = self._write("value.html", html_table(self.extract_metadata(data)))
+        return {uri: VisualizationType.HTML}
+
+    def _write(self, name: str, text: str) -> str:
+        uri = self._place(name)
+        with self.artifact_store.open(uri, "w") as file:
+            file.write(text)
+        return uri
+
+    def _place(self, name: str) -> str:
+        return f"{self.uri}/{name}"
+
+
+class JsonValueMaterializer(JsonMaterializer[BaseModel]):
+    """The values that pass between steps."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (
+        Resolution, PruningPlan, EvaluationRecord, RecoveryRecord, Registration,
+    )  # fmt: skip
+
+
+def figures(value: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The plain values of a nested mapping by dotted name; lists and nothings are left out."""
+    return dict(_walk(value, ""))
+
+
+def _walk(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Scalar]]:
+    for name, part in value.items():
+        if isinstance(part, Mapping):
+            yield from _walk(part, f"{prefix}{name}.")
+        elif isinstance(part, (str, int, float, bool)):
+            yield f"{prefix}{name}", part
+
+
+def html_table(rows: Mapping[str, object]) -> str:
+    """A two-column HTML table."""
+    lines = (
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table>{''.join(lines)}</table>\n"

@@ -1,0 +1,1 @@
+"""Pipelines over the stages, and how they are run on the local stack."""

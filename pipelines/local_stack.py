@@ -1,0 +1,114 @@
+"""The local stack: ZenML and MLflow with all their state below one folder.
+
+Whatever stack, server or tracking store the user has is left alone: this process is pointed
+elsewhere before ZenML is imported, and never told about the others.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bipline.artifacts.stage_key import PROJECT_ROOT
+from bipline.delivery.registry import prepare_tracking
+
+if TYPE_CHECKING:
+    from zenml.enums import StackComponentType
+    from zenml.models import ComponentResponse
+
+STACK = "bipline-local"
+# ZenML names the experiment after the pipeline.
+EXPERIMENT = "compress"
+# Settings by which the environment would lead to another stack, server or run.
+FOREIGN = (
+    "ZENML_STORE_", "ZENML_SECRETS_STORE_", "ZENML_BACKUP_SECRETS_STORE_", "ZENML_ACTIVE_",
+    "ZENML_SERVER", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_", "MLFLOW_RUN_", "MLFLOW_EXPERIMENT_",
+)  # fmt: skip
+
+
+def isolate(state: Path) -> None:
+    """Point this process at the ZenML state below ``state``, and at this checkout's sources."""
+    home = state / "zenml"
+    home.mkdir(parents=True, exist_ok=True)
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        del os.environ[name]
+    os.environ.update(
+        ZENML_CONFIG_PATH=str(home / "config"),
+        ZENML_LOCAL_STORES_PATH=str(home / "stores"),
+        ZENML_REPOSITORY_PATH=str(home),
+        ZENML_ANALYTICS_OPT_IN="false",
+        ZENML_AUTO_OPEN_DASHBOARD="false",
+        AUTO_OPEN_DASHBOARD="false",
+        ZENML_DISABLE_INTERACTIVE_INPUT="true",
+        ZENML_ENABLE_REPO_INIT_WARNINGS="false",
+        ZENML_ENABLE_RICH_TRACEBACK="false",
+        ZENML_LOGGING_COLORS_DISABLED="true",
+        MLFLOW_DISABLE_TELEMETRY="true",
+        DO_NOT_TRACK="true",
+    )
+    if "zenml" in sys.modules:
+        _forget()
+    from zenml.utils import source_utils
+
+    source_utils.set_custom_source_root(str(PROJECT_ROOT))
+
+
+def _forget() -> None:
+    """Drop what an already imported ZenML remembers of another state."""
+    from zenml.client import Client
+    from zenml.config.global_config import GlobalConfiguration
+    from zenml.stack import stack
+
+    GlobalConfiguration._reset_instance()
+    Client._reset_instance()
+    stack._STACK_CACHE.clear()
+
+
+def activate_local_stack(state: Path) -> None:
+    """Create the stack where it is missing, and make it this state's active one."""
+    from zenml.client import Client
+    from zenml.enums import StackComponentType
+
+    tracking = prepare_tracking(state, EXPERIMENT)
+    artifacts = {"path": str(state / "zenml" / "artifacts")}
+    store = _component(StackComponentType.ARTIFACT_STORE, "local", artifacts)
+    tracker = _component(
+        StackComponentType.EXPERIMENT_TRACKER, "mlflow", {"tracking_uri": tracking}
+    )
+    client = Client()
+    if not client.list_stacks(name=STACK).items:
+        client.create_stack(
+            STACK,
+            {
+                StackComponentType.ORCHESTRATOR: "default",
+                StackComponentType.ARTIFACT_STORE: store.id,
+                StackComponentType.EXPERIMENT_TRACKER: tracker.id,
+            },
+        )
+    if client.active_stack_model.name != STACK:
+        client.activate_stack(STACK)
+
+
+def _component(
+    kind: StackComponentType, flavor: str, configuration: dict[str, str]
+) -> ComponentResponse:
+    """The stack's component of a kind, following the state folder when it was moved."""
+    from zenml.client import Client
+
+    client = Client()
+    found = client.list_stack_components(type=kind, name=STACK).items
+    if not found:
+        return client.create_stack_component(STACK, flavor, kind, configuration)
+    if any(found[0].configuration.get(name) != value for name, value in configuration.items()):
+        return client.update_stack_component(found[0].id, kind, configuration=configuration)
+    return found[0]
+
+
+def close_tracking() -> None:
+    """End the MLflow run of a step that failed before it began, which ZenML leaves open."""
+    import mlflow
+
+    while mlflow.active_run():
+        mlflow.end_run("FAILED")

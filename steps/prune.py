@@ -1,0 +1,40 @@
+"""Prune: a model and a plan become a smaller model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from zenml import ArtifactConfig, step
+from zenml.enums import ArtifactType
+
+from bipline.artifacts.directory import DirectoryWriter
+from bipline.artifacts.plan import PruningPlan
+from bipline.artifacts.resolution import Resolution
+from bipline.artifacts.store import Handle
+from bipline.compression import prune as core
+from bipline.config import PruneSection
+from bipline.model.checkpoint import open_checkpoint
+from steps.stage import FROM_JSON, Stage, cached_by
+
+VERSION = "1"
+STAGE = Stage("prune", VERSION, ("bipline.compression.prune",))
+
+
+def fingerprint() -> str:
+    """See :meth:`steps.stage.Stage.fingerprint`."""
+    return STAGE.fingerprint()
+
+
+@step(cache_policy=cached_by(f"{__name__}.fingerprint"))
+def prune(
+    model: Resolution, plan: PruningPlan, section: Annotated[PruneSection, FROM_JSON]
+) -> Annotated[Handle, ArtifactConfig(name="pruned_model", artifact_type=ArtifactType.MODEL)]:
+    """Write the smaller model."""
+    inputs = {"model": model.digest, "plan": plan.digest}
+
+    def produce(writer: DirectoryWriter) -> None:
+        checkpoint = open_checkpoint(Path(model.model.location))
+        core.write_pruned(checkpoint, plan, writer, section.shard_bytes)
+
+    return STAGE.stored(STAGE.key(inputs, section), core.KIND, produce)

@@ -1,0 +1,53 @@
+"""Score: one pass over the calibration windows becomes sums and scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from zenml import step
+
+from bipline.artifacts.directory import DirectoryWriter
+from bipline.artifacts.resolution import Resolution
+from bipline.artifacts.store import Handle
+from bipline.compression import score as core
+from bipline.compression.calibrate import load_calibration
+from bipline.compression.criteria import CRITERIA, module_name
+from bipline.compression.criteria.interface import Options
+from bipline.config import ScoreSection
+from bipline.model.checkpoint import open_checkpoint
+from bipline.quality.protocols import torch_dtype
+from steps.stage import FROM_JSON, Stage, cached_by
+
+VERSION = "1"
+CORE = "bipline.compression.score"
+# ZenML's cache function cannot see the section, so it follows every criterion.
+STAGE = Stage("score", VERSION, (CORE, *(module_name(criterion) for criterion in CRITERIA)))
+
+
+def fingerprint() -> str:
+    """See :meth:`steps.stage.Stage.fingerprint`."""
+    return STAGE.fingerprint()
+
+
+@step(cache_policy=cached_by(f"{__name__}.fingerprint"))
+def score(
+    model: Resolution, calibration: Handle, section: Annotated[ScoreSection, FROM_JSON]
+) -> Annotated[Handle, "statistics"]:
+    """Score every attention group and FFN channel; the Store's key follows one criterion."""
+    inputs = {"model": model.digest, "calibration": calibration.digest}
+    key = STAGE.key(inputs, section, (CORE, module_name(section.criterion)))
+
+    def produce(writer: DirectoryWriter) -> None:
+        checkpoint = open_checkpoint(Path(model.model.location))
+        windows = load_calibration(Path(calibration.location))
+        dtype = torch_dtype(section.dtype)
+        sums = core.collect_statistics(
+            checkpoint, windows.token_ids, windows.digest, section.criterion, dtype
+        )
+        scores = core.compute_scores(
+            checkpoint, sums, section.criterion, Options(seed=section.seed)
+        )
+        core.save_statistics(sums, scores, writer)
+
+    return STAGE.stored(key, core.KIND, produce)

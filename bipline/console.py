@@ -64,6 +64,10 @@ class Display:
         seconds = time.perf_counter() - start
         self.console.print(f"  {description}: {done} in {seconds:.1f} s", highlight=False)
 
+    def heading(self, text: str) -> None:
+        """A stage begins."""
+        self.console.print(f"[bold]{text}[/bold]", highlight=False)
+
     def note(self, text: str) -> None:
         """One line the user should see."""
         self.console.print(f"  {text}", highlight=False, markup=False)

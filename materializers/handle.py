@@ -15,7 +15,9 @@ from zenml.enums import ArtifactType, VisualizationType
 from bipline.artifacts.errors import InvalidInput, Refused
 from bipline.artifacts.manifest import read_manifest
 from bipline.artifacts.store import Handle
+from bipline.compression.score import KIND as STATISTICS
 from materializers.json_value import JsonMaterializer, figures, html_table
+from materializers.pictures import importance_picture
 
 
 class StoredGone(InvalidInput):
@@ -56,4 +58,10 @@ class HandleMaterializer(JsonMaterializer[Handle]):
             for name, entry in manifest.files.items()
         }
         text = html_table(self.extract_metadata(data)) + html_table(files)
-        return {self._write("manifest.html", text): VisualizationType.HTML}
+        shown = {self._write("manifest.html", text): VisualizationType.HTML}
+        if data.kind == STATISTICS:
+            place = self._place("importance.png")
+            with self.artifact_store.open(place, "wb") as file:
+                file.write(importance_picture(Path(data.location)))
+            shown[place] = VisualizationType.IMAGE
+        return shown

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bipline.artifacts.directory import locked
 from bipline.artifacts.errors import BiplineError
 from bipline.artifacts.progress import note
 from bipline.artifacts.summary import RunSummary, StageSummary
@@ -30,7 +31,12 @@ def run_compress(config: CompressConfig, reuse: bool = True) -> RunSummary:
     """
     state = Path(config.state).absolute()
     isolate(state)
-    activate_local_stack(state)
+    with locked(state, f"{state}: another run is using this state folder"):
+        activate_local_stack(state)
+        return _run_again_if_gone(config, reuse)
+
+
+def _run_again_if_gone(config: CompressConfig, reuse: bool) -> RunSummary:
     from materializers.handle import StoredGone
 
     try:

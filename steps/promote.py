@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from zenml import get_step_context, log_metadata, step
 
 from bipline.artifacts.plan import PruningPlan
+from bipline.artifacts.progress import heading
 from bipline.artifacts.record import EvaluationRecord, RecoveryRecord
 from bipline.artifacts.store import Handle
 from bipline.artifacts.summary import Registration
@@ -37,13 +38,14 @@ def promote(
     recovery: RecoveryRecord | None = None,
 ) -> Annotated[Registration, "registration"]:
     """Register the package under its name and alias, with every number of the run."""
+    heading("promote")
     records = {"dense": dense_record, "pruned": pruned_record}
     if recovered_record and recovery and recovery.accepted:
         records["recovered"] = recovered_record
     run = get_step_context().pipeline_run
     seconds, remembered = stage_seconds(run.id)
     told = {name: record.to_json_value() for name, record in records.items()}
-    outcome = core.track_and_register(
+    registered = core.track_and_register(
         package=Path(package.location),
         package_digest=package.digest,
         name=section.name,
@@ -54,6 +56,7 @@ def promote(
             "pruning_plan.json": plan.to_json(),
             "evaluation.json": json.dumps(told, indent=1, sort_keys=True) + "\n",
             "config.json": json.dumps(config, indent=1, sort_keys=True) + "\n",
+            "report.html": (Path(package.location) / "report.html").read_text(encoding="utf-8"),
         },
         tags={
             **provenance,
@@ -62,7 +65,6 @@ def promote(
             "stages.not_run_again": ", ".join(remembered) or "none",
         },
     )
-    registered = Registration.model_validate(outcome.model_dump())
     log_metadata(
         {
             "version": VERSION,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
+from bipline.artifacts.progress import heading
 from bipline.artifacts.resolution import Resolution
 from bipline.model import resolve as core
 from steps.stage import store
@@ -29,6 +30,7 @@ def resolve(
     Annotated[Resolution, "evaluation_inputs"],
 ]:
     """Resolve everything, and hand each stage only what it reads."""
+    heading("resolve")
     whole = core.resolve(model, texts, tasks, store().root / "downloads")
     log_metadata({"version": VERSION, "output_digest": whole.digest})
     return (

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator
-from zenml import log_metadata
+from zenml import get_step_context, log_metadata
 from zenml.client import Client
 from zenml.config.cache_policy import CachePolicy
 
 import materializers  # noqa: F401  (its import tells ZenML how our types are stored)
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.directory import DirectoryWriter, write_text
+from bipline.artifacts.progress import heading, note
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.stage_key import code_digest, numerics, stage_key
 from bipline.artifacts.store import Handle, LocalStore, store_at
@@ -71,8 +72,11 @@ class Stage:
     def stored(self, key: str, kind: str, produce: Callable[[DirectoryWriter], object]) -> Handle:
         """The directory of this key: found in the Store, or produced and written to it."""
         start = time.perf_counter()
+        heading(get_step_context().step_run.name)
         found = store().find(self.name, key)
-        if found is None:
+        if found is not None:
+            note("found in the store, not computed again")
+        else:
             with store().write(self.name, key, kind) as writer:
                 produce(writer)
         handle = found or Handle.to_directory(store().place(self.name, key))

@@ -110,20 +110,29 @@ def refuse_occupied(final: Path) -> None:
 
 
 @contextmanager
+def locked(directory: Path, refusal: str) -> Iterator[None]:
+    """Hold an exclusive lock on a directory; it is gone when the process is.
+
+    Raises InvalidInput with ``refusal`` when another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InvalidInput(refusal) from None
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def _locked_empty(temporary: Path) -> Iterator[None]:
     """Create ``temporary``, or take over what a killed process left, under an exclusive lock."""
     temporary.mkdir(exist_ok=True)
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidInput(f"{temporary}: another process is writing this output") from None
+    with locked(temporary, f"{temporary}: another process is writing this output"):
         for leftover in temporary.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _flush(path: Path) -> None:

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Listener(Protocol):
-    """What a display implements: a task begins, advances and ends; a note is one line."""
+    """What a display implements: stages, the tasks in them, and notes of one line."""
 
     def begin(self, description: str, total: int | None) -> None:
         """A task begins; ``total`` is None when its length is not known."""
@@ -24,6 +24,9 @@ class Listener(Protocol):
 
     def end(self) -> None:
         """The latest task is over."""
+
+    def heading(self, text: str) -> None:
+        """A stage begins."""
 
     def note(self, text: str) -> None:
         """One line the user should see."""
@@ -59,6 +62,12 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
             listener.advance()
     finally:
         listener.end()
+
+
+def heading(text: str) -> None:
+    """A stage begins: what follows belongs to it."""
+    if _listener is not None:
+        _listener.heading(text)
 
 
 def note(text: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.artifacts.digests import digest_json
-from bipline.artifacts.stage_key import library_versions
+from bipline.artifacts.stage_key import library_versions, processor
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -36,7 +35,7 @@ class TaskResult(_Frozen):
 
 
 class Speed(_Frozen):
-    """Tokens per second, median of the repeats: prompt processing and greedy decoding."""
+    """Tokens per second, best of the repeats: prompt processing and greedy decoding."""
 
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
@@ -89,17 +88,8 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **library_versions(),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.machine()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import os
+import platform
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -88,10 +89,25 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+@cache
+def processor() -> str:
+    """The processor's name: another type may round otherwise."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
 def numerics() -> dict[str, Any]:
-    """What besides inputs and code decides the bytes: library versions and threads."""
+    """What besides inputs and code decides the bytes: libraries, processor and threads."""
     threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
-    return {"libraries": library_versions(), "threads": str(threads)}
+    return {
+        "libraries": library_versions(),
+        "processor": processor(),
+        "threads": str(threads),
+    }
 
 
 def stage_key(

@@ -21,12 +21,11 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from bipline.artifacts.directory import environment_failure
 from bipline.artifacts.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
 from bipline.artifacts.manifest import read_manifest, verify_directory
 from bipline.artifacts.progress import note
+from bipline.artifacts.summary import Registration
 
 DIGEST_TAG = "package_digest"
 MODEL_TYPE = "hf-causal-lm"
@@ -41,18 +40,6 @@ LOCK_SECONDS = 5.0
 BAD_REQUESTS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
 # Libraries below MLflow whose errors reach us untranslated when a service fails.
 SERVICE_LIBRARIES = {"requests", "urllib3", "sqlalchemy", "botocore", "boto3", "sqlite3"}
-
-
-class Registration(BaseModel):
-    """Where a package is registered; ``reused`` when its digest was registered before."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mlflow_run_id: str
-    model_name: str
-    version: str
-    alias: str
-    reused: bool
 
 
 def prepare_tracking(state: Path, experiment: str) -> str:

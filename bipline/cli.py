@@ -35,6 +35,7 @@ SetOption = Annotated[
 ]
 StateOption = Annotated[Path, typer.Option(help="folder for logs and state")]
 DEFAULT_STATE = Path(".bipline")
+INTERRUPTED = 130
 
 
 @app.command()
@@ -99,9 +100,9 @@ def prune(
         ffn_multiple=ffn_multiple, plan=plan, plan_out=plan_out, statistics=statistics,
         dtype=dtype, shard_bytes=shard_size, downloads=state / "downloads",
     )  # fmt: skip
-    with working(_log(state, "prune")) as console:
+    with working(log := _log(state, "prune")) as console:
         result = prune_job(request)
-        _print_pruned(console, result, out)
+        _print_pruned(console, result, out, log)
     _write_json(json_file, result)
 
 
@@ -130,9 +131,10 @@ def evaluate(
         task_data=task_data, seqlen=seqlen, bos=bos, dtype=dtype, batch_size=batch_size,
         speed=speed,
     )  # fmt: skip
-    with working(_log(state, "evaluate")) as console:
+    with working(log := _log(state, "evaluate")) as console:
         records = evaluate_job(request)
         console.print(evaluation_table(records))
+        console.print(f"log: {log}", highlight=False, soft_wrap=True)
     values = {name: record.to_json_value() for name, record in records.items()}
     _write_json(json_file, {**values.pop("model"), **values})
 
@@ -161,15 +163,13 @@ def schema() -> None:
 def main() -> None:
     """Run the command line; every error is one line and an exit code."""
     try:
-        app(standalone_mode=False)
+        # Typer gives an interruption as a value here, and help as zero.
+        if app(standalone_mode=False) == INTERRUPTED:
+            _fail("interrupted; nothing was left half written", INTERRUPTED)
     except BiplineError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was left half written", 130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        _fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; nothing was left half written", INTERRUPTED)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 3)
     except Exception as error:
@@ -195,14 +195,16 @@ def _compress(config: Path, set_: list[str] | None, json_file: Path | None, dry_
     _write_json(json_file, summary.model_dump(mode="json"))
 
 
-def _print_pruned(console: Any, result: dict[str, Any], out: Path) -> None:
+def _print_pruned(console: Any, result: dict[str, Any], out: Path, log: Path) -> None:
     ratio, parameters = result["ratio"], result["parameters"]
     console.print(
         f"{out}: {parameters['before']:,} -> {parameters['after']:,} parameters; ratio asked "
         f"{ratio['asked']:g} of {ratio['of']}, reached {ratio['reached_blocks']:.4f} of the "
         f"blocks, {ratio['reached_total']:.4f} of all; {result['seconds']['total']:.1f} s",
         highlight=False,
+        soft_wrap=True,
     )
+    console.print(f"log: {log}", highlight=False, soft_wrap=True)
 
 
 def _log(state: Path, command: str) -> Path:

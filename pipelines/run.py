@@ -6,12 +6,15 @@ ZenML is imported only after this process was pointed at the run's own state (se
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bipline.artifacts.directory import locked
-from bipline.artifacts.errors import BiplineError
+from bipline.artifacts.errors import BiplineError, EnvironmentFailure
 from bipline.artifacts.progress import note
 from bipline.artifacts.summary import RunSummary, StageSummary
 from bipline.config import CompressConfig
@@ -31,9 +34,27 @@ def run_compress(config: CompressConfig, reuse: bool = True) -> RunSummary:
     """
     state = Path(config.state).absolute()
     isolate(state)
-    with locked(state, f"{state}: another run is using this state folder"):
+    with (
+        database_failures(state),
+        locked(state, f"{state}: another run is using this state folder"),
+    ):
         activate_local_stack(state)
         return _run_again_if_gone(config, reuse)
+
+
+@contextmanager
+def database_failures(state: Path) -> Iterator[None]:
+    """Raise EnvironmentFailure where ZenML's database fails: disk full, locked, unreadable."""
+    try:
+        yield
+    except Exception as error:
+        failure = _in_chain(error, sqlite3.Error)
+        if failure is None or isinstance(error, BiplineError):
+            raise
+        raise EnvironmentFailure(
+            f"ZenML's database below {state} failed: {failure}; finished stages are kept, "
+            "make room and run again"
+        ) from error
 
 
 def _run_again_if_gone(config: CompressConfig, reuse: bool) -> RunSummary:
@@ -65,12 +86,15 @@ def _run_pipeline(config: CompressConfig, reuse: bool) -> str:
 
 def original(error: BaseException) -> BaseException:
     """The error of this project that another was raised from, or the error itself."""
+    return _in_chain(error, BiplineError) or error
+
+
+def _in_chain(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """The first error of a kind among an error and those it was raised from."""
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, BiplineError):
-            return cause
+    while cause is not None and not isinstance(cause, kind):
         cause = cause.__cause__
-    return error
+    return cause
 
 
 def _log_provenance(name: str) -> None:

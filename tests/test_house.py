@@ -59,3 +59,13 @@ def test_every_configuration_is_valid() -> None:
 
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         load_config(path)
+
+
+def test_every_field_of_a_configuration_says_what_it_is() -> None:
+    from bipline.config import config_schema
+
+    schema = config_schema()
+    tables = {"CompressConfig": schema, **schema["$defs"]}
+    for table, definition in tables.items():
+        for name, field in definition["properties"].items():
+            assert "description" in field or "$ref" in field, f"{table}.{name}"

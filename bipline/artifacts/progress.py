@@ -61,7 +61,9 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
             yield item
             listener.advance()
     finally:
-        listener.end()
+        # A loop left by an error may be closed late, when nobody listens any more.
+        if listener is _listener:
+            listener.end()
 
 
 def heading(text: str) -> None:

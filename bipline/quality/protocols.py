@@ -29,14 +29,14 @@ class Protocol(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     seqlen: int = Field(default=128, ge=2, description="window length in tokens")
-    bos: BosPolicy = "none"
+    bos: BosPolicy = Field(default="none", description="where a BOS goes: none, text or window")
     dtype: DtypeName = Field(default="float32", description="compute dtype")
     batch_size: int = Field(default=16, ge=1, description="sequences a batch in zero-shot tasks")
     num_fewshot: int = Field(default=0, ge=0, description="examples before each question")
     speed: bool = Field(default=False, description="measure prefill and decode tokens per second")
     speed_prompt_tokens: int = Field(default=128, ge=1, description="prompt length in tokens")
     speed_decoded_tokens: int = Field(default=32, ge=2, description="decoded length in tokens")
-    speed_repeats: int = Field(default=10, ge=1, description="repeats; the best is reported")
+    speed_repeats: int = Field(default=15, ge=1, description="repeats; the best is reported")
 
     def described(self, texts: dict[str, str], tasks: dict[str, str]) -> dict[str, Any]:
         """The protocol as JSON with the digests of its texts and tasks."""

@@ -18,4 +18,4 @@ class LoraRecipe(BaseModel):
     steps: int = Field(default=200, ge=1, description="optimiser steps")
     batch_size: int = Field(default=8, ge=1, description="windows a step")
     seqlen: int = Field(default=128, ge=2, description="window length in tokens")
-    seed: int = 0
+    seed: int = Field(default=0, description="draws the adapter and orders the windows")

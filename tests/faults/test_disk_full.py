@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from tests.compression.test_calibrate import prose
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 64 kB; only a privileged user can mount one."""
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 64 kB, or of the test's parameter; only a privileged user can mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    size = getattr(request, "param", "64k")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
     mounted = subprocess.run(command, capture_output=True, check=False)
     if mounted.returncode:
         message = f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}"
@@ -53,3 +55,18 @@ def test_log_folder_that_cannot_be_written(
     (tmp_path / "state").write_text("a file where a folder should be")
     arguments = ["prune", llama, "--ratio", "0.3", "--out", tmp_path / "out"]
     run(capfd, *arguments, "--state", tmp_path / "state").assert_one_line(3, "log file")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("small_disk", ["200k", "2m", "8m"], indirect=True)
+def test_pipeline_onto_a_full_disk(small_disk: Path) -> None:
+    """MLflow's database, ZenML's database and a stored model are what does not fit, in turn."""
+    arguments = ["demo", "--set", f"state={small_disk / 'state'}", "--set", "recover.enabled=false"]
+    outcome = subprocess.run(
+        [sys.executable, "-m", "bipline.cli", *arguments], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert outcome.returncode == 3, outcome
+    assert len(outcome.stderr.strip().splitlines()) == 1
+    assert "full" in outcome.stderr or "no space left" in outcome.stderr
+    assert not list(small_disk.rglob(".*.partial"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from bipline.artifacts.summary import RunSummary
 
 OURS = {"materializers.json_value.JsonValueMaterializer", "materializers.handle.HandleMaterializer"}
-SUFFIXES = {".json", ".html", ".safetensors", ".md", ".log", ".txt", ".jinja", ".model"}
+SUFFIXES = {".json", ".html", ".png", ".safetensors", ".md", ".log", ".txt", ".jinja", ".model"}
 PICKLE_PROTOCOL = b"\x80"
 
 

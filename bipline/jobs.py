@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from bipline.artifacts.directory import atomic_directory, refuse_occupied, write_text
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import PruningPlan, read_plan
+from bipline.artifacts.progress import note
 from bipline.artifacts.record import EvaluationRecord
 from bipline.compression.allocate import RatioOf, allocate, check_ratio
 from bipline.compression.calibrate import CalibrationSet, calibrate
@@ -115,7 +116,7 @@ def prune_job(request: PruneRequest) -> dict[str, Any]:
             "before": blocks,
             "after": blocks - (checkpoint.parameters - manifest.info["parameters"]),
         },
-        "ratio": plan.budget.model_dump(),
+        "ratio": {**plan.budget.model_dump(), "reached": plan.budget.reached},
         "notes": list(plan.notes),
         "seconds": {"stage": clock.seconds, "total": round(sum(clock.seconds.values()), 3)},
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -168,6 +169,7 @@ def _checked_ratio(request: PruneRequest) -> tuple[float, RatioOf]:
 def _scores(request: PruneRequest, checkpoint: Checkpoint, clock: Clock) -> Scores:
     options = Options(seed=request.seed)
     if request.statistics and request.statistics.is_dir() and any(request.statistics.iterdir()):
+        note(f"sums come from {request.statistics}; no calibration text is read")
         saved, _ = load_statistics(request.statistics)
         return compute_scores(checkpoint, saved, request.criterion, options)
     statistics = _fresh_statistics(request, checkpoint, clock)

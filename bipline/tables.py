@@ -67,9 +67,11 @@ def _task_row(name: str, metric: str) -> Row:
 
 def _speed_row(kind: str) -> Row:
     def cell(record: EvaluationRecord) -> str:
-        return f"{getattr(record.speed, f'{kind}_tokens_per_second'):,.0f}"
+        best = getattr(record.speed, f"{kind}_tokens_per_second")
+        median = getattr(record.speed, f"{kind}_median_tokens_per_second")
+        return f"{best:,.0f} ({median:,.0f})"
 
-    return f"{kind}, tokens/s", cell
+    return f"{kind}, tokens/s (median)", cell
 
 
 def _stage_table(summary: RunSummary) -> Table:
@@ -97,10 +99,16 @@ def _closing_lines(summary: RunSummary, log: Path) -> list[tuple[str, str]]:
     registration = summary.registration
     known = "the same version as before" if registration.reused else "new"
     lines += [
-        ("package", summary.package.location),
-        ("report", summary.report),
+        ("package", _shown(summary.package.location)),
+        ("report", _shown(summary.report)),
         ("registered", f"{registration.model_name} version {registration.version} ({known}), "
                        f"alias {registration.alias}"),
         ("log", str(log)),
     ]  # fmt: skip
     return lines
+
+
+def _shown(path: str) -> str:
+    """A path as short as it can be typed from here."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from bipline.artifacts.digests import digest_json
-from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.reading import read_value
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -44,6 +44,11 @@ class Budget(BaseModel):
     reached_blocks: float
     reached_total: float
 
+    @property
+    def reached(self) -> float:
+        """What was reached, counted as it was asked."""
+        return self.reached_blocks if self.of == "blocks" else self.reached_total
+
 
 class PruningPlan(BaseModel):
     """The decision: per block, what stays. ``tensor_digest`` names the one model it is for."""
@@ -77,13 +82,4 @@ class PruningPlan(BaseModel):
 
 def read_plan(path: Path) -> PruningPlan:
     """Read a plan. Raises InvalidInput when the file is missing or is not a plan."""
-    try:
-        return PruningPlan.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InvalidInput(f"{path}: no such plan file") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InvalidInput(f"{path}: not a pruning plan: {where}: {first['msg']}") from None
-    except UnicodeDecodeError:
-        raise InvalidInput(f"{path}: not a pruning plan: it is not UTF-8 text") from None
+    return read_value(path, PruningPlan, "pruning plan")

@@ -35,10 +35,15 @@ class TaskResult(_Frozen):
 
 
 class Speed(_Frozen):
-    """Tokens per second, best of the repeats: prompt processing and greedy decoding."""
+    """Tokens per second: prompt processing and greedy decoding, best and median of the repeats.
+
+    A median far below the best says that the machine was busy with something else.
+    """
 
     prefill_tokens_per_second: float
+    prefill_median_tokens_per_second: float
     decode_tokens_per_second: float
+    decode_median_tokens_per_second: float
     batch_size: int
     prompt_tokens: int
     decoded_tokens: int

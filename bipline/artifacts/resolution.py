@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.artifacts.digests import digest_json
-from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.reading import read_value
 
 SCHEMA_VERSION: Literal[1] = 1
 # What says where content came from, not what it is.
@@ -95,13 +95,4 @@ class Resolution(_Frozen):
 
 def read_resolution(path: Path) -> Resolution:
     """Read a resolution. Raises InvalidInput when the file is missing or is not one."""
-    try:
-        return Resolution.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InvalidInput(f"{path}: no such resolution file") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InvalidInput(f"{path}: not a resolution: {where}: {first['msg']}") from None
-    except UnicodeDecodeError:
-        raise InvalidInput(f"{path}: not a resolution: it is not UTF-8 text") from None
+    return read_value(path, Resolution, "resolution")

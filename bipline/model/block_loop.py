@@ -79,8 +79,8 @@ class BlockLoop:
     def embed(self, token_ids: Tensor) -> Tensor:
         """Hidden states before the first block: ``[windows, seqlen, hidden_size]``.
 
-        Raises InvalidInput for a token id above the vocabulary or a window longer than the
-        model's sliding attention window, which this loop does not cut.
+        Raises InvalidInput for a token id above the vocabulary, or a window longer than the
+        positions the model knows or its sliding attention window, which this loop does not cut.
         """
         self._check(token_ids)
         used, where = token_ids.unique(return_inverse=True)
@@ -163,14 +163,12 @@ class BlockLoop:
                 f"token id {highest} is above the model's vocabulary of {vocab_size}; "
                 "the tokenizer does not belong to this model"
             )
-        window = self._skeleton.config.sliding_window if self._slides() else None
-        if window is not None and token_ids.shape[1] > window:
-            raise InvalidInput(
-                f"seqlen {token_ids.shape[1]} is longer than the model's sliding window {window}"
-            )
-
-    def _slides(self) -> bool:
-        return getattr(self._skeleton.config, "sliding_window", None) is not None
+        for limit in ("max_position_embeddings", "sliding_window"):
+            longest = getattr(self._skeleton.config, limit, None)
+            if longest is not None and token_ids.shape[1] > longest:
+                raise InvalidInput(
+                    f"seqlen {token_ids.shape[1]} is longer than the model's {limit} {longest}"
+                )
 
 
 def _input_hook(name: str, seen: Activations) -> Callable[..., None]:

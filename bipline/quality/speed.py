@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from bipline.artifacts.record import Speed
 
 
 def measure_speed(model: Any, prompt_tokens: int, decoded_tokens: int, repeats: int) -> Speed:
-    """Tokens per second at batch size 1: the best of ``repeats`` after one warm-up.
+    """Tokens per second at batch size 1: best and median of ``repeats`` after one warm-up.
 
     ``model`` is a transformers causal language model. Decoding runs with the KV cache and does
-    not stop at EOS, so every model decodes the same number of tokens. The best, not the median:
+    not stop at EOS, so every model decodes the same number of tokens. The best comes first:
     whatever else the machine does can only make a repeat slower.
     """
     generator = torch.Generator().manual_seed(0)
@@ -32,7 +33,9 @@ def measure_speed(model: Any, prompt_tokens: int, decoded_tokens: int, repeats: 
             decode.append(time.perf_counter() - middle)
     return Speed(
         prefill_tokens_per_second=prompt_tokens / min(prefill),
+        prefill_median_tokens_per_second=prompt_tokens / median(prefill),
         decode_tokens_per_second=decoded_tokens / min(decode),
+        decode_median_tokens_per_second=decoded_tokens / median(decode),
         batch_size=1,
         prompt_tokens=prompt_tokens,
         decoded_tokens=decoded_tokens,

@@ -137,7 +137,9 @@ def test_speed_and_tasks_become_rows(contents: PackageContents) -> None:
 def speed(rate: float) -> Speed:
     return Speed(
         prefill_tokens_per_second=rate,
+        prefill_median_tokens_per_second=rate,
         decode_tokens_per_second=rate / 10,
+        decode_median_tokens_per_second=rate / 10,
         batch_size=1,
         prompt_tokens=128,
         decoded_tokens=32,

@@ -107,6 +107,7 @@ def test_unusable_calibration_text(
         ({"ffn_multiple": 1000}, ["ffn_multiple 1000"]),
         ({"plan": "gone.json", "ratio": None}, ["gone.json"]),
         ({"shard_size": 0}, ["shard size 0"]),
+        ({"seqlen": 257, "samples": 1}, ["seqlen 257", "max_position_embeddings 256"]),
         ({"no_such_option": 1}, ["no-such-option"]),
     ],
 )

@@ -28,8 +28,7 @@ class Block:
 
     def weight(self, name: str) -> Tensor:
         """A weight in float32, so that bfloat16 sources do not round the scores."""
-        weight = self.weights[name]
-        return weight if weight.dtype == torch.float64 else weight.float()
+        return widened(self.weights[name])
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def second_moments(activations: Activations) -> Sums:
 
 def sum_of_squares(values: Tensor) -> Tensor:
     """Sum over tokens of squares, accumulated in float64: ``[tokens, width] -> [width]``."""
-    return _wide(values).square().sum(0, dtype=torch.float64)
+    return widened(values).square().sum(0, dtype=torch.float64)
 
 
 def root_mean_square(squares: Tensor, tokens: Tensor) -> Tensor:
@@ -80,5 +79,6 @@ def group_sums(channels: Tensor, shape: ModelShape) -> Tensor:
     return channels.view(shape.num_key_value_heads, -1).sum(1)
 
 
-def _wide(values: Tensor) -> Tensor:
+def widened(values: Tensor) -> Tensor:
+    """At least float32: products of bfloat16 activations would be rounded before they count."""
     return values if values.dtype == torch.float64 else values.float()

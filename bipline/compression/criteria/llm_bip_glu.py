@@ -28,6 +28,7 @@ from bipline.compression.criteria.interface import (
     root_mean_square,
     second_moments,
     sum_of_squares,
+    widened,
 )
 from bipline.compression.criteria.llm_bip import attention_scores, ffn_scores
 from bipline.model.block_loop import Activations
@@ -46,7 +47,7 @@ NEEDS = frozenset(
 
 def observe(block: Block, activations: Activations) -> Sums:
     """The moments of ``llm-bip``, the two gains of the gated FFN and 1/rms of its input."""
-    gate, up = activations["gate"], activations["up"]
+    gate, up = widened(activations["gate"]), widened(activations["up"])
     sigmoid = gate.sigmoid()
     slope = sigmoid * (1 + gate * (1 - sigmoid))
     # The eps inside RMSNorm's root is left out: it can only make the gain smaller.

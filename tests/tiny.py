@@ -21,10 +21,19 @@ SIZES: dict[str, Any] = {
 GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
 SINGLE = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8}
 MULTI = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+SCALED_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 # name -> (model_type, what differs from SIZES)
 FAMILY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gqa": ("llama", {**GROUPED, "tie_word_embeddings": True}),
+    "llama-gqa-scaled-rope": ("llama", {**GROUPED, "rope_parameters": SCALED_ROPE}),
     "llama-mqa": ("llama", {**SINGLE, "tie_word_embeddings": False}),
     "llama-mha": ("llama", {**MULTI, "tie_word_embeddings": False}),
     "llama-gqa-biased": ("llama", {**GROUPED, "attention_bias": True, "mlp_bias": True}),

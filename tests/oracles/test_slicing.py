@@ -20,6 +20,7 @@ from tests.tiny import token_windows
 CLASS_OF_CUT = {
     # 8 query heads of 4 in a hidden size of 32: 6 heads do not divide it any more.
     "llama-gqa": "MistralForCausalLM",
+    "llama-gqa-scaled-rope": "MistralForCausalLM",
     "llama-gqa-biased": "SeedOssForCausalLM",
     "llama-mqa": "LlamaForCausalLM",
 }

@@ -13,8 +13,7 @@ from bipline.artifacts.store import Handle
 from bipline.compression import allocate as core
 from bipline.compression.score import load_statistics
 from bipline.config import AllocateSection
-from bipline.model.checkpoint import open_checkpoint
-from steps.stage import FROM_JSON, Stage, cached_by
+from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 
 VERSION = "1"
 STAGE = Stage("allocate", VERSION, ("bipline.compression.allocate",))
@@ -33,7 +32,7 @@ def allocate(
     inputs = {"model": model.digest, "statistics": statistics.digest}
 
     def produce() -> PruningPlan:
-        checkpoint = open_checkpoint(Path(model.model.location))
+        checkpoint = dense_checkpoint(model)
         _, scores = load_statistics(Path(statistics.location))
         return core.allocate(
             checkpoint, scores, section.ratio, section.ratio_of, section.ffn_multiple

@@ -12,7 +12,7 @@ from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
 from bipline.config import EvaluateSection
 from bipline.quality import evaluate as core
-from steps.stage import FROM_JSON, Stage, cached_by, text_digest
+from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint, text_digest
 
 VERSION = "1"
 STAGE = Stage("evaluate", VERSION, ("bipline.quality.evaluate",))
@@ -28,7 +28,7 @@ def evaluate_dense(
     evaluation_inputs: Resolution, section: Annotated[EvaluateSection, FROM_JSON]
 ) -> Annotated[EvaluationRecord, "dense_record"]:
     """Measure the model that everything is compared with."""
-    directory = Path(evaluation_inputs.model.location)
+    directory = dense_checkpoint(evaluation_inputs).directory
     return _record(directory, evaluation_inputs.subset().digest, evaluation_inputs, section)
 
 

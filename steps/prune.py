@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from zenml import ArtifactConfig, step
@@ -14,8 +13,7 @@ from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
 from bipline.compression import prune as core
 from bipline.config import PruneSection
-from bipline.model.checkpoint import open_checkpoint
-from steps.stage import FROM_JSON, Stage, cached_by
+from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 
 VERSION = "1"
 STAGE = Stage("prune", VERSION, ("bipline.compression.prune",))
@@ -34,7 +32,7 @@ def prune(
     inputs = {"model": model.digest, "plan": plan.digest}
 
     def produce(writer: DirectoryWriter) -> None:
-        checkpoint = open_checkpoint(Path(model.model.location))
+        checkpoint = dense_checkpoint(model)
         core.write_pruned(checkpoint, plan, writer, section.shard_bytes)
 
     return STAGE.stored(STAGE.key(inputs, section), core.KIND, produce)

@@ -15,9 +15,8 @@ from bipline.compression.calibrate import load_calibration
 from bipline.compression.criteria import CRITERIA, module_name
 from bipline.compression.criteria.interface import Options
 from bipline.config import ScoreSection
-from bipline.model.checkpoint import open_checkpoint
 from bipline.quality.protocols import torch_dtype
-from steps.stage import FROM_JSON, Stage, cached_by
+from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 
 VERSION = "1"
 CORE = "bipline.compression.score"
@@ -39,7 +38,7 @@ def score(
     key = STAGE.key(inputs, section, (CORE, module_name(section.criterion)))
 
     def produce(writer: DirectoryWriter) -> None:
-        checkpoint = open_checkpoint(Path(model.model.location))
+        checkpoint = dense_checkpoint(model)
         windows = load_calibration(Path(calibration.location))
         dtype = torch_dtype(section.dtype)
         sums = core.collect_statistics(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator
@@ -20,10 +21,12 @@ from zenml.config.cache_policy import CachePolicy
 import materializers  # noqa: F401  (its import tells ZenML how our types are stored)
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.directory import DirectoryWriter, write_text
+from bipline.artifacts.errors import Refused
 from bipline.artifacts.progress import heading, note
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.stage_key import code_digest, numerics, stage_key
 from bipline.artifacts.store import Handle, LocalStore, store_at
+from bipline.model.checkpoint import Checkpoint, open_checkpoint
 
 Value = TypeVar("Value", bound=BaseModel)
 VALUE_NAME = "value.json"
@@ -117,6 +120,16 @@ def cached_by(fingerprint: str) -> CachePolicy:
         include_step_parameters=True,
         cache_func=fingerprint,
     )
+
+
+def dense_checkpoint(inputs: Resolution) -> Checkpoint:
+    """Open the model that was resolved. Raises Refused when it changed since."""
+    checkpoint = open_checkpoint(Path(inputs.model.location))
+    if checkpoint.tensor_digest != inputs.model.tensor_digest:
+        raise Refused(
+            f"{checkpoint.directory}: its weights changed while the run was going on; run again"
+        )
+    return checkpoint
 
 
 def text_digest(inputs: Resolution) -> str:

@@ -55,6 +55,11 @@ def test_good_input_is_good(prune: Prune, tmp_path: Path) -> None:
     assert f"{result['parameters']['after']:,}" in outcome.output
 
 
+def test_the_same_command_gives_the_same_bytes(prune: Prune, tmp_path: Path) -> None:
+    assert prune(out=tmp_path / "one").code == prune(out=tmp_path / "two").code == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_unusable_model(prune: Prune, llama: Path, tmp_path: Path, fault: str) -> None:
     model = tmp_path / "model"

@@ -7,7 +7,6 @@ sources are refused with the reason, so that no byte of a model is ever executed
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -228,9 +227,3 @@ def _check_extra(checkpoint: Checkpoint, expected: dict[str, Any]) -> None:
             f"{checkpoint.directory}: tensor {min(extra)} does not belong to a "
             f"{checkpoint.config['model_type']} with this config.json"
         )
-
-
-def iterate_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the model in file order, one at a time."""
-    for name in model_axes(checkpoint.family, checkpoint.config):
-        yield name, checkpoint.tensor(name)

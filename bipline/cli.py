@@ -184,8 +184,9 @@ def _compress(config: Path, set_: list[str] | None, json_file: Path | None, dry_
     from bipline.tables import print_summary
 
     settings = load_config(config, tuple(set_ or ()))
+    work = plan_of_work(settings)  # also finds what can be seen to fail before anything starts
     if dry_run:
-        typer.echo(plan_of_work(settings))
+        typer.echo(work)
         return
     run_compress = load_pipeline("run").run_compress
     log = _log(Path(settings.state), "compress")
@@ -229,7 +230,8 @@ def _fail(message: str, code: int) -> None:
 def _fail_unexpectedly(error: Exception) -> None:
     """Errors of the command line's own parser, and faults of this program."""
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):
-        _fail(error.format_message(), 2)
+        message = error.format_message()
+        _fail(message, 2) if message else sys.exit(2)  # without a command, help was printed
     log = _log(DEFAULT_STATE, "fault")
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(traceback.format_exc(), encoding="utf-8")

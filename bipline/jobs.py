@@ -17,7 +17,7 @@ from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import PruningPlan, read_plan
 from bipline.artifacts.progress import note
 from bipline.artifacts.record import EvaluationRecord
-from bipline.compression.allocate import RatioOf, allocate, check_ratio
+from bipline.compression.allocate import RatioOf, allocate, planned_widths
 from bipline.compression.calibrate import CalibrationSet, calibrate
 from bipline.compression.criteria import load_criterion
 from bipline.compression.criteria.interface import Options
@@ -149,6 +149,7 @@ def _given_plan(request: PruneRequest, checkpoint: Checkpoint) -> PruningPlan | 
 
 def _new_plan(request: PruneRequest, checkpoint: Checkpoint, clock: Clock) -> PruningPlan:
     ratio, ratio_of = _checked_ratio(request)
+    planned_widths(checkpoint, ratio, ratio_of, request.ffn_multiple)
     torch_dtype(request.dtype)
     with clock.stage("score"):
         scores = _scores(request, checkpoint, clock)
@@ -159,7 +160,6 @@ def _new_plan(request: PruneRequest, checkpoint: Checkpoint, clock: Clock) -> Pr
 def _checked_ratio(request: PruneRequest) -> tuple[float, RatioOf]:
     if request.ratio is None:
         raise InvalidInput("give --ratio (a share between 0 and 1) or --plan")
-    check_ratio(request.ratio)
     for ratio_of in get_args(RatioOf):
         if request.ratio_of == ratio_of:
             return request.ratio, ratio_of

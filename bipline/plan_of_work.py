@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bipline.artifacts.documents import read_documents
-from bipline.compression.allocate import check_ratio
-from bipline.compression.allocation.uniform import default_ffn_multiple, uniform_widths
+from bipline.compression.allocate import check_ratio, planned_widths
 from bipline.compression.criteria import module_name
 from bipline.config import CompressConfig
 from bipline.model.checkpoint import Checkpoint, open_checkpoint
@@ -69,11 +68,10 @@ def _pass_line(checkpoint: Checkpoint | None, tokens: int) -> str:
 def _allocate_line(config: CompressConfig, checkpoint: Checkpoint | None) -> str:
     section = config.allocate
     asked = f"remove {section.ratio:g} of {section.ratio_of}, {section.layout} widths"
-    if checkpoint is None or section.ratio_of == "total":
+    if checkpoint is None:
         return asked
     shape = checkpoint.shape
-    multiple = section.ffn_multiple or default_ffn_multiple(shape)
-    widths = uniform_widths(shape, section.ratio, multiple)
+    widths, _ = planned_widths(checkpoint, section.ratio, section.ratio_of, section.ffn_multiple)
     return (
         f"{asked}: keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups "
         f"and {widths.ffn_channels} of {shape.intermediate_size} FFN channels in every block"

@@ -93,6 +93,8 @@ def read_manifest(directory: Path) -> Manifest:
     own listing.
     """
     path = directory / MANIFEST_NAME
+    if not directory.is_dir():
+        raise InvalidInput(f"{directory}: no such directory")
     if not path.is_file():
         raise InvalidInput(f"{directory}: no {MANIFEST_NAME}, so it is not a finished directory")
     try:

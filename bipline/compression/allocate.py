@@ -38,26 +38,18 @@ def allocate(
 ) -> PruningPlan:
     """Choose what every block keeps, with uniform widths.
 
-    ``ratio`` is a share of the blocks' linear weights, or of all parameters (``ratio_of`` total).
-    Raises InvalidInput for a ratio that makes no sense, cannot be reached or removes nothing.
+    Raises InvalidInput when the scores are of another model, and as :func:`planned_widths` does.
     """
-    check_ratio(ratio)
     if scores.tensor_digest != checkpoint.tensor_digest:
         raise InvalidInput(f"the scores are of another model than {checkpoint.directory}")
-    shape = checkpoint.shape
-    multiple = _checked_multiple(shape, ffn_multiple)
-    widths = uniform_widths(
-        shape, _ratio_of_blocks(checkpoint, ratio, ratio_of, multiple), multiple
-    )
-    # Ask now whether a class holds the result: after the pruning would be too late.
-    exported_config(checkpoint.config, widths.ffn_channels, widths.attention_groups)
+    widths, multiple = planned_widths(checkpoint, ratio, ratio_of, ffn_multiple)
     return PruningPlan(
         tensor_digest=checkpoint.tensor_digest,
         criterion=scores.criterion,
         allocation="uniform",
         budget=_budget(checkpoint, ratio, ratio_of, widths),
         ffn_multiple=multiple,
-        notes=_notes(shape),
+        notes=_notes(checkpoint.shape),
         blocks=tuple(
             BlockPlan(
                 attention_groups=highest(block.attention_groups, widths.attention_groups),
@@ -68,6 +60,23 @@ def allocate(
     )
 
 
+def planned_widths(
+    checkpoint: Checkpoint, ratio: float, ratio_of: RatioOf, ffn_multiple: int | None
+) -> tuple[Widths, int]:
+    """What every block will keep, and the FFN multiple used: known before anything is scored.
+
+    ``ratio`` is a share of the blocks' linear weights, or of all parameters (``ratio_of`` total).
+    Raises InvalidInput for a ratio that makes no sense or cannot be reached, and where no
+    transformers class holds the result.
+    """
+    check_ratio(ratio)
+    multiple = _checked_multiple(checkpoint.shape, ffn_multiple)
+    of_blocks = _ratio_of_blocks(checkpoint, ratio, ratio_of, multiple)
+    widths = uniform_widths(checkpoint.shape, of_blocks, multiple)
+    exported_config(checkpoint.config, widths.ffn_channels, widths.attention_groups)
+    return widths, multiple
+
+
 def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
     """Indices of the ``count`` highest scores, ascending; of equal scores the first stay."""
     order = torch.sort(scores.double(), descending=True, stable=True).indices[:count]
@@ -75,7 +84,7 @@ def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
 
 
 def _checked_multiple(shape: ModelShape, ffn_multiple: int | None) -> int:
-    multiple = ffn_multiple or default_ffn_multiple(shape)
+    multiple = default_ffn_multiple(shape) if ffn_multiple is None else ffn_multiple
     if not 1 <= multiple <= shape.intermediate_size:
         raise InvalidInput(
             f"ffn_multiple {ffn_multiple}: must lie between 1 and {shape.intermediate_size}"

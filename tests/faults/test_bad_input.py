@@ -110,6 +110,7 @@ def test_unusable_calibration_text(
         ({"samples": 0}, ["samples 0"]),
         ({"samples": 10**6}, ["1000000"]),
         ({"ffn_multiple": 1000}, ["ffn_multiple 1000"]),
+        ({"ffn_multiple": 0}, ["ffn_multiple 0"]),
         ({"plan": "gone.json", "ratio": None}, ["gone.json"]),
         ({"shard_size": 0}, ["shard size 0"]),
         ({"seqlen": 257, "samples": 1}, ["seqlen 257", "max_position_embeddings 256"]),
@@ -231,6 +232,21 @@ def test_configuration(
     monkeypatch.chdir(Path(__file__).parents[2])
     outcome = run(capfd, "compress", "configs/demo.yaml", "--dry-run", "--set", override)
     outcome.assert_one_line(2, *words)
+
+
+def test_verify_says_what_it_cannot_verify(
+    capfd: pytest.CaptureFixture[str], llama: Path, tmp_path: Path
+) -> None:
+    run(capfd, "verify", tmp_path / "gone").assert_one_line(2, "no such directory")
+    run(capfd, "verify", llama).assert_one_line(2, "no manifest.json")
+
+
+def test_no_command_prints_the_help(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["config"]):
+        outcome = run(capfd, *arguments)
+        assert outcome.code == 2
+        assert "Usage" in outcome.output + outcome.errors
+        assert "error:" not in outcome.errors
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,19 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="What a configuration file may hold.")
 app.add_typer(config_app, name="config")
 
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a result file whose folder is missing now, not after the work."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InvalidInput(f"{path}: its folder does not exist")
+    return path
+
+
 ModelArgument = Annotated[Path, typer.Argument(help="model directory (safetensors)")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="write the result as JSON here")]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", help="write the result as JSON here", callback=_in_a_folder),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated")
 ]
@@ -81,7 +92,9 @@ def prune(
         int | None, typer.Option(help="cut FFN channels in multiples of this [default: chosen]")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="apply this plan, compute nothing")] = None,
-    plan_out: Annotated[Path | None, typer.Option(help="also write the plan here")] = None,
+    plan_out: Annotated[
+        Path | None, typer.Option(help="also write the plan here", callback=_in_a_folder)
+    ] = None,
     statistics: Annotated[
         Path | None, typer.Option(help="saved statistics: reuse or write")
     ] = None,
@@ -217,8 +230,6 @@ def _write_json(path: Path | None, value: dict[str, Any]) -> None:
     if path is not None:
         from bipline.artifacts.directory import write_text
 
-        if not path.parent.is_dir():
-            raise InvalidInput(f"{path}: its folder does not exist")
         write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 

@@ -77,7 +77,7 @@ class EvaluateRequest:
 
 
 class Clock:
-    """Seconds per stage."""
+    """Seconds per stage; stages follow each other and are never nested, so they add up."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -127,10 +127,14 @@ def evaluate_job(request: EvaluateRequest) -> dict[str, EvaluationRecord]:
     """Records by name: ``model``, and ``baseline`` under the same protocol where asked."""
     protocol = _protocol(request)
     texts = dict(_named_file(text) for text in request.texts)
+    if len(texts) < len(request.texts):
+        raise InvalidInput("--text: two texts have the same name; name them apart")
     names = [name.strip() for name in request.tasks.split(",") if name.strip()]
     if names and request.task_data is None:
         raise InvalidInput("--tasks needs --task-data, the folder that holds NAME.jsonl")
     tasks = {name: Path(request.task_data or ".") / f"{name}.jsonl" for name in names}
+    if request.baseline:
+        open_checkpoint(request.baseline)  # an unusable one must not be found after the long part
     records = {"model": evaluate(request.model, protocol, texts, tasks)}
     if request.baseline:
         records["baseline"] = evaluate(request.baseline, protocol, texts, tasks)
@@ -151,8 +155,7 @@ def _new_plan(request: PruneRequest, checkpoint: Checkpoint, clock: Clock) -> Pr
     ratio, ratio_of = _checked_ratio(request)
     planned_widths(checkpoint, ratio, ratio_of, request.ffn_multiple)
     torch_dtype(request.dtype)
-    with clock.stage("score"):
-        scores = _scores(request, checkpoint, clock)
+    scores = _scores(request, checkpoint, clock)
     with clock.stage("allocate"):
         return allocate(checkpoint, scores, ratio, ratio_of, request.ffn_multiple)
 
@@ -170,21 +173,27 @@ def _scores(request: PruneRequest, checkpoint: Checkpoint, clock: Clock) -> Scor
     options = Options(seed=request.seed)
     if request.statistics and request.statistics.is_dir() and any(request.statistics.iterdir()):
         note(f"sums come from {request.statistics}; no calibration text is read")
-        saved, _ = load_statistics(request.statistics)
-        return compute_scores(checkpoint, saved, request.criterion, options)
-    statistics = _fresh_statistics(request, checkpoint, clock)
-    scores = compute_scores(checkpoint, statistics, request.criterion, options)
-    if request.statistics:
-        with atomic_directory(request.statistics, KIND) as writer:
-            save_statistics(statistics, scores, writer)
+        with clock.stage("score"):
+            saved, _ = load_statistics(request.statistics)
+            return compute_scores(checkpoint, saved, request.criterion, options)
+    calibration = None
+    if load_criterion(request.criterion).NEEDS:
+        with clock.stage("calibrate"):
+            calibration = _calibration(request)
+    with clock.stage("score"):
+        statistics = _fresh_statistics(request, checkpoint, calibration)
+        scores = compute_scores(checkpoint, statistics, request.criterion, options)
+        if request.statistics:
+            with atomic_directory(request.statistics, KIND) as writer:
+                save_statistics(statistics, scores, writer)
     return scores
 
 
-def _fresh_statistics(request: PruneRequest, checkpoint: Checkpoint, clock: Clock) -> Statistics:
-    if not load_criterion(request.criterion).NEEDS:
+def _fresh_statistics(
+    request: PruneRequest, checkpoint: Checkpoint, calibration: CalibrationSet | None
+) -> Statistics:
+    if calibration is None:
         return empty_statistics(checkpoint)
-    with clock.stage("calibrate"):
-        calibration = _calibration(request)
     dtype = torch_dtype(request.dtype)
     return collect_statistics(
         checkpoint, calibration.token_ids, calibration.digest, request.criterion, dtype

@@ -51,7 +51,9 @@ def test_good_input_is_good(prune: Prune, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["parameters"]["after"] < result["parameters"]["before"]
     assert result["ratio"]["reached_blocks"] >= 0.3
-    assert result["seconds"]["total"] > 0
+    seconds = result["seconds"]
+    assert seconds["stage"].keys() == {"calibrate", "score", "allocate", "prune"}
+    assert seconds["total"] == pytest.approx(sum(seconds["stage"].values()), abs=1e-3)
     assert f"{result['parameters']['after']:,}" in outcome.output
 
 
@@ -113,6 +115,8 @@ def test_unusable_calibration_text(
         ({"ffn_multiple": 0}, ["ffn_multiple 0"]),
         ({"plan": "gone.json", "ratio": None}, ["gone.json"]),
         ({"shard_size": 0}, ["shard size 0"]),
+        ({"json": "gone/result.json"}, ["gone/result.json", "folder does not exist"]),
+        ({"plan_out": "gone/plan.json"}, ["gone/plan.json", "folder does not exist"]),
         ({"seqlen": 257, "samples": 1}, ["seqlen 257", "max_position_embeddings 256"]),
         ({"no_such_option": 1}, ["no-such-option"]),
     ],
@@ -189,6 +193,8 @@ def test_weights_that_are_not_finite(prune: Prune, llama: Path, tmp_path: Path) 
     [
         (["--text", "novel.txt"], ["NAME=FILE"]),
         (["--text", "a=gone.txt"], ["gone.txt"]),
+        (["--text", "a=x.txt", "--text", "a=y.txt"], ["same name"]),
+        (["--speed", "--baseline", "nowhere"], ["nowhere", "no such model directory"]),
         (["--tasks", "piqa"], ["--task-data"]),
         (["--tasks", "piqa", "--task-data", "nowhere"], ["nowhere"]),
         (["--speed", "--bos", "maybe"], ["bos", "maybe"]),

@@ -36,7 +36,26 @@ def _in_a_folder(path: Path | None) -> Path | None:
     return path
 
 
-ModelArgument = Annotated[Path, typer.Argument(help="model directory (safetensors)")]
+def _bytes(value: str | None) -> int | None:
+    """A number of bytes, with or without a unit. Raises InvalidInput for anything else."""
+    if value is None:
+        return None
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        raise InvalidInput(f"{value!r} is not a size; write bytes, or 2.5GB or 2GiB") from None
+
+
+ModelArgument = Annotated[str, typer.Argument(help="model directory, or s3://bucket/prefix")]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N")
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(help="most memory to use, such as 2.5GB [default: what is free]"),
+]
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", help="write the result as JSON here", callback=_in_a_folder),
@@ -98,24 +117,36 @@ def prune(
     statistics: Annotated[
         Path | None, typer.Option(help="saved statistics: reuse or write")
     ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="where a killed run goes on from [default: OUT.work]")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")] = "float32",
-    shard_size: Annotated[int, typer.Option(help="largest shard in bytes")] = 5 * 10**9,
+    device: DeviceOption = "auto",
+    micro_batch: Annotated[
+        int | None, typer.Option(help="windows run together, 1 to 16 [default: by their length]")
+    ] = None,
+    max_memory: MemoryOption = None,
+    shard_size: Annotated[str, typer.Option(help="largest shard, in bytes or as 5GB")] = "5GB",
     json_file: JsonOption = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Prune a local model directory, without ZenML or MLflow."""
+    """Prune a model block by block, without ZenML or MLflow; killed, it goes on from OUT.work."""
     from bipline.console import working
-    from bipline.jobs import PruneRequest, prune_job
+    from bipline.prune_job import PruneRequest, prune_job
+    from bipline.tables import print_pruned
 
     request = PruneRequest(
         model=model, out=out, ratio=ratio, ratio_of=ratio_of, criterion=criterion,
         calibration=calibration, samples=samples, seqlen=seqlen, seed=seed,
-        ffn_multiple=ffn_multiple, plan=plan, plan_out=plan_out, statistics=statistics,
-        dtype=dtype, shard_bytes=shard_size, downloads=state / "downloads",
+        ffn_multiple=ffn_multiple, plan=plan, plan_out=plan_out, statistics=statistics, work=work,
+        dtype=dtype, device=device, micro_batch=micro_batch, max_memory=_bytes(max_memory),
+        shard_bytes=_bytes(shard_size) or 0, downloads=state / "downloads",
     )  # fmt: skip
     with working(log := _log(state, "prune")) as console:
         result = prune_job(request)
-        _print_pruned(console, result, out, log)
+        if result is None:  # a worker of torchrun; the first one tells
+            return
+        print_pruned(console, result, log)
     _write_json(json_file, result)
 
 
@@ -130,19 +161,21 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64")] = "float32",
     batch_size: Annotated[int, typer.Option(help="sequences a batch in tasks")] = 16,
     speed: Annotated[bool, typer.Option(help="measure prefill and decode speed")] = False,
-    baseline: Annotated[Path | None, typer.Option(help="model to stand beside")] = None,
+    baseline: Annotated[str | None, typer.Option(help="model to stand beside")] = None,
+    device: DeviceOption = "auto",
+    max_memory: MemoryOption = None,
     json_file: JsonOption = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Perplexity, zero-shot accuracy and speed of a local model directory."""
     from bipline.console import working
-    from bipline.jobs import EvaluateRequest, evaluate_job
+    from bipline.evaluate_job import EvaluateRequest, evaluate_job
     from bipline.tables import evaluation_table
 
     request = EvaluateRequest(
         model=model, baseline=baseline, texts=tuple(text or ()), tasks=tasks,
         task_data=task_data, seqlen=seqlen, bos=bos, dtype=dtype, batch_size=batch_size,
-        speed=speed,
+        speed=speed, device=device, max_memory=_bytes(max_memory),
     )  # fmt: skip
     with working(log := _log(state, "evaluate")) as console:
         records = evaluate_job(request)
@@ -207,18 +240,6 @@ def _compress(config: Path, set_: list[str] | None, json_file: Path | None, dry_
         summary = run_compress(settings)
         print_summary(console, summary, log)
     _write_json(json_file, summary.model_dump(mode="json"))
-
-
-def _print_pruned(console: Any, result: dict[str, Any], out: Path, log: Path) -> None:
-    ratio, parameters = result["ratio"], result["parameters"]
-    console.print(
-        f"{out}: {parameters['before']:,} -> {parameters['after']:,} parameters; ratio asked "
-        f"{ratio['asked']:g} of {ratio['of']}, reached {ratio['reached_blocks']:.4f} of the "
-        f"blocks, {ratio['reached_total']:.4f} of all; {result['seconds']['total']:.1f} s",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(f"log: {log}", highlight=False, soft_wrap=True)
 
 
 def _log(state: Path, command: str) -> Path:

@@ -8,7 +8,8 @@ from bipline.artifacts.documents import read_documents
 from bipline.compression.allocate import check_ratio, planned_widths
 from bipline.compression.criteria import module_name
 from bipline.config import CompressConfig
-from bipline.model.checkpoint import Checkpoint, open_checkpoint
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.opening import open_checkpoint
 
 
 def plan_of_work(config: CompressConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +35,25 @@ def print_summary(console: Console, summary: RunSummary, log: Path) -> None:
     console.print()
     for label, value in _closing_lines(summary, log):
         console.print(f"{label:<12}{value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_pruned(console: Console, result: dict[str, Any], log: Path) -> None:
+    """The end of ``bipline prune``: sizes and ratio, and where long, seconds beside the floor."""
+    ratio, parameters, seconds = result["ratio"], result["parameters"], result["seconds"]
+    lines = [
+        f"{result['out']}: {parameters['before']:,} -> {parameters['after']:,} parameters; ratio "
+        f"asked {ratio['asked']:g} of {ratio['of']}, reached {ratio['reached_blocks']:.4f} of the "
+        f"blocks, {ratio['reached_total']:.4f} of all; {seconds['total']:.1f} s, "
+        f"peak memory {result['peak_anonymous_bytes'] / 1e9:.2f} GB",
+        *(
+            f"{stage}: {seconds['stage'][stage]:.1f} s, floor {floor:.1f} s "
+            f"({seconds['stage'][stage] / floor:.2f} x)"
+            for stage, floor in result["floor_seconds_by_stage"].items()
+        ),
+        f"log: {log}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _rows(first: EvaluationRecord) -> list[Row]:

@@ -15,7 +15,7 @@ from zenml.enums import ArtifactType, VisualizationType
 from bipline.artifacts.errors import InvalidInput, Refused
 from bipline.artifacts.manifest import read_manifest
 from bipline.artifacts.store import Handle
-from bipline.compression.score import KIND as STATISTICS
+from bipline.compression.statistics import KIND as STATISTICS
 from materializers.json_value import JsonMaterializer, figures, html_table
 from materializers.pictures import importance_picture
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from bipline.compression.score import load_statistics
+from bipline.compression.statistics import load_statistics
 
 
 def importance_picture(statistics: Path) -> bytes:

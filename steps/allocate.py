@@ -11,7 +11,7 @@ from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
 from bipline.compression import allocate as core
-from bipline.compression.score import load_statistics
+from bipline.compression.statistics import load_statistics
 from bipline.config import AllocateSection
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 

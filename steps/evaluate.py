@@ -7,12 +7,13 @@ from typing import Annotated
 
 from zenml import step
 
+from bipline.artifacts.errors import Refused
 from bipline.artifacts.record import EvaluationRecord
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
 from bipline.config import EvaluateSection
 from bipline.quality import evaluate as core
-from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint, text_digest
+from steps.stage import FROM_JSON, Stage, cached_by, text_digest
 
 VERSION = "1"
 STAGE = Stage("evaluate", VERSION, ("bipline.quality.evaluate",))
@@ -28,8 +29,9 @@ def evaluate_dense(
     evaluation_inputs: Resolution, section: Annotated[EvaluateSection, FROM_JSON]
 ) -> Annotated[EvaluationRecord, "dense_record"]:
     """Measure the model that everything is compared with."""
-    directory = dense_checkpoint(evaluation_inputs).directory
-    return _record(directory, evaluation_inputs.subset().digest, evaluation_inputs, section)
+    model = evaluation_inputs.model
+    place, digest = Path(model.location), evaluation_inputs.subset().digest
+    return _record(place, digest, evaluation_inputs, section, model.tensor_digest)
 
 
 @step(cache_policy=cached_by(f"{__name__}.fingerprint"))
@@ -41,14 +43,20 @@ def evaluate(
 
 
 def _record(
-    directory: Path, digest: str, given: Resolution, section: EvaluateSection
+    directory: Path,
+    digest: str,
+    given: Resolution,
+    section: EvaluateSection,
+    expected: str | None = None,
 ) -> EvaluationRecord:
     texts = {name: Path(given.texts[name].location) for name in section.texts}
     tasks = {name: Path(given.tasks[name].location) for name in section.tasks}
     key = STAGE.key({"model": digest, "texts": text_digest(given)}, section)
-    return STAGE.stored_value(
-        key,
-        "evaluation",
-        EvaluationRecord,
-        lambda: core.evaluate(directory, section.protocol, texts, tasks),
-    )
+
+    def measure() -> EvaluationRecord:
+        record = core.evaluate(directory, section.protocol, texts, tasks)
+        if expected not in (None, record.tensor_digest):
+            raise Refused(f"{directory}: its weights changed while the run was going on")
+        return record
+
+    return STAGE.stored_value(key, "evaluation", EvaluationRecord, measure)

@@ -14,6 +14,7 @@ from bipline.compression import score as core
 from bipline.compression.calibrate import load_calibration
 from bipline.compression.criteria import CRITERIA, module_name
 from bipline.compression.criteria.interface import Options
+from bipline.compression.statistics import KIND, save_statistics
 from bipline.config import ScoreSection
 from bipline.quality.protocols import torch_dtype
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
@@ -38,15 +39,16 @@ def score(
     key = STAGE.key(inputs, section, (CORE, module_name(section.criterion)))
 
     def produce(writer: DirectoryWriter) -> None:
-        checkpoint = dense_checkpoint(model)
         windows = load_calibration(Path(calibration.location))
-        dtype = torch_dtype(section.dtype)
-        sums = core.collect_statistics(
-            checkpoint, windows.token_ids, windows.digest, section.criterion, dtype
-        )
-        scores = core.compute_scores(
-            checkpoint, sums, section.criterion, Options(seed=section.seed)
-        )
-        core.save_statistics(sums, scores, writer)
+        with STAGE.work(key) as work:
+            statistics, scores = core.score_model(
+                dense_checkpoint(model),
+                core.Calibration(windows.token_ids, windows.digest),
+                section.criterion,
+                Options(seed=section.seed),
+                core.Computing(torch_dtype(section.dtype)),
+                work,
+            )
+        save_statistics(statistics, scores, writer)
 
-    return STAGE.stored(key, core.KIND, produce)
+    return STAGE.stored(key, KIND, produce)

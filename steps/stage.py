@@ -8,7 +8,8 @@ quick; the second is exact, and holds when ZenML's database is new or a run was 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +22,13 @@ from zenml.config.cache_policy import CachePolicy
 import materializers  # noqa: F401  (its import tells ZenML how our types are stored)
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.directory import DirectoryWriter, write_text
-from bipline.artifacts.errors import Refused
 from bipline.artifacts.progress import heading, note
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.stage_key import code_digest, numerics, stage_key
 from bipline.artifacts.store import Handle, LocalStore, store_at
-from bipline.model.checkpoint import Checkpoint, open_checkpoint
+from bipline.artifacts.work import work_directory
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.opening import open_checkpoint
 
 Value = TypeVar("Value", bound=BaseModel)
 VALUE_NAME = "value.json"
@@ -94,6 +96,13 @@ class Stage:
         )
         return handle
 
+    @contextmanager
+    def work(self, key: str) -> Iterator[Path]:
+        """A work directory beside the output of this key, for a stage that can go on."""
+        place = store().place(self.name, key)
+        with work_directory(place.with_name(f"{place.name}.work")) as work:
+            yield work
+
     def stored_value(
         self, key: str, kind: str, value_type: type[Value], produce: Callable[[], Value]
     ) -> Value:
@@ -123,13 +132,12 @@ def cached_by(fingerprint: str) -> CachePolicy:
 
 
 def dense_checkpoint(inputs: Resolution) -> Checkpoint:
-    """Open the model that was resolved. Raises Refused when it changed since."""
-    checkpoint = open_checkpoint(Path(inputs.model.location))
-    if checkpoint.tensor_digest != inputs.model.tensor_digest:
-        raise Refused(
-            f"{checkpoint.directory}: its weights changed while the run was going on; run again"
-        )
-    return checkpoint
+    """Open the model that was resolved.
+
+    Its weights are compared when all of them were read, which every stage that uses them does:
+    taking the digest then raises Refused when it changed since.
+    """
+    return open_checkpoint(inputs.model.location, inputs.model.tensor_digest)
 
 
 def text_digest(inputs: Resolution) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
+from bipline.artifacts.digests import digest_file
+from bipline.artifacts.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest, list_files
 
 # What an operating system says when the surroundings, not the input, are at fault.
@@ -52,15 +54,27 @@ def write_text(path: Path, text: str) -> None:
 class DirectoryWriter:
     """The directory while it is written. ``path`` is where its files go for now."""
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(self, path: Path, kind: str, journal: Journal | None = None) -> None:
         self.path = path
         self.kind = kind
         self.info: dict[str, Any] = {}
-        self._hashed: dict[str, FileEntry] = {}
+        self._journal = journal
+        self._hashed: dict[str, FileEntry] = dict(journal.finished) if journal else {}
+
+    def has(self, name: str) -> bool:
+        """Whether an earlier run finished this file."""
+        return name in self._hashed
+
+    @property
+    def resumable(self) -> bool:
+        """Whether finished files are worth keeping when the work stops."""
+        return bool(self._journal and self._journal.finished)
 
     def add_hashed(self, name: str, size: int, sha256: str) -> None:
         """Record a file that was hashed while it was written, so that it is not read again."""
         self._hashed[name] = FileEntry(size=size, sha256=sha256)
+        if self._journal:
+            self._journal.add(name, self._hashed[name])
 
     def manifest(self) -> Manifest:
         """The manifest of what lies in the directory now."""
@@ -68,34 +82,73 @@ class DirectoryWriter:
         return Manifest(kind=self.kind, files=files, info=self.info)
 
 
+class Journal:
+    """The finished files of a directory that is being written, kept outside of it.
+
+    ``key`` says what the directory is to become: files of another key are not taken up.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self.key = key
+        self.finished: dict[str, FileEntry] = {}
+
+    def add(self, name: str, entry: FileEntry) -> None:
+        """Record a file that is whole and on the disk."""
+        self.finished[name] = entry
+        files = {name: held.model_dump() for name, held in self.finished.items()}
+        write_text(self.path, json.dumps({"key": self.key, "files": files}, indent=1) + "\n")
+
+    def take_up(self, directory: Path) -> None:
+        """Take up the files in ``directory`` that an earlier run finished, re-hashing each."""
+        if not self.path.is_file():
+            return
+        value = json.loads(self.path.read_text(encoding="utf-8"))
+        if value["key"] != self.key:
+            return
+        for name, held in value["files"].items():
+            entry, file = FileEntry.model_validate(held), directory / name
+            if file.is_file() and digest_file(file) == entry.sha256:
+                self.finished[name] = entry
+
+
 @contextmanager
-def atomic_directory(final: Path, kind: str) -> Iterator[DirectoryWriter]:
+def atomic_directory(
+    final: Path, kind: str, journal: Path | None = None, key: str = ""
+) -> Iterator[DirectoryWriter]:
     """Write a directory that appears whole, with its manifest, or not at all.
 
+    With ``journal`` the files that a killed run finished under the same ``key`` stay, and an
+    interrupted run leaves them; without it nothing half written stays, whatever happens inside.
     Raises InvalidInput when ``final`` exists and is not empty or another process is writing it;
-    EnvironmentFailure when the disk is full. Whatever happens inside, nothing half written stays.
+    EnvironmentFailure when the disk is full.
     """
     refuse_occupied(final)
     final = final.absolute()
     temporary = final.with_name(f".{final.name}.partial")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with _locked_empty(temporary):
-            yield from _write_then_rename(temporary, final, kind)
+        temporary.mkdir(exist_ok=True)
+        with locked(temporary, f"{temporary}: another process is writing this output"):
+            taken = Journal(journal, key) if journal else None
+            if taken:
+                taken.take_up(temporary)
+            _clear(temporary, set(taken.finished) if taken else set())
+            yield from _write_then_rename(DirectoryWriter(temporary, kind, taken), final)
     except OSError as error:
         raise environment_failure(error) or error from None
 
 
-def _write_then_rename(temporary: Path, final: Path, kind: str) -> Iterator[DirectoryWriter]:
+def _write_then_rename(writer: DirectoryWriter, final: Path) -> Iterator[DirectoryWriter]:
     try:
-        writer = DirectoryWriter(temporary, kind)
         yield writer
-        write_text(temporary / MANIFEST_NAME, writer.manifest().to_json())
-        _flush_tree(temporary)
-        temporary.rename(final)
+        write_text(writer.path / MANIFEST_NAME, writer.manifest().to_json())
+        _flush_tree(writer.path)
+        writer.path.rename(final)
         _flush(final.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        if not writer.resumable or isinstance(error, (InvalidInput, Refused)):
+            shutil.rmtree(writer.path, ignore_errors=True)
         raise
 
 
@@ -125,14 +178,11 @@ def locked(directory: Path, refusal: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextmanager
-def _locked_empty(temporary: Path) -> Iterator[None]:
-    """Create ``temporary``, or take over what a killed process left, under an exclusive lock."""
-    temporary.mkdir(exist_ok=True)
-    with locked(temporary, f"{temporary}: another process is writing this output"):
-        for leftover in temporary.iterdir():
+def _clear(directory: Path, kept: set[str]) -> None:
+    """Remove what a killed run left half written."""
+    for leftover in directory.iterdir():
+        if leftover.name not in kept:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        yield
 
 
 def _flush(path: Path) -> None:

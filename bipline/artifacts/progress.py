@@ -6,7 +6,7 @@ Only the command line installs one, so a step in a pod and a test stay quiet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -62,6 +62,21 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
             listener.advance()
     finally:
         # A loop left by an error may be closed late, when nobody listens any more.
+        if listener is _listener:
+            listener.end()
+
+
+@contextmanager
+def ticking(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A function that tells the listener, from whatever thread, that one more item is done."""
+    listener = _listener
+    if listener is None:
+        yield lambda: None
+        return
+    listener.begin(description, total)
+    try:
+        yield listener.advance
+    finally:
         if listener is _listener:
             listener.end()
 

@@ -16,7 +16,7 @@ from bipline.compression.allocation.uniform import (
     largest_ratio,
     uniform_widths,
 )
-from bipline.compression.score import Scores
+from bipline.compression.statistics import Scores
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import ModelShape, exported_config
 
@@ -38,13 +38,14 @@ def allocate(
 ) -> PruningPlan:
     """Choose what every block keeps, with uniform widths.
 
-    Raises InvalidInput when the scores are of another model, and as :func:`planned_widths` does.
+    The plan is for the model of the scores; pruning compares its tensors while it reads them.
+    Raises InvalidInput when the scores do not fit the model's shape, and as
+    :func:`planned_widths` does.
     """
-    if scores.tensor_digest != checkpoint.tensor_digest:
-        raise InvalidInput(f"the scores are of another model than {checkpoint.directory}")
+    _check_fit(checkpoint, scores)
     widths, multiple = planned_widths(checkpoint, ratio, ratio_of, ffn_multiple)
     return PruningPlan(
-        tensor_digest=checkpoint.tensor_digest,
+        tensor_digest=scores.tensor_digest,
         criterion=scores.criterion,
         allocation="uniform",
         budget=_budget(checkpoint, ratio, ratio_of, widths),
@@ -58,6 +59,14 @@ def allocate(
             for block in scores.blocks
         ),
     )
+
+
+def _check_fit(checkpoint: Checkpoint, scores: Scores) -> None:
+    shape = checkpoint.shape
+    widths = {(len(block.attention_groups), len(block.ffn_channels)) for block in scores.blocks}
+    fits = widths == {(shape.num_key_value_heads, shape.intermediate_size)}
+    if not fits or len(scores.blocks) != shape.num_hidden_layers:
+        raise InvalidInput(f"the scores are of another model than {checkpoint.location}")
 
 
 def planned_widths(

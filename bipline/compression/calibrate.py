@@ -23,8 +23,9 @@ from bipline.artifacts.digests import digest_bytes
 from bipline.artifacts.directory import DirectoryWriter, write_text
 from bipline.artifacts.documents import read_documents
 from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.folder import Folder, open_folder
 from bipline.artifacts.progress import note, track
-from bipline.model.tokenizer import load_tokenizer
+from bipline.model.tokenizer import tokenizer_of
 
 KIND = "calibration-set"
 NGRAM_WORDS = 13
@@ -46,7 +47,7 @@ class CalibrationSet:
 
 
 def calibrate(
-    tokenizer_directory: Path,
+    tokenizer_folder: Path | Folder,
     texts: Mapping[Path, float],
     samples: int,
     seqlen: int,
@@ -60,7 +61,9 @@ def calibrate(
     for weights or sizes that make no sense.
     """
     _check_sizes(texts, samples, seqlen)
-    tokenizer = load_tokenizer(tokenizer_directory)
+    if isinstance(tokenizer_folder, Path):
+        tokenizer_folder = open_folder(tokenizer_folder)
+    tokenizer = tokenizer_of(tokenizer_folder)
     evaluation = [read_documents(path) for path in evaluation_texts]
     parts = []
     description: dict[str, Any] = {"samples": samples, "seqlen": seqlen, "seed": seed, "texts": []}

@@ -1,22 +1,25 @@
 """Prune: slice a checkpoint along a plan, straight from shards to shards.
 
-No model is built and nothing is computed: every tensor is indexed along the axes its family
-names and written at once, so memory holds one tensor. The plan that was applied lies beside the
-weights; applied again to the same model it gives the same bytes.
+No model is built and nothing is computed: every tensor is read in pieces, indexed along the axes
+its family names, and written at once, so memory holds a few pieces. What is read is compared
+with the model the plan is for, and the output appears only when all of it agreed. The plan that
+was applied lies beside the weights; applied again to the same model it gives the same bytes.
 """
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from bipline.artifacts.digests import digest_json
 from bipline.artifacts.directory import DirectoryWriter, atomic_directory, write_text
 from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.folder import Folder
 from bipline.artifacts.manifest import Manifest, read_manifest
 from bipline.artifacts.plan import BlockPlan, PruningPlan
-from bipline.artifacts.progress import track
+from bipline.artifacts.progress import ticking
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import (
     Axes,
@@ -31,17 +34,25 @@ from bipline.model.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_json, wr
 
 KIND = "model"
 PLAN_NAME = "pruning_plan.json"
+JOURNAL_NAME = "shards.json"
 COPIED_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", *TOKENIZER_FILES)
 
 
 def prune(
-    checkpoint: Checkpoint, plan: PruningPlan, out: Path, shard_bytes: int = DEFAULT_SHARD_BYTES
+    checkpoint: Checkpoint,
+    plan: PruningPlan,
+    out: Path,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    work: Path | None = None,
 ) -> Manifest:
     """Write the smaller model into ``out``, which appears whole or not at all.
 
+    With ``work`` the finished shards of a killed run are kept and need not be written again.
     Raises InvalidInput when the plan is for another model or ``out`` is not empty.
     """
-    with atomic_directory(out, KIND) as writer:
+    journal = work / JOURNAL_NAME if work else None
+    key = digest_json([plan.digest, shard_bytes])
+    with atomic_directory(out, KIND, journal, key) as writer:
         write_pruned(checkpoint, plan, writer, shard_bytes)
     return read_manifest(out)
 
@@ -59,23 +70,17 @@ def write_pruned(
         checkpoint.config, len(plan.blocks[0].ffn_channels), len(plan.blocks[0].attention_groups)
     )
     specs = slicer.specs()
-    names = {spec.name for spec in specs}
-    progress = iter(track([spec.name for spec in specs], "write tensors"))
-    write_weights(writer, specs, lambda name: slicer.read(next(progress)), shard_bytes)
-    next(progress, None)
+    with ticking("write tensors", len(specs)) as tick:
+        write_weights(writer, specs, lambda name: slicer.pieces(name, tick), shard_bytes)
+    check_identity(checkpoint, plan)
     write_json(writer, "config.json", config)
     write_text(writer.path / PLAN_NAME, plan.to_json())
-    copy_side_files(checkpoint.directory, writer.path)
-    writer.info = declared(config, sum(_count(spec) for spec in specs), len(names))
+    copy_side_files(checkpoint.folder, writer.path)
+    writer.info = declared(config, sum(_count(spec) for spec in specs), len(specs))
 
 
 def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
-    """Raise InvalidInput unless the plan is for this model and fits its shape."""
-    if plan.tensor_digest != checkpoint.tensor_digest:
-        raise InvalidInput(
-            f"the plan is for model {plan.tensor_digest[:12]}, "
-            f"{checkpoint.directory} is {checkpoint.tensor_digest[:12]}"
-        )
+    """Raise InvalidInput unless the plan fits the model's shape."""
     shape = checkpoint.shape
     if len(plan.blocks) != shape.num_hidden_layers:
         raise InvalidInput(f"the plan has {len(plan.blocks)} blocks, not {shape.num_hidden_layers}")
@@ -87,6 +92,18 @@ def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
             raise InvalidInput(f"the plan keeps a group that block {index} does not have")
         if block.ffn_channels[-1] >= shape.intermediate_size:
             raise InvalidInput(f"the plan keeps an FFN channel that block {index} does not have")
+
+
+def check_identity(checkpoint: Checkpoint, plan: PruningPlan) -> None:
+    """Raise InvalidInput unless the plan is for this model: by the digests of what was read.
+
+    Tensors that nobody has read whole yet are read now.
+    """
+    if plan.tensor_digest != checkpoint.tensor_digest:
+        raise InvalidInput(
+            f"the plan is for model {plan.tensor_digest[:12]}, "
+            f"{checkpoint.location} is {checkpoint.tensor_digest[:12]}"
+        )
 
 
 class Slicer:
@@ -102,16 +119,17 @@ class Slicer:
             prefix = checkpoint.block_prefix(index)
             self._kept.update({prefix + name: kept for name in local_names})
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor, sliced."""
-        tensor = self.checkpoint.tensor(name)
-        for dimension, axis in enumerate(self._axes[name]):
-            if (kept := self._kept.get(name, {}).get(axis)) is not None:
-                tensor = tensor.index_select(dimension, kept)
-        return tensor
+    def pieces(self, name: str, done: Callable[[], None] | None = None) -> Iterator[torch.Tensor]:
+        """One tensor, sliced, in pieces of whole rows; ``done`` is called after the last."""
+        rows, *others = (self._kept.get(name, {}).get(axis) for axis in self._axes[name])
+        columns = others[0] if others else None
+        for piece in self.checkpoint.pieces(name, rows):
+            yield piece if columns is None else piece.index_select(1, columns)
+        if done:
+            done()
 
     def specs(self) -> list[TensorSpec]:
-        """What :meth:`read` will give for every tensor, in file order."""
+        """What :meth:`pieces` will give for every tensor, in file order."""
         return [self._spec(name, axes) for name, axes in self._axes.items()]
 
     def _spec(self, name: str, axes: Axes) -> TensorSpec:
@@ -132,11 +150,12 @@ def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, torch.Tensor]
     }
 
 
-def copy_side_files(source: Path, target: Path) -> None:
+def copy_side_files(source: Folder, target: Path) -> None:
     """Copy tokenizer, generation settings and licence byte for byte; a template is never run."""
+    present = set(source.names())
     for name in COPIED_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        if name in present:
+            (target / name).write_bytes(source.read(name))
 
 
 def declared(config: dict[str, object], parameters: int, tensors: int) -> dict[str, object]:

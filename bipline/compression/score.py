@@ -1,49 +1,152 @@
 """Score: one forward pass over the calibration windows, block by block.
 
-The sums are saved beside the scores (:class:`Statistics`), so another ratio, or another
-criterion whose needs they meet, costs no second pass.
+While a block is resident its sums are taken, added up and turned into scores, so every weight is
+read once. With a work directory each finished block is recorded, and a killed run goes on there
+to the same bytes. The windows may be divided: among processes (:mod:`.workers`), or among steps
+whose partial statistics are reduced later (:func:`score_part`, :func:`reduce_parts`).
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.directory import DirectoryWriter, write_text
 from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.manifest import verify_directory
-from bipline.artifacts.progress import track
+from bipline.artifacts.progress import note, track
 from bipline.compression.criteria import Criterion, load_criterion, unmet_needs
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
+from bipline.compression.partial_sums import (
+    Accumulator,
+    ChunkSums,
+    check_finite,
+    reduce_chunks,
+    share_of,
+    windows_of,
+)
+from bipline.compression.score_progress import Finished, ScoreProgress
+from bipline.compression.statistics import (
+    Scores,
+    Statistics,
+    empty_statistics,
+    statistics_of,
+)
+from bipline.compression.workers import Workers
 from bipline.model.block_loop import Activations, BlockLoop
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import CPU
 
-KIND = "statistics"
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Additive sums (float64) per block, and what they were taken on."""
-
-    tensor_digest: str
-    calibration_digest: str
-    dtype: str
-    blocks: tuple[Sums, ...]
+Finish = Callable[[LoopBlock, ChunkSums], Finished]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """A criterion's scores of every block of one model."""
+class Computing:
+    """How a forward pass is computed; ``resident`` keeps hidden states in memory."""
 
-    tensor_digest: str
-    criterion: str
-    blocks: tuple[BlockScores, ...]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = CPU
+    micro_batch: int | None = None
+    resident: bool = True
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as users write it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def loop(self, checkpoint: Checkpoint) -> BlockLoop:
+        """The block loop of a model, computed this way."""
+        return BlockLoop(checkpoint, self.dtype, self.device, self.micro_batch)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The windows that scoring runs, ``[samples, seqlen]``, and their digest."""
+
+    token_ids: torch.Tensor
+    digest: str
+
+
+def score_model(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    criterion: str,
+    options: Options,
+    computing: Computing,
+    work: Path | None = None,
+    workers: Workers | None = None,
+) -> tuple[Statistics, Scores]:
+    """Sums and scores of every block in one pass; ``work`` is where finished blocks are kept.
+
+    A criterion that needs no sums reads the weights and no windows.
+    Raises InvalidInput where the model's activations are not finite.
+    """
+    chosen, workers = load_criterion(criterion), workers or Workers()
+    if not chosen.NEEDS:
+        scores = _scores_of(checkpoint, criterion, options, [{}] * _layers(checkpoint))
+        statistics = empty_statistics(checkpoint)
+        return statistics, _named(scores, statistics, criterion, options)
+    windows = len(calibration.token_ids)
+    everybody = share_of(windows, 0, 1)
+    own = share_of(windows, workers.rank, workers.count)
+
+    def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
+        sums = reduce_chunks(workers.gather(chunks, everybody))
+        check_finite(sums, block.index)
+        return sums, _block_scores(chosen, sums, _source_block(block), options)
+
+    token_ids = windows_of(calibration.token_ids, own)
+    forward = _ForwardPass(checkpoint, token_ids, own, chosen, computing, work, workers)
+    finished = forward.run(finish)
+    blocks = tuple(sums for sums, _ in finished)
+    found = [scores for _, scores in finished if scores is not None]
+    statistics = statistics_of(checkpoint, calibration.digest, computing.dtype_name, blocks)
+    return statistics, _named(found, statistics, criterion, options)
+
+
+def score_part(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    criterion: str,
+    computing: Computing,
+    part: tuple[int, int],
+    work: Path | None = None,
+) -> Statistics:
+    """The sums of part ``(index, count)`` of the windows, chunk by chunk, not yet added up.
+
+    Its sums are named ``CHUNK.NAME``; :func:`reduce_parts` adds those of all parts.
+    Raises InvalidInput when there are fewer chunks than parts.
+    """
+    own = share_of(len(calibration.token_ids), *part)
+
+    def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
+        sums = {f"{n}.{name}": value for n, held in chunks.items() for name, value in held.items()}
+        check_finite(sums, block.index)
+        return sums, None
+
+    token_ids = windows_of(calibration.token_ids, own)
+    chosen = load_criterion(criterion)
+    forward = _ForwardPass(checkpoint, token_ids, own, chosen, computing, work, Workers())
+    blocks = tuple(sums for sums, _ in forward.run(finish))
+    return statistics_of(checkpoint, calibration.digest, computing.dtype_name, blocks)
+
+
+def reduce_parts(parts: Sequence[Statistics]) -> Statistics:
+    """Add the chunks of all parts in their order: the statistics that one pass would give.
+
+    Raises InvalidInput when parts are of different models, windows or dtypes.
+    """
+    first = parts[0]
+    for part in parts:
+        for name in ("tensor_digest", "calibration_digest", "dtype"):
+            if getattr(part, name) != getattr(first, name):
+                raise InvalidInput(f"parts of the statistics differ in their {name}")
+    blocks = tuple(_reduced([part.blocks[i] for part in parts]) for i in range(len(first.blocks)))
+    return Statistics(
+        first.tensor_digest, first.calibration_digest, first.dtype, blocks, first.tensors
+    )
 
 
 def collect_statistics(
@@ -53,28 +156,11 @@ def collect_statistics(
     criterion: str,
     dtype: torch.dtype = torch.float32,
 ) -> Statistics:
-    """Run the calibration windows through the model once and add up what the criterion observes.
-
-    ``token_ids`` is ``[samples, seqlen]``. A criterion that needs no sums costs no pass.
-    Raises InvalidInput where the model's activations are not finite.
-    """
-    chosen = load_criterion(criterion)
-    if not chosen.NEEDS:
+    """The sums alone, on the CPU, of windows ``[samples, seqlen]`` (see :func:`score_model`)."""
+    if not load_criterion(criterion).NEEDS:
         return empty_statistics(checkpoint)
-    loop = BlockLoop(checkpoint, dtype)
-    hidden = loop.embed(token_ids)
-    blocks: list[Sums] = []
-    for block in track(loop.blocks(), "score blocks", checkpoint.shape.num_hidden_layers):
-        sums, hidden = _observed(block, hidden, chosen, checkpoint)
-        blocks.append(sums)
-    name = str(dtype).removeprefix("torch.")
-    return Statistics(checkpoint.tensor_digest, calibration_digest, name, tuple(blocks))
-
-
-def empty_statistics(checkpoint: Checkpoint) -> Statistics:
-    """No sums, for criteria that look at weights alone: no calibration and no forward pass."""
-    blocks: tuple[Sums, ...] = tuple({} for _ in range(checkpoint.shape.num_hidden_layers))
-    return Statistics(checkpoint.tensor_digest, "", "", blocks)
+    calibration = Calibration(token_ids, calibration_digest)
+    return reduce_parts([score_part(checkpoint, calibration, criterion, Computing(dtype), (0, 1))])
 
 
 def compute_scores(
@@ -84,94 +170,133 @@ def compute_scores(
 
     Raises InvalidInput when the sums are of another model or lack what the criterion needs.
     """
-    if statistics.tensor_digest != checkpoint.tensor_digest:
-        raise InvalidInput(
-            f"the statistics are of model {statistics.tensor_digest[:12]}, "
-            f"{checkpoint.directory} is {checkpoint.tensor_digest[:12]}"
-        )
+    hold_to_model(checkpoint, statistics)
     chosen = load_criterion(criterion)
-    blocks = []
-    for index, sums in enumerate(statistics.blocks):
+    for sums in statistics.blocks:
         if missing := unmet_needs(chosen, sums):
             raise InvalidInput(
                 f"criterion {criterion} needs the sums {', '.join(missing)}, which the "
                 "statistics do not hold; score again"
             )
-        block = Block(index, checkpoint.shape, checkpoint.block_weights(index))
-        scores = chosen.score(sums, block, options)
-        _check_finite(scores, index)
-        blocks.append(scores)
-    return Scores(checkpoint.tensor_digest, criterion, tuple(blocks))
+    scores = _scores_of(checkpoint, criterion, options, statistics.blocks)
+    return _named(scores, statistics, criterion, options)
 
 
-def save_statistics(statistics: Statistics, scores: Scores, writer: DirectoryWriter) -> None:
-    """Write sums and scores as safetensors, and what they are about as JSON."""
-    sums = {
-        f"{index}.{name}": tensor.contiguous()
-        for index, block in enumerate(statistics.blocks)
-        for name, tensor in block.items()
-    }
-    tensors = {}
-    for index, block in enumerate(scores.blocks):
-        tensors[f"{index}.attention_groups"] = block.attention_groups.double().contiguous()
-        tensors[f"{index}.ffn_channels"] = block.ffn_channels.double().contiguous()
-    save_file(sums, writer.path / "sums.safetensors")
-    save_file(tensors, writer.path / "scores.safetensors")
-    about = {
-        "tensor_digest": statistics.tensor_digest,
-        "calibration_digest": statistics.calibration_digest,
-        "dtype": statistics.dtype,
-        "criterion": scores.criterion,
-        "blocks": len(statistics.blocks),
-    }
-    write_text(writer.path / "statistics.json", json.dumps(about, indent=1) + "\n")
-    writer.info = {key: about[key] for key in ("tensor_digest", "criterion", "blocks")}
+def hold_to_model(checkpoint: Checkpoint, statistics: Statistics) -> None:
+    """Have every tensor that is read from now on compared with the one the sums were taken on.
+
+    Raises InvalidInput at once where a difference is known already.
+    """
+    refusal = f"the statistics are of model {statistics.tensor_digest[:12]}, not of this one"
+    if statistics.tensors:
+        if set(statistics.tensors) != set(checkpoint.tensors):
+            raise InvalidInput(f"{refusal}: its tensors have other names")
+        checkpoint.digests.expect(statistics.tensors, refusal)
+    elif statistics.tensor_digest != checkpoint.tensor_digest:
+        raise InvalidInput(refusal)
 
 
-def load_statistics(directory: Path) -> tuple[Statistics, Scores]:
-    """Read what :func:`save_statistics` wrote, after checking every byte against its manifest."""
-    verify_directory(directory)
-    about: dict[str, Any] = json.loads((directory / "statistics.json").read_text(encoding="utf-8"))
-    count = about["blocks"]
-    sums = _by_block(load_file(directory / "sums.safetensors"), count)
-    scores = _by_block(load_file(directory / "scores.safetensors"), count)
-    statistics = Statistics(
-        about["tensor_digest"], about["calibration_digest"], about["dtype"], tuple(sums)
-    )
-    return statistics, Scores(
-        about["tensor_digest"], about["criterion"], tuple(BlockScores(**block) for block in scores)
-    )
+class _ForwardPass:
+    """One pass of windows through all blocks, recorded in ``work`` where there is one."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        token_ids: torch.Tensor,
+        chunks: range,
+        criterion: Criterion,
+        computing: Computing,
+        work: Path | None,
+        workers: Workers,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.token_ids = token_ids
+        self.chunks = chunks
+        self.criterion = criterion
+        self.workers = workers
+        self.loop = computing.loop(checkpoint)
+        self.loop.check(token_ids)
+        self.states = self.loop.states(token_ids, work, computing.resident)
+        self.progress = ScoreProgress(work, checkpoint) if work else None
+
+    def run(self, finish: Finish) -> list[Finished]:
+        """What ``finish`` makes of every block's partial sums, those of earlier runs included."""
+        finished = self._taken_up()
+        layers = _layers(self.checkpoint)
+        if not finished:
+            self.loop.embed_into(self.states, self.token_ids)
+        blocks = self.loop.blocks(range(len(finished), layers))
+        for block in track(blocks, "score blocks", layers - len(finished)):
+            finished.append(finish(block, self._observe(block)))
+            if self.progress:
+                self.progress.save(block.index, self.states, finished[-1])
+        return finished
+
+    def _taken_up(self) -> list[Finished]:
+        if self.progress is None:
+            return []
+        own = self.progress.finished(self.states)
+        done = self.workers.least(own)
+        if done < own:
+            done = self.progress.finished(self.states, done)
+        if done:
+            note(f"going on after block {done} of {_layers(self.checkpoint)}, which were finished")
+        return self.progress.load(done)
+
+    def _observe(self, block: LoopBlock) -> ChunkSums:
+        seen = Block(block.index, self.checkpoint.shape, block.weights)
+        sums = Accumulator()
+
+        def observe(number: int, activations: Activations) -> None:
+            chunk = self.chunks.start + number
+            sums.add(chunk, self.criterion.observe(seen, activations))
+
+        block.advance(self.states, observe)
+        return sums.chunks
 
 
-def _observed(
-    block: LoopBlock, hidden: torch.Tensor, criterion: Criterion, checkpoint: Checkpoint
-) -> tuple[Sums, torch.Tensor]:
-    """One block's sums and its outputs; partial sums are added in chunk order, in float64."""
-    seen = Block(block.index, checkpoint.shape, block.weights)
-    total: Sums = {}
-
-    def add(activations: Activations) -> None:
-        for name, value in criterion.observe(seen, activations).items():
-            total[name] = total[name] + value if name in total else value
-
-    hidden = block.run(hidden, add)
-    if not all(bool(value.isfinite().all()) for value in total.values()):
-        raise InvalidInput(
-            f"block {block.index}: activations are not finite; the weights hold NaN or infinity, "
-            "or dtype overflows"
-        )
-    return total, hidden
+def _source_block(block: LoopBlock) -> Block:
+    return Block(block.index, block.loop.checkpoint.shape, block.source_weights())
 
 
-def _check_finite(scores: BlockScores, index: int) -> None:
+def _block_scores(criterion: Criterion, sums: Sums, block: Block, options: Options) -> BlockScores:
+    """One block's scores, on the CPU. Raises InvalidInput when they are not finite."""
+    device = next(iter(block.weights.values())).device
+    there = {name: value.to(device) for name, value in sums.items()}
+    scores = criterion.score(there, block, options)
     for name in ("attention_groups", "ffn_channels"):
         if not bool(getattr(scores, name).isfinite().all()):
-            raise InvalidInput(f"block {index}: the scores of its {name} are not finite")
+            raise InvalidInput(f"block {block.index}: the scores of its {name} are not finite")
+    return BlockScores(scores.attention_groups.cpu(), scores.ffn_channels.cpu())
 
 
-def _by_block(tensors: dict[str, torch.Tensor], count: int) -> list[dict[str, torch.Tensor]]:
-    blocks: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
-    for name, tensor in tensors.items():
-        index, _, local = name.partition(".")
-        blocks[int(index)][local] = tensor
-    return blocks
+def _scores_of(
+    checkpoint: Checkpoint, criterion: str, options: Options, blocks: Sequence[Sums]
+) -> list[BlockScores]:
+    """Scores of all blocks from their sums; the weights are read once."""
+    chosen = load_criterion(criterion)
+    scores = []
+    for index, sums in enumerate(track(blocks, "score blocks")):
+        block = Block(index, checkpoint.shape, checkpoint.block_weights(index))
+        scores.append(_block_scores(chosen, sums, block, options))
+    return scores
+
+
+def _named(
+    scores: Sequence[BlockScores], statistics: Statistics, criterion: str, options: Options
+) -> Scores:
+    return Scores(statistics.tensor_digest, criterion, tuple(scores), options.seed)
+
+
+def _reduced(parts: Sequence[Sums]) -> Sums:
+    """One block's sums from those of its parts, named ``CHUNK.NAME``."""
+    chunks: ChunkSums = {}
+    for part in parts:
+        for name, value in part.items():
+            number, _, local = name.partition(".")
+            chunks.setdefault(int(number), {})[local] = value
+    return reduce_chunks(chunks)
+
+
+def _layers(checkpoint: Checkpoint) -> int:
+    return checkpoint.shape.num_hidden_layers

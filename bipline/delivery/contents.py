@@ -16,7 +16,7 @@ from bipline.artifacts.errors import InvalidInput, Refused
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.record import EvaluationRecord, RecoveryRecord
 from bipline.artifacts.resolution import Resolution
-from bipline.compression.score import Scores, Statistics, load_statistics
+from bipline.compression.statistics import Scores, Statistics, load_statistics
 
 # The models a package may have records of, in the order of every table.
 STAGES = ("dense", "pruned", "recovered")

@@ -23,7 +23,7 @@ from bipline.delivery.card import render_card
 from bipline.delivery.contents import PackageContents, check_contents, portable_resolution
 from bipline.delivery.report import render_report
 from bipline.delivery.verification import verify_hf
-from bipline.model.checkpoint import PICKLED, open_checkpoint
+from bipline.model.opening import PICKLED, open_checkpoint
 
 __all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
 

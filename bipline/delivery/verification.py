@@ -17,9 +17,10 @@ from bipline.artifacts.errors import InvalidInput, Refused
 from bipline.artifacts.manifest import Manifest, read_manifest
 from bipline.artifacts.progress import note
 from bipline.model.block_loop import BlockLoop
-from bipline.model.checkpoint import Checkpoint, open_checkpoint
+from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import ModelShape, model_axes
 from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 
 # Relative to the largest logit: float32 rounding of the same products in another order.

@@ -1,9 +1,9 @@
-"""The block loop: a model runs block by block, and one block is in memory at a time.
+"""The block loop: a model runs block by block, and one block is computed with at a time.
 
-Everything that needs the model's forward pass (scoring, perplexity, later gradients and
-compensation) goes through this small interface: run block ``i`` on hidden states, observe named
-tensors on the way, replace the block's weights. The arithmetic is transformers' own decoder
-block, filled with the tensors of one block.
+Everything that needs the model's forward pass (scoring, perplexity, gradients, compensation)
+goes through this small interface: run block ``i`` on hidden states, observe named tensors on the
+way, replace the block's weights. The arithmetic is transformers' own decoder block, filled with
+the tensors of one block, while the next block is read ahead.
 
 Shapes: token ids and hidden states come in windows, ``[windows, seqlen]`` and
 ``[windows, seqlen, hidden_size]``; observed tensors come flat, ``[tokens, width]``.
@@ -11,70 +11,128 @@ Shapes: token ids and hidden states come in windows, ``[windows, seqlen]`` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bipline.artifacts.errors import InvalidInput
-from bipline.model.checkpoint import Checkpoint
+from bipline.model.block_reader import BlockReader, Weights
+from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import build_of
+from bipline.model.hidden_states import CHUNK_WINDOWS, HiddenStates, StatesShape
 
-# Windows per chunk: partial sums are taken over chunks of this many windows, in order, so that
-# a sum is the same however the work is divided.
-CHUNK_WINDOWS = 16
+# Tokens per micro-batch unless told otherwise: enough for the matrix products to run at full
+# speed, few enough for what a block makes of them to stay small. It does not depend on the
+# machine, because the division of the work shows in the last bits of a sum.
+MICRO_BATCH_TOKENS = 2048
+# Tokens whose logits exist at once: with a vocabulary of 128k that is 0.26 GB in float32.
+HEAD_TOKENS = 512
 
 Activations = dict[str, Tensor]
 Observer = Callable[[Activations], None]
 
 
+def micro_batch_of(seqlen: int, asked: int | None) -> int:
+    """Windows that run through a block together, never more than a chunk.
+
+    Raises InvalidInput for a micro-batch that is not between one window and a chunk.
+    """
+    if asked is None:
+        return max(1, min(CHUNK_WINDOWS, MICRO_BATCH_TOKENS // seqlen))
+    if not 1 <= asked <= CHUNK_WINDOWS:
+        raise InvalidInput(f"micro-batch {asked}: must lie between 1 and {CHUNK_WINDOWS} windows")
+    return asked
+
+
 @dataclass
 class Block:
-    """The resident block: its weights and how to run it."""
+    """The resident block: its weights and how to run it. Valid until the next one is taken."""
 
     index: int
-    weights: dict[str, Tensor]
+    weights: Weights
     loop: BlockLoop
 
     def run(self, hidden: Tensor, observe: Observer | None = None) -> Tensor:
-        """Run all windows through the block, chunk by chunk.
+        """Run windows through the block, one micro-batch after the other.
 
-        ``observe`` is called once per chunk with the named tensors of the family's build, flat:
-        ``attention_output`` (input of o_proj), ``residual`` (before the FFN's norm), ``gate`` and
-        ``up`` (outputs of gate_proj and up_proj), ``ffn_activation`` (input of down_proj).
+        ``observe`` is called once per micro-batch with the named tensors of the family's build,
+        flat: ``attention_output`` (input of o_proj), ``residual`` (before the FFN's norm),
+        ``gate`` and ``up`` (outputs of gate_proj and up_proj), ``ffn_activation`` (input of
+        down_proj).
         """
-        chunks = [
-            self.loop.run_chunk(self, hidden[start : start + CHUNK_WINDOWS], observe)
-            for start in range(0, len(hidden), CHUNK_WINDOWS)
-        ]
-        return torch.cat(chunks)
+        size = micro_batch_of(hidden.shape[1], self.loop.micro_batch)
+        parts = [self.loop.run_part(self, part, observe) for part in hidden.split(size)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def replace(self, weights: dict[str, Tensor]) -> None:
+    def advance(
+        self, states: HiddenStates, observe: Callable[[int, Activations], None] | None = None
+    ) -> None:
+        """Run all chunks of hidden states, in place; ``observe`` also gets the chunk's number."""
+
+        def step(number: int, chunk: Tensor) -> Tensor:
+            seen: Observer | None = None
+            if observe is not None:
+                seen = lambda activations: observe(number, activations)  # noqa: E731
+            return self.run(chunk.to(self.loop.device), seen)
+
+        states.advance(step)
+
+    def replace(self, weights: Weights) -> None:
         """Replace some of the block's weights, by their names inside the block."""
         self.weights = {**self.weights, **weights}
 
+    def source_weights(self) -> Weights:
+        """The weights with no rounding by the computing dtype: read again only where it would."""
+        checkpoint = self.loop.checkpoint
+        names = checkpoint.block_names(self.index)
+        held = {TORCH_DTYPES[checkpoint.tensors[full].dtype] for full in names.values()}
+        if all(torch.promote_types(dtype, self.loop.dtype) == self.loop.dtype for dtype in held):
+            return self.weights
+        return checkpoint.block_weights(self.index)
+
 
 class BlockLoop:
-    """A checkpoint, ready to be run block by block in ``dtype`` on ``device``."""
+    """A checkpoint, ready to be run block by block in ``dtype`` on ``device``.
+
+    ``micro_batch`` is the number of windows that run together; None picks it by their length.
+    """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        micro_batch: int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = torch.device(device)
+        self.micro_batch = micro_batch
+        self.reader = BlockReader(checkpoint, dtype, self.device)
         self._skeleton = _skeleton(checkpoint.config)
         self._rotary = type(self._skeleton.rotary_emb)(self._skeleton.config).to(self.device)
         self._norm = self._filled(
             self._skeleton.norm, {"weight": checkpoint.tensor("model.norm.weight")}
         )
-        self._block = self._skeleton.layers[0]
+        self._module = self._skeleton.layers[0]
         self._observed = build_of(checkpoint.family).observed
+
+    def states(
+        self, token_ids: Tensor, folder: Path | None = None, resident: bool = True
+    ) -> HiddenStates:
+        """Empty hidden states for these windows; :meth:`embed_into` makes the first generation."""
+        windows, seqlen = token_ids.shape
+        shape = StatesShape(windows, seqlen, self.checkpoint.shape.hidden_size, self.dtype)
+        return HiddenStates(shape, folder, resident)
+
+    def embed_into(self, states: HiddenStates, token_ids: Tensor) -> None:
+        """Fill hidden states with what enters the first block (see :meth:`embed`)."""
+        chunks = token_ids.split(CHUNK_WINDOWS)
+        states.fill(lambda number: self.embed(chunks[number]))
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Hidden states before the first block: ``[windows, seqlen, hidden_size]``.
@@ -82,53 +140,66 @@ class BlockLoop:
         Raises InvalidInput for a token id above the vocabulary, or a window longer than the
         positions the model knows or its sliding attention window, which this loop does not cut.
         """
-        self._check(token_ids)
+        self.check(token_ids)
         used, where = token_ids.unique(return_inverse=True)
         rows = self.checkpoint.rows("model.embed_tokens.weight", used)
         return rows.to(self.device, self.dtype)[where.to(self.device)]
 
-    def blocks(self) -> Iterator[Block]:
-        """The blocks in order. Only the latest one's weights are held here."""
-        for index in range(self.checkpoint.shape.num_hidden_layers):
-            yield self.block(index)
+    def blocks(self, indices: Iterable[int] | None = None) -> Iterator[Block]:
+        """The blocks in order, or those of ``indices``. Each is overwritten by the next but one."""
+        wanted = range(self.checkpoint.shape.num_hidden_layers) if indices is None else indices
+        for index, weights in self.reader.blocks(wanted):
+            yield Block(index, weights, self)
 
     def block(self, index: int) -> Block:
-        """One block with its weights converted to the loop's dtype and device."""
-        weights = self.checkpoint.block_weights(index)
-        return Block(index, {n: w.to(self.device, self.dtype) for n, w in weights.items()}, self)
+        """One block in memory of its own."""
+        return Block(index, self.reader.block(index), self)
 
     @torch.no_grad()
-    def run_chunk(self, block: Block, hidden: Tensor, observe: Observer | None) -> Tensor:
-        """Run one chunk of windows through a block (see :meth:`Block.run`)."""
-        module = self._filled(self._block, block.weights)
+    def run_part(self, block: Block, hidden: Tensor, observe: Observer | None) -> Tensor:
+        """Run one micro-batch through a block (see :meth:`Block.run`)."""
         seen: Activations = {}
-        handles = self._hook(module, seen) if observe else []
+        handles = self._hook(self._module, seen) if observe else []
         try:
-            positions = torch.arange(hidden.shape[1], device=self.device)[None]
-            output = module(
-                hidden, attention_mask=None, position_embeddings=self._rotary(hidden, positions)
-            )
+            output = self.forward(block.weights, hidden)
         finally:
             for handle in handles:
                 handle.remove()
         if observe:
             observe(seen)
+        return output
+
+    def forward(self, weights: Weights, hidden: Tensor) -> Tensor:
+        """transformers' decoder block with these weights; gradients flow into them if recorded."""
+        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+        options = {"attention_mask": None, "position_embeddings": self._rotary(hidden, positions)}
+        held = {name: w.to(self.device, self.dtype) for name, w in weights.items()}
+        output = torch.func.functional_call(self._module.eval(), held, (hidden,), options)
         return output[0] if isinstance(output, tuple) else output
 
+    def output_weight(self) -> Tensor:
+        """The matrix that turns normed hidden states into logits: ``[vocab_size, hidden_size]``."""
+        return self.checkpoint.tensor(self.checkpoint.output_name).to(self.device, self.dtype)
+
     @torch.no_grad()
-    def negative_log_likelihood(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+    def negative_log_likelihood(self, states: HiddenStates, token_ids: Tensor) -> Tensor:
         """Per-token loss in nats, float32 ``[windows, seqlen - 1]``, from the last hidden states.
 
-        Logits exist for one chunk at a time; the token that opens a window is not predicted.
+        Logits exist for a few tokens at a time; the token that opens a window is not predicted.
         """
-        output = self.checkpoint.tensor(self.checkpoint.output_name).to(self.device, self.dtype)
-        losses = []
-        for start in range(0, len(hidden), CHUNK_WINDOWS):
-            part = slice(start, start + CHUNK_WINDOWS)
-            logits = nn.functional.linear(self._norm(hidden[part]), output)[:, :-1].float()
-            targets = token_ids[part, 1:].to(self.device)
-            losses.append(nn.functional.cross_entropy(logits.mT, targets, reduction="none"))
-        return torch.cat(losses)
+        output = self.output_weight()
+        losses = [
+            self.token_losses(hidden.to(self.device), targets.to(self.device), output).cpu()
+            for number, chunk in enumerate(token_ids.split(CHUNK_WINDOWS))
+            for hidden, targets in predicted(states.chunk(number), chunk)
+        ]
+        return torch.cat(losses).view(token_ids.shape[0], -1)
+
+    def token_losses(self, hidden: Tensor, targets: Tensor, output: Tensor) -> Tensor:
+        """Loss in nats of each of a few tokens, float32 ``[tokens]``, from ``[tokens, d]``."""
+        logits = nn.functional.linear(self._norm(hidden), output)
+        widened = logits if logits.dtype == torch.float64 else logits.float()
+        return nn.functional.cross_entropy(widened, targets, reduction="none")
 
     @torch.no_grad()
     def logits(self, token_ids: Tensor) -> Tensor:
@@ -136,10 +207,25 @@ class BlockLoop:
         hidden = self.embed(token_ids)
         for block in self.blocks():
             hidden = block.run(hidden)
-        output = self.checkpoint.tensor(self.checkpoint.output_name).to(self.device, self.dtype)
-        return nn.functional.linear(self._norm(hidden), output)
+        return nn.functional.linear(self._norm(hidden), self.output_weight())
 
-    def _filled(self, module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    def check(self, token_ids: Tensor) -> None:
+        """Raise InvalidInput for windows that this model cannot take (see :meth:`embed`)."""
+        vocab_size = self.checkpoint.shape.vocab_size
+        highest = int(token_ids.max())
+        if highest >= vocab_size:
+            raise InvalidInput(
+                f"token id {highest} is above the model's vocabulary of {vocab_size}; "
+                "the tokenizer does not belong to this model"
+            )
+        for limit in ("max_position_embeddings", "sliding_window"):
+            longest = getattr(self._skeleton.config, limit, None)
+            if longest is not None and token_ids.shape[1] > longest:
+                raise InvalidInput(
+                    f"seqlen {token_ids.shape[1]} is longer than the model's {limit} {longest}"
+                )
+
+    def _filled(self, module: nn.Module, weights: Weights) -> nn.Module:
         converted = {name: w.to(self.device, self.dtype) for name, w in weights.items()}
         module.load_state_dict(converted, assign=True)
         return module.eval()
@@ -155,20 +241,12 @@ class BlockLoop:
                 handles.append(target.register_forward_hook(_output_hook(name, seen)))
         return handles
 
-    def _check(self, token_ids: Tensor) -> None:
-        vocab_size = self.checkpoint.shape.vocab_size
-        highest = int(token_ids.max())
-        if highest >= vocab_size:
-            raise InvalidInput(
-                f"token id {highest} is above the model's vocabulary of {vocab_size}; "
-                "the tokenizer does not belong to this model"
-            )
-        for limit in ("max_position_embeddings", "sliding_window"):
-            longest = getattr(self._skeleton.config, limit, None)
-            if longest is not None and token_ids.shape[1] > longest:
-                raise InvalidInput(
-                    f"seqlen {token_ids.shape[1]} is longer than the model's {limit} {longest}"
-                )
+
+def predicted(hidden: Tensor, token_ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Hidden states ``[tokens, d]`` and the tokens they predict, a few at a time."""
+    before = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    targets = token_ids[:, 1:].reshape(-1)
+    yield from zip(before.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)
 
 
 def _input_hook(name: str, seen: Activations) -> Callable[..., None]:

@@ -1,229 +1,230 @@
-"""A checkpoint on disk: config.json and safetensors shards, checked once, read lazily.
+"""A checkpoint: the tensors of an opened model, read lazily and by ranges.
 
-Only JSON and safetensors are read. Pickled weights, custom code (``auto_map``) and quantised
-sources are refused with the reason, so that no byte of a model is ever executed.
+A tensor is read into memory of its own or of the caller, never mapped: what is resident is what
+is held, and a limit on memory holds. Its digest is taken on the way.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from bipline.artifacts.digests import digest_bytes, digest_json, digest_listing
-from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.digests import CHUNK_BYTES, digest_json, digest_listing
+from bipline.artifacts.errors import InvalidInput, Refused
+from bipline.artifacts.folder import ByteFile, Folder, LocalFolder
 from bipline.model.families import (
     Family,
     ModelShape,
     block_axes,
     build_of,
-    family_of,
-    model_axes,
-    shape_of,
 )
+from bipline.model.safetensors_header import StoredTensor
+from bipline.model.tensor_digests import RunningDigest, TensorDigests
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-FLOAT_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# Pieces of this size come from memory that the allocator keeps, and are never page-faulted anew.
+PIECE_BYTES = 16 << 20
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+FLOAT_DTYPES = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened model directory. ``shards`` maps every tensor's full name to its shard."""
+    """An opened model. ``tensors`` says where every tensor lies, by its full name."""
 
-    directory: Path
+    folder: Folder
     config: dict[str, Any]
     family: Family
     shape: ModelShape
-    shards: dict[str, Path] = field(repr=False)
+    tensors: dict[str, StoredTensor] = field(repr=False)
+    expected_digest: str | None = None
+    digests: TensorDigests = field(default_factory=TensorDigests, repr=False)
+
+    @property
+    def location(self) -> str:
+        """Where the model lies, as the user would write it."""
+        return self.folder.location
+
+    @property
+    def directory(self) -> Path:
+        """The model's local directory. Raises InvalidInput when it does not lie on this machine."""
+        if isinstance(self.folder, LocalFolder):
+            return self.folder.path
+        raise InvalidInput(f"{self.location}: this needs the model in a local directory")
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, mapped from its shard and not copied."""
-        with safe_open(self.shards[name], framework="pt") as file:
-            return file.get_tensor(name)
+        """One tensor in its own dtype, read whole into fresh memory."""
+        stored = self.tensors[name]
+        tensor = torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype])
+        self.read_into(name, tensor)
+        return tensor
+
+    def read_into(self, name: str, target: torch.Tensor) -> None:
+        """Read a tensor into a contiguous one of the same dtype, hashing what was not hashed yet.
+
+        Raises InvalidInput where the bytes are not those that were expected.
+        """
+        stored, data = self.tensors[name], tensor_bytes(target)
+        running = RunningDigest(name not in self.digests.known)
+        for start in range(0, len(data), CHUNK_BYTES):
+            piece = data[start : start + CHUNK_BYTES]
+            stored.file.read_into(piece, stored.offset + start)
+            running.update(piece)
+        self._record(name, running)
+
+    def will_read(self, name: str) -> None:
+        """Say that a tensor will be read soon, so that the disk may be busy with it already."""
+        stored = self.tensors[name]
+        stored.file.will_read(stored.offset, stored.num_bytes)
 
     def rows(self, name: str, indices: torch.Tensor) -> torch.Tensor:
-        """Rows of a matrix by distinct ascending indices, without reading the others."""
-        with safe_open(self.shards[name], framework="pt") as file:
-            part = file.get_slice(name)
-            return torch.cat([part[int(index) : int(index) + 1] for index in indices])
+        """Rows of a matrix by distinct ascending indices; neighbours are read together."""
+        stored = self.tensors[name]
+        shape = (len(indices), *stored.shape[1:])
+        rows = torch.empty(shape, dtype=TORCH_DTYPES[stored.dtype])
+        width = stored.num_bytes // max(1, stored.shape[0])
+        data = tensor_bytes(rows)
+        for first, last, index in _runs(indices.tolist()):
+            stored.file.read_into(data[first * width : last * width], stored.offset + index * width)
+        return rows
+
+    def pieces(self, name: str, kept: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        """A tensor in pieces of whole rows, or of those rows that ``kept`` (ascending) names.
+
+        Rows that go are read too where the tensor's digest is not known yet, and only there.
+        """
+        stored = self.tensors[name]
+        count, width = stored.shape[0], stored.num_bytes // max(1, stored.shape[0])
+        step = max(1, PIECE_BYTES // max(1, width))
+        if kept is not None and name in self.digests.known:
+            for part in kept.split(step):
+                yield self.rows(name, part)
+            return
+        running = RunningDigest(name not in self.digests.known)
+        for first in range(0, count, step):
+            rows = torch.arange(first, min(count, first + step))
+            piece = self.rows(name, rows)
+            running.update(tensor_bytes(piece))
+            if kept is None:
+                yield piece
+            elif len(inside := kept[(kept >= first) & (kept <= rows[-1])]):
+                yield piece.index_select(0, inside - first)
+        self._record(name, running)
 
     def tensor_header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The safetensors dtype (``BF16``, ...) and the shape of a tensor."""
-        with safe_open(self.shards[name], framework="pt") as file:
-            part = file.get_slice(name)
-            return part.get_dtype(), tuple(part.get_shape())
+        return self.tensors[name].dtype, self.tensors[name].shape
 
     def block_prefix(self, index: int) -> str:
         """What the full names of a block's tensors begin with."""
         return build_of(self.family).block_prefix.format(index=index)
 
-    def block_weights(self, index: int) -> dict[str, torch.Tensor]:
-        """The tensors of one block by their names inside it."""
+    def block_names(self, index: int) -> dict[str, str]:
+        """Full names of a block's tensors by their names inside it."""
         prefix = self.block_prefix(index)
-        return {name: self.tensor(prefix + name) for name in block_axes(self.family, self.config)}
+        return {name: prefix + name for name in block_axes(self.family, self.config)}
+
+    def block_weights(self, index: int) -> dict[str, torch.Tensor]:
+        """The tensors of one block by their names inside it, in the source's dtype."""
+        return {name: self.tensor(full) for name, full in self.block_names(index).items()}
 
     @property
     def output_name(self) -> str:
         """The tensor that turns hidden states into logits."""
         return "model.embed_tokens.weight" if self.shape.tie_word_embeddings else "lm_head.weight"
 
-    @cached_property
+    @property
     def parameters(self) -> int:
         """The number of stored parameters (a tied embedding counts once)."""
-        total = 0
-        for name in self.shards:
-            count = 1
-            for size in self.tensor_header(name)[1]:
-                count *= size
-            total += count
-        return total
+        return sum(stored.elements for stored in self.tensors.values())
+
+    @property
+    def layout_digest(self) -> str:
+        """What can be known of the model without reading its weights: config, names and shapes."""
+        tensors = {name: [held.dtype, held.shape] for name, held in self.tensors.items()}
+        return digest_json({"config": self.config, "tensors": tensors})
+
+    @property
+    def files(self) -> dict[str, ByteFile]:
+        """The weight shards by name."""
+        return {stored.file.name: stored.file for stored in self.tensors.values()}
 
     @property
     def weight_bytes(self) -> int:
         """Size of the weight shards on disk, in bytes."""
-        return sum(path.stat().st_size for path in set(self.shards.values()))
+        return sum(file.size for file in self.files.values())
+
+    @property
+    def state(self) -> dict[str, str]:
+        """What the place says of every shard's version: cheap, and no proof of equal content."""
+        return {name: file.state for name, file in sorted(self.files.items())}
 
     @cached_property
     def tensor_digest(self) -> str:
         """The identity of the model: names, dtypes, shapes and bytes of its tensors.
 
-        It does not depend on where the directory lies or how the tensors are sharded.
+        It does not depend on where the model lies or how the tensors are sharded. Only tensors
+        that were not read whole before are read for it.
+        Raises Refused when it is not the digest that was expected (see :func:`open_checkpoint`).
         """
-        lines = {}
-        for name in self.shards:
-            dtype, shape = self.tensor_header(name)
-            content = digest_bytes(tensor_bytes(self.tensor(name)))
-            lines[name] = digest_json([dtype, shape, content])
-        return digest_listing(lines)
+        digest = digest_listing({name: self.digest_tensor(name) for name in self.tensors})
+        self._hold_to_expected(digest)
+        return digest
+
+    @property
+    def claimed_digest(self) -> str:
+        """:attr:`tensor_digest`, with the expected digest of tensors that were not read yet.
+
+        Whoever reads those tensors later has them compared.
+        """
+        expected, known = self.digests.expected, self.digests.known
+        held = {n: known.get(n) or expected.get(n) or self.digest_tensor(n) for n in self.tensors}
+        digest = digest_listing(held)
+        self._hold_to_expected(digest)
+        return digest
+
+    def _hold_to_expected(self, digest: str) -> None:
+        if self.expected_digest not in (None, digest):
+            raise Refused(
+                f"{self.location}: its weights changed while the run was going on; run again"
+            )
+
+    def digest_tensor(self, name: str) -> str:
+        """The digest of one tensor, read in pieces unless it is known."""
+        if name not in self.digests.known:
+            stored, running = self.tensors[name], RunningDigest(True)
+            buffer = memoryview(bytearray(min(CHUNK_BYTES, stored.num_bytes)))
+            for start in range(0, stored.num_bytes, CHUNK_BYTES):
+                piece = buffer[: stored.num_bytes - start]
+                stored.file.read_into(piece, stored.offset + start)
+                running.update(piece)
+            self._record(name, running)
+        return self.digests.known[name]
+
+    def _record(self, name: str, running: RunningDigest) -> None:
+        if (content := running.content()) is not None:
+            self.digests.add(name, self.tensors[name], content)
+
+
+def _runs(indices: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Runs of neighbours: ``(first, last, index)``, places in the list and where the run begins."""
+    cuts = [place for place, (a, b) in enumerate(pairwise(indices), start=1) if b != a + 1]
+    for first, last in pairwise([0, *cuts, len(indices)]):
+        if first < last:
+            yield first, last, indices[first]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview[int]:
     """The bytes of a tensor in row order, as safetensors stores them."""
     data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(data)
-
-
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Open a model directory and check everything that can be checked without reading weights.
-
-    Raises InvalidInput, in one line, for whatever makes the directory unusable: missing files,
-    pickles, custom code, unknown or quantised models, broken shards, wrong names or shapes.
-    """
-    config = read_config(directory)
-    family = family_of(str(config.get("model_type")))
-    shards = _shards(directory, set(build_of(family).ignored))
-    checkpoint = Checkpoint(directory, config, family, shape_of(config), shards)
-    _check_tensors(checkpoint)
-    return checkpoint
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Read config.json as plain JSON, refusing what would run code or is quantised."""
-    if not directory.is_dir():
-        raise InvalidInput(f"{directory}: no such model directory")
-    path = directory / "config.json"
-    if not path.is_file():
-        raise InvalidInput(f"{directory}: no config.json, so it is not a model directory")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InvalidInput(f"{path}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InvalidInput(f"{path}: not a JSON object")
-    if "auto_map" in config:
-        raise InvalidInput(f"{path}: auto_map asks for the model's own code, which is never run")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise InvalidInput(f"{path}: quantised source ({method}); give the unquantised model")
-    return config
-
-
-def _shards(directory: Path, ignored: set[str]) -> dict[str, Path]:
-    if (directory / INDEX_FILE).is_file():
-        shards = _indexed_shards(directory)
-    elif (directory / SINGLE_FILE).is_file():
-        path = directory / SINGLE_FILE
-        shards = dict.fromkeys(_names_in(path), path)
-    else:
-        raise InvalidInput(_no_weights(directory))
-    return {n: path for n, path in shards.items() if not any(n.endswith(end) for end in ignored)}
-
-
-def _no_weights(directory: Path) -> str:
-    pickled = [path.name for pattern in PICKLED for path in directory.glob(pattern)]
-    if pickled:
-        return (
-            f"{directory}: only pickled weights ({pickled[0]}), which can run code; "
-            "convert them to safetensors first"
-        )
-    return f"{directory}: no {SINGLE_FILE} and no {INDEX_FILE}"
-
-
-def _indexed_shards(directory: Path) -> dict[str, Path]:
-    path = directory / INDEX_FILE
-    try:
-        weight_map = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError):
-        raise InvalidInput(f"{path}: no weight_map that names a shard for each tensor") from None
-    found: dict[str, Path] = {}
-    for shard in sorted(set(map(str, weight_map.values()))):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise InvalidInput(
-                f"{path}: shard name {shard!r} is not a plain .safetensors file name"
-            )
-        if not (directory / shard).is_file():
-            raise InvalidInput(f"{path}: names the shard {shard}, which is missing")
-        for name in _names_in(directory / shard):
-            if name in found:
-                raise InvalidInput(f"{path}: tensor {name} lies in two shards")
-            found[name] = directory / shard
-    for name, shard in weight_map.items():
-        if name not in found or found[name].name != shard:
-            raise InvalidInput(f"{path}: tensor {name} is not in the shard {shard}")
-    return found
-
-
-def _names_in(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise InvalidInput(f"{path}: not a whole safetensors file: {error}") from None
-
-
-def _check_tensors(checkpoint: Checkpoint) -> None:
-    expected = model_axes(checkpoint.family, checkpoint.config)
-    for name, axes in expected.items():
-        if name not in checkpoint.shards:
-            raise InvalidInput(f"{checkpoint.directory}: tensor {name} is missing")
-        dtype, shape = checkpoint.tensor_header(name)
-        if dtype not in FLOAT_DTYPES:
-            raise InvalidInput(f"{checkpoint.directory}: {name} is {dtype}; quantised source?")
-        declared = tuple(checkpoint.shape.axis_size(axis) for axis in axes)
-        if shape != declared:
-            raise InvalidInput(
-                f"{checkpoint.directory}: {name} has shape {shape}, config.json says {declared}"
-            )
-    _check_extra(checkpoint, expected)
-
-
-def _check_extra(checkpoint: Checkpoint, expected: dict[str, Any]) -> None:
-    extra = set(checkpoint.shards) - set(expected)
-    # A tied model may store its output matrix a second time; the embedding is the one that counts.
-    if checkpoint.shape.tie_word_embeddings:
-        tied = extra & set(build_of(checkpoint.family).output_weights)
-        for name in tied:
-            del checkpoint.shards[name]
-        extra -= tied
-    if extra:
-        raise InvalidInput(
-            f"{checkpoint.directory}: tensor {min(extra)} does not belong to a "
-            f"{checkpoint.config['model_type']} with this config.json"
-        )

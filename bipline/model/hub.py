@@ -20,8 +20,8 @@ from typing import Any
 from bipline.artifacts.directory import environment_failure
 from bipline.artifacts.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.artifacts.progress import note
-from bipline.model.checkpoint import PICKLED, read_config
 from bipline.model.families import family_of
+from bipline.model.opening import PICKLED, read_config
 
 SMALL_FILES = [
     "*.json",

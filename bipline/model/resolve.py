@@ -27,7 +27,7 @@ from bipline.artifacts.documents import read_documents, write_documents
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.resolution import Resolution, ResolvedModel, ResolvedTask, ResolvedText
 from bipline.model import hub
-from bipline.model.checkpoint import open_checkpoint
+from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import TOKENIZER_FILES
 
 HUB = "hf:"

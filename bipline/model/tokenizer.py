@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.folder import Folder, LocalFolder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -17,6 +19,19 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+
+
+def tokenizer_of(folder: Folder) -> Any:
+    """The tokenizer of a model wherever it lies (see :func:`load_tokenizer`)."""
+    if isinstance(folder, LocalFolder):
+        return load_tokenizer(folder.path)
+    with TemporaryDirectory(prefix="bipline-") as copied:
+        for name in set(TOKENIZER_FILES) & set(folder.names()):
+            (Path(copied) / name).write_bytes(folder.read(name))
+        try:
+            return load_tokenizer(Path(copied))
+        except InvalidInput as error:
+            raise InvalidInput(str(error).replace(copied, folder.location)) from error
 
 
 def load_tokenizer(directory: Path) -> Any:

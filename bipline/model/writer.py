@@ -1,4 +1,4 @@
-"""Streaming writer of safetensors shards: one tensor in memory, hashed as it is written.
+"""Streaming writer of safetensors shards: a few pieces in memory, hashed as they are written.
 
 The layout of every shard is planned from names, dtypes and shapes before the first byte, so a
 shard's header is written first and its tensors follow in order. The same tensors always give
@@ -7,21 +7,26 @@ the same bytes: no timestamp, no path, no order that depends on a dictionary.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 
+from bipline.artifacts.ahead import ahead
 from bipline.artifacts.directory import DirectoryWriter, write_text
 from bipline.artifacts.errors import InvalidInput
-from bipline.model.checkpoint import FLOAT_DTYPES, INDEX_FILE, SINGLE_FILE, tensor_bytes
+from bipline.artifacts.synced_file import SyncedFile
+from bipline.model.checkpoint import FLOAT_DTYPES, tensor_bytes
+from bipline.model.opening import INDEX_FILE, SINGLE_FILE
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
+# Pieces that wait to be written: enough for reading and writing to overlap.
+PIECES_AHEAD = 3
+
+Pieces = Callable[[str], Iterable[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,19 @@ def plan_shards(specs: Iterable[TensorSpec], shard_bytes: int) -> list[list[Tens
 def write_weights(
     writer: DirectoryWriter,
     specs: list[TensorSpec],
-    read: Callable[[str], torch.Tensor],
+    read: Pieces,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
     """Write the shards of a model, and their index when there is more than one.
 
-    ``read`` is called once per tensor, in order, and must give the declared shape and dtype.
+    ``read`` is called once per tensor, in order, in a thread that runs ahead of the writing; it
+    gives the tensor in pieces of whole rows. Shards that ``writer`` holds already are left out.
     """
     shards = plan_shards(specs, shard_bytes)
     names = _shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
-        _write_shard(writer, name, shard, read)
+        if not writer.has(name):
+            _write_shard(writer, name, shard, read)
     if len(shards) > 1:
         weight_map = {
             spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard
@@ -105,33 +112,24 @@ def _header(shard: list[TensorSpec]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_shard(
-    writer: DirectoryWriter,
-    name: str,
-    shard: list[TensorSpec],
-    read: Callable[[str], torch.Tensor],
-) -> None:
-    sha256 = hashlib.sha256()
-    size = 0
-    with (writer.path / name).open("wb") as file:
-        for data in _shard_chunks(shard, read):
+def _write_shard(writer: DirectoryWriter, name: str, shard: list[TensorSpec], read: Pieces) -> None:
+    waiting = ahead(_shard_chunks(shard, read), PIECES_AHEAD)
+    with SyncedFile(writer.path / name) as file, waiting as chunks:
+        for data in chunks:
             file.write(data)
-            sha256.update(data)
-            size += len(data)
-        file.flush()
-        os.fsync(file.fileno())
-    writer.add_hashed(name, size, sha256.hexdigest())
+    writer.add_hashed(name, file.size, file.sha256)
 
 
-def _shard_chunks(
-    shard: list[TensorSpec], read: Callable[[str], torch.Tensor]
-) -> Iterable[bytes | memoryview[int]]:
+def _shard_chunks(shard: list[TensorSpec], read: Pieces) -> Iterator[bytes | memoryview[int]]:
+    """A shard's bytes in order, checked against what its header announces."""
     yield _header(shard)
     for spec in shard:
-        tensor = read(spec.name)
-        if tuple(tensor.shape) != spec.shape:
-            raise ValueError(f"{spec.name}: shape {tuple(tensor.shape)}, announced {spec.shape}")
-        data = tensor_bytes(tensor)
-        if len(data) != spec.num_bytes:
-            raise ValueError(f"{spec.name}: {tensor.dtype} is not the announced {spec.dtype}")
-        yield data
+        left = spec.num_bytes
+        for piece in read(spec.name):
+            if FLOAT_DTYPES[spec.dtype] != piece.dtype.itemsize:
+                raise ValueError(f"{spec.name}: {piece.dtype} is not the announced {spec.dtype}")
+            data = tensor_bytes(piece)
+            left -= len(data)
+            yield data
+        if left:
+            raise ValueError(f"{spec.name}: {left} bytes fewer than its shape {spec.shape} has")

@@ -7,17 +7,22 @@ tasks and speed need the whole model in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bipline.artifacts.digests import digest_file
 from bipline.artifacts.documents import read_documents
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.record import EvaluationRecord, Perplexity, Speed, TaskResult, environment
 from bipline.model.block_loop import BlockLoop
-from bipline.model.checkpoint import Checkpoint, open_checkpoint
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import CPU
 from bipline.model.loading import load_model
-from bipline.model.tokenizer import load_tokenizer
+from bipline.model.opening import open_checkpoint
+from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import perplexity, text_windows
 from bipline.quality.protocols import Protocol, torch_dtype
 from bipline.quality.speed import measure_speed
@@ -25,12 +30,13 @@ from bipline.quality.zero_shot import task_configuration, zero_shot
 
 
 def evaluate(
-    model: Path,
+    model: Path | str,
     protocol: Protocol,
     texts: Mapping[str, Path],
     tasks: Mapping[str, Path],
+    running: Running | None = None,
 ) -> EvaluationRecord:
-    """Measure a model directory on named texts and task files.
+    """Measure a model directory (``s3://`` for perplexity alone) on named texts and task files.
 
     Raises InvalidInput for an unusable model, text or task, or when nothing is to be measured.
     """
@@ -39,9 +45,11 @@ def evaluate(
     for name, path in tasks.items():
         task_configuration(name, path)  # a missing task must not be found after the long part
     checkpoint = open_checkpoint(model)
-    tokenizer = load_tokenizer(model)
-    perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts)
-    accuracies, speed = _in_memory(model, tokenizer, protocol, dict(tasks))
+    if tasks or protocol.speed:
+        _ = checkpoint.directory  # these need the whole model, and it on this machine
+    tokenizer = tokenizer_of(checkpoint.folder)
+    perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
+    accuracies, speed = _in_memory(checkpoint, tokenizer, protocol, dict(tasks))
     return EvaluationRecord(
         tensor_digest=checkpoint.tensor_digest,
         parameters=checkpoint.parameters,
@@ -54,26 +62,42 @@ def evaluate(
     )
 
 
+@dataclass(frozen=True)
+class Running:
+    """Where and in how much memory a model runs: it may change the last digits, not the protocol.
+
+    ``max_memory`` in bytes; None is what the machine has free.
+    """
+
+    device: torch.device = CPU
+    max_memory: int | None = None
+
+
 def measure_perplexity(
-    checkpoint: Checkpoint, tokenizer: Any, protocol: Protocol, texts: Mapping[str, Path]
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    protocol: Protocol,
+    texts: Mapping[str, Path],
+    running: Running | None = None,
 ) -> dict[str, Perplexity]:
     """Perplexity on every text, through the block loop."""
     if not texts:
         return {}
-    loop = BlockLoop(checkpoint, torch_dtype(protocol.dtype))
+    running = running or Running()
+    loop = BlockLoop(checkpoint, torch_dtype(protocol.dtype), running.device)
     results = {}
     for name, path in texts.items():
         windows = text_windows(tokenizer, read_documents(path), protocol.seqlen, protocol.bos)
-        results[name] = perplexity(loop, windows, name)
+        results[name] = perplexity(loop, windows, name, running.max_memory)
     return results
 
 
 def _in_memory(
-    directory: Path, tokenizer: Any, protocol: Protocol, tasks: dict[str, Path]
+    checkpoint: Checkpoint, tokenizer: Any, protocol: Protocol, tasks: dict[str, Path]
 ) -> tuple[dict[str, TaskResult], Speed | None]:
     if not (tasks or protocol.speed):
         return {}, None
-    model = load_model(directory, torch_dtype(protocol.dtype))
+    model = load_model(checkpoint.directory, torch_dtype(protocol.dtype))
     accuracies = zero_shot(model, tokenizer, tasks, protocol.batch_size, protocol.num_fewshot)
     speed = None
     if protocol.speed:

@@ -7,19 +7,22 @@ float64. The tokens after the last whole window are left out, as in LLM-Pruner's
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import track
+from bipline.artifacts.progress import note, track
 from bipline.artifacts.record import Perplexity
 from bipline.model.block_loop import BlockLoop
+from bipline.model.memory import MemoryNeed, gigabytes, memory_need, states_fit
 from bipline.quality.protocols import BosPolicy
 
 JOIN = "\n\n"
-# Hidden states of this many bytes (float32) are held between blocks; longer texts go in slabs.
-SLAB_BYTES = 512 << 20
 
 
 def text_windows(tokenizer: Any, documents: list[str], seqlen: int, bos: BosPolicy) -> torch.Tensor:
@@ -45,20 +48,34 @@ def text_windows(tokenizer: Any, documents: list[str], seqlen: int, bos: BosPoli
     return windows
 
 
-def perplexity(loop: BlockLoop, windows: torch.Tensor, name: str) -> Perplexity:
-    """Perplexity of token windows ``[windows, seqlen]``; ``name`` is for the progress display."""
-    shape = loop.checkpoint.shape
-    slab = max(1, SLAB_BYTES // (windows.shape[1] * shape.hidden_size * 4))
-    slabs = windows.split(slab)
-    total = 0.0
-    for number, part in enumerate(slabs, start=1):
-        where = f" ({number} of {len(slabs)})" if len(slabs) > 1 else ""
-        hidden = loop.embed(part)
-        blocks = track(loop.blocks(), f"perplexity of {name}{where}", shape.num_hidden_layers)
-        for block in blocks:
-            hidden = block.run(hidden)
-        total += float(loop.negative_log_likelihood(hidden, part).double().sum())
+def perplexity(
+    loop: BlockLoop, windows: torch.Tensor, name: str, max_memory: int | None = None
+) -> Perplexity:
+    """Perplexity of token windows ``[windows, seqlen]``; ``name`` is for the progress display.
+
+    Hidden states that ``max_memory`` (or the machine) has no room for are kept in a temporary
+    folder. Raises InvalidInput or EnvironmentFailure where even that is not enough.
+    """
+    need = memory_need(loop, windows, logits=True)
+    resident = states_fit(need, max_memory)
+    with _folder(resident, need) as folder:
+        states = loop.states(windows, folder, resident)
+        loop.embed_into(states, windows)
+        layers = loop.checkpoint.shape.num_hidden_layers
+        for block in track(loop.blocks(), f"perplexity of {name}", layers):
+            block.advance(states)
+        total = float(loop.negative_log_likelihood(states, windows).double().sum())
     return _summary(total, windows.shape[0] * (windows.shape[1] - 1), name)
+
+
+@contextmanager
+def _folder(resident: bool, need: MemoryNeed) -> Iterator[Path | None]:
+    if resident:
+        yield None
+        return
+    with TemporaryDirectory(prefix="bipline-") as folder:
+        note(f"hidden states ({gigabytes(need.hidden_states)}) are kept on disk in {folder}")
+        yield Path(folder)
 
 
 def _summary(total: float, tokens: int, name: str) -> Perplexity:

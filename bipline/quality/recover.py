@@ -21,9 +21,10 @@ from bipline.artifacts.progress import note, track
 from bipline.artifacts.record import RecoveryRecord
 from bipline.compression.prune import PLAN_NAME, copy_side_files, declared
 from bipline.model.block_loop import BlockLoop
-from bipline.model.checkpoint import Checkpoint, open_checkpoint
+from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import model_axes
 from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.model.writer import TensorSpec, write_json, write_weights
 from bipline.quality.perplexity import perplexity, text_windows
@@ -151,11 +152,11 @@ def _write_merged(
         TensorSpec(name, *source.tensor_header(name))
         for name in model_axes(source.family, source.config)
     ]
-    dtypes = {name: source.tensor(name).dtype for name in source.shards}
-    write_weights(writer, specs, lambda name: merged[name].to(dtypes[name]))
+    dtypes = {name: TORCH_DTYPES[stored.dtype] for name, stored in source.tensors.items()}
+    write_weights(writer, specs, lambda name: [merged[name].to(dtypes[name])])
     write_json(writer, "config.json", source.config)
     plan = source.directory / PLAN_NAME
     if plan.is_file():
         write_text(writer.path / PLAN_NAME, plan.read_text(encoding="utf-8"))
-    copy_side_files(source.directory, writer.path)
+    copy_side_files(source.folder, writer.path)
     writer.info = declared(source.config, source.parameters, len(specs))

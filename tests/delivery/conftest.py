@@ -20,10 +20,11 @@ from bipline.compression.allocate import allocate
 from bipline.compression.calibrate import calibrate
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import prune
-from bipline.compression.score import collect_statistics, compute_scores, save_statistics
+from bipline.compression.score import collect_statistics, compute_scores
+from bipline.compression.statistics import save_statistics
 from bipline.delivery.export import PackageContents, write_package
 from bipline.delivery.verification import PAGE
-from bipline.model.checkpoint import open_checkpoint
+from bipline.model.opening import open_checkpoint
 from bipline.quality.evaluate import evaluate
 from bipline.quality.protocols import Protocol
 

@@ -21,7 +21,7 @@ from bipline.artifacts.manifest import Manifest, read_manifest, verify_directory
 from bipline.artifacts.plan import read_plan
 from bipline.artifacts.resolution import read_resolution
 from bipline.delivery.export import PackageContents, verify_hf
-from bipline.model.checkpoint import open_checkpoint
+from bipline.model.opening import open_checkpoint
 from tests.delivery.conftest import altered, make_tokenizer, with_recovery, write
 
 FRESH = """

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bipline.artifacts.errors import InvalidInput
-from bipline.model.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from bipline.model.opening import INDEX_FILE, SINGLE_FILE, open_checkpoint
 
 Damage = Callable[[Path], object]
 

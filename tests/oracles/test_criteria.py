@@ -14,8 +14,8 @@ from bipline.compression.criteria import CRITERIA, load_criterion
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
 from bipline.compression.score import collect_statistics
 from bipline.model.block_loop import Activations, BlockLoop
-from bipline.model.checkpoint import open_checkpoint
 from bipline.model.families import ModelShape
+from bipline.model.opening import open_checkpoint
 from tests.tiny import token_windows
 
 WINDOWS = token_windows(windows=5, seqlen=16)

@@ -11,10 +11,12 @@ from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.compression.allocate import allocate
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import kept_indices, prune
-from bipline.compression.score import compute_scores, empty_statistics
+from bipline.compression.score import compute_scores
+from bipline.compression.statistics import empty_statistics
 from bipline.model.block_loop import BlockLoop
-from bipline.model.checkpoint import Checkpoint, open_checkpoint
+from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
 from tests.tiny import token_windows
 
 CLASS_OF_CUT = {

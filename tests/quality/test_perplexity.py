@@ -10,8 +10,8 @@ import torch
 
 from bipline.artifacts.errors import InvalidInput
 from bipline.model.block_loop import BlockLoop
-from bipline.model.checkpoint import open_checkpoint
 from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.perplexity import perplexity, text_windows
 from tests.conftest import ASSETS

@@ -12,8 +12,8 @@ from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.manifest import verify_directory
 from bipline.artifacts.record import RecoveryRecord
 from bipline.compression.prune import prune
-from bipline.model.checkpoint import open_checkpoint
 from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
 from bipline.quality.recipes import LoraRecipe
 from bipline.quality.recover import _with_adapter, recover
 from tests.compression.test_calibrate import prose

@@ -22,6 +22,7 @@ from bipline.compression.criteria.interface import (
     Options,
     Sums,
     absolute_product,
+    column_norms,
     group_sums,
     root_mean_square,
     second_moments,
@@ -38,10 +39,7 @@ def observe(block: Block, activations: Activations) -> Sums:
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Scores from the sums; matrix-vector products only, so 3 d f operations a block."""
-    down = block.weight("mlp.down_proj.weight")
-    up = block.weight("mlp.up_proj.weight")
-    reach = absolute_product(down.T, torch.ones(block.shape.hidden_size))
-    propagated = 1 + absolute_product(up.T, reach)
+    propagated = 1 + absolute_product(block.weights["mlp.up_proj.weight"], output_reach(block))
     return BlockScores(
         attention_groups=attention_scores(sums, block, propagated),
         ffn_channels=ffn_scores(sums, block),
@@ -51,11 +49,17 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
 def attention_scores(sums: Sums, block: Block, propagated: torch.Tensor) -> torch.Tensor:
     """Group scores, given how much each hidden channel ``[d]`` counts at the block's output."""
     rms = root_mean_square(sums["attention_output_squares"], sums["tokens"])
-    reach = absolute_product(block.weight("self_attn.o_proj.weight").T, propagated)
+    reach = absolute_product(block.weights["self_attn.o_proj.weight"], propagated)
     return group_sums(rms * reach, block.shape)
 
 
 def ffn_scores(sums: Sums, block: Block) -> torch.Tensor:
     """rms(a_j) * ||Wd[:, j]||: the exact change of the block's output, channel by channel."""
     rms = root_mean_square(sums["ffn_activation_squares"], sums["tokens"])
-    return rms * block.weight("mlp.down_proj.weight").norm(dim=0)
+    return rms * column_norms(block.weights["mlp.down_proj.weight"])
+
+
+def output_reach(block: Block) -> torch.Tensor:
+    """|Wd|^T 1 ``[f]``: how far a change of each FFN channel can move the block's output."""
+    down = block.weights["mlp.down_proj.weight"]
+    return absolute_product(down, torch.ones(block.shape.hidden_size))

@@ -25,12 +25,12 @@ from bipline.compression.criteria.interface import (
     Options,
     Sums,
     absolute_product,
+    column_sums,
     root_mean_square,
     second_moments,
-    sum_of_squares,
-    widened,
+    tiles,
 )
-from bipline.compression.criteria.llm_bip import attention_scores, ffn_scores
+from bipline.compression.criteria.llm_bip import attention_scores, ffn_scores, output_reach
 from bipline.model.block_loop import Activations
 
 NEEDS = frozenset(
@@ -47,15 +47,14 @@ NEEDS = frozenset(
 
 def observe(block: Block, activations: Activations) -> Sums:
     """The moments of ``llm-bip``, the two gains of the gated FFN and 1/rms of its input."""
-    gate, up = widened(activations["gate"]), widened(activations["up"])
-    sigmoid = gate.sigmoid()
-    slope = sigmoid * (1 + gate * (1 - sigmoid))
+    up_gain, gate_gain = _gains(activations["gate"], activations["up"])
     # The eps inside RMSNorm's root is left out: it can only make the gain smaller.
-    norms = activations["residual"].to(torch.float64).square().mean(1).rsqrt()
+    squares = [tile.square().mean(1) for tile in tiles(activations["residual"])]
+    norms = torch.cat(squares).double().rsqrt()
     return {
         **second_moments(activations),
-        "up_gain_squares": sum_of_squares(gate * sigmoid),
-        "gate_gain_squares": sum_of_squares(slope * up),
+        "up_gain_squares": up_gain,
+        "gate_gain_squares": gate_gain,
         "inverse_norms": norms.sum(),
     }
 
@@ -68,15 +67,26 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     )
 
 
+def _gains(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over tokens of silu(p)^2 and (silu'(p) q)^2, tile by tile: ``[tokens, f] -> [f]``."""
+    totals = gate.new_zeros(2, gate.shape[1], dtype=torch.float64)
+    for p, q in zip(tiles(gate), tiles(up), strict=True):
+        sigmoid = p.sigmoid()
+        silu = p * sigmoid
+        slope = torch.addcmul(sigmoid, silu, 1 - sigmoid)
+        totals[0] += column_sums(silu.square_())
+        totals[1] += column_sums(slope.mul_(q).square_())
+    return totals[0], totals[1]
+
+
 def propagated_weight(sums: Sums, block: Block) -> torch.Tensor:
     """w ``[d]``: how much a change of each hidden channel after attention can move the output."""
-    gate, up = block.weight("mlp.gate_proj.weight"), block.weight("mlp.up_proj.weight")
-    down = block.weight("mlp.down_proj.weight")
-    gain = block.weight("post_attention_layernorm.weight").abs().double()
-    reach = absolute_product(down.T, torch.ones(block.shape.hidden_size))
+    gate, up = block.weights["mlp.gate_proj.weight"], block.weights["mlp.up_proj.weight"]
+    gain = block.weights["post_attention_layernorm.weight"].abs().double()
+    reach = output_reach(block)
     up_gain = root_mean_square(sums["up_gain_squares"], sums["tokens"])
     gate_gain = root_mean_square(sums["gate_gain_squares"], sums["tokens"])
     norm = gain * (sums["inverse_norms"] / sums["tokens"])
-    through_up = absolute_product(up.T, up_gain * reach)
-    through_gate = absolute_product(gate.T, gate_gain * reach)
+    through_up = absolute_product(up, up_gain * reach)
+    through_gate = absolute_product(gate, gate_gain * reach)
     return 1 + norm * (through_up + through_gate)

@@ -9,7 +9,14 @@ calibration data. Source: the code of FLAP (arXiv 2312.11983).
 
 from __future__ import annotations
 
-from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums, group_sums
+from bipline.compression.criteria.interface import (
+    Block,
+    BlockScores,
+    Options,
+    Sums,
+    column_norms,
+    group_sums,
+)
 from bipline.model.block_loop import Activations
 
 NEEDS: frozenset[str] = frozenset()
@@ -22,8 +29,8 @@ def observe(block: Block, activations: Activations) -> Sums:
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Column norms of o_proj, added by group, and of down_proj."""
-    columns = block.weight("self_attn.o_proj.weight").norm(dim=0)
+    columns = column_norms(block.weights["self_attn.o_proj.weight"])
     return BlockScores(
         attention_groups=group_sums(columns, block.shape),
-        ffn_channels=block.weight("mlp.down_proj.weight").norm(dim=0),
+        ffn_channels=column_norms(block.weights["mlp.down_proj.weight"]),
     )

@@ -1,0 +1,129 @@
+"""Statistics and Scores: what scoring gives, and how it is kept.
+
+The sums are saved beside the scores, so another ratio, or another criterion whose needs they
+meet, costs no second pass. They name the model by its tensors' digests: whoever reads the model
+for them afterwards compares as it reads.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from bipline.artifacts.directory import DirectoryWriter, write_text
+from bipline.artifacts.manifest import verify_directory
+from bipline.compression.criteria.interface import BlockScores, Sums
+from bipline.model.checkpoint import Checkpoint
+
+KIND = "statistics"
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Additive sums (float64) per block, and what they were taken on.
+
+    ``tensors`` holds the digest of every tensor of the model, where they are known.
+    """
+
+    tensor_digest: str
+    calibration_digest: str
+    dtype: str
+    blocks: tuple[Sums, ...]
+    tensors: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A criterion's scores of every block of one model, with the seed where it draws."""
+
+    tensor_digest: str
+    criterion: str
+    blocks: tuple[BlockScores, ...]
+    seed: int = 0
+
+
+def empty_statistics(checkpoint: Checkpoint) -> Statistics:
+    """No sums, for criteria that look at weights alone: no calibration and no forward pass."""
+    return statistics_of(checkpoint, "", "", tuple({} for _ in range(_layers(checkpoint))))
+
+
+def statistics_of(
+    checkpoint: Checkpoint, calibration_digest: str, dtype: str, blocks: tuple[Sums, ...]
+) -> Statistics:
+    """Statistics of a model whose tensors were read on the way: only the others are read now."""
+    digest = checkpoint.claimed_digest
+    held = {**checkpoint.digests.expected, **checkpoint.digests.known}
+    tensors = {name: held[name] for name in checkpoint.tensors}
+    return Statistics(digest, calibration_digest, dtype, blocks, tensors)
+
+
+def save_statistics(statistics: Statistics, scores: Scores, writer: DirectoryWriter) -> None:
+    """Write sums and scores as safetensors, and what they are about as JSON."""
+    save_file(flattened(statistics.blocks), writer.path / "sums.safetensors")
+    tensors = [
+        {"attention_groups": b.attention_groups.double(), "ffn_channels": b.ffn_channels.double()}
+        for b in scores.blocks
+    ]
+    save_file(flattened(tensors), writer.path / "scores.safetensors")
+    about = {
+        "schema_version": SCHEMA_VERSION,
+        "tensor_digest": statistics.tensor_digest,
+        "tensors": statistics.tensors,
+        "calibration_digest": statistics.calibration_digest,
+        "dtype": statistics.dtype,
+        "criterion": scores.criterion,
+        "seed": scores.seed,
+        "blocks": len(statistics.blocks),
+    }
+    write_text(writer.path / "statistics.json", json.dumps(about, indent=1) + "\n")
+    writer.info = {key: about[key] for key in ("tensor_digest", "criterion", "blocks")}
+
+
+def load_statistics(directory: Path) -> tuple[Statistics, Scores]:
+    """Read what :func:`save_statistics` wrote, after checking every byte against its manifest."""
+    verify_directory(directory)
+    about: dict[str, Any] = json.loads((directory / "statistics.json").read_text(encoding="utf-8"))
+    count = about["blocks"]
+    sums = by_block(load_file(directory / "sums.safetensors"), count)
+    scores = by_block(load_file(directory / "scores.safetensors"), count)
+    statistics = Statistics(
+        about["tensor_digest"],
+        about["calibration_digest"],
+        about["dtype"],
+        tuple(sums),
+        about.get("tensors", {}),
+    )
+    return statistics, Scores(
+        about["tensor_digest"],
+        about["criterion"],
+        tuple(BlockScores(**block) for block in scores),
+        about.get("seed", 0),
+    )
+
+
+def flattened(blocks: tuple[Sums, ...] | list[Sums]) -> dict[str, torch.Tensor]:
+    """Tensors of all blocks under ``INDEX.NAME``."""
+    return {
+        f"{index}.{name}": tensor.contiguous()
+        for index, block in enumerate(blocks)
+        for name, tensor in block.items()
+    }
+
+
+def by_block(tensors: dict[str, torch.Tensor], count: int) -> list[Sums]:
+    """The inverse of :func:`flattened` for ``count`` blocks."""
+    blocks: list[Sums] = [{} for _ in range(count)]
+    for name, tensor in tensors.items():
+        index, _, local = name.partition(".")
+        blocks[int(index)][local] = tensor
+    return blocks
+
+
+def _layers(checkpoint: Checkpoint) -> int:
+    return checkpoint.shape.num_hidden_layers

@@ -1,0 +1,143 @@
+"""The floor: what a stage cannot beat on this machine, from rates measured in the same run.
+
+score = bytes read + operations of the forward pass; prune = kept bytes read + bytes written and
+flushed. The sums are of times one after the other, so work that overlaps can come close to them.
+Every rate is the best of five, at the block's own shapes, dtype and threads; the page cache is
+dropped before a read is timed, and a write counts when it is on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bipline.artifacts.folder import forget_cached
+from bipline.artifacts.synced_file import SyncedFile
+from bipline.model.block_loop import BlockLoop, micro_batch_of
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import ModelShape
+
+REPEATS = 5
+SAMPLE_BYTES = 256 << 20
+READ_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does at best: bytes a second, and operations a second."""
+
+    read: float
+    write: float
+    compute: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage has to do at least: bytes read and written, floating-point operations."""
+
+    read: int = 0
+    written: int = 0
+    operations: float = 0
+
+    def seconds(self, rates: Rates) -> float:
+        """The floor of this work in seconds."""
+        return self.read / rates.read + self.written / rates.write + self.operations / rates.compute
+
+
+def forward_operations(shape: ModelShape, windows: int, seqlen: int) -> float:
+    """Floating-point operations of the blocks' forward pass; attention is causal."""
+    tokens = windows * seqlen
+    width = shape.num_attention_heads * shape.head_dim
+    products = 2 * shape.block_weights * tokens
+    attention = 2 * tokens * seqlen * width
+    return float(shape.num_hidden_layers * (products + attention))
+
+
+def measure_rates(loop: BlockLoop, seqlen: int, folder: Path) -> Rates:
+    """Measure this machine: reading the model, writing below ``folder``, a block's products."""
+    return Rates(
+        read=read_rate(loop.checkpoint),
+        write=write_rate(folder),
+        compute=compute_rate(loop, micro_batch_of(seqlen, loop.micro_batch) * seqlen),
+    )
+
+
+def read_rate(checkpoint: Checkpoint) -> float:
+    """Bytes a second from the model's largest shard, with its pages dropped where it is local."""
+    file = max(checkpoint.files.values(), key=lambda each: each.size)
+    amount = min(SAMPLE_BYTES, file.size)
+    buffer = memoryview(bytearray(READ_BYTES))
+    local = hasattr(checkpoint.folder, "path")
+
+    def read() -> None:
+        for start in range(0, amount, READ_BYTES):
+            file.read_into(buffer[: amount - start], start)
+
+    def drop() -> None:
+        if local:
+            forget_cached(checkpoint.directory / file.name)
+
+    return amount / _best(read, drop)
+
+
+def write_rate(folder: Path) -> float:
+    """Bytes a second into a new file, until they are on the disk."""
+    path = folder / f".rate-{os.getpid()}.partial"
+    piece = memoryview(os.urandom(READ_BYTES))
+
+    def write() -> None:
+        with SyncedFile(path) as file:
+            for _ in range(SAMPLE_BYTES // READ_BYTES):
+                file.write(piece)
+
+    try:
+        return SAMPLE_BYTES / _best(write, lambda: path.unlink(missing_ok=True))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def compute_rate(loop: BlockLoop, tokens: int) -> float:
+    """Operations a second of a block's seven projections for this many tokens."""
+    shape = loop.checkpoint.shape
+    attention = shape.num_attention_heads * shape.head_dim
+    kv = shape.num_key_value_heads * shape.head_dim
+    sizes = [
+        (shape.hidden_size, attention), (shape.hidden_size, kv), (attention, shape.hidden_size),
+        (shape.hidden_size, shape.intermediate_size), (shape.intermediate_size, shape.hidden_size),
+    ]  # fmt: skip
+    counts = [1, 2, 1, 2, 1]
+    seconds, operations = 0.0, 0.0
+    for (inputs, outputs), count in zip(sizes, counts, strict=True):
+        seconds += count * _product_seconds(loop, tokens, inputs, outputs)
+        operations += count * 2.0 * tokens * inputs * outputs
+    return operations / seconds
+
+
+@torch.no_grad()
+def _product_seconds(loop: BlockLoop, tokens: int, inputs: int, outputs: int) -> float:
+    options = {"dtype": loop.dtype, "device": loop.device}
+    values = torch.ones(tokens, inputs, **options)  # type: ignore[call-overload]
+    weight = torch.ones(outputs, inputs, **options)  # type: ignore[call-overload]
+
+    def product() -> None:
+        torch.nn.functional.linear(values, weight)
+        if loop.device.type == "cuda":
+            torch.cuda.synchronize(loop.device)
+
+    product()
+    return _best(product)
+
+
+def _best(work: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    best = float("inf")
+    for _ in range(REPEATS):
+        before()
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best

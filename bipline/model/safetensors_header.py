@@ -1,0 +1,112 @@
+"""The header of a safetensors file, read strictly: where every tensor lies, and nothing else.
+
+The format is 8 bytes of length (little endian), a JSON object, and the tensors' bytes. The
+checks are those of the safetensors library (https://github.com/huggingface/safetensors): the
+tensors cover the rest of the file without holes and without overlap. Only the header is read,
+so a file may lie anywhere that gives ranges.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.folder import ByteFile
+
+LENGTH_BYTES = 8
+LONGEST_HEADER = 100_000_000
+METADATA = "__metadata__"
+# Bits of an element, so that types narrower than a byte are recognised before they are refused.
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: its file, safetensors dtype, shape, and bytes in the file."""
+
+    file: ByteFile
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return prod(self.shape)
+
+
+def read_header(file: ByteFile, where: str) -> dict[str, StoredTensor]:
+    """The tensors of a file by name, in the order of their bytes.
+
+    Raises InvalidInput, naming ``where``, for a file that is not whole safetensors.
+    """
+    try:
+        return _tensors(file)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(f"{where}: not a whole safetensors file: {error}") from None
+
+
+def _tensors(file: ByteFile) -> dict[str, StoredTensor]:
+    if file.size < LENGTH_BYTES:
+        raise ValueError("shorter than a header")
+    length = int.from_bytes(_bytes(file, 0, LENGTH_BYTES), "little")
+    if length > LONGEST_HEADER:
+        raise ValueError(f"the header claims {length} bytes, more than {LONGEST_HEADER}")
+    start = LENGTH_BYTES + length
+    if start > file.size:
+        raise ValueError("ends inside its header")
+    header = json.loads(
+        _bytes(file, LENGTH_BYTES, length).decode("utf-8"), object_pairs_hook=_distinct
+    )
+    if not isinstance(header, dict):
+        raise TypeError("the header is not an object")
+    header.pop(METADATA, None)
+    tensors = {name: _tensor(file, start, name, entry) for name, entry in header.items()}
+    return _covering(tensors, start, file.size)
+
+
+def _tensor(file: ByteFile, start: int, name: str, entry: dict[str, Any]) -> StoredTensor:
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if dtype not in DTYPE_BITS:
+        raise ValueError(f"{name} has the unknown dtype {dtype!r}")
+    if not all(type(size) is int and size >= 0 for size in (*shape, begin, end)):
+        raise ValueError(f"{name} has sizes or offsets that are not whole numbers")
+    if prod(shape) * DTYPE_BITS[dtype] != (end - begin) * 8:
+        raise ValueError(f"{name} has {end - begin} bytes, not those of its shape {shape}")
+    return StoredTensor(file, dtype, shape, start + begin, end - begin)
+
+
+def _covering(tensors: dict[str, StoredTensor], start: int, size: int) -> dict[str, StoredTensor]:
+    """The tensors in the order of their bytes, which must leave no hole and not overlap."""
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].num_bytes))
+    place = start
+    for name, tensor in ordered:
+        if tensor.offset != place:
+            raise ValueError(f"{name} does not begin where the tensor before it ends")
+        place += tensor.num_bytes
+    if place != size:
+        raise ValueError(f"it has {size} bytes, its header accounts for {place}")
+    return dict(ordered)
+
+
+def _bytes(file: ByteFile, offset: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    file.read_into(memoryview(buffer), offset)
+    return bytes(buffer)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return value

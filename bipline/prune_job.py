@@ -1,0 +1,251 @@
+"""The job behind ``bipline prune``: calibrate, score, allocate and prune, without ZenML.
+
+Everything that can be seen to fail is looked at first. Then the work directory is held, so that a
+second run on the same output is refused and a killed one is gone on from.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from bipline.artifacts.directory import atomic_directory, refuse_occupied, write_text
+from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
+from bipline.artifacts.plan import PruningPlan, read_plan
+from bipline.artifacts.progress import note
+from bipline.artifacts.stage_key import code_digest, numerics
+from bipline.artifacts.work import claim, work_directory
+from bipline.compression.allocate import RatioOf, allocate, planned_widths
+from bipline.compression.calibrate import CalibrationSet, calibrate
+from bipline.compression.criteria import load_criterion, module_name
+from bipline.compression.criteria.interface import Options
+from bipline.compression.prune import check_plan, prune
+from bipline.compression.score import (
+    Calibration,
+    Computing,
+    compute_scores,
+    hold_to_model,
+    score_model,
+)
+from bipline.compression.statistics import KIND, Scores, load_statistics, save_statistics
+from bipline.compression.workers import Workers, joined_workers
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import choose_device
+from bipline.model.memory import gigabytes, memory_need, states_fit, watching_memory
+from bipline.model.opening import open_checkpoint
+from bipline.model.resolve import resolve_text
+from bipline.prune_result import Clock, prune_result
+from bipline.quality.protocols import torch_dtype
+
+CORE = "bipline.compression.score"
+NO_WINDOWS = torch.zeros((1, 2), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """Everything ``bipline prune`` was told (see its ``--help``)."""
+
+    model: str
+    out: Path
+    ratio: float | None
+    ratio_of: str
+    criterion: str
+    calibration: str | None
+    samples: int
+    seqlen: int
+    seed: int
+    ffn_multiple: int | None
+    plan: Path | None
+    plan_out: Path | None
+    statistics: Path | None
+    work: Path | None
+    dtype: str
+    device: str
+    micro_batch: int | None
+    max_memory: int | None
+    shard_bytes: int
+    downloads: Path
+
+
+def prune_job(request: PruneRequest) -> dict[str, Any] | None:
+    """Calibrate, score, allocate and prune; the result as JSON, None for a worker that only helps.
+
+    Raises InvalidInput before any work is done where the request can be seen to fail.
+    """
+    refuse_occupied(request.out)
+    device, clock = choose_device(request.device), Clock()
+    note(f"device {device}, dtype {request.dtype}")
+    checkpoint = open_checkpoint(request.model)
+    given = _given_plan(request, checkpoint)
+    if given is None:
+        _check_request(request, checkpoint)
+    with (
+        watching_memory() as peak,
+        joined_workers() as workers,
+        work_directory(_work_path(request, workers)) as work,
+    ):
+        plan = given or _new_plan(request, checkpoint, device, clock, work, workers)
+        if not workers.leads:
+            return None
+        if request.plan_out:
+            write_text(request.plan_out, plan.to_json())
+        with clock.stage("prune"):
+            manifest = prune(checkpoint, plan, request.out, request.shard_bytes, work)
+    return prune_result(request, checkpoint, plan, manifest, clock, peak)
+
+
+def _work_path(request: PruneRequest, workers: Workers) -> Path:
+    path = request.work or request.out.with_name(f"{request.out.name}.work")
+    return path if workers.leads else path.with_name(f"{path.name}-{workers.rank}")
+
+
+def _given_plan(request: PruneRequest, checkpoint: Checkpoint) -> PruningPlan | None:
+    if request.plan is None:
+        return None
+    if request.ratio is not None:
+        raise InvalidInput("--plan fixes the ratio; give --plan or --ratio, not both")
+    plan = read_plan(request.plan)
+    check_plan(checkpoint, plan)
+    return plan
+
+
+def _check_request(request: PruneRequest, checkpoint: Checkpoint) -> None:
+    ratio, ratio_of = _checked_ratio(request)
+    widths, _ = planned_widths(checkpoint, ratio, ratio_of, request.ffn_multiple)
+    torch_dtype(request.dtype)
+    load_criterion(request.criterion)
+    if request.shard_bytes < 1:
+        raise InvalidInput(f"shard size {request.shard_bytes}: must be at least one byte")
+    removed = widths.removed_weights(checkpoint.shape) * checkpoint.shape.num_hidden_layers
+    kept = checkpoint.weight_bytes * (1 - removed / checkpoint.parameters)
+    _check_disk(request.out, int(kept))
+
+
+def _check_disk(out: Path, size: int) -> None:
+    """Raise EnvironmentFailure when what is to be written cannot fit on the disk."""
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise EnvironmentFailure(
+            f"no space left at {place}: the pruned model needs {gigabytes(size)}, "
+            f"{gigabytes(free)} are free"
+        )
+
+
+def _checked_ratio(request: PruneRequest) -> tuple[float, RatioOf]:
+    if request.ratio is None:
+        raise InvalidInput("give --ratio (a share between 0 and 1) or --plan")
+    for ratio_of in get_args(RatioOf):
+        if request.ratio_of == ratio_of:
+            return request.ratio, ratio_of
+    raise InvalidInput(f"--ratio-of {request.ratio_of!r}: must be blocks or total")
+
+
+def _new_plan(
+    request: PruneRequest,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    clock: Clock,
+    work: Path,
+    workers: Workers,
+) -> PruningPlan:
+    ratio, ratio_of = _checked_ratio(request)
+    scores = _saved_scores(request, checkpoint, clock)
+    if scores is None:
+        scores = _fresh_scores(request, checkpoint, device, clock, work, workers)
+    with clock.stage("allocate"):
+        return allocate(checkpoint, scores, ratio, ratio_of, request.ffn_multiple)
+
+
+def _saved_scores(request: PruneRequest, checkpoint: Checkpoint, clock: Clock) -> Scores | None:
+    """Scores from saved statistics: as they were saved, or of another criterion from their sums."""
+    directory = request.statistics
+    if directory is None or not (directory.is_dir() and any(directory.iterdir())):
+        return None
+    note(f"sums come from {directory}; no calibration text is read")
+    with clock.stage("score"):
+        statistics, scores = load_statistics(directory)
+        if (scores.criterion, scores.seed) == (request.criterion, request.seed):
+            hold_to_model(checkpoint, statistics)
+            return scores
+        return compute_scores(checkpoint, statistics, request.criterion, _options(request))
+
+
+def _fresh_scores(
+    request: PruneRequest,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    clock: Clock,
+    work: Path,
+    workers: Workers,
+) -> Scores:
+    calibration = Calibration(NO_WINDOWS, "")
+    if load_criterion(request.criterion).NEEDS:
+        with clock.stage("calibrate"):
+            drawn = _calibration(request, checkpoint)
+            calibration = Calibration(drawn.token_ids, drawn.digest)
+    with clock.stage("score"):
+        computing = _computing(request, checkpoint, device, calibration)
+        place = work / "score"
+        claim(place, _key(request, checkpoint, calibration, workers, device))
+        statistics, scores = score_model(
+            checkpoint, calibration, request.criterion, _options(request), computing, place,
+            workers,
+        )  # fmt: skip
+        if request.statistics and workers.leads:
+            with atomic_directory(request.statistics, KIND) as writer:
+                save_statistics(statistics, scores, writer)
+    return scores
+
+
+def _computing(
+    request: PruneRequest, checkpoint: Checkpoint, device: torch.device, calibration: Calibration
+) -> Computing:
+    """How to compute, after a look at the memory."""
+    computing = Computing(torch_dtype(request.dtype), device, request.micro_batch)
+    need = memory_need(computing.loop(checkpoint), calibration.token_ids, logits=False)
+    if states_fit(need, request.max_memory):
+        return computing
+    note(f"hidden states ({gigabytes(need.hidden_states)}) are kept on disk: {need}")
+    return Computing(computing.dtype, device, request.micro_batch, resident=False)
+
+
+def _key(
+    request: PruneRequest,
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    workers: Workers,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What unfinished scoring must agree in to be gone on from; the ratio is not part of it."""
+    return {
+        "model": checkpoint.layout_digest,
+        "calibration": calibration.digest,
+        "samples": len(calibration.token_ids),
+        "seqlen": calibration.token_ids.shape[1],
+        "criterion": request.criterion,
+        "seed": request.seed,
+        "dtype": request.dtype,
+        "micro_batch": request.micro_batch,
+        "device": device.type,
+        "workers": f"{workers.rank} of {workers.count}",
+        "code": code_digest(CORE, module_name(request.criterion)),
+        "numerics": numerics(),
+    }
+
+
+def _options(request: PruneRequest) -> Options:
+    return Options(seed=request.seed)
+
+
+def _calibration(request: PruneRequest, checkpoint: Checkpoint) -> CalibrationSet:
+    if request.calibration is None:
+        raise InvalidInput(f"criterion {request.criterion} needs --calibration FILE or hf:NAME")
+    text = Path(resolve_text(request.calibration, request.downloads).location)
+    return calibrate(checkpoint.folder, {text: 1.0}, request.samples, request.seqlen, request.seed)

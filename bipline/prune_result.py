@@ -1,0 +1,114 @@
+"""What ``bipline prune`` tells at its end: sizes, ratio, seconds beside their floor, memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from bipline.artifacts.manifest import Manifest
+from bipline.artifacts.plan import PruningPlan
+from bipline.artifacts.progress import note
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import choose_device
+from bipline.model.floor import Rates, Work, forward_operations, measure_rates
+from bipline.model.memory import PeakMemory
+from bipline.quality.protocols import torch_dtype
+
+if TYPE_CHECKING:
+    from bipline.prune_job import PruneRequest
+
+# Below this, start-up and small files are most of a stage, and a floor says nothing.
+FLOOR_FROM_SECONDS = 5.0
+
+
+class Clock:
+    """Seconds per stage; stages follow each other and are never nested, so they add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block under this stage's name."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def prune_result(
+    request: PruneRequest,
+    checkpoint: Checkpoint,
+    plan: PruningPlan,
+    manifest: Manifest,
+    clock: Clock,
+    peak: PeakMemory,
+) -> dict[str, Any]:
+    """The result as JSON; see the command's description for the fields."""
+    blocks = checkpoint.shape.block_weights * checkpoint.shape.num_hidden_layers
+    after = manifest.info["parameters"]
+    return {
+        "schema_version": 1,
+        "model": request.model,
+        "out": str(request.out),
+        "digest": manifest.digest,
+        "plan_digest": plan.digest,
+        "criterion": plan.criterion,
+        "parameters": {"before": checkpoint.parameters, "after": after},
+        "block_parameters": {
+            "before": blocks,
+            "after": blocks - (checkpoint.parameters - after),
+        },
+        "ratio": {**plan.budget.model_dump(), "reached": plan.budget.reached},
+        "notes": list(plan.notes),
+        "seconds": {"stage": clock.seconds, "total": round(sum(clock.seconds.values()), 3)},
+        "peak_rss_bytes": peak.resident,
+        "peak_anonymous_bytes": peak.anonymous,
+        "peak_device_bytes": peak.device,
+        **_floor(request, checkpoint, manifest, clock),
+    }
+
+
+def _floor(
+    request: PruneRequest, checkpoint: Checkpoint, manifest: Manifest, clock: Clock
+) -> dict[str, Any]:
+    """The floor of every stage that took long enough, and the rates it follows from."""
+    long = [name for name, seconds in clock.seconds.items() if seconds > FLOOR_FROM_SECONDS]
+    works = _works(request, checkpoint, manifest)
+    measured = [name for name in long if name in works]
+    if not measured:
+        return {"floor_seconds": None, "floor_seconds_by_stage": {}, "rates": {}}
+    note("measuring this machine's rates, for the floor")
+    device = choose_device(request.device)
+    loop = BlockLoop(checkpoint, torch_dtype(request.dtype), device, request.micro_batch)
+    rates: Rates = measure_rates(loop, request.seqlen, request.out.absolute().parent)
+    floors = {name: round(works[name].seconds(rates), 3) for name in measured}
+    return {
+        "floor_seconds": round(sum(floors.values()), 3),
+        "floor_seconds_by_stage": floors,
+        "rates": {
+            "read_bytes_per_second": rates.read,
+            "write_bytes_per_second": rates.write,
+            "operations_per_second": rates.compute,
+        },
+    }
+
+
+def _works(request: PruneRequest, checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Work]:
+    """What each stage had to do at least. Reused statistics need no forward pass."""
+    shape = checkpoint.shape
+    blocks = sum(
+        checkpoint.tensors[full].num_bytes
+        for index in range(shape.num_hidden_layers)
+        for full in checkpoint.block_names(index).values()
+    )
+    operations = forward_operations(shape, request.samples, request.seqlen)
+    written = sum(
+        entry.size for name, entry in manifest.files.items() if name.endswith(".safetensors")
+    )
+    return {
+        "score": Work(read=blocks, operations=operations),
+        "prune": Work(read=written, written=written),
+    }

@@ -35,6 +35,7 @@ from bipline.compression.statistics import KIND, Scores, load_statistics, save_s
 from bipline.compression.workers import Workers, joined_workers
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
+from bipline.model.loading import import_libraries
 from bipline.model.memory import gigabytes, memory_need, states_fit, watching_memory
 from bipline.model.opening import open_checkpoint
 from bipline.model.resolve import resolve_text
@@ -77,6 +78,7 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
     Raises InvalidInput before any work is done where the request can be seen to fail.
     """
     refuse_occupied(request.out)
+    import_libraries()
     device, clock = choose_device(request.device), Clock()
     note(f"device {device}, dtype {request.dtype}")
     checkpoint = open_checkpoint(request.model)

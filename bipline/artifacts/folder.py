@@ -6,7 +6,9 @@ nothing else, and a model larger than memory is read the same way wherever it li
 
 from __future__ import annotations
 
+import mmap
 import os
+import threading
 import weakref
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +16,12 @@ from typing import Protocol
 from bipline.artifacts.errors import InvalidInput, Refused
 
 S3_SCHEME = "s3://"
+# Direct reads and writes begin, end and lie in memory at multiples of this.
+BLOCK_BYTES = 4096
+DIRECT = getattr(os, "O_DIRECT", 0)
+STAGING_BYTES = 8 << 20
+# Below this a direct read is all overhead.
+SMALL_BYTES = 64 << 10
 
 
 class ByteFile(Protocol):
@@ -34,8 +42,15 @@ class ByteFile(Protocol):
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset`` on. Raises Refused when the file has become shorter."""
 
+    @property
+    def skips_well(self) -> bool:
+        """Whether leaving out small gaps between ranges is quicker than reading over them."""
+
     def will_read(self, offset: int, length: int) -> None:
         """Say that a range will be read soon, so that the place may fetch it meanwhile."""
+
+    def avoid_cache(self) -> None:
+        """Read around the page cache from now on, where that is possible."""
 
 
 class Folder(Protocol):
@@ -102,7 +117,12 @@ class LocalFolder:
 
 
 class LocalFile:
-    """A local file, kept open: a file renamed over it does not change what is read."""
+    """A local file, kept open: a file renamed over it does not change what is read.
+
+    What fits in the page cache is read through it, because the next stage reads it again; a file
+    of a model larger than that would only push everything else out, at the cost of the kernel's
+    time, and is read directly into an aligned buffer.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -113,6 +133,9 @@ class LocalFile:
             raise InvalidInput(f"{path}: no such file") from None
         weakref.finalize(self, os.close, self._descriptor)
         self.size = os.fstat(self._descriptor).st_size
+        self._direct: int | None = None
+        self._staging = memoryview(b"")
+        self._staged = threading.Lock()
 
     @property
     def state(self) -> str:
@@ -120,19 +143,46 @@ class LocalFile:
         status = os.fstat(self._descriptor)
         return f"{status.st_size}:{status.st_mtime_ns}"
 
+    @property
+    def skips_well(self) -> bool:
+        """Ranges come from the page cache, so only what is wanted need be copied."""
+        return self._direct is None
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset`` on. Raises Refused when the file has become shorter."""
         done = 0
         while done < len(buffer):
-            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
-            if count == 0:
+            count = self._read_some(buffer[done:], offset + done)
+            if count <= 0:
                 raise Refused(f"{self._path}: became shorter while it was read")
             done += count
 
     def will_read(self, offset: int, length: int) -> None:
         """Let the kernel read the range ahead."""
-        if hasattr(os, "posix_fadvise"):
+        if self._direct is None:
             os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def avoid_cache(self) -> None:
+        """Read around the page cache from now on, where the file system can."""
+        if self._direct is None and DIRECT:
+            try:
+                self._direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | DIRECT)
+            except OSError:
+                return
+            weakref.finalize(self, os.close, self._direct)
+            self._staging = memoryview(mmap.mmap(-1, STAGING_BYTES))
+
+    def _read_some(self, buffer: memoryview, offset: int) -> int:
+        if self._direct is None or len(buffer) < SMALL_BYTES:
+            return os.preadv(self._descriptor, [buffer], offset)
+        start = offset // BLOCK_BYTES * BLOCK_BYTES
+        blocks = -(-(offset + len(buffer) - start) // BLOCK_BYTES)
+        with self._staged:
+            whole = self._staging[: blocks * BLOCK_BYTES]
+            count = os.preadv(self._direct, [whole], start) - (offset - start)
+            wanted = min(count, len(buffer))
+            buffer[:wanted] = self._staging[offset - start : offset - start + wanted]
+        return wanted
 
 
 def forget_cached(path: Path) -> None:

@@ -93,6 +93,11 @@ class S3File:
         """The size and the ETag."""
         return f"{self.size}:{self._etag}"
 
+    @property
+    def skips_well(self) -> bool:
+        """Every range is a request."""
+        return False
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset`` on, by several ranges at once."""
         starts = range(0, len(buffer), PART_BYTES)
@@ -109,6 +114,9 @@ class S3File:
 
     def will_read(self, offset: int, length: int) -> None:
         """Nothing: what is read ahead is read by the caller's own thread."""
+
+    def avoid_cache(self) -> None:
+        """Nothing: there is no cache."""
 
     def _read_part(self, buffer: memoryview, offset: int) -> None:
         """One range; a stream that breaks off is asked for again from where it broke."""

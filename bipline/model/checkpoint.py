@@ -101,12 +101,13 @@ class Checkpoint:
     def pieces(self, name: str, kept: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         """A tensor in pieces of whole rows, or of those rows that ``kept`` (ascending) names.
 
-        Rows that go are read too where the tensor's digest is not known yet, and only there.
+        Rows that go are read too where the tensor's digest is not known yet, or where leaving
+        them out would not be quicker.
         """
         stored = self.tensors[name]
         count, width = stored.shape[0], stored.num_bytes // max(1, stored.shape[0])
         step = max(1, PIECE_BYTES // max(1, width))
-        if kept is not None and name in self.digests.known:
+        if kept is not None and name in self.digests.known and stored.file.skips_well:
             for part in kept.split(step):
                 yield self.rows(name, part)
             return

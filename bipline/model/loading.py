@@ -10,6 +10,15 @@ import torch
 from bipline.artifacts.errors import InvalidInput
 
 
+def import_libraries() -> None:
+    """Import what transformers loads on first use, so that no stage's seconds hold it."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    for lazy in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
+        _ = lazy.__name__
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+
 def load_model(directory: Path, dtype: torch.dtype) -> Any:
     """``AutoModelForCausalLM.from_pretrained`` with no code from the model, in eval mode.
 

@@ -6,7 +6,6 @@ a process; pages of files can be dropped by the kernel at any time.
 
 from __future__ import annotations
 
-import os
 import resource
 import threading
 from collections.abc import Iterator
@@ -17,11 +16,11 @@ from pathlib import Path
 import torch
 
 from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
+from bipline.artifacts.machine import anonymous_memory, free_memory
 from bipline.model.block_loop import HEAD_TOKENS, BlockLoop, micro_batch_of
 from bipline.model.checkpoint import TORCH_DTYPES
 from bipline.model.devices import SLOTS
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Of what the machine has free: other processes need some, and the count is an estimate.
 SHARE_OF_AVAILABLE = 0.9
 # What importing the libraries has not allocated yet: kernels' scratch space, threads, pieces.
@@ -87,7 +86,7 @@ def memory_need(loop: BlockLoop, token_ids: torch.Tensor, logits: bool) -> Memor
         if TORCH_DTYPES[checkpoint.tensors[name].dtype] != loop.dtype
     ]
     return MemoryNeed(
-        libraries=anonymous_bytes() + ROOM_BYTES,
+        libraries=anonymous_memory() + ROOM_BYTES,
         weights=SLOTS * loop.reader.elements * size + max(converted, default=0),
         activations=max(in_block + stream, head * shape.vocab_size * logits) + chunk,
         hidden_states=windows * seqlen * shape.hidden_size * size,
@@ -114,7 +113,7 @@ def states_fit(need: MemoryNeed, max_memory: int | None) -> bool:
 
 def available_bytes() -> int:
     """Private memory that this process may still take, what it holds already included."""
-    free = [int(_meminfo("MemAvailable") * SHARE_OF_AVAILABLE) + anonymous_bytes()]
+    free = [int(free_memory() * SHARE_OF_AVAILABLE) + anonymous_memory()]
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit != resource.RLIM_INFINITY:
         free.append(limit)
@@ -124,17 +123,11 @@ def available_bytes() -> int:
     return min(free)
 
 
-def anonymous_bytes() -> int:
-    """Resident private memory of this process now."""
-    resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
-    return (int(resident) - int(shared)) * PAGE_BYTES
-
-
 class PeakMemory:
     """The highest memory seen while watching: ``anonymous`` by sampling, in bytes."""
 
     def __init__(self) -> None:
-        self.anonymous = anonymous_bytes()
+        self.anonymous = anonymous_memory()
 
     @property
     def resident(self) -> int:
@@ -148,7 +141,7 @@ class PeakMemory:
 
     def sample(self) -> None:
         """Look now."""
-        self.anonymous = max(self.anonymous, anonymous_bytes())
+        self.anonymous = max(self.anonymous, anonymous_memory())
 
 
 @contextmanager
@@ -167,10 +160,3 @@ def watching_memory() -> Iterator[PeakMemory]:
     finally:
         stopped.set()
         thread.join()
-
-
-def _meminfo(name: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise EnvironmentFailure(f"/proc/meminfo does not say {name}")

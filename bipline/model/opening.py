@@ -14,12 +14,15 @@ from typing import Any
 
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.folder import Folder, open_folder
+from bipline.artifacts.machine import free_memory
 from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
 from bipline.model.families import build_of, family_of, model_axes, shape_of
 from bipline.model.safetensors_header import StoredTensor, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# A model below this share of the free memory stays in the page cache for the next stage.
+CACHED_SHARE = 0.7
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -39,6 +42,9 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
     }
     checkpoint = Checkpoint(folder, config, family, shape_of(config), tensors, expected_digest)
     _check_tensors(checkpoint)
+    if checkpoint.weight_bytes > CACHED_SHARE * free_memory():
+        for file in checkpoint.files.values():
+            file.avoid_cache()
     return checkpoint
 
 

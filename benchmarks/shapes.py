@@ -51,7 +51,7 @@ def random_checkpoint(
         ]
         sizes = {spec.name: spec.shape for spec in specs}
         with atomic_directory(out, "benchmark-model") as writer:
-            write_weights(writer, specs, lambda tensor: _pieces(sizes[tensor], dtype))
+            write_weights(writer, specs, lambda names: _drawn(names, sizes, dtype))
             write_text(writer.path / "config.json", json.dumps(config, indent=1) + "\n")
             for file in TOKENIZER.glob("tokenizer*"):
                 shutil.copyfile(file, writer.path / file.name)
@@ -70,6 +70,12 @@ def _config(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, Any]:
         "torch_dtype": str(dtype).removeprefix("torch."),
         **sizes,
     }
+
+
+def _drawn(
+    names: list[str], sizes: dict[str, tuple[int, ...]], dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, piece) for name in names for piece in _pieces(sizes[name], dtype))
 
 
 def _pieces(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:

@@ -8,7 +8,7 @@ was applied lies beside the weights; applied again to the same model it gives th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -71,7 +71,7 @@ def write_pruned(
     )
     specs = slicer.specs()
     with ticking("write tensors", len(specs)) as tick:
-        write_weights(writer, specs, lambda name: slicer.pieces(name, tick), shard_bytes)
+        write_weights(writer, specs, lambda names: slicer.pieces(names, tick), shard_bytes)
     check_identity(checkpoint, plan)
     write_json(writer, "config.json", config)
     write_text(writer.path / PLAN_NAME, plan.to_json())
@@ -119,14 +119,23 @@ class Slicer:
             prefix = checkpoint.block_prefix(index)
             self._kept.update({prefix + name: kept for name in local_names})
 
-    def pieces(self, name: str, done: Callable[[], None] | None = None) -> Iterator[torch.Tensor]:
-        """One tensor, sliced, in pieces of whole rows; ``done`` is called after the last."""
-        rows, *others = (self._kept.get(name, {}).get(axis) for axis in self._axes[name])
-        columns = others[0] if others else None
-        for piece in self.checkpoint.pieces(name, rows):
-            yield piece if columns is None else piece.index_select(1, columns)
-        if done:
-            done()
+    def pieces(
+        self, names: Sequence[str], tick: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors in order, sliced, in pieces of whole rows; ``tick`` is called once for each."""
+        wanted = [(name, self._kept_along(name, 0)) for name in names]
+        started = ""
+        for name, piece in self.checkpoint.stream(wanted):
+            if name != started:
+                tick()
+                started = name
+            columns = self._kept_along(name, 1)
+            yield name, piece if columns is None else piece.index_select(1, columns)
+
+    def _kept_along(self, name: str, dimension: int) -> torch.Tensor | None:
+        axes = self._axes[name]
+        axis = axes[dimension] if dimension < len(axes) else ""
+        return self._kept.get(name, {}).get(axis)
 
     def specs(self) -> list[TensorSpec]:
         """What :meth:`pieces` will give for every tensor, in file order."""

@@ -6,7 +6,7 @@ is held, and a limit on memory holds. Its digest is taken on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bipline.artifacts.ahead import ahead
 from bipline.artifacts.digests import CHUNK_BYTES, digest_json, digest_listing
 from bipline.artifacts.errors import InvalidInput, Refused
 from bipline.artifacts.folder import ByteFile, Folder, LocalFolder
@@ -29,6 +30,7 @@ from bipline.model.tensor_digests import RunningDigest, TensorDigests
 
 # Pieces of this size come from memory that the allocator keeps, and are never page-faulted anew.
 PIECE_BYTES = 16 << 20
+PIECES_AHEAD = 4
 TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -98,29 +100,44 @@ class Checkpoint:
             stored.file.read_into(data[first * width : last * width], stored.offset + index * width)
         return rows
 
-    def pieces(self, name: str, kept: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-        """A tensor in pieces of whole rows, or of those rows that ``kept`` (ascending) names.
+    def stream(
+        self, wanted: Iterable[tuple[str, torch.Tensor | None]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors one after the other, in pieces of whole rows, read ahead by a thread.
 
-        Rows that go are read too where the tensor's digest is not known yet, or where leaving
-        them out would not be quicker.
+        With each name come the rows to keep (ascending), or None for all. Rows that go are read
+        too where the tensor's digest is not known yet, or where leaving them out would not be
+        quicker. A tensor's digest is known when the piece after its last one is taken.
         """
-        stored = self.tensors[name]
-        count, width = stored.shape[0], stored.num_bytes // max(1, stored.shape[0])
-        step = max(1, PIECE_BYTES // max(1, width))
-        if kept is not None and name in self.digests.known and stored.file.skips_well:
-            for part in kept.split(step):
-                yield self.rows(name, part)
-            return
-        running = RunningDigest(name not in self.digests.known)
-        for first in range(0, count, step):
-            rows = torch.arange(first, min(count, first + step))
-            piece = self.rows(name, rows)
-            running.update(tensor_bytes(piece))
-            if kept is None:
-                yield piece
-            elif len(inside := kept[(kept >= first) & (kept <= rows[-1])]):
-                yield piece.index_select(0, inside - first)
-        self._record(name, running)
+        running, current = RunningDigest(False), ""
+        with ahead(self._read(wanted), PIECES_AHEAD) as pieces:
+            for name, kept, first, piece in pieces:
+                if name != current:
+                    self._record(current, running)
+                    running, current = RunningDigest(name not in self.digests.known), name
+                if first is None:
+                    yield name, piece
+                    continue
+                running.update(tensor_bytes(piece))
+                inside = _inside(kept, first, len(piece))
+                if inside is None or len(inside):
+                    yield name, piece if inside is None else piece.index_select(0, inside)
+            self._record(current, running)
+
+    def _read(
+        self, wanted: Iterable[tuple[str, torch.Tensor | None]]
+    ) -> Iterator[tuple[str, torch.Tensor | None, int | None, torch.Tensor]]:
+        """Pieces with the row they begin at; None where a piece holds kept rows and no others."""
+        for name, kept in wanted:
+            stored = self.tensors[name]
+            step = max(1, PIECE_BYTES // max(1, stored.num_bytes // max(1, stored.shape[0])))
+            if kept is not None and name in self.digests.known and stored.file.skips_well:
+                for part in kept.split(step):
+                    yield name, kept, None, self.rows(name, part)
+                continue
+            for first in range(0, stored.shape[0], step):
+                rows = torch.arange(first, min(stored.shape[0], first + step))
+                yield name, kept, first, self.rows(name, rows)
 
     def tensor_header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The safetensors dtype (``BF16``, ...) and the shape of a tensor."""
@@ -215,6 +232,13 @@ class Checkpoint:
     def _record(self, name: str, running: RunningDigest) -> None:
         if (content := running.content()) is not None:
             self.digests.add(name, self.tensors[name], content)
+
+
+def _inside(kept: torch.Tensor | None, first: int, count: int) -> torch.Tensor | None:
+    """Which of ``count`` rows from ``first`` on are kept, counted from there; None for all."""
+    if kept is None:
+        return None
+    return kept[(kept >= first) & (kept < first + count)] - first
 
 
 def _runs(indices: list[int]) -> Iterator[tuple[int, int, int]]:

@@ -22,7 +22,7 @@ from bipline.model.safetensors_header import StoredTensor, read_header
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # A model below this share of the free memory stays in the page cache for the next stage.
-CACHED_SHARE = 0.7
+CACHED_SHARE = 0.5
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 

@@ -26,7 +26,7 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 # Pieces that wait to be written: enough for reading and writing to overlap.
 PIECES_AHEAD = 3
 
-Pieces = Callable[[str], Iterable[torch.Tensor]]
+Pieces = Callable[[list[str]], Iterable[tuple[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ def write_weights(
 ) -> None:
     """Write the shards of a model, and their index when there is more than one.
 
-    ``read`` is called once per tensor, in order, in a thread that runs ahead of the writing; it
-    gives the tensor in pieces of whole rows. Shards that ``writer`` holds already are left out.
+    ``read`` is called once per shard with the names of its tensors, in a thread that runs ahead
+    of the writing; it gives them in that order, in pieces of whole rows with their names. Shards
+    that ``writer`` holds already are left out.
     """
     shards = plan_shards(specs, shard_bytes)
     names = _shard_names(len(shards))
@@ -123,13 +124,14 @@ def _write_shard(writer: DirectoryWriter, name: str, shard: list[TensorSpec], re
 def _shard_chunks(shard: list[TensorSpec], read: Pieces) -> Iterator[bytes | memoryview[int]]:
     """A shard's bytes in order, checked against what its header announces."""
     yield _header(shard)
-    for spec in shard:
-        left = spec.num_bytes
-        for piece in read(spec.name):
-            if FLOAT_DTYPES[spec.dtype] != piece.dtype.itemsize:
-                raise ValueError(f"{spec.name}: {piece.dtype} is not the announced {spec.dtype}")
-            data = tensor_bytes(piece)
-            left -= len(data)
-            yield data
-        if left:
-            raise ValueError(f"{spec.name}: {left} bytes fewer than its shape {spec.shape} has")
+    dtypes = {spec.name: spec.dtype for spec in shard}
+    left = {spec.name: spec.num_bytes for spec in shard}
+    for name, piece in read(list(left)):
+        if FLOAT_DTYPES[dtypes[name]] != piece.dtype.itemsize:
+            raise ValueError(f"{name}: {piece.dtype} is not the announced {dtypes[name]}")
+        data = tensor_bytes(piece)
+        left[name] -= len(data)
+        yield data
+    for name, missing in left.items():
+        if missing:
+            raise ValueError(f"{name}: {missing} bytes fewer than its shape has")

@@ -153,7 +153,9 @@ def _write_merged(
         for name in model_axes(source.family, source.config)
     ]
     dtypes = {name: TORCH_DTYPES[stored.dtype] for name, stored in source.tensors.items()}
-    write_weights(writer, specs, lambda name: [merged[name].to(dtypes[name])])
+    write_weights(
+        writer, specs, lambda names: ((name, merged[name].to(dtypes[name])) for name in names)
+    )
     write_json(writer, "config.json", source.config)
     plan = source.directory / PLAN_NAME
     if plan.is_file():

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import torch
 
-from bipline.artifacts.directory import atomic_directory, refuse_occupied, write_text
+from bipline.artifacts.directory import atomic_directory, is_finished, refuse_occupied, write_text
 from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
 from bipline.artifacts.plan import PruningPlan, read_plan
 from bipline.artifacts.progress import note
@@ -23,7 +23,7 @@ from bipline.compression.allocate import RatioOf, allocate, planned_widths
 from bipline.compression.calibrate import CalibrationSet, calibrate
 from bipline.compression.criteria import load_criterion, module_name
 from bipline.compression.criteria.interface import Options
-from bipline.compression.prune import check_plan, prune
+from bipline.compression.prune import JOURNAL_NAME, check_plan, prune
 from bipline.compression.score import (
     Calibration,
     Computing,
@@ -77,7 +77,8 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
 
     Raises InvalidInput before any work is done where the request can be seen to fail.
     """
-    refuse_occupied(request.out)
+    if not is_finished(request.out, _work_path(request) / JOURNAL_NAME):
+        refuse_occupied(request.out)
     import_libraries()
     device, clock = choose_device(request.device), Clock()
     note(f"device {device}, dtype {request.dtype}")
@@ -88,7 +89,7 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
     with (
         watching_memory() as peak,
         joined_workers() as workers,
-        work_directory(_work_path(request, workers)) as work,
+        work_directory(_work_path(request, workers.rank)) as work,
     ):
         plan = given or _new_plan(request, checkpoint, device, clock, work, workers)
         if not workers.leads:
@@ -100,9 +101,9 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
     return prune_result(request, checkpoint, plan, manifest, clock, peak)
 
 
-def _work_path(request: PruneRequest, workers: Workers) -> Path:
+def _work_path(request: PruneRequest, rank: int = 0) -> Path:
     path = request.work or request.out.with_name(f"{request.out.name}.work")
-    return path if workers.leads else path.with_name(f"{path.name}-{workers.rank}")
+    return path.with_name(f"{path.name}-{rank}") if rank else path
 
 
 def _given_plan(request: PruneRequest, checkpoint: Checkpoint) -> PruningPlan | None:

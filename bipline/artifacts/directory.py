@@ -20,7 +20,7 @@ from typing import Any
 
 from bipline.artifacts.digests import digest_file
 from bipline.artifacts.errors import EnvironmentFailure, InvalidInput, Refused
-from bipline.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest, list_files
+from bipline.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest, list_files, read_manifest
 
 # What an operating system says when the surroundings, not the input, are at fault.
 ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM}
@@ -76,6 +76,11 @@ class DirectoryWriter:
         if self._journal:
             self._journal.add(name, self._hashed[name])
 
+    def close(self, manifest: Manifest) -> None:
+        """Tell the journal what the directory has become."""
+        if self._journal:
+            self._journal.close(manifest.digest)
+
     def manifest(self) -> Manifest:
         """The manifest of what lies in the directory now."""
         files = list_files(self.path, self._hashed)
@@ -96,8 +101,16 @@ class Journal:
     def add(self, name: str, entry: FileEntry) -> None:
         """Record a file that is whole and on the disk."""
         self.finished[name] = entry
+        self._write("")
+
+    def close(self, digest: str) -> None:
+        """Record the digest of the whole directory, which is about to get its final name."""
+        self._write(digest)
+
+    def _write(self, digest: str) -> None:
         files = {name: held.model_dump() for name, held in self.finished.items()}
-        write_text(self.path, json.dumps({"key": self.key, "files": files}, indent=1) + "\n")
+        value = {"key": self.key, "files": files, "digest": digest}
+        write_text(self.path, json.dumps(value, indent=1) + "\n")
 
     def take_up(self, directory: Path) -> None:
         """Take up the files in ``directory`` that an earlier run finished, re-hashing each."""
@@ -110,6 +123,14 @@ class Journal:
             entry, file = FileEntry.model_validate(held), directory / name
             if file.is_file() and digest_file(file) == entry.sha256:
                 self.finished[name] = entry
+
+
+def is_finished(final: Path, journal: Path) -> bool:
+    """Whether ``final`` is what the run with this journal made, which was then killed."""
+    if not (journal.is_file() and (final / MANIFEST_NAME).is_file()):
+        return False
+    recorded = json.loads(journal.read_text(encoding="utf-8"))["digest"]
+    return bool(recorded == read_manifest(final).digest)
 
 
 @contextmanager
@@ -142,7 +163,9 @@ def atomic_directory(
 def _write_then_rename(writer: DirectoryWriter, final: Path) -> Iterator[DirectoryWriter]:
     try:
         yield writer
-        write_text(writer.path / MANIFEST_NAME, writer.manifest().to_json())
+        manifest = writer.manifest()
+        write_text(writer.path / MANIFEST_NAME, manifest.to_json())
+        writer.close(manifest)
         _flush_tree(writer.path)
         writer.path.rename(final)
         _flush(final.parent)

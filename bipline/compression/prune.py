@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from bipline.artifacts.digests import digest_json
-from bipline.artifacts.directory import DirectoryWriter, atomic_directory, write_text
+from bipline.artifacts.directory import DirectoryWriter, atomic_directory, is_finished, write_text
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.folder import Folder
 from bipline.artifacts.manifest import Manifest, read_manifest
@@ -47,10 +47,13 @@ def prune(
 ) -> Manifest:
     """Write the smaller model into ``out``, which appears whole or not at all.
 
-    With ``work`` the finished shards of a killed run are kept and need not be written again.
+    With ``work`` the finished shards of a killed run are kept and need not be written again, and
+    a run that was killed after its last step has nothing left to do.
     Raises InvalidInput when the plan is for another model or ``out`` is not empty.
     """
     journal = work / JOURNAL_NAME if work else None
+    if journal and is_finished(out, journal):
+        return read_manifest(out)
     key = digest_json([plan.digest, shard_bytes])
     with atomic_directory(out, KIND, journal, key) as writer:
         write_pruned(checkpoint, plan, writer, shard_bytes)

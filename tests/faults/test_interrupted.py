@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,23 +29,51 @@ def start(tmp_path: Path, samples: int) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def wait_for_scoring(process: subprocess.Popen[str]) -> None:
-    """Until the calibration text is tokenised, so that the forward pass is under way."""
-    assert process.stdout is not None
-    assert "tokenise" in process.stdout.readline()
+def wait_for_a_block(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until the first block is recorded, so that the forward pass is under way."""
+    while not (folder / "out.work" / "score" / "block-0000.json").is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_in_the_middle_of_scoring(tmp_path: Path, how: signal.Signals) -> None:
-    process = start(tmp_path, samples=380)
-    wait_for_scoring(process)
+    process = start(tmp_path, samples=120)
+    wait_for_a_block(tmp_path, process)
     process.send_signal(how)
     _, errors = process.communicate(timeout=60)
     if how is signal.SIGINT:
         assert process.returncode == 130
         assert errors.strip() == "error: interrupted; nothing was left half written"
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
-    again = start(tmp_path, samples=8)
-    _, errors = again.communicate(timeout=120)
+    assert {path.name for path in tmp_path.iterdir()} == {"state", "out.work"}
+    _, errors = (other := start(tmp_path, samples=8)).communicate(timeout=120)
+    assert other.returncode == 2
+    assert "samples was 120, is 8" in errors
+    screen, errors = (again := start(tmp_path, samples=120)).communicate(timeout=120)
     assert again.returncode == 0, errors
+    assert re.search(r"going on after block \d of 8", screen)
+    assert "manifest.json" in contents(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"state", "out"}
+
+
+def test_stopped_before_anything_was_done_leaves_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path, samples=120)
+    assert process.stdout is not None
+    while "tokenise" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert {path.name for path in tmp_path.iterdir()} == {"state"}
+
+
+def test_second_process_on_one_output_is_refused(tmp_path: Path) -> None:
+    process = start(tmp_path, samples=120)
+    wait_for_a_block(tmp_path, process)
+    second = start(tmp_path, samples=120)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "another process is working on this output" in errors
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
     assert "manifest.json" in contents(tmp_path / "out")

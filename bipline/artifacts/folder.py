@@ -165,8 +165,10 @@ class LocalFile:
     def avoid_cache(self) -> None:
         """Read around the page cache from now on, where the file system can."""
         if self._direct is None and DIRECT:
+            # The file that is open already: another may lie at its path by now.
+            same = f"/proc/self/fd/{self._descriptor}"
             try:
-                self._direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | DIRECT)
+                self._direct = os.open(same, os.O_RDONLY | os.O_CLOEXEC | DIRECT)
             except OSError:
                 return
             weakref.finalize(self, os.close, self._direct)
@@ -180,7 +182,7 @@ class LocalFile:
         with self._staged:
             whole = self._staging[: blocks * BLOCK_BYTES]
             count = os.preadv(self._direct, [whole], start) - (offset - start)
-            wanted = min(count, len(buffer))
+            wanted = max(0, min(count, len(buffer)))
             buffer[:wanted] = self._staging[offset - start : offset - start + wanted]
         return wanted
 

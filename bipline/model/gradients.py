@@ -124,7 +124,7 @@ def _through(
         parts.append(found[0].cpu())
         batch = {n: _widened(g) for n, g in zip(names, found[1:], strict=True)}
         if listener:
-            listener(batch)
+            listener({name: gradient.clone() for name, gradient in batch.items()})
         total = {n: total[n].add_(g) if n in total else g for n, g in batch.items()}
     return total, torch.cat(parts)
 

@@ -19,6 +19,9 @@ from bipline.artifacts.folder import ByteFile
 LENGTH_BYTES = 8
 LONGEST_HEADER = 100_000_000
 METADATA = "__metadata__"
+FIELDS = {"dtype", "shape", "data_offsets"}
+# The library counts in 64 bits, and refuses a shape whose product leaves them.
+LARGEST_COUNT = 2**64 - 1
 # Bits of an element, so that types narrower than a byte are recognised before they are refused.
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
@@ -51,7 +54,7 @@ def read_header(file: ByteFile, where: str) -> dict[str, StoredTensor]:
     """
     try:
         return _tensors(file)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidInput(f"{where}: not a whole safetensors file: {error}") from None
 
 
@@ -64,26 +67,39 @@ def _tensors(file: ByteFile) -> dict[str, StoredTensor]:
     start = LENGTH_BYTES + length
     if start > file.size:
         raise ValueError("ends inside its header")
-    header = json.loads(
-        _bytes(file, LENGTH_BYTES, length).decode("utf-8"), object_pairs_hook=_distinct
-    )
+    text = _bytes(file, LENGTH_BYTES, length).decode("utf-8")
+    header = json.loads(text, object_pairs_hook=_distinct, parse_int=_whole)
     if not isinstance(header, dict):
         raise TypeError("the header is not an object")
-    header.pop(METADATA, None)
+    _check_metadata(header.pop(METADATA, None))
     tensors = {name: _tensor(file, start, name, entry) for name, entry in header.items()}
     return _covering(tensors, start, file.size)
 
 
-def _tensor(file: ByteFile, start: int, name: str, entry: dict[str, Any]) -> StoredTensor:
-    dtype, shape = entry["dtype"], tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
+def _check_metadata(metadata: Any) -> None:
+    values = list(metadata.values()) if isinstance(metadata, dict) else [metadata]
+    if metadata is not None and not all(isinstance(value, str) for value in values):
+        raise TypeError("its metadata is not an object of texts")
+
+
+def _tensor(file: ByteFile, start: int, name: str, entry: Any) -> StoredTensor:
+    if not isinstance(entry, dict) or entry.keys() != FIELDS:
+        raise TypeError(f"{name!r} has not exactly the fields {', '.join(sorted(FIELDS))}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in DTYPE_BITS:
-        raise ValueError(f"{name} has the unknown dtype {dtype!r}")
-    if not all(type(size) is int and size >= 0 for size in (*shape, begin, end)):
-        raise ValueError(f"{name} has sizes or offsets that are not whole numbers")
+        raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
+    if not (_all_whole(shape) and _all_whole(offsets) and len(offsets) == 2):
+        raise ValueError(f"{name!r} has sizes or offsets that are not whole numbers")
+    begin, end = offsets
+    if prod(size or 1 for size in shape) * DTYPE_BITS[dtype] > LARGEST_COUNT:
+        raise ValueError(f"{name!r} has a shape that no file can hold: {shape}")
     if prod(shape) * DTYPE_BITS[dtype] != (end - begin) * 8:
-        raise ValueError(f"{name} has {end - begin} bytes, not those of its shape {shape}")
-    return StoredTensor(file, dtype, shape, start + begin, end - begin)
+        raise ValueError(f"{name!r} has {end - begin} bytes, not those of its shape {shape}")
+    return StoredTensor(file, dtype, tuple(shape), start + begin, end - begin)
+
+
+def _all_whole(sizes: Any) -> bool:
+    return isinstance(sizes, list) and all(type(size) is int for size in sizes)
 
 
 def _covering(tensors: dict[str, StoredTensor], start: int, size: int) -> dict[str, StoredTensor]:
@@ -92,7 +108,7 @@ def _covering(tensors: dict[str, StoredTensor], start: int, size: int) -> dict[s
     place = start
     for name, tensor in ordered:
         if tensor.offset != place:
-            raise ValueError(f"{name} does not begin where the tensor before it ends")
+            raise ValueError(f"{name!r} does not begin where the tensor before it ends")
         place += tensor.num_bytes
     if place != size:
         raise ValueError(f"it has {size} bytes, its header accounts for {place}")
@@ -109,4 +125,12 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("a name stands twice in the header")
+    for text in (text for pair in pairs for text in pair if isinstance(text, str)):
+        text.encode()  # JSON can escape half a surrogate pair, which is no text
     return value
+
+
+def _whole(digits: str) -> int:
+    if digits.startswith("-"):  # -0 too, which is no whole number for the library
+        raise ValueError(f"the header holds the negative number {digits}")
+    return int(digits)

@@ -1,0 +1,165 @@
+"""Scoring divided: among processes, among steps, over a kill. The sums must be the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.compression.criteria.interface import Options
+from bipline.compression.partial_sums import share_of
+from bipline.compression.score import (
+    Calibration,
+    Computing,
+    compute_scores,
+    reduce_parts,
+    score_model,
+    score_part,
+)
+from bipline.compression.statistics import Scores, Statistics
+from bipline.model.opening import open_checkpoint
+from tests.command import contents
+from tests.compression.test_calibrate import prose
+from tests.tiny import tiny_model, token_windows
+
+CALIBRATION = Calibration(token_windows(windows=70, seqlen=12), "windows")
+CRITERION = "llm-bip-glu"
+
+
+def scored(model: Path, work: Path | None = None, **how: object) -> tuple[Statistics, Scores]:
+    computing = Computing(**how)  # type: ignore[arg-type]
+    return score_model(open_checkpoint(model), CALIBRATION, CRITERION, Options(), computing, work)
+
+
+def assert_same_bits(one: Statistics, other: Statistics) -> None:
+    assert one.tensor_digest == other.tensor_digest
+    assert one.tensors == other.tensors
+    for expected, found in zip(one.blocks, other.blocks, strict=True):
+        assert expected.keys() == found.keys()
+        assert all(expected[name].equal(found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_parts_reduce_to_the_whole(family_model: Path, count: int) -> None:
+    whole, _ = scored(family_model)
+    parts = [
+        score_part(
+            open_checkpoint(family_model), CALIBRATION, CRITERION, Computing(), (index, count)
+        )
+        for index in range(count)
+    ]
+    assert_same_bits(whole, reduce_parts(parts))
+
+
+def test_parts_of_different_models_are_refused(llama: Path, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path / "other", "llama-gqa", seed=1)
+    parts = [
+        score_part(open_checkpoint(model), CALIBRATION, CRITERION, Computing(), (0, 1))
+        for model in (llama, other)
+    ]
+    with pytest.raises(InvalidInput, match="differ in their tensor_digest"):
+        reduce_parts(parts)
+
+
+def test_shares_cover_every_chunk_once() -> None:
+    for windows in (1, 16, 17, 70, 640):
+        chunks = -(-windows // 16)
+        for count in range(1, chunks + 1):
+            shares = [share_of(windows, index, count) for index in range(count)]
+            assert [n for share in shares for n in share] == list(range(chunks))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        with pytest.raises(InvalidInput, match=f"too few for {chunks + 1} workers"):
+            share_of(windows, 0, chunks + 1)
+
+
+def test_one_pass_gives_the_scores_of_the_sums(family_model: Path) -> None:
+    statistics, scores = scored(family_model)
+    again = compute_scores(open_checkpoint(family_model), statistics, CRITERION, Options())
+    for one, other in zip(scores.blocks, again.blocks, strict=True):
+        assert one.attention_groups.equal(other.attention_groups)
+        assert one.ffn_channels.equal(other.ffn_channels)
+
+
+def test_scores_do_not_see_the_rounding_of_the_computing_dtype(llama: Path) -> None:
+    """A float64 model computed in bfloat16 is scored with its own weights, from rounded sums."""
+    statistics, scores = scored(llama, dtype=torch.bfloat16)
+    again = compute_scores(open_checkpoint(llama), statistics, CRITERION, Options())
+    for one, other in zip(scores.blocks, again.blocks, strict=True):
+        assert one.ffn_channels.equal(other.ffn_channels)
+
+
+def test_a_damaged_newest_record_costs_one_block(llama: Path, tmp_path: Path) -> None:
+    whole, _ = scored(llama)
+    scored(llama, tmp_path)
+    states = tmp_path / "states-0002.bin"
+    states.write_bytes(bytes(states.stat().st_size))
+    resumed, _ = scored(llama, tmp_path)
+    assert_same_bits(whole, resumed)
+    assert states.read_bytes() != bytes(states.stat().st_size)
+
+
+def test_damaged_sums_are_taken_again(llama: Path, tmp_path: Path) -> None:
+    whole, _ = scored(llama)
+    scored(llama, tmp_path)
+    (tmp_path / "block-0000.safetensors").write_bytes(b"junk")
+    resumed, _ = scored(llama, tmp_path)
+    assert_same_bits(whole, resumed)
+
+
+def test_states_without_memory_give_the_same_sums(llama: Path, tmp_path: Path) -> None:
+    whole, _ = scored(llama)
+    spilled, _ = scored(llama, tmp_path, resident=False)
+    assert_same_bits(whole, spilled)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(prose(1) * 3)
+    return path
+
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def prune(
+    text: Path, out: Path, model: Path, *before: str, samples: int = 70
+) -> subprocess.CompletedProcess[str]:
+    """``bipline prune`` in processes of its own, with all it can tell."""
+    arguments = [
+        "-m", "bipline.cli", "prune", model, "--ratio", "0.3", "--calibration", text,
+        "--samples", samples, "--seqlen", "16", "--out", out, "--state", text.parent / "state",
+        "--json", out.with_suffix(".json"), "--statistics", out.with_suffix(".statistics"),
+    ]  # fmt: skip
+    command = [sys.executable, *before, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_two_processes_make_the_plan_of_one(llama: Path, text: Path, tmp_path: Path) -> None:
+    alone = prune(text, tmp_path / "alone", llama)
+    assert alone.returncode == 0, alone.stderr
+    together = prune(text, tmp_path / "together", llama, *LAUNCHER)
+    assert together.returncode == 0, together.stderr
+    assert contents(tmp_path / "alone") == contents(tmp_path / "together")
+    for name in ("sums.safetensors", "scores.safetensors"):
+        one, other = (tmp_path / f"{run}.statistics" / name for run in ("alone", "together"))
+        assert one.read_bytes() == other.read_bytes()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert not [name for name in left if ".work" in name or "partial" in name]
+    results = [json.loads((tmp_path / f"{run}.json").read_text()) for run in ("alone", "together")]
+    assert results[0]["plan_digest"] == results[1]["plan_digest"]
+    assert together.stdout.count("parameters;") == 1, "only the first process tells"
+
+
+def test_too_few_windows_for_the_workers(llama: Path, text: Path, tmp_path: Path) -> None:
+    outcome = prune(text, tmp_path / "out", llama, *LAUNCHER, samples=16)
+    assert outcome.returncode != 0
+    assert "error: 16 windows are 1 chunks of 16, too few for 2 workers" in outcome.stderr
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith("out")]

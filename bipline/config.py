@@ -46,6 +46,17 @@ class ScoreSection(Section):
     )
     dtype: DtypeName = Field(default="float32", description="compute dtype of the forward pass")
     seed: int = Field(default=0, description="for criteria that draw (random)")
+    device: str = Field(
+        default="auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N"
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1, le=16, description="windows run together; null picks by their length"
+    )
+    parts: int = Field(
+        default=1,
+        ge=1,
+        description="parallel steps that share the calibration windows; the sums are the same",
+    )
 
 
 class AllocateSection(Section):
@@ -83,6 +94,9 @@ class EvaluateSection(Section):
     texts: tuple[str, ...] = Field(default=("held-out",), description="texts for perplexity")
     tasks: tuple[str, ...] = Field(default=(), description="zero-shot tasks")
     protocol: Protocol = Field(default=Protocol(), description="how they are measured")
+    device: str = Field(
+        default="auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N"
+    )
 
 
 class ExportSection(Section):

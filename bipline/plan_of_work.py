@@ -7,8 +7,10 @@ from pathlib import Path
 from bipline.artifacts.documents import read_documents
 from bipline.compression.allocate import check_ratio, planned_widths
 from bipline.compression.criteria import module_name
+from bipline.compression.partial_sums import share_of
 from bipline.config import CompressConfig
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
 
 
@@ -19,6 +21,8 @@ def plan_of_work(config: CompressConfig) -> str:
     """
     check_ratio(config.allocate.ratio)
     module_name(config.score.criterion)
+    choose_device(config.score.device)
+    share_of(config.calibrate.samples, 0, config.score.parts)
     checkpoint = None if "://" in config.model or config.model.startswith("hf:") else (
         open_checkpoint(Path(config.model))
     )  # fmt: skip
@@ -26,6 +30,8 @@ def plan_of_work(config: CompressConfig) -> str:
     tokens = calibrate.samples * calibrate.seqlen
     windows = f"{calibrate.samples} windows of {calibrate.seqlen} tokens = {tokens:,} tokens"
     scoring = f"{config.score.criterion} in {config.score.dtype}{_pass_line(checkpoint, tokens)}"
+    if config.score.parts > 1:
+        scoring += f", in {config.score.parts} parallel steps"
     lines = [
         ("resolve", _model_line(config.model, checkpoint)),
         *((" text", f"{name}: {_text_line(source)}") for name, source in config.texts.items()),

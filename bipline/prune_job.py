@@ -21,22 +21,17 @@ from bipline.artifacts.stage_key import code_digest, numerics
 from bipline.artifacts.work import claim, work_directory
 from bipline.compression.allocate import RatioOf, allocate, planned_widths
 from bipline.compression.calibrate import CalibrationSet, calibrate
+from bipline.compression.computing import Computing
 from bipline.compression.criteria import load_criterion, module_name
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import JOURNAL_NAME, check_plan, prune
-from bipline.compression.score import (
-    Calibration,
-    Computing,
-    compute_scores,
-    hold_to_model,
-    score_model,
-)
+from bipline.compression.score import Calibration, compute_scores, hold_to_model, score_model
 from bipline.compression.statistics import KIND, Scores, load_statistics, save_statistics
 from bipline.compression.workers import Workers, joined_workers
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
 from bipline.model.loading import import_libraries
-from bipline.model.memory import gigabytes, memory_need, states_fit, watching_memory
+from bipline.model.memory import gigabytes, watching_memory
 from bipline.model.opening import open_checkpoint
 from bipline.model.resolve import resolve_text
 from bipline.prune_result import Clock, prune_result
@@ -194,7 +189,8 @@ def _fresh_scores(
             drawn = _calibration(request, checkpoint)
             calibration = Calibration(drawn.token_ids, drawn.digest)
     with clock.stage("score"):
-        computing = _computing(request, checkpoint, device, calibration)
+        computing = Computing(torch_dtype(request.dtype), device, request.micro_batch)
+        computing = computing.within(request.max_memory, checkpoint, calibration.token_ids)
         place = work / "score"
         claim(place, _key(request, checkpoint, calibration, workers, device))
         statistics, scores = score_model(
@@ -205,18 +201,6 @@ def _fresh_scores(
             with atomic_directory(request.statistics, KIND) as writer:
                 save_statistics(statistics, scores, writer)
     return scores
-
-
-def _computing(
-    request: PruneRequest, checkpoint: Checkpoint, device: torch.device, calibration: Calibration
-) -> Computing:
-    """How to compute, after a look at the memory."""
-    computing = Computing(torch_dtype(request.dtype), device, request.micro_batch)
-    need = memory_need(computing.loop(checkpoint), calibration.token_ids, logits=False)
-    if states_fit(need, request.max_memory):
-        return computing
-    note(f"hidden states ({gigabytes(need.hidden_states)}) are kept on disk: {need}")
-    return Computing(computing.dtype, device, request.micro_batch, resident=False)
 
 
 def _key(

@@ -13,7 +13,7 @@ from typing import Any
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
-from bipline.config import CompressConfig
+from bipline.config import CompressConfig, ScoreSection
 from pipelines.provenance import provenance
 from steps.allocate import allocate
 from steps.calibrate import calibrate
@@ -23,7 +23,7 @@ from steps.promote import promote
 from steps.prune import prune
 from steps.recover import recover
 from steps.resolve import resolve
-from steps.score import score
+from steps.score import reduce_scores, score, score_part
 
 
 # The first failure ends the run, so that its own exception reaches the caller.
@@ -32,7 +32,7 @@ def compress(config: CompressConfig) -> None:
     """Resolve, calibrate, score, allocate, prune, recover, evaluate, export, promote."""
     model, calibration_inputs, recovery_inputs, evaluation_inputs = resolve(**names_of(config))
     calibration = calibrate(calibration_inputs, evaluation_inputs, config.calibrate)
-    statistics = score(model, calibration, config.score)
+    statistics = scored(model, calibration, config.score)
     plan = allocate(model, statistics, config.allocate)
     pruned = subject = prune(model, plan, config.prune)
     recovered: dict[str, Any] = {}
@@ -52,6 +52,17 @@ def compress(config: CompressConfig) -> None:
         package, plan, dense_record, pruned_record, config.promote, described(config),
         provenance(), **recovered,
     )  # fmt: skip
+
+
+def scored(model: Any, calibration: Any, section: ScoreSection) -> Any:
+    """One scoring step, or parallel steps over shares of the windows and one that adds them."""
+    if section.parts == 1:
+        return score(model, calibration, section)
+    shares = [
+        score_part(model, calibration, section, index, id=f"score_part_{index + 1}")
+        for index in range(section.parts)
+    ]
+    return reduce_scores(model, shares, section, id="score")
 
 
 def names_of(config: CompressConfig) -> dict[str, Any]:

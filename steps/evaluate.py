@@ -12,6 +12,7 @@ from bipline.artifacts.record import EvaluationRecord
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
 from bipline.config import EvaluateSection
+from bipline.model.devices import choose_device
 from bipline.quality import evaluate as core
 from steps.stage import FROM_JSON, Stage, cached_by, text_digest
 
@@ -53,8 +54,10 @@ def _record(
     tasks = {name: Path(given.tasks[name].location) for name in section.tasks}
     key = STAGE.key({"model": digest, "texts": text_digest(given)}, section)
 
+    running = core.Running(choose_device(section.device))
+
     def measure() -> EvaluationRecord:
-        record = core.evaluate(directory, section.protocol, texts, tasks)
+        record = core.evaluate(directory, section.protocol, texts, tasks, running)
         if expected not in (None, record.tensor_digest):
             raise Refused(f"{directory}: its weights changed while the run was going on")
         return record

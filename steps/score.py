@@ -7,19 +7,28 @@ from typing import Annotated
 
 from zenml import step
 
+from bipline.artifacts.digests import digest_json
 from bipline.artifacts.directory import DirectoryWriter
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
 from bipline.compression import score as core
 from bipline.compression.calibrate import load_calibration
+from bipline.compression.computing import Computing
 from bipline.compression.criteria import CRITERIA, module_name
 from bipline.compression.criteria.interface import Options
-from bipline.compression.statistics import KIND, save_statistics
+from bipline.compression.statistics import (
+    KIND,
+    PARTIAL_KIND,
+    load_sums,
+    save_statistics,
+    save_sums,
+)
 from bipline.config import ScoreSection
+from bipline.model.devices import choose_device
 from bipline.quality.protocols import torch_dtype
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 
-VERSION = "1"
+VERSION = "2"
 CORE = "bipline.compression.score"
 # ZenML's cache function cannot see the section, so it follows every criterion.
 STAGE = Stage("score", VERSION, (CORE, *(module_name(criterion) for criterion in CRITERIA)))
@@ -35,20 +44,80 @@ def score(
     model: Resolution, calibration: Handle, section: Annotated[ScoreSection, FROM_JSON]
 ) -> Annotated[Handle, "statistics"]:
     """Score every attention group and FFN channel; the Store's key follows one criterion."""
-    inputs = {"model": model.digest, "calibration": calibration.digest}
-    key = STAGE.key(inputs, section, (CORE, module_name(section.criterion)))
+    key = _key(model, calibration.digest, section, "whole")
 
     def produce(writer: DirectoryWriter) -> None:
-        windows = load_calibration(Path(calibration.location))
+        checkpoint, windows = dense_checkpoint(model), _windows(calibration)
         with STAGE.work(key) as work:
             statistics, scores = core.score_model(
-                dense_checkpoint(model),
-                core.Calibration(windows.token_ids, windows.digest),
+                checkpoint,
+                windows,
                 section.criterion,
                 Options(seed=section.seed),
-                core.Computing(torch_dtype(section.dtype)),
+                _computing(section).within(None, checkpoint, windows.token_ids),
                 work,
             )
         save_statistics(statistics, scores, writer)
 
     return STAGE.stored(key, KIND, produce)
+
+
+@step(cache_policy=cached_by(f"{__name__}.fingerprint"))
+def score_part(
+    model: Resolution,
+    calibration: Handle,
+    section: Annotated[ScoreSection, FROM_JSON],
+    index: int,
+) -> Annotated[Handle, "partial_statistics"]:
+    """The sums of one part of the calibration windows: parts run wherever there is room."""
+    key = _key(model, calibration.digest, section, f"{index} of {section.parts}")
+
+    def produce(writer: DirectoryWriter) -> None:
+        checkpoint, windows = dense_checkpoint(model), _windows(calibration)
+        with STAGE.work(key) as work:
+            statistics = core.score_part(
+                checkpoint,
+                windows,
+                section.criterion,
+                _computing(section).within(None, checkpoint, windows.token_ids),
+                (index, section.parts),
+                work,
+            )
+        save_sums(statistics, writer)
+
+    return STAGE.stored(key, PARTIAL_KIND, produce)
+
+
+@step(cache_policy=cached_by(f"{__name__}.fingerprint"))
+def reduce_scores(
+    model: Resolution, parts: list[Handle], section: Annotated[ScoreSection, FROM_JSON]
+) -> Annotated[Handle, "statistics"]:
+    """Add the parts' sums in chunk order and score: the bits of a single pass."""
+    key = _key(model, digest_json([part.digest for part in parts]), section, "reduced")
+
+    def produce(writer: DirectoryWriter) -> None:
+        statistics = core.reduce_parts([load_sums(Path(part.location))[0] for part in parts])
+        options = Options(seed=section.seed)
+        checkpoint = dense_checkpoint(model)
+        scores = core.compute_scores(checkpoint, statistics, section.criterion, options)
+        save_statistics(statistics, scores, writer)
+
+    return STAGE.stored(key, KIND, produce)
+
+
+def _key(model: Resolution, windows: str, section: ScoreSection, share: str) -> str:
+    """The key of one way to score; it follows the chosen criterion alone."""
+    device = choose_device(section.device).type
+    inputs = {"model": model.digest, "windows": windows, "share": share, "device": device}
+    # How many parts there are changes no sum, so a whole or reduced answer stays known.
+    alike = section.model_copy(update={"parts": 1, "device": "auto"})
+    return STAGE.key(inputs, alike, (CORE, module_name(section.criterion)))
+
+
+def _windows(calibration: Handle) -> core.Calibration:
+    drawn = load_calibration(Path(calibration.location))
+    return core.Calibration(drawn.token_ids, drawn.digest)
+
+
+def _computing(section: ScoreSection) -> Computing:
+    return Computing(torch_dtype(section.dtype), choose_device(section.device), section.micro_batch)

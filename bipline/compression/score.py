@@ -16,6 +16,7 @@ import torch
 
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.progress import note, track
+from bipline.compression.computing import Computing
 from bipline.compression.criteria import Criterion, load_criterion, unmet_needs
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
 from bipline.compression.partial_sums import (
@@ -34,31 +35,11 @@ from bipline.compression.statistics import (
     statistics_of,
 )
 from bipline.compression.workers import Workers
-from bipline.model.block_loop import Activations, BlockLoop
+from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.devices import CPU
 
 Finish = Callable[[LoopBlock, ChunkSums], Finished]
-
-
-@dataclass(frozen=True)
-class Computing:
-    """How a forward pass is computed; ``resident`` keeps hidden states in memory."""
-
-    dtype: torch.dtype = torch.float32
-    device: torch.device = CPU
-    micro_batch: int | None = None
-    resident: bool = True
-
-    @property
-    def dtype_name(self) -> str:
-        """The dtype as users write it."""
-        return str(self.dtype).removeprefix("torch.")
-
-    def loop(self, checkpoint: Checkpoint) -> BlockLoop:
-        """The block loop of a model, computed this way."""
-        return BlockLoop(checkpoint, self.dtype, self.device, self.micro_batch)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from bipline.compression.criteria.interface import BlockScores, Sums
 from bipline.model.checkpoint import Checkpoint
 
 KIND = "statistics"
+PARTIAL_KIND = "partial-statistics"
 SCHEMA_VERSION = 2
 
 
@@ -65,46 +66,57 @@ def statistics_of(
 
 def save_statistics(statistics: Statistics, scores: Scores, writer: DirectoryWriter) -> None:
     """Write sums and scores as safetensors, and what they are about as JSON."""
-    save_file(flattened(statistics.blocks), writer.path / "sums.safetensors")
     tensors = [
         {"attention_groups": b.attention_groups.double(), "ffn_channels": b.ffn_channels.double()}
         for b in scores.blocks
     ]
     save_file(flattened(tensors), writer.path / "scores.safetensors")
+    save_sums(statistics, writer, {"criterion": scores.criterion, "seed": scores.seed})
+
+
+def save_sums(
+    statistics: Statistics, writer: DirectoryWriter, scored: dict[str, Any] | None = None
+) -> None:
+    """Write the sums alone: what one part of the calibration windows gives."""
+    save_file(flattened(statistics.blocks), writer.path / "sums.safetensors")
     about = {
         "schema_version": SCHEMA_VERSION,
         "tensor_digest": statistics.tensor_digest,
         "tensors": statistics.tensors,
         "calibration_digest": statistics.calibration_digest,
         "dtype": statistics.dtype,
-        "criterion": scores.criterion,
-        "seed": scores.seed,
         "blocks": len(statistics.blocks),
+        **(scored or {}),
     }
     write_text(writer.path / "statistics.json", json.dumps(about, indent=1) + "\n")
-    writer.info = {key: about[key] for key in ("tensor_digest", "criterion", "blocks")}
+    told = ("tensor_digest", "criterion", "blocks")
+    writer.info = {key: about[key] for key in told if key in about}
 
 
 def load_statistics(directory: Path) -> tuple[Statistics, Scores]:
     """Read what :func:`save_statistics` wrote, after checking every byte against its manifest."""
-    verify_directory(directory)
-    about: dict[str, Any] = json.loads((directory / "statistics.json").read_text(encoding="utf-8"))
-    count = about["blocks"]
-    sums = by_block(load_file(directory / "sums.safetensors"), count)
-    scores = by_block(load_file(directory / "scores.safetensors"), count)
-    statistics = Statistics(
-        about["tensor_digest"],
-        about["calibration_digest"],
-        about["dtype"],
-        tuple(sums),
-        about.get("tensors", {}),
-    )
+    statistics, about = load_sums(directory)
+    scores = by_block(load_file(directory / "scores.safetensors"), about["blocks"])
     return statistics, Scores(
         about["tensor_digest"],
         about["criterion"],
         tuple(BlockScores(**block) for block in scores),
         about.get("seed", 0),
     )
+
+
+def load_sums(directory: Path) -> tuple[Statistics, dict[str, Any]]:
+    """Sums and what the JSON beside them says, after checking every byte of the directory."""
+    verify_directory(directory)
+    about: dict[str, Any] = json.loads((directory / "statistics.json").read_text(encoding="utf-8"))
+    statistics = Statistics(
+        about["tensor_digest"],
+        about["calibration_digest"],
+        about["dtype"],
+        tuple(by_block(load_file(directory / "sums.safetensors"), about["blocks"])),
+        about.get("tensors", {}),
+    )
+    return statistics, about
 
 
 def flattened(blocks: tuple[Sums, ...] | list[Sums]) -> dict[str, torch.Tensor]:

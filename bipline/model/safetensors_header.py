@@ -77,8 +77,8 @@ def _tensors(file: ByteFile) -> dict[str, StoredTensor]:
 
 
 def _check_metadata(metadata: Any) -> None:
-    values = list(metadata.values()) if isinstance(metadata, dict) else [metadata]
-    if metadata is not None and not all(isinstance(value, str) for value in values):
+    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if not (texts or metadata is None):
         raise TypeError("its metadata is not an object of texts")
 
 

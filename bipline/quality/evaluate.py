@@ -29,6 +29,17 @@ from bipline.quality.speed import measure_speed
 from bipline.quality.zero_shot import task_configuration, zero_shot
 
 
+@dataclass(frozen=True)
+class Running:
+    """Where and in how much memory a model runs: it may change the last digits, not the protocol.
+
+    ``max_memory`` in bytes; None is what the machine has free.
+    """
+
+    device: torch.device = CPU
+    max_memory: int | None = None
+
+
 def evaluate(
     model: Path | str,
     protocol: Protocol,
@@ -44,12 +55,13 @@ def evaluate(
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
     for name, path in tasks.items():
         task_configuration(name, path)  # a missing task must not be found after the long part
+    running = running or Running()
     checkpoint = open_checkpoint(model)
     if tasks or protocol.speed:
         _ = checkpoint.directory  # these need the whole model, and it on this machine
     tokenizer = tokenizer_of(checkpoint.folder)
     perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
-    accuracies, speed = _in_memory(checkpoint, tokenizer, protocol, dict(tasks))
+    accuracies, speed = _in_memory(checkpoint, tokenizer, protocol, dict(tasks), running)
     return EvaluationRecord(
         tensor_digest=checkpoint.tensor_digest,
         parameters=checkpoint.parameters,
@@ -62,28 +74,16 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True)
-class Running:
-    """Where and in how much memory a model runs: it may change the last digits, not the protocol.
-
-    ``max_memory`` in bytes; None is what the machine has free.
-    """
-
-    device: torch.device = CPU
-    max_memory: int | None = None
-
-
 def measure_perplexity(
     checkpoint: Checkpoint,
     tokenizer: Any,
     protocol: Protocol,
     texts: Mapping[str, Path],
-    running: Running | None = None,
+    running: Running,
 ) -> dict[str, Perplexity]:
     """Perplexity on every text, through the block loop."""
     if not texts:
         return {}
-    running = running or Running()
     loop = BlockLoop(checkpoint, torch_dtype(protocol.dtype), running.device)
     results = {}
     for name, path in texts.items():
@@ -93,11 +93,15 @@ def measure_perplexity(
 
 
 def _in_memory(
-    checkpoint: Checkpoint, tokenizer: Any, protocol: Protocol, tasks: dict[str, Path]
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    protocol: Protocol,
+    tasks: dict[str, Path],
+    running: Running,
 ) -> tuple[dict[str, TaskResult], Speed | None]:
     if not (tasks or protocol.speed):
         return {}, None
-    model = load_model(checkpoint.directory, torch_dtype(protocol.dtype))
+    model = load_model(checkpoint.directory, torch_dtype(protocol.dtype)).to(running.device)
     accuracies = zero_shot(model, tokenizer, tasks, protocol.batch_size, protocol.num_fewshot)
     speed = None
     if protocol.speed:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from bipline.artifacts.errors import InvalidInput
+from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Options
 from bipline.compression.partial_sums import share_of
 from bipline.compression.score import (
     Calibration,
-    Computing,
     compute_scores,
     reduce_parts,
     score_model,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -119,6 +121,11 @@ def test_unusable_calibration_text(
         ({"plan_out": "gone/plan.json"}, ["gone/plan.json", "folder does not exist"]),
         ({"seqlen": 257, "samples": 1}, ["seqlen 257", "max_position_embeddings 256"]),
         ({"no_such_option": 1}, ["no-such-option"]),
+        ({"device": "tpu7"}, ["device 'tpu7'", "auto, cpu, cuda"]),
+        ({"micro_batch": 17}, ["micro-batch 17", "between 1 and 16"]),
+        ({"max_memory": "much"}, ["'much'", "2.5GB"]),
+        ({"max_memory": "1MB"}, ["--max-memory 0.00 GB", "at least", "weights of two blocks"]),
+        ({"shard_size": "big"}, ["'big'", "2.5GB"]),
     ],
 )
 def test_unusable_option(
@@ -127,6 +134,37 @@ def test_unusable_option(
     prune(**options).assert_one_line(2, *words)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_missing_gpu_is_no_reason_to_use_the_cpu(prune: Prune, tmp_path: Path) -> None:
+    prune(device="cuda:99").assert_one_line(3, "'cuda:99' was asked for", "GPUs here")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_work_directory_with_other_files_is_left_alone(prune: Prune, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("keep me")
+    prune(work=tmp_path / "mine").assert_one_line(2, "mine", "no work of bipline")
+    assert contents(tmp_path / "mine") == {"precious": b"keep me"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_that_changes_after_it_was_scored(
+    prune: Prune, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stopped in pruning goes on; by then a scored block holds another value."""
+    model = Path(shutil.copytree(llama, tmp_path / "model"))
+    with monkeypatch.context() as patched:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patched.setattr("bipline.prune_job.prune", Mock(side_effect=full))
+        prune(model).assert_one_line(3, "no space left")
+    assert (tmp_path / "out.work").is_dir()
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    outcome = prune(model)
+    outcome.assert_one_line(2, "changed since its blocks were scored", "mlp.up_proj.weight differs")
+    assert not (tmp_path / "out").exists()
 
 
 def test_occupied_output_is_left_alone(prune: Prune, tmp_path: Path) -> None:

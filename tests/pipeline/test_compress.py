@@ -116,6 +116,11 @@ def test_flipped_byte_stops_the_next_stage(first: RunSummary, run: Run) -> None:
         weights.write_bytes(whole)
 
 
+def test_more_parts_than_chunks_are_refused(first: RunSummary, run: Run) -> None:
+    with pytest.raises(InvalidInput, match="too few for 2 workers"):
+        run(score={"parts": 2})
+
+
 def test_error_of_a_step_reaches_the_caller(first: RunSummary, run: Run) -> None:
     with pytest.raises(InvalidInput, match="ratio 7"):
         run(allocate={"ratio": 7.0})
@@ -143,6 +148,17 @@ def test_edit_of_core_code_runs_exactly_its_stages(
     # The plan came out equal, so nothing after it had to run.
     assert ran(summary) == {"allocate"} | NEVER_CACHED
     assert summary.package.digest == first.package.digest
+
+
+def test_parallel_steps_give_the_statistics_of_one(first: RunSummary, run: Run) -> None:
+    windows = {"samples": 40, "seqlen": 16}
+    alone = run(calibrate=windows)
+    parted = run(calibrate=windows, score={"parts": 3})
+    assert {"score_part_1", "score_part_2", "score_part_3", "score"} <= ran(parted)
+    assert parted.plan == alone.plan
+    # The same statistics, so nothing after them had to run but what shows the configuration.
+    assert not ran(parted) & {"allocate", "prune", "recover"}
+    assert parted.records == alone.records
 
 
 def _stage_folder(summary: RunSummary, stage: str) -> Path:

@@ -1,0 +1,46 @@
+"""How a forward pass is computed: dtype, device, micro-batch, and where hidden states are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from bipline.artifacts.progress import note
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import CPU
+from bipline.model.memory import gigabytes, memory_need, states_fit
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What may change the last bits of a sum, and ``resident``: hidden states in memory."""
+
+    dtype: torch.dtype = torch.float32
+    device: torch.device = CPU
+    micro_batch: int | None = None
+    resident: bool = True
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as users write it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def loop(self, checkpoint: Checkpoint) -> BlockLoop:
+        """The block loop of a model, computed this way."""
+        return BlockLoop(checkpoint, self.dtype, self.device, self.micro_batch)
+
+    def within(
+        self, max_memory: int | None, checkpoint: Checkpoint, token_ids: torch.Tensor
+    ) -> Computing:
+        """The same, with hidden states on disk where memory has no room for them.
+
+        ``max_memory`` is in bytes; None is what the machine has free. Raises InvalidInput or
+        EnvironmentFailure, with the numbers, when even that is not enough.
+        """
+        need = memory_need(self.loop(checkpoint), token_ids, logits=False)
+        if states_fit(need, max_memory):
+            return self
+        note(f"hidden states are kept on disk ({gigabytes(need.hidden_states)})")
+        return replace(self, resident=False)

@@ -74,13 +74,13 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
     """
     if not is_finished(request.out, _work_path(request) / JOURNAL_NAME):
         refuse_occupied(request.out)
-    import_libraries()
     device, clock = choose_device(request.device), Clock()
     note(f"device {device}, dtype {request.dtype}")
     checkpoint = open_checkpoint(request.model)
     given = _given_plan(request, checkpoint)
     if given is None:
         _check_request(request, checkpoint)
+    import_libraries()
     with (
         watching_memory() as peak,
         joined_workers() as workers,

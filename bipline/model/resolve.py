@@ -28,6 +28,7 @@ from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.resolution import Resolution, ResolvedModel, ResolvedTask, ResolvedText
 from bipline.model import hub
 from bipline.model.opening import open_checkpoint
+from bipline.model.shard_digests import digest_shards
 from bipline.model.tokenizer import TOKENIZER_FILES
 
 HUB = "hf:"
@@ -85,7 +86,7 @@ def _resolved_directory(source: str, directory: Path, commit: str | None) -> Res
     checkpoint = open_checkpoint(directory)
     if not any((directory / name).is_file() for name in VOCABULARIES):
         raise InvalidInput(f"{directory}: no tokenizer; one of {', '.join(VOCABULARIES)} is needed")
-    files = _digests(directory)
+    files = _digests(directory, digest_shards(checkpoint))
     tokenizer = {name: files[name] for name in files if _matches(name, TOKENIZER_PATTERNS)}
     return ResolvedModel(
         source=source,
@@ -98,13 +99,16 @@ def _resolved_directory(source: str, directory: Path, commit: str | None) -> Res
     )
 
 
-def _digests(directory: Path) -> dict[str, str]:
-    """Hash the files that make the model; what lies in subfolders is not part of it."""
+def _digests(directory: Path, shards: dict[str, str]) -> dict[str, str]:
+    """Hash the files that make the model but for its ``shards``, whose digests are known.
+
+    What lies in subfolders is not part of the model.
+    """
     digests = {}
     for path in sorted(directory.iterdir()):
         matters = _matches(path.name, (*MODEL_PATTERNS, *TOKENIZER_PATTERNS))
         if path.is_file() and matters and not _matches(path.name, hub.SKIPPED):
-            digests[path.name] = digest_file(path)
+            digests[path.name] = shards.get(path.name) or digest_file(path)
     return digests
 
 

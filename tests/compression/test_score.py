@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bipline.artifacts.errors import InvalidInput
+from bipline.compression.allocate import allocate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Options
 from bipline.compression.partial_sums import share_of
@@ -163,3 +164,18 @@ def test_too_few_windows_for_the_workers(llama: Path, text: Path, tmp_path: Path
     assert outcome.returncode != 0
     assert "error: 16 windows are 1 chunks of 16, too few for 2 workers" in outcome.stderr
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith("out")]
+
+
+def test_bfloat16_and_float32_agree_on_what_stays(reference: Path) -> None:
+    """On the embedded trained model; the figures are in benchmarks/RESULTS.md."""
+    checkpoint = open_checkpoint(reference)
+    windows = torch.randint(4096, (32, 64), generator=torch.Generator().manual_seed(0))
+    plans = []
+    for dtype in (torch.float32, torch.bfloat16):
+        calibration, computing = Calibration(windows, "random"), Computing(dtype)
+        _, scores = score_model(checkpoint, calibration, CRITERION, Options(), computing)
+        plans.append(allocate(checkpoint, scores, 0.5))
+    for one, other in zip(plans[0].blocks, plans[1].blocks, strict=True):
+        assert one.attention_groups == other.attention_groups
+        same = set(one.ffn_channels) & set(other.ffn_channels)
+        assert len(same) >= 0.97 * len(one.ffn_channels)

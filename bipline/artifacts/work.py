@@ -26,23 +26,21 @@ Key = Mapping[str, Any]
 def work_directory(path: Path) -> Iterator[Path]:
     """Hold a work directory for the length of the block; remove it at the end.
 
-    It stays, with all that is finished, when the block is interrupted or the surroundings fail;
-    without anything finished it goes. Raises InvalidInput when another process holds it, or when
-    ``path`` holds files that no run of this project wrote.
+    When the block fails, what is finished stays for the next run, unless nothing was finished
+    before and the input itself turned out to be unusable.
+    Raises InvalidInput when another process holds it, or when ``path`` holds files that no run of
+    this project wrote.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with locked(path, f"{path}: another process is working on this output"):
             _refuse_foreign(path)
+            taken_up = has_progress(path)
             try:
                 yield path
-            except Mismatch:
-                raise  # what lies there is somebody's unfinished work
-            except (InvalidInput, Refused):
-                shutil.rmtree(path, ignore_errors=True)
-                raise
-            except BaseException:
-                if not has_progress(path):
+            except BaseException as error:
+                unusable = isinstance(error, (InvalidInput, Refused)) and not taken_up
+                if unusable or not has_progress(path):
                     shutil.rmtree(path, ignore_errors=True)
                 raise
             shutil.rmtree(path)
@@ -58,26 +56,20 @@ def has_progress(path: Path) -> bool:
 def claim(folder: Path, key: Key) -> None:
     """Make ``folder`` the place of this work, or take up what is there.
 
-    Raises Mismatch when it holds the work of another key, naming every field that differs.
+    Raises InvalidInput when it holds finished parts of other work, naming every field that
+    differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / KEY_NAME
-    if path.is_file():
+    if path.is_file() and has_progress(folder):
         differing = _differences(json.loads(path.read_text(encoding="utf-8")), dict(key))
         if differing:
-            raise Mismatch(folder, differing)
+            raise InvalidInput(
+                f"{folder}: holds unfinished work with other inputs: {'; '.join(differing)}; "
+                "run with the same to go on, or delete it to start again"
+            )
         return
     write_text(path, json.dumps(dict(key), indent=1, sort_keys=True) + "\n")
-
-
-class Mismatch(InvalidInput):
-    """The work that lies in a folder is not the work that is to be done."""
-
-    def __init__(self, folder: Path, differing: list[str]) -> None:
-        super().__init__(
-            f"{folder}: holds unfinished work with other inputs: {'; '.join(differing)}; "
-            "run with the same to go on, or delete it to start again"
-        )
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

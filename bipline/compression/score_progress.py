@@ -75,7 +75,10 @@ class ScoreProgress:
         Raises InvalidInput when the model's content is another one.
         """
         records = self._records()[:count]
-        refusal = f"{self.folder}: {self.checkpoint.location} changed since its blocks were scored"
+        refusal = (
+            f"{self.checkpoint.location} changed since its blocks were scored (delete "
+            f"{self.folder} to score again)"
+        )
         digests = {name: d for record in records for name, d in record["tensors"].items()}
         self.checkpoint.digests.expect(digests, refusal)
         if any(record["source"] != self.checkpoint.state for record in records):

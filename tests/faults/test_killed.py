@@ -163,5 +163,7 @@ def test_other_inputs_are_refused_and_named(
     assert runs.run(arguments(model, folder, **changed)) == 2
     assert words in runs.screen
     assert contents(folder) == before
+    assert runs.run(arguments(model, folder, calibration="gone.txt")) == 2
+    assert contents(folder) == before, "a slip of the pen must not cost what is finished"
     assert runs.run(arguments(model, folder)) == 0, runs.screen
     assert "going on after block 1 of 2" in runs.screen

@@ -20,7 +20,7 @@ from bipline.artifacts.progress import note
 from bipline.artifacts.stage_key import code_digest, numerics
 from bipline.artifacts.work import claim, work_directory
 from bipline.compression.allocate import RatioOf, allocate, planned_widths
-from bipline.compression.calibrate import CalibrationSet, calibrate
+from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import load_criterion, module_name
 from bipline.compression.criteria.interface import Options
@@ -86,7 +86,8 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
         joined_workers() as workers,
         work_directory(_work_path(request, workers.rank)) as work,
     ):
-        plan = given or _new_plan(request, checkpoint, device, clock, work, workers)
+        planning = _Planning(request, checkpoint, device, clock, work, workers)
+        plan = given or planning.plan()
         if not workers.leads:
             return None
         if request.plan_out:
@@ -145,94 +146,89 @@ def _checked_ratio(request: PruneRequest) -> tuple[float, RatioOf]:
     raise InvalidInput(f"--ratio-of {request.ratio_of!r}: must be blocks or total")
 
 
-def _new_plan(
-    request: PruneRequest,
-    checkpoint: Checkpoint,
-    device: torch.device,
-    clock: Clock,
-    work: Path,
-    workers: Workers,
-) -> PruningPlan:
-    ratio, ratio_of = _checked_ratio(request)
-    scores = _saved_scores(request, checkpoint, clock)
-    if scores is None:
-        scores = _fresh_scores(request, checkpoint, device, clock, work, workers)
-    with clock.stage("allocate"):
-        return allocate(checkpoint, scores, ratio, ratio_of, request.ffn_multiple)
+@dataclass(frozen=True)
+class _Planning:
+    """From a request to a plan: what needs the work directory, the device and the clock."""
 
+    request: PruneRequest
+    checkpoint: Checkpoint
+    device: torch.device
+    clock: Clock
+    work: Path
+    workers: Workers
 
-def _saved_scores(request: PruneRequest, checkpoint: Checkpoint, clock: Clock) -> Scores | None:
-    """Scores from saved statistics: as they were saved, or of another criterion from their sums."""
-    directory = request.statistics
-    if directory is None or not (directory.is_dir() and any(directory.iterdir())):
-        return None
-    note(f"sums come from {directory}; no calibration text is read")
-    with clock.stage("score"):
-        statistics, scores = load_statistics(directory)
-        if (scores.criterion, scores.seed) == (request.criterion, request.seed):
-            hold_to_model(checkpoint, statistics)
-            return scores
-        return compute_scores(checkpoint, statistics, request.criterion, _options(request))
+    def plan(self) -> PruningPlan:
+        """The plan, from saved statistics where they are given, else from a scoring pass."""
+        ratio, ratio_of = _checked_ratio(self.request)
+        scores = self._saved_scores() or self._fresh_scores()
+        with self.clock.stage("allocate"):
+            return allocate(self.checkpoint, scores, ratio, ratio_of, self.request.ffn_multiple)
 
+    def _saved_scores(self) -> Scores | None:
+        """Scores as they were saved, or of another criterion from the saved sums."""
+        directory, criterion = self.request.statistics, self.request.criterion
+        if directory is None or not (directory.is_dir() and any(directory.iterdir())):
+            return None
+        note(f"sums come from {directory}; no calibration text is read")
+        with self.clock.stage("score"):
+            statistics, scores = load_statistics(directory)
+            if (scores.criterion, scores.seed) == (criterion, self.request.seed):
+                hold_to_model(self.checkpoint, statistics)
+                return scores
+            return compute_scores(self.checkpoint, statistics, criterion, self._options)
 
-def _fresh_scores(
-    request: PruneRequest,
-    checkpoint: Checkpoint,
-    device: torch.device,
-    clock: Clock,
-    work: Path,
-    workers: Workers,
-) -> Scores:
-    calibration = Calibration(NO_WINDOWS, "")
-    if load_criterion(request.criterion).NEEDS:
-        with clock.stage("calibrate"):
-            drawn = _calibration(request, checkpoint)
-            calibration = Calibration(drawn.token_ids, drawn.digest)
-    with clock.stage("score"):
-        computing = Computing(torch_dtype(request.dtype), device, request.micro_batch)
-        computing = computing.within(request.max_memory, checkpoint, calibration.token_ids)
-        place = work / "score"
-        claim(place, _key(request, checkpoint, calibration, workers, device))
-        statistics, scores = score_model(
-            checkpoint, calibration, request.criterion, _options(request), computing, place,
-            workers,
-        )  # fmt: skip
-        if request.statistics and workers.leads:
-            with atomic_directory(request.statistics, KIND) as writer:
-                save_statistics(statistics, scores, writer)
-    return scores
+    def _fresh_scores(self) -> Scores:
+        calibration = self._calibration()
+        with self.clock.stage("score"):
+            computing = self._computing(calibration)
+            place = self.work / "score"
+            claim(place, self._key(calibration))
+            statistics, scores = score_model(
+                self.checkpoint, calibration, self.request.criterion, self._options, computing,
+                place, self.workers,
+            )  # fmt: skip
+            if self.request.statistics and self.workers.leads:
+                with atomic_directory(self.request.statistics, KIND) as writer:
+                    save_statistics(statistics, scores, writer)
+        return scores
 
+    def _calibration(self) -> Calibration:
+        request = self.request
+        if not load_criterion(request.criterion).NEEDS:
+            return Calibration(NO_WINDOWS, "")
+        if request.calibration is None:
+            raise InvalidInput(f"criterion {request.criterion} needs --calibration FILE or hf:NAME")
+        with self.clock.stage("calibrate"):
+            text = Path(resolve_text(request.calibration, request.downloads).location)
+            drawn = calibrate(
+                self.checkpoint.folder, {text: 1.0}, request.samples, request.seqlen, request.seed
+            )
+            return Calibration(drawn.token_ids, drawn.digest)
 
-def _key(
-    request: PruneRequest,
-    checkpoint: Checkpoint,
-    calibration: Calibration,
-    workers: Workers,
-    device: torch.device,
-) -> dict[str, Any]:
-    """What unfinished scoring must agree in to be gone on from; the ratio is not part of it."""
-    return {
-        "model": checkpoint.layout_digest,
-        "calibration": calibration.digest,
-        "samples": len(calibration.token_ids),
-        "seqlen": calibration.token_ids.shape[1],
-        "criterion": request.criterion,
-        "seed": request.seed,
-        "dtype": request.dtype,
-        "micro_batch": request.micro_batch,
-        "device": device.type,
-        "workers": f"{workers.rank} of {workers.count}",
-        "code": code_digest(CORE, module_name(request.criterion)),
-        "numerics": numerics(),
-    }
+    def _computing(self, calibration: Calibration) -> Computing:
+        request = self.request
+        computing = Computing(torch_dtype(request.dtype), self.device, request.micro_batch)
+        return computing.within(request.max_memory, self.checkpoint, calibration.token_ids)
 
+    def _key(self, calibration: Calibration) -> dict[str, Any]:
+        """What unfinished scoring must agree in to be gone on from; the ratio is not part of it."""
+        request, workers = self.request, self.workers
+        samples, seqlen = calibration.token_ids.shape
+        return {
+            "model": self.checkpoint.layout_digest,
+            "calibration": calibration.digest,
+            "samples": samples,
+            "seqlen": seqlen,
+            "criterion": request.criterion,
+            "seed": request.seed,
+            "dtype": request.dtype,
+            "micro_batch": request.micro_batch,
+            "device": self.device.type,
+            "workers": f"{workers.rank} of {workers.count}",
+            "code": code_digest(CORE, module_name(request.criterion)),
+            "numerics": numerics(),
+        }
 
-def _options(request: PruneRequest) -> Options:
-    return Options(seed=request.seed)
-
-
-def _calibration(request: PruneRequest, checkpoint: Checkpoint) -> CalibrationSet:
-    if request.calibration is None:
-        raise InvalidInput(f"criterion {request.criterion} needs --calibration FILE or hf:NAME")
-    text = Path(resolve_text(request.calibration, request.downloads).location)
-    return calibrate(checkpoint.folder, {text: 1.0}, request.samples, request.seqlen, request.seed)
+    @property
+    def _options(self) -> Options:
+        return Options(seed=self.request.seed)

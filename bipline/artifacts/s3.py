@@ -2,23 +2,26 @@
 
 This is the only module that knows boto3, and it imports it when a place is first used. Where the
 endpoint is and who asks comes from the usual variables and files (``AWS_ENDPOINT_URL``,
-``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ...).
+``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_MAX_ATTEMPTS``, ...).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 from bipline.artifacts.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.artifacts.folder import S3_SCHEME, ByteFile
 
-# One stream from S3 is far slower than the network: this many ranges of this size at once.
-PART_BYTES = 16 << 20
+# One stream from S3 is far slower than the network: this many ranges of this size at once, so
+# that what a checkpoint reads at once (8 and 16 MB) is several ranges.
+PART_BYTES = 2 << 20
 CONNECTIONS = 8
+# What is kept of a stream that breaks off: whole chunks.
+CHUNK_BYTES = 256 << 10
 ATTEMPTS = 5
 MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -38,15 +41,23 @@ class S3Folder:
 
     @cached_property
     def client(self) -> Any:
-        """boto3's client, with retries, made when it is first needed."""
+        """boto3's client, made when it is first needed; it asks again where that may help.
+
+        Raises InvalidInput for variables and files that make no sense.
+        """
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+        from botocore.session import get_session
 
-        retries = {"mode": "standard", "max_attempts": ATTEMPTS}
-        with failures(self.location):
-            return boto3.client(
-                "s3", config=Config(retries=retries, max_pool_connections=CONNECTIONS)
-            )
+        session = get_session()
+        try:
+            attempts = session.get_config_variable("max_attempts") or ATTEMPTS
+            retries = {"mode": "standard", "total_max_attempts": attempts}
+            config = Config(retries=retries, max_pool_connections=CONNECTIONS)
+            return boto3.Session(botocore_session=session).client("s3", config=config)
+        except (BotoCoreError, ValueError) as error:
+            raise InvalidInput(f"{self.location}: the AWS settings: {error}") from error
 
     def exists(self) -> bool:
         """Whether any object lies below the prefix."""
@@ -65,10 +76,10 @@ class S3Folder:
 
     def read(self, name: str) -> bytes:
         """A small object whole. Raises InvalidInput when it is missing."""
-        with failures(f"{self.location}/{name}"):
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
-            content: bytes = answer["Body"].read()
-        return content
+        file = self.open(name)
+        content = bytearray(file.size)
+        file.read_into(memoryview(content), 0)
+        return bytes(content)
 
     def open(self, name: str) -> ByteFile:
         """An object to be read by ranges. Raises InvalidInput when it is missing."""
@@ -121,24 +132,24 @@ class S3File:
     def _read_part(self, buffer: memoryview, offset: int) -> None:
         """One range; a stream that breaks off is asked for again from where it broke."""
         done = 0
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                done += self._stream(buffer[done:], offset + done)
-            except EnvironmentFailure:
-                if attempt == ATTEMPTS:
-                    raise
+        for _ in range(ATTEMPTS):
+            done += self._stream(buffer[done:], offset + done)
             if done == len(buffer):
                 return
         raise EnvironmentFailure(f"{self._where}: gave {done} of {len(buffer)} bytes; try again")
 
     def _stream(self, buffer: memoryview, offset: int) -> int:
+        """One answer; returns how many bytes came before it ended or broke off."""
+        from botocore.exceptions import BotoCoreError
+
         if not buffer:
             return 0
         asked = f"bytes={offset}-{offset + len(buffer) - 1}"
-        done = 0
         with failures(self._where):
             answer = self._client.get_object(**self._key, Range=asked, IfMatch=self._etag)
-            for piece in answer["Body"].iter_chunks(1 << 20):
+        done = 0
+        with suppress(BotoCoreError, OSError):
+            for piece in answer["Body"].iter_chunks(CHUNK_BYTES):
                 buffer[done : done + len(piece)] = piece
                 done += len(piece)
         return done
@@ -147,17 +158,25 @@ class S3File:
 @contextmanager
 def failures(where: str) -> Iterator[None]:
     """Say what S3's answer means for the user, in one line that names the place."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        ParamValidationError,
+        PartialCredentialsError,
+    )
 
     try:
         yield
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         raise _meaning(where, code, error) from error
-    except NoCredentialsError as error:
+    except (NoCredentialsError, PartialCredentialsError) as error:
         raise InvalidInput(
             f"{where}: no credentials; set AWS_ACCESS_KEY_ID or a profile"
         ) from error
+    except ParamValidationError as error:
+        raise InvalidInput(f"{where}: {' '.join(str(error).split())}") from error
     except BotoCoreError as error:
         raise EnvironmentFailure(f"{where}: S3 does not answer: {error}") from error
     except OSError as error:
@@ -166,7 +185,7 @@ def failures(where: str) -> Iterator[None]:
 
 def _meaning(where: str, code: str, error: Exception) -> Exception:
     if code in MISSING:
-        return InvalidInput(f"{where}: no such object")
+        return InvalidInput(f"{where}: no such {'bucket' if code == 'NoSuchBucket' else 'object'}")
     if code in FORBIDDEN:
         return InvalidInput(f"{where}: access denied ({code}); check the credentials")
     if code in CHANGED:

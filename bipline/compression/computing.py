@@ -10,7 +10,7 @@ from bipline.artifacts.progress import note
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import CPU
-from bipline.model.memory import gigabytes, memory_need, states_fit
+from bipline.model.memory import available_bytes, gigabytes, memory_need, states_fit
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ class Computing:
         EnvironmentFailure, with the numbers, when even that is not enough.
         """
         need = memory_need(self.loop(checkpoint), token_ids, logits=False)
-        if states_fit(need, max_memory):
-            return self
-        note(f"hidden states are kept on disk ({gigabytes(need.hidden_states)})")
-        return replace(self, resident=False)
+        resident = states_fit(need, max_memory)
+        place = "in memory" if resident else "on disk"
+        limit = available_bytes() if max_memory is None else max_memory
+        note(
+            f"memory: {gigabytes(need.total if resident else need.least)} of "
+            f"{gigabytes(limit)}, {gigabytes(need.hidden_states)} of hidden states {place}"
+        )
+        return replace(self, resident=resident)

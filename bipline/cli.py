@@ -64,6 +64,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated")
 ]
 StateOption = Annotated[Path, typer.Option(help="folder for logs and state")]
+CRITERIA = "llm-bip-glu, llm-bip, llm-bip-exact, wanda-sp, magnitude or random"
 DEFAULT_STATE = Path(".bipline")
 INTERRUPTED = 130
 
@@ -100,9 +101,7 @@ def prune(
     ratio_of: Annotated[
         str, typer.Option(help="blocks: their linear weights; or total")
     ] = "blocks",
-    criterion: Annotated[str, typer.Option(help="llm-bip-glu, llm-bip, magnitude, random")] = (
-        "llm-bip-glu"
-    ),
+    criterion: Annotated[str, typer.Option(help=CRITERIA)] = ("llm-bip-glu"),
     calibration: Annotated[str | None, typer.Option(help="text: FILE or hf:NAME?split=...")] = None,
     samples: Annotated[int, typer.Option(help="number of calibration windows")] = 128,
     seqlen: Annotated[int, typer.Option(help="window length in tokens")] = 128,

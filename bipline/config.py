@@ -42,7 +42,8 @@ class ScoreSection(Section):
     """How important each group is."""
 
     criterion: str = Field(
-        default="llm-bip-glu", description="llm-bip, llm-bip-glu, magnitude or random"
+        default="llm-bip-glu",
+        description="llm-bip-glu, llm-bip, llm-bip-exact, wanda-sp, magnitude or random",
     )
     dtype: DtypeName = Field(default="float32", description="compute dtype of the forward pass")
     seed: int = Field(default=0, description="for criteria that draw (random)")

@@ -20,8 +20,7 @@ from bipline.artifacts.folder import S3_SCHEME, ByteFile
 # that what a checkpoint reads at once (8 and 16 MB) is several ranges.
 PART_BYTES = 2 << 20
 CONNECTIONS = 8
-# What is kept of a stream that breaks off: whole chunks.
-CHUNK_BYTES = 256 << 10
+CONNECT_SECONDS = 10
 ATTEMPTS = 5
 MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -54,7 +53,11 @@ class S3Folder:
         try:
             attempts = session.get_config_variable("max_attempts") or ATTEMPTS
             retries = {"mode": "standard", "total_max_attempts": attempts}
-            config = Config(retries=retries, max_pool_connections=CONNECTIONS)
+            config = Config(
+                retries=retries,
+                max_pool_connections=CONNECTIONS,
+                connect_timeout=CONNECT_SECONDS,
+            )
             return boto3.Session(botocore_session=session).client("s3", config=config)
         except (BotoCoreError, ValueError) as error:
             raise InvalidInput(f"{self.location}: the AWS settings: {error}") from error
@@ -149,7 +152,7 @@ class S3File:
             answer = self._client.get_object(**self._key, Range=asked, IfMatch=self._etag)
         done = 0
         with suppress(BotoCoreError, OSError):
-            for piece in answer["Body"].iter_chunks(CHUNK_BYTES):
+            for piece in answer["Body"].iter_chunks(1 << 20):
                 buffer[done : done + len(piece)] = piece
                 done += len(piece)
         return done

@@ -225,7 +225,7 @@ class _ForwardPass:
         return self.progress.load(done)
 
     def _observe(self, block: LoopBlock) -> ChunkSums:
-        seen = Block(block.index, self.checkpoint.shape, block.weights)
+        seen = Block.of(self.checkpoint, block.index, block.weights)
         sums = Accumulator()
 
         def observe(number: int, activations: Activations) -> None:
@@ -237,7 +237,7 @@ class _ForwardPass:
 
 
 def _source_block(block: LoopBlock) -> Block:
-    return Block(block.index, block.loop.checkpoint.shape, block.source_weights())
+    return Block.of(block.loop.checkpoint, block.index, block.source_weights())
 
 
 def _block_scores(criterion: Criterion, sums: Sums, block: Block, options: Options) -> BlockScores:
@@ -258,7 +258,7 @@ def _scores_of(
     chosen = load_criterion(criterion)
     scores = []
     for index, sums in enumerate(track(blocks, "score blocks")):
-        block = Block(index, checkpoint.shape, checkpoint.block_weights(index))
+        block = Block.of(checkpoint, index, checkpoint.block_weights(index))
         scores.append(_block_scores(chosen, sums, block, options))
     return scores
 

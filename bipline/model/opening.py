@@ -58,14 +58,15 @@ def read_config(folder: Folder | Path) -> dict[str, Any]:
     where = f"{folder.location}/config.json"
     try:
         config = json.loads(folder.read("config.json").decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{where}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise InvalidInput(f"{where}: not a JSON object")
     if "auto_map" in config:
         raise InvalidInput(f"{where}: auto_map asks for the model's own code, which is never run")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    if quantised := config.get("quantization_config"):
+        known = isinstance(quantised, dict)
+        method = quantised.get("quant_method", "unknown") if known else quantised
         raise InvalidInput(f"{where}: quantised source ({method}); give the unquantised model")
     return config
 
@@ -93,7 +94,7 @@ def _indexed(folder: Folder, names: set[str]) -> dict[str, StoredTensor]:
     where = f"{folder.location}/{INDEX_FILE}"
     try:
         weight_map = dict(json.loads(folder.read(INDEX_FILE).decode("utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidInput(f"{where}: no weight_map that names a shard for each tensor") from None
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(map(str, weight_map.values()))):

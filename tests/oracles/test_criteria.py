@@ -32,7 +32,7 @@ def observed(model: Path, index: int = 1) -> tuple[Block, Activations, Tensor]:
     resident = loop.block(index)
     output = resident.run(hidden, seen.append)
     joined = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
-    return Block(index, checkpoint.shape, resident.weights), joined, output.flatten(0, 1)
+    return Block.of(checkpoint, index, resident.weights), joined, output.flatten(0, 1)
 
 
 def feed_forward(block: Block, hidden: Tensor, eps: float = 1e-6) -> Tensor:
@@ -52,18 +52,23 @@ def scores_of(name: str, block: Block, activations: Activations) -> BlockScores:
 
 def without_channel(model: Path, index: int, channel: int) -> Tensor:
     """The block's output when one FFN channel is removed."""
+    return without_columns(model, index, "mlp.down_proj.weight", slice(channel, channel + 1))
+
+
+def without_columns(model: Path, index: int, name: str, columns: slice) -> Tensor:
+    """The block's output when nothing is read from some inputs of a projection."""
     loop = BlockLoop(open_checkpoint(model), torch.float64)
     hidden = loop.embed(WINDOWS)
     for before in range(index):
         hidden = loop.block(before).run(hidden)
     block = loop.block(index)
-    down = block.weights["mlp.down_proj.weight"].clone()
-    down[:, channel] = 0
-    block.replace({"mlp.down_proj.weight": down})
+    weight = block.weights[name].clone()
+    weight[:, columns] = 0
+    block.replace({name: weight})
     return block.run(hidden).flatten(0, 1)
 
 
-@pytest.mark.parametrize("criterion", ["llm-bip", "llm-bip-glu"])
+@pytest.mark.parametrize("criterion", ["llm-bip", "llm-bip-glu", "llm-bip-exact"])
 def test_ffn_score_is_the_true_change_of_the_blocks_output(
     family_model: Path, criterion: str
 ) -> None:
@@ -89,6 +94,36 @@ def test_llm_bip_attention_score_is_its_definition(family_model: Path) -> None:
         expected[channel // width] += rms * (propagation @ column).sum()
     actual = scores_of("llm-bip", block, activations).attention_groups
     torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_exact_score_is_the_true_change_when_a_group_goes(family_model: Path) -> None:
+    """The block is run again with the group's columns of o_proj at zero."""
+    block, activations, output = observed(family_model)
+    scores = scores_of("llm-bip-exact", block, activations).attention_groups
+    width = block.shape.head_dim * block.shape.queries_per_group
+    for group in range(block.shape.num_key_value_heads):
+        columns = slice(group * width, (group + 1) * width)
+        change = without_columns(family_model, 1, "self_attn.o_proj.weight", columns) - output
+        true = change.square().sum(1).mean().sqrt()
+        torch.testing.assert_close(scores[group].double(), true, rtol=1e-6, atol=0)
+
+
+def test_wanda_is_its_definition(family_model: Path) -> None:
+    block, activations, _ = observed(family_model)
+    scores = scores_of("wanda-sp", block, activations)
+    attention, ffn = (
+        torch.stack([
+            block.weights[name][:, channel].double().abs().mean() * values[:, channel].norm()
+            for channel in range(values.shape[1])
+        ]) / len(values) ** 0.5
+        for name, values in (
+            ("self_attn.o_proj.weight", activations["attention_output"].double()),
+            ("mlp.down_proj.weight", activations["ffn_activation"].double()),
+        )
+    )  # fmt: skip
+    torch.testing.assert_close(scores.ffn_channels, ffn, rtol=1e-6, atol=0)
+    grouped = attention.view(block.shape.num_key_value_heads, -1).sum(1)
+    torch.testing.assert_close(scores.attention_groups, grouped, rtol=1e-6, atol=0)
 
 
 def test_magnitude_is_column_norms(family_model: Path) -> None:

@@ -18,9 +18,11 @@ from bipline.model.block_loop import Activations
 
 CRITERIA = {
     "llm-bip": "llm_bip",
+    "llm-bip-exact": "llm_bip_exact",
     "llm-bip-glu": "llm_bip_glu",
     "magnitude": "magnitude",
     "random": "random",
+    "wanda-sp": "wanda_sp",
 }
 
 

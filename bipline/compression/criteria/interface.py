@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from bipline.model.block_loop import Activations
+from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import ModelShape
 
 Sums = dict[str, Tensor]
 # 128 rows of a 7B model's widest activation in float32 are 5.6 MB.
 TILE_ROWS = 128
+# transformers' default where a config names none.
+DEFAULT_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,13 @@ class Block:
     index: int
     shape: ModelShape
     weights: dict[str, Tensor]
+    rms_norm_eps: float = DEFAULT_EPS
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, index: int, weights: dict[str, Tensor]) -> Block:
+        """A block of a checkpoint with these weights."""
+        eps = float(checkpoint.config.get("rms_norm_eps", DEFAULT_EPS))
+        return cls(index, checkpoint.shape, weights, eps)
 
 
 @dataclass(frozen=True)

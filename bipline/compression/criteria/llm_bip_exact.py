@@ -1,0 +1,78 @@
+"""``llm-bip-exact``: what LLM-BIP bounds, measured: the change of the block's output (ours).
+
+FFN channel:        as in ``llm-bip`` (exact)
+attention group k:  s_k = sqrt(mean over tokens of ||D_k + F(h + D_k) - F(h)||^2)
+    D_k = -Wo[:, C_k] o[C_k]      what the residual stream loses when the group goes
+    F(h) = Wd (silu(p) * q),  p = Wg n(h),  q = Wu n(h),  n the RMSNorm before the FFN
+
+Nothing is bounded and attention is not run again: one pass through the FFN per group, so it costs
+as many FFN passes as the block has KV heads. Attention and FFN scores are in one unit and both
+exact, so they can be compared inside a block. SiLU is the activation of every family here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
+
+from bipline.compression.criteria.interface import (
+    Block,
+    BlockScores,
+    Options,
+    Sums,
+    root_mean_square,
+    second_moments,
+    widened,
+)
+from bipline.compression.criteria.llm_bip import ffn_scores
+from bipline.model.block_loop import Activations
+
+NEEDS = frozenset({"tokens", "ffn_activation_squares", "group_change_squares"})
+
+
+def observe(block: Block, activations: Activations) -> Sums:
+    """The FFN's moments, and each group's sum over tokens of its squared change."""
+    feed_forward = FeedForward(block)
+    hidden = widened(activations["residual"])
+    before = feed_forward(hidden)
+    output = widened(activations["attention_output"])
+    columns = widened(block.weights["self_attn.o_proj.weight"])
+    width = block.shape.head_dim * block.shape.queries_per_group
+    squares = []
+    for part, reads in zip(output.split(width, 1), columns.split(width, 1), strict=True):
+        change = -linear(part, reads)
+        change = change + feed_forward(hidden + change) - before
+        squares.append(change.square().sum(dtype=torch.float64))
+    moments = second_moments(activations)
+    del moments["attention_output_squares"]
+    return {**moments, "group_change_squares": torch.stack(squares)}
+
+
+def score(sums: Sums, block: Block, options: Options) -> BlockScores:
+    """Root mean squares of the changes."""
+    return BlockScores(
+        attention_groups=root_mean_square(sums["group_change_squares"], sums["tokens"]),
+        ffn_channels=ffn_scores(sums, block),
+    )
+
+
+class FeedForward:
+    """A block's FFN half on the residual stream, in at least float32: ``[tokens, d]``.
+
+    The bias of down_proj is left out, because only differences are taken.
+    """
+
+    def __init__(self, block: Block) -> None:
+        held = {name: widened(weight) for name, weight in block.weights.items() if "mlp" in name}
+        self._gate = held["mlp.gate_proj.weight"], held.get("mlp.gate_proj.bias")
+        self._up = held["mlp.up_proj.weight"], held.get("mlp.up_proj.bias")
+        self._down = held["mlp.down_proj.weight"]
+        self._gain = widened(block.weights["post_attention_layernorm.weight"])
+        self._eps = block.rms_norm_eps
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """F(h) for every token."""
+        root = (hidden.square().mean(-1, keepdim=True) + self._eps).rsqrt()
+        inner = hidden * root * self._gain
+        return linear(silu(linear(inner, *self._gate)) * linear(inner, *self._up), self._down)

@@ -1,0 +1,47 @@
+"""``wanda-sp``: Wanda's score on whole channels and heads (the baseline of FLAP's code).
+
+channel j:        s_j = mean_i |W[i, j]| * rms(x_j)     of o_proj or down_proj, x its input
+attention group:  the sum over its channels
+
+Source: the code of FLAP (arXiv 2312.11983), which has the L2 norm over tokens in the place of the
+root mean square: the same ranking. There a pruned block's outputs feed the next block; here all
+sums are taken on the dense model. Up to its scale it is the first, residual half of ``llm-bip``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bipline.compression.criteria.interface import (
+    Block,
+    BlockScores,
+    Options,
+    Sums,
+    absolute_product,
+    group_sums,
+    root_mean_square,
+    second_moments,
+)
+from bipline.model.block_loop import Activations
+
+NEEDS = frozenset({"tokens", "attention_output_squares", "ffn_activation_squares"})
+
+
+def observe(block: Block, activations: Activations) -> Sums:
+    """Sums of squares of what enters o_proj and down_proj."""
+    return second_moments(activations)
+
+
+def score(sums: Sums, block: Block, options: Options) -> BlockScores:
+    """Scores from the sums; one product with the absolute weights each."""
+    attention = _channels(sums, "attention_output_squares", block, "self_attn.o_proj.weight")
+    return BlockScores(
+        attention_groups=group_sums(attention, block.shape),
+        ffn_channels=_channels(sums, "ffn_activation_squares", block, "mlp.down_proj.weight"),
+    )
+
+
+def _channels(sums: Sums, squares: str, block: Block, name: str) -> torch.Tensor:
+    weight = block.weights[name]
+    mean = absolute_product(weight, torch.full((weight.shape[0],), 1 / weight.shape[0]))
+    return root_mean_square(sums[squares], sums["tokens"]) * mean

@@ -70,8 +70,10 @@ def test_stopped_before_anything_was_done_leaves_nothing(tmp_path: Path) -> None
 def test_second_process_on_one_output_is_refused(tmp_path: Path) -> None:
     process = start(tmp_path, samples=120)
     wait_for_a_block(tmp_path, process)
+    process.send_signal(signal.SIGSTOP)  # or it might be done before the second one has started
     second = start(tmp_path, samples=120)
-    _, errors = second.communicate(timeout=60)
+    _, errors = second.communicate(timeout=120)
+    process.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert "another process is working on this output" in errors
     _, errors = process.communicate(timeout=120)

@@ -2,10 +2,13 @@
 
 Speed and memory do not depend on what the weights say, so nothing is downloaded. The tokenizer
 is the embedded reference model's. Blocks may be fewer than the model has, to fit a disk.
+
+    python -m benchmarks.shapes OUT SHAPE [SIZE=NUMBER ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -96,3 +99,18 @@ def _pieces(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return {torch.bfloat16: "BF16", torch.float32: "F32"}[dtype]
+
+
+def main() -> None:
+    """Make one checkpoint from the command line."""
+    parser = argparse.ArgumentParser(description="Make a random checkpoint of a known shape.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("sizes", nargs="*", help="SIZE=NUMBER, such as num_hidden_layers=4")
+    given = parser.parse_args()
+    changes = {name: int(number) for name, number in (size.split("=") for size in given.sizes)}
+    random_checkpoint(given.out, given.shape, torch.bfloat16, **changes)
+
+
+if __name__ == "__main__":
+    main()

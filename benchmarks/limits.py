@@ -9,10 +9,10 @@ from benchmarks.running import prune
 from benchmarks.session import Session, blocks_for, model_bytes, scaled
 from benchmarks.tables import Section, Table, gigabytes_text, seconds_text
 
-LIMIT, QUICK_LIMIT = 2_500_000_000, 800_000_000
+LIMIT, QUICK_LIMIT = 2_500_000_000, 900_000_000
 TIMES_LARGER = 3
-# Wider blocks than the small shape's, so that a hundred of them are enough.
-QUICK_HIDDEN_SIZE = 1024
+# Wider blocks than the small shape's, so that fifty of them are enough.
+QUICK_HIDDEN_SIZE = 1536
 QUICK_SAMPLES = 1
 
 

@@ -46,15 +46,26 @@ def file_system(folder: Path) -> str:
 
 
 class ProcessorTime:
-    """Counts what other guests of the same host took from this machine while it was measured."""
+    """Counts what others took of the processor while it was measured: figures suffer from it."""
 
     def __init__(self) -> None:
-        self._start = _ticks()
+        self._ticks, self._own = _ticks(), _own_seconds()
 
-    def stolen_share(self) -> float:
-        """The share of the processor's time since the start that the host gave to others."""
-        passed = [now - before for now, before in zip(_ticks(), self._start, strict=True)]
-        return round(passed[7] / max(1, sum(passed)), 4)
+    def shares(self) -> dict[str, float]:
+        """Shares of all cores' time since the start.
+
+        ``others_share`` went to other processes of this machine, ``stolen_share`` to other
+        machines of the same host.
+        """
+        passed = [now - before for now, before in zip(_ticks(), self._ticks, strict=True)]
+        user, nice, system, _, _, interrupts, soft_interrupts, stolen = passed
+        own = (_own_seconds() - self._own) * os.sysconf("SC_CLK_TCK")
+        others = user + nice + system + interrupts + soft_interrupts - own
+        whole = max(1, sum(passed))
+        return {
+            "others_share": round(max(0.0, others / whole), 4),
+            "stolen_share": round(stolen / whole, 4),
+        }
 
 
 def described(facts: dict[str, Any]) -> list[str]:
@@ -66,9 +77,9 @@ def described(facts: dict[str, Any]) -> list[str]:
         f"GPU: {facts['gpu'] or 'none'}",
         f"{facts['system']}; Python {facts['python']}, PyTorch {facts['torch']}, "
         f"transformers {facts['transformers']}, safetensors {facts['safetensors']}",
-        f"load before the run {facts['load_before']}; "
-        f"{facts.get('stolen_share', 0):.1%} of the processor's time went to other machines "
-        "of the host",
+        f"load before the run {facts['load_before']}; of all cores' time during it "
+        f"{facts.get('others_share', 0):.1%} went to other processes and "
+        f"{facts.get('stolen_share', 0):.1%} to other machines of the host",
     ]
 
 
@@ -76,3 +87,8 @@ def _ticks() -> list[int]:
     """User, nice, system, idle, iowait, irq, softirq and steal, in ticks."""
     first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
     return [int(word) for word in first.split()[1:9]]
+
+
+def _own_seconds() -> float:
+    """Seconds of processor time of this process and of those that it started and that ended."""
+    return sum(os.times()[:4])

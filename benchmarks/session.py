@@ -101,7 +101,7 @@ def _empty_folder(path: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # or it would hide the failure before it
 
 
 def scaled(shape: str, blocks: int | None, hidden_size: int | None) -> dict[str, int]:

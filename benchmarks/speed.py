@@ -63,7 +63,7 @@ class Results:
     def add(self, name: str, section: Section) -> None:
         """Take in one section and write everything."""
         self.sections[name] = section
-        self.facts["stolen_share"] = self.processor_time.stolen_share()
+        self.facts.update(self.processor_time.shares())
         value = {
             "schema_version": SCHEMA_VERSION,
             "command": self.command,

@@ -130,20 +130,6 @@ def reduce_parts(parts: Sequence[Statistics]) -> Statistics:
     )
 
 
-def collect_statistics(
-    checkpoint: Checkpoint,
-    token_ids: torch.Tensor,
-    calibration_digest: str,
-    criterion: str,
-    dtype: torch.dtype = torch.float32,
-) -> Statistics:
-    """The sums alone, on the CPU, of windows ``[samples, seqlen]`` (see :func:`score_model`)."""
-    if not load_criterion(criterion).NEEDS:
-        return empty_statistics(checkpoint)
-    calibration = Calibration(token_ids, calibration_digest)
-    return reduce_parts([score_part(checkpoint, calibration, criterion, Computing(dtype), (0, 1))])
-
-
 def compute_scores(
     checkpoint: Checkpoint, statistics: Statistics, criterion: str, options: Options
 ) -> Scores:

@@ -18,9 +18,10 @@ from bipline.artifacts.record import RecoveryRecord
 from bipline.artifacts.resolution import Resolution, ResolvedModel, ResolvedText
 from bipline.compression.allocate import allocate
 from bipline.compression.calibrate import calibrate
+from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import prune
-from bipline.compression.score import collect_statistics, compute_scores
+from bipline.compression.score import Calibration, score_model
 from bipline.compression.statistics import save_statistics
 from bipline.delivery.export import PackageContents, write_package
 from bipline.delivery.verification import PAGE
@@ -78,8 +79,8 @@ def make_contents(directory: Path, ratio: float, tied: bool = False) -> PackageC
     texts["held-out"].write_text("\n".join(SENTENCES[380:]), encoding="utf-8")
     checkpoint = open_checkpoint(dense)
     windows = calibrate(dense, {texts["calibration"]: 1.0}, 16, 32, 0)
-    statistics = collect_statistics(checkpoint, windows.token_ids, windows.digest, CRITERION)
-    scores = compute_scores(checkpoint, statistics, CRITERION, Options())
+    calibration = Calibration(windows.token_ids, windows.digest)
+    statistics, scores = score_model(checkpoint, calibration, CRITERION, Options(), Computing())
     with atomic_directory(directory / "statistics", "statistics") as writer:
         save_statistics(statistics, scores, writer)
     plan = allocate(checkpoint, scores, ratio)

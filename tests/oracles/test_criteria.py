@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bipline.compression.computing import Computing
 from bipline.compression.criteria import CRITERIA, load_criterion
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
-from bipline.compression.score import collect_statistics
+from bipline.compression.score import Calibration, score_model
 from bipline.model.block_loop import Activations, BlockLoop
 from bipline.model.families import ModelShape
 from bipline.model.opening import open_checkpoint
@@ -324,8 +325,9 @@ def test_sums_add_up_over_chunks(llama: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["llm-bip", "llm-bip-glu"])
 def test_statistics_do_not_depend_on_how_often_they_are_taken(llama: Path, name: str) -> None:
     checkpoint = open_checkpoint(llama)
-    windows = token_windows(windows=40, seqlen=12)
-    first = collect_statistics(checkpoint, windows, "", name)
-    second = collect_statistics(checkpoint, windows, "", name)
+    windows = Calibration(token_windows(windows=40, seqlen=12), "")
+    first, second = (
+        score_model(checkpoint, windows, name, Options(), Computing())[0] for _ in range(2)
+    )
     for one, other in zip(first.blocks, second.blocks, strict=True):
         assert all(one[key].equal(other[key]) for key in one)

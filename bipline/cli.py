@@ -217,6 +217,8 @@ def main() -> None:
         _fail("interrupted; nothing was left half written", INTERRUPTED)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 3)
+    except MemoryError:
+        _fail("out of memory; lower --max-memory or --micro-batch, or free some", 3)
     except Exception as error:
         _fail_unexpectedly(error)
 

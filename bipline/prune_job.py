@@ -18,7 +18,7 @@ from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
 from bipline.artifacts.plan import PruningPlan, read_plan
 from bipline.artifacts.progress import note
 from bipline.artifacts.stage_key import code_digest, numerics
-from bipline.artifacts.work import claim, work_directory
+from bipline.artifacts.work import claim, has_progress, work_directory
 from bipline.compression.allocate import RatioOf, allocate, planned_widths
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
@@ -86,6 +86,7 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
         joined_workers() as workers,
         work_directory(_work_path(request, workers.rank)) as work,
     ):
+        clock.whole = not has_progress(work)
         planning = _Planning(request, checkpoint, device, clock, work, workers)
         plan = given or planning.plan()
         if not workers.leads:

@@ -25,10 +25,14 @@ FLOOR_FROM_SECONDS = 5.0
 
 
 class Clock:
-    """Seconds per stage; stages follow each other and are never nested, so they add up."""
+    """Seconds per stage; stages follow each other and are never nested, so they add up.
+
+    ``whole`` is false where a part of the work was done by an earlier run.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.whole = True
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -76,9 +80,9 @@ def _floor(
 ) -> dict[str, Any]:
     """The floor of every stage that took long enough, and the rates it follows from."""
     long = [name for name, seconds in clock.seconds.items() if seconds > FLOOR_FROM_SECONDS]
-    works = _works(request, checkpoint, manifest)
+    works = _works(request, checkpoint, manifest, "calibrate" in clock.seconds)
     measured = [name for name in long if name in works]
-    if not measured:
+    if not measured or not clock.whole:
         return {"floor_seconds": None, "floor_seconds_by_stage": {}, "rates": {}}
     note("measuring this machine's rates, for the floor")
     device = choose_device(request.device)
@@ -96,15 +100,17 @@ def _floor(
     }
 
 
-def _works(request: PruneRequest, checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Work]:
-    """What each stage had to do at least. Reused statistics need no forward pass."""
+def _works(
+    request: PruneRequest, checkpoint: Checkpoint, manifest: Manifest, forward: bool
+) -> dict[str, Work]:
+    """What each stage had to do at least; without a ``forward`` pass the weights are only read."""
     shape = checkpoint.shape
     blocks = sum(
         checkpoint.tensors[full].num_bytes
         for index in range(shape.num_hidden_layers)
         for full in checkpoint.block_names(index).values()
     )
-    operations = forward_operations(shape, request.samples, request.seqlen)
+    operations = forward * forward_operations(shape, request.samples, request.seqlen)
     written = sum(
         entry.size for name, entry in manifest.files.items() if name.endswith(".safetensors")
     )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bipline.model.floor import Rates
 from tests.command import Outcome, contents, run
 from tests.compression.test_calibrate import prose
 from tests.model.test_checkpoint import FAULTS
@@ -165,6 +166,30 @@ def test_model_that_changes_after_it_was_scored(
     outcome = prune(model)
     outcome.assert_one_line(2, "changed since its blocks were scored", "mlp.up_proj.weight differs")
     assert not (tmp_path / "out").exists()
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_input(
+    prune: Prune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bipline.prune_job.prune", Mock(side_effect=MemoryError))
+    prune().assert_one_line(3, "out of memory")
+
+
+def test_a_reused_score_counts_no_forward_pass(
+    prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The floor of a stage is of what it did: saved sums need the weights and no products."""
+    monkeypatch.setattr("bipline.prune_result.FLOOR_FROM_SECONDS", -1.0)
+    rates = Rates(read=1e6, write=1e6, compute=1e3)
+    monkeypatch.setattr("bipline.prune_result.measure_rates", lambda *_: rates)
+    floors = []
+    for name in ("first", "second"):
+        options = {"out": tmp_path / name, "json": tmp_path / f"{name}.json"}
+        assert prune(statistics=tmp_path / "statistics", **options).code == 0
+        result = json.loads((tmp_path / f"{name}.json").read_text())
+        floors.append(result["floor_seconds_by_stage"]["score"])
+    assert floors[0] > 1
+    assert floors[1] < 1
 
 
 def test_occupied_output_is_left_alone(prune: Prune, tmp_path: Path) -> None:

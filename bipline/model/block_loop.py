@@ -146,7 +146,7 @@ class BlockLoop:
         return rows.to(self.device, self.dtype)[where.to(self.device)]
 
     def blocks(self, indices: Iterable[int] | None = None) -> Iterator[Block]:
-        """The blocks in order, or those of ``indices``. Each is overwritten by the next but one."""
+        """The blocks in order, or those of ``indices``; taking the next one overwrites a block."""
         wanted = range(self.checkpoint.shape.num_hidden_layers) if indices is None else indices
         for index, weights in self.reader.blocks(wanted):
             yield Block(index, weights, self)

@@ -25,7 +25,7 @@ from bipline.artifacts.plan import PruningPlan
 from bipline.compression.allocate import allocate
 from bipline.compression.calibrate import calibrate
 from bipline.compression.criteria import Criterion, load_criterion
-from bipline.compression.criteria.interface import Block, BlockScores, Options
+from bipline.compression.criteria.interface import Block, BlockScores, Options, Tokens
 from bipline.compression.partial_sums import Accumulator, reduce_chunks
 from bipline.compression.prune import kept_indices
 from bipline.compression.statistics import Scores
@@ -111,7 +111,7 @@ def _hook(
     def catch(name: str, value: torch.Tensor) -> None:
         seen[name] = value.flatten(0, 1)
         if len(seen) == len(observed):
-            sums.add(len(sums.chunks), criterion.observe(block, seen))
+            sums.add(len(sums.chunks), criterion.observe(block, Tokens(seen, SEQLEN), Options()))
             seen.clear()
 
     for name, (place, side) in observed.items():

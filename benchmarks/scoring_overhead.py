@@ -21,7 +21,7 @@ import torch
 from benchmarks.running import CALIBRATION, SEQLEN
 from bipline.compression.calibrate import calibrate
 from bipline.compression.criteria import load_criterion
-from bipline.compression.criteria.interface import Block, Options
+from bipline.compression.criteria.interface import Block, Options, Tokens
 from bipline.compression.score import Calibration, Computing, score_model
 from bipline.model.block_loop import Activations
 from bipline.model.checkpoint import Checkpoint
@@ -92,9 +92,10 @@ def _parts(checkpoint: Checkpoint, calibration: Calibration, criterion: str) -> 
     resident = loop.block(0)
     block = Block(0, checkpoint.shape, resident.weights)
     seen = _observed(resident, loop.embed(calibration.token_ids[:16]))
-    sums = chosen.observe(block, seen)
+    tokens = Tokens(seen, SEQLEN)
+    sums = chosen.observe(block, tokens, Options())
     tokens = float(sums["tokens"])
-    observing = _best(lambda: chosen.observe(block, seen))
+    observing = _best(lambda: chosen.observe(block, tokens, Options()))
     return {
         "observe_seconds_per_token": observing / tokens,
         "observe_seconds_per_block": observing / tokens * calibration.token_ids.numel(),

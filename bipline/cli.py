@@ -48,6 +48,15 @@ def _bytes(value: str | None) -> int | None:
         raise InvalidInput(f"{value!r} is not a size; write bytes, or 2.5GB or 2GiB") from None
 
 
+def _options(given: list[str] | None) -> dict[str, str]:
+    """KEY=VALUE pairs as a mapping. Raises InvalidInput for anything else."""
+    pairs = [text.partition("=") for text in given or ()]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise InvalidInput(f"option {key + equals + value!r}: write KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
 ModelArgument = Annotated[str, typer.Argument(help="model directory, or s3://bucket/prefix")]
 DeviceOption = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N")
@@ -62,6 +71,10 @@ JsonOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated")
+]
+OptionsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY=VALUE, see docs/methods; may be repeated"),
 ]
 StateOption = Annotated[Path, typer.Option(help="folder for logs and state")]
 CRITERIA = "llm-bip-glu, llm-bip, llm-bip-exact, wanda-sp, magnitude or random"
@@ -101,7 +114,8 @@ def prune(
     ratio_of: Annotated[
         str, typer.Option(help="blocks: their linear weights; or total")
     ] = "blocks",
-    criterion: Annotated[str, typer.Option(help=CRITERIA)] = ("llm-bip-glu"),
+    criterion: Annotated[str, typer.Option(help=CRITERIA)] = "llm-bip-glu",
+    criterion_option: OptionsOption = None,
     calibration: Annotated[str | None, typer.Option(help="text: FILE or hf:NAME?split=...")] = None,
     samples: Annotated[int, typer.Option(help="number of calibration windows")] = 128,
     seqlen: Annotated[int, typer.Option(help="window length in tokens")] = 128,
@@ -136,6 +150,7 @@ def prune(
 
     request = PruneRequest(
         model=model, out=out, ratio=ratio, ratio_of=ratio_of, criterion=criterion,
+        criterion_options=_options(criterion_option),
         calibration=calibration, samples=samples, seqlen=seqlen, seed=seed,
         ffn_multiple=ffn_multiple, plan=plan, plan_out=plan_out, statistics=statistics, work=work,
         dtype=dtype, device=device, micro_batch=micro_batch, max_memory=_bytes(max_memory),

@@ -43,7 +43,10 @@ class ScoreSection(Section):
 
     criterion: str = Field(
         default="llm-bip-glu",
-        description="llm-bip-glu, llm-bip, llm-bip-exact, wanda-sp, magnitude or random",
+        description="how importance is measured; docs/methods has a page for each",
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default={}, description="the criterion's own options, such as metric: ifv for flap"
     )
     dtype: DtypeName = Field(default="float32", description="compute dtype of the forward pass")
     seed: int = Field(default=0, description="for criteria that draw (random)")

@@ -22,7 +22,7 @@ from bipline.artifacts.work import claim, has_progress, work_directory
 from bipline.compression.allocate import RatioOf, allocate, planned_widths
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
-from bipline.compression.criteria import load_criterion, module_name
+from bipline.compression.criteria import load_criterion, module_name, options_of
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import JOURNAL_NAME, check_plan, prune
 from bipline.compression.score import Calibration, compute_scores, hold_to_model, score_model
@@ -50,6 +50,7 @@ class PruneRequest:
     ratio: float | None
     ratio_of: str
     criterion: str
+    criterion_options: dict[str, str]
     calibration: str | None
     samples: int
     seqlen: int
@@ -117,7 +118,7 @@ def _check_request(request: PruneRequest, checkpoint: Checkpoint) -> None:
     ratio, ratio_of = _checked_ratio(request)
     widths, _ = planned_widths(checkpoint, ratio, ratio_of, request.ffn_multiple)
     torch_dtype(request.dtype)
-    load_criterion(request.criterion)
+    options_of(request.criterion, request.seed, request.criterion_options)
     if request.shard_bytes < 1:
         raise InvalidInput(f"shard size {request.shard_bytes}: must be at least one byte")
     removed = widths.removed_weights(checkpoint.shape) * checkpoint.shape.num_hidden_layers
@@ -173,7 +174,7 @@ class _Planning:
         note(f"sums come from {directory}; no calibration text is read")
         with self.clock.stage("score"):
             statistics, scores = load_statistics(directory)
-            if (scores.criterion, scores.seed) == (criterion, self.request.seed):
+            if (scores.criterion, scores.options) == (criterion, self._options.to_json_value()):
                 hold_to_model(self.checkpoint, statistics)
                 return scores
             return compute_scores(self.checkpoint, statistics, criterion, self._options)
@@ -195,7 +196,7 @@ class _Planning:
 
     def _calibration(self) -> Calibration:
         request = self.request
-        if not load_criterion(request.criterion).NEEDS:
+        if load_criterion(request.criterion).NEEDS == "weights":
             return Calibration(NO_WINDOWS, "")
         if request.calibration is None:
             raise InvalidInput(f"criterion {request.criterion} needs --calibration FILE or hf:NAME")
@@ -215,13 +216,14 @@ class _Planning:
         """What unfinished scoring must agree in to be gone on from; the ratio is not part of it."""
         request, workers = self.request, self.workers
         samples, seqlen = calibration.token_ids.shape
+        options = self._options.to_json_value()
         return {
             "model": self.checkpoint.layout_digest,
             "calibration": calibration.digest,
             "samples": samples,
             "seqlen": seqlen,
             "criterion": request.criterion,
-            "seed": request.seed,
+            **{f"option {name}": value for name, value in options.items()},
             "dtype": request.dtype,
             "micro_batch": request.micro_batch,
             "device": self.device.type,
@@ -232,4 +234,4 @@ class _Planning:
 
     @property
     def _options(self) -> Options:
-        return Options(seed=self.request.seed)
+        return options_of(self.request.criterion, self.request.seed, self.request.criterion_options)

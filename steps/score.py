@@ -14,7 +14,7 @@ from bipline.artifacts.store import Handle
 from bipline.compression import score as core
 from bipline.compression.calibrate import load_calibration
 from bipline.compression.computing import Computing
-from bipline.compression.criteria import CRITERIA, module_name
+from bipline.compression.criteria import CRITERIA, module_name, options_of
 from bipline.compression.criteria.interface import Options
 from bipline.compression.statistics import (
     KIND,
@@ -28,7 +28,7 @@ from bipline.model.devices import choose_device
 from bipline.quality.protocols import torch_dtype
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 
-VERSION = "2"
+VERSION = "3"
 CORE = "bipline.compression.score"
 # ZenML's cache function cannot see the section, so it follows every criterion.
 STAGE = Stage("score", VERSION, (CORE, *(module_name(criterion) for criterion in CRITERIA)))
@@ -53,7 +53,7 @@ def score(
                 checkpoint,
                 windows,
                 section.criterion,
-                Options(seed=section.seed),
+                _options(section),
                 _computing(section).within(None, checkpoint, windows.token_ids),
                 work,
             )
@@ -79,6 +79,7 @@ def score_part(
                 checkpoint,
                 windows,
                 section.criterion,
+                _options(section),
                 _computing(section).within(None, checkpoint, windows.token_ids),
                 (index, section.parts),
                 work,
@@ -97,7 +98,7 @@ def reduce_scores(
 
     def produce(writer: DirectoryWriter) -> None:
         statistics = core.reduce_parts([load_sums(Path(part.location))[0] for part in parts])
-        options = Options(seed=section.seed)
+        options = _options(section)
         checkpoint = dense_checkpoint(model)
         scores = core.compute_scores(checkpoint, statistics, section.criterion, options)
         save_statistics(statistics, scores, writer)
@@ -117,6 +118,10 @@ def _key(model: Resolution, windows: str, section: ScoreSection, share: str) -> 
 def _windows(calibration: Handle) -> core.Calibration:
     drawn = load_calibration(Path(calibration.location))
     return core.Calibration(drawn.token_ids, drawn.digest)
+
+
+def _options(section: ScoreSection) -> Options:
+    return options_of(section.criterion, section.seed, section.options)
 
 
 def _computing(section: ScoreSection) -> Computing:

@@ -17,8 +17,8 @@ import torch
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.progress import note, track
 from bipline.compression.computing import Computing
-from bipline.compression.criteria import Criterion, load_criterion, unmet_needs
-from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
+from bipline.compression.criteria import FORWARD, Criterion, load_criterion, unmet_needs
+from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums, Tokens
 from bipline.compression.partial_sums import (
     Accumulator,
     ChunkSums,
@@ -38,6 +38,7 @@ from bipline.compression.workers import Workers
 from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.hidden_states import CHUNK_WINDOWS
 
 Finish = Callable[[LoopBlock, ChunkSums], Finished]
 
@@ -59,16 +60,18 @@ def score_model(
     work: Path | None = None,
     workers: Workers | None = None,
 ) -> tuple[Statistics, Scores]:
-    """Sums and scores of every block in one pass; ``work`` is where finished blocks are kept.
+    """Sums and scores of every block; ``work`` is where finished blocks are kept.
 
-    A criterion that needs no sums reads the weights and no windows.
-    Raises InvalidInput where the model's activations are not finite.
+    A criterion that needs the weights alone reads no windows.
+    Raises InvalidInput where the model's activations are not finite, and where windows cannot be
+    divided among workers.
     """
     chosen, workers = load_criterion(criterion), workers or Workers()
-    if not chosen.NEEDS:
+    if chosen.NEEDS == "weights":
         scores = _scores_of(checkpoint, criterion, options, [{}] * _layers(checkpoint))
         statistics = empty_statistics(checkpoint)
         return statistics, _named(scores, statistics, criterion, options)
+    check_divided(criterion, workers.count)
     windows = len(calibration.token_ids)
     everybody = share_of(windows, 0, 1)
     own = share_of(windows, workers.rank, workers.count)
@@ -79,7 +82,8 @@ def score_model(
         return sums, _block_scores(chosen, sums, _source_block(block), options)
 
     token_ids = windows_of(calibration.token_ids, own)
-    forward = _ForwardPass(checkpoint, token_ids, own, chosen, computing, work, workers)
+    observe = Observe(chosen, options)
+    forward = _ForwardPass(checkpoint, token_ids, own, observe, computing, work, workers)
     finished = forward.run(finish)
     blocks = tuple(sums for sums, _ in finished)
     found = [scores for _, scores in finished if scores is not None]
@@ -91,6 +95,7 @@ def score_part(
     checkpoint: Checkpoint,
     calibration: Calibration,
     criterion: str,
+    options: Options,
     computing: Computing,
     part: tuple[int, int],
     work: Path | None = None,
@@ -98,8 +103,10 @@ def score_part(
     """The sums of part ``(index, count)`` of the windows, chunk by chunk, not yet added up.
 
     Its sums are named ``CHUNK.NAME``; :func:`reduce_parts` adds those of all parts.
-    Raises InvalidInput when there are fewer chunks than parts.
+    Raises InvalidInput when there are fewer chunks than parts, or the criterion's work cannot be
+    divided.
     """
+    check_divided(criterion, part[1])
     own = share_of(len(calibration.token_ids), *part)
 
     def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
@@ -108,8 +115,8 @@ def score_part(
         return sums, None
 
     token_ids = windows_of(calibration.token_ids, own)
-    chosen = load_criterion(criterion)
-    forward = _ForwardPass(checkpoint, token_ids, own, chosen, computing, work, Workers())
+    observe = Observe(load_criterion(criterion), options)
+    forward = _ForwardPass(checkpoint, token_ids, own, observe, computing, work, Workers())
     blocks = tuple(sums for sums, _ in forward.run(finish))
     return statistics_of(checkpoint, calibration.digest, computing.dtype_name, blocks)
 
@@ -140,7 +147,7 @@ def compute_scores(
     hold_to_model(checkpoint, statistics)
     chosen = load_criterion(criterion)
     for sums in statistics.blocks:
-        if missing := unmet_needs(chosen, sums):
+        if missing := unmet_needs(chosen, options, sums):
             raise InvalidInput(
                 f"criterion {criterion} needs the sums {', '.join(missing)}, which the "
                 "statistics do not hold; score again"
@@ -163,6 +170,28 @@ def hold_to_model(checkpoint: Checkpoint, statistics: Statistics) -> None:
         raise InvalidInput(refusal)
 
 
+def check_divided(criterion: str, count: int) -> None:
+    """Raise InvalidInput where ``count`` workers cannot share a criterion's windows."""
+    needs = load_criterion(criterion).NEEDS
+    if count > 1 and needs not in FORWARD:
+        raise InvalidInput(
+            f"criterion {criterion} needs {needs}, whose work cannot be divided among {count} "
+            "workers; run it in one process"
+        )
+
+
+@dataclass(frozen=True)
+class Observe:
+    """A criterion's way of looking at tokens, with its options."""
+
+    criterion: Criterion
+    options: Options
+
+    def __call__(self, block: Block, tokens: Tokens) -> Sums:
+        """Sums of one micro-batch."""
+        return self.criterion.observe(block, tokens, self.options)
+
+
 class _ForwardPass:
     """One pass of windows through all blocks, recorded in ``work`` where there is one."""
 
@@ -171,7 +200,7 @@ class _ForwardPass:
         checkpoint: Checkpoint,
         token_ids: torch.Tensor,
         chunks: range,
-        criterion: Criterion,
+        observe: Observe,
         computing: Computing,
         work: Path | None,
         workers: Workers,
@@ -179,7 +208,7 @@ class _ForwardPass:
         self.checkpoint = checkpoint
         self.token_ids = token_ids
         self.chunks = chunks
-        self.criterion = criterion
+        self.observe = observe
         self.workers = workers
         self.loop = computing.loop(checkpoint)
         self.loop.check(token_ids)
@@ -212,11 +241,15 @@ class _ForwardPass:
 
     def _observe(self, block: LoopBlock) -> ChunkSums:
         seen = Block.of(self.checkpoint, block.index, block.weights)
-        sums = Accumulator()
+        sums, seqlen = Accumulator(), self.token_ids.shape[1]
+        windows: dict[int, int] = {}
 
         def observe(number: int, activations: Activations) -> None:
             chunk = self.chunks.start + number
-            sums.add(chunk, self.criterion.observe(seen, activations))
+            first = windows.setdefault(chunk, chunk * CHUNK_WINDOWS)
+            tokens = Tokens(activations, seqlen, first)
+            windows[chunk] += len(tokens.places) // seqlen
+            sums.add(chunk, self.observe(seen, tokens))
 
         block.advance(self.states, observe)
         return sums.chunks
@@ -234,7 +267,7 @@ def _block_scores(criterion: Criterion, sums: Sums, block: Block, options: Optio
     for name in ("attention_groups", "ffn_channels"):
         if not bool(getattr(scores, name).isfinite().all()):
             raise InvalidInput(f"block {block.index}: the scores of its {name} are not finite")
-    return BlockScores(scores.attention_groups.cpu(), scores.ffn_channels.cpu())
+    return BlockScores(**scores.tensors())
 
 
 def _scores_of(
@@ -252,7 +285,8 @@ def _scores_of(
 def _named(
     scores: Sequence[BlockScores], statistics: Statistics, criterion: str, options: Options
 ) -> Scores:
-    return Scores(statistics.tensor_digest, criterion, tuple(scores), options.seed)
+    held = options.to_json_value()
+    return Scores(statistics.tensor_digest, criterion, tuple(scores), held)
 
 
 def _reduced(parts: Sequence[Sums]) -> Sums:

@@ -38,8 +38,7 @@ class ScoreProgress:
         sums, scores = finished
         tensors = {f"sums.{name}": value.contiguous() for name, value in sums.items()}
         if scores is not None:
-            tensors["scores.attention_groups"] = scores.attention_groups.double()
-            tensors["scores.ffn_channels"] = scores.ffn_channels.double()
+            tensors.update({f"scores.{name}": value for name, value in scores.tensors().items()})
         path = self._sums(index)
         temporary = path.with_suffix(".partial")
         save_file({name: value.cpu() for name, value in tensors.items()}, temporary)

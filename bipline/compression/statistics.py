@@ -22,7 +22,7 @@ from bipline.model.checkpoint import Checkpoint
 
 KIND = "statistics"
 PARTIAL_KIND = "partial-statistics"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Scores:
-    """A criterion's scores of every block of one model, with the seed where it draws."""
+    """A criterion's scores of every block of one model, and the options it was given."""
 
     tensor_digest: str
     criterion: str
     blocks: tuple[BlockScores, ...]
-    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def empty_statistics(checkpoint: Checkpoint) -> Statistics:
@@ -66,12 +66,9 @@ def statistics_of(
 
 def save_statistics(statistics: Statistics, scores: Scores, writer: DirectoryWriter) -> None:
     """Write sums and scores as safetensors, and what they are about as JSON."""
-    tensors = [
-        {"attention_groups": b.attention_groups.double(), "ffn_channels": b.ffn_channels.double()}
-        for b in scores.blocks
-    ]
+    tensors = [block.tensors() for block in scores.blocks]
     save_file(flattened(tensors), writer.path / "scores.safetensors")
-    save_sums(statistics, writer, {"criterion": scores.criterion, "seed": scores.seed})
+    save_sums(statistics, writer, {"criterion": scores.criterion, "options": scores.options})
 
 
 def save_sums(
@@ -101,7 +98,8 @@ def load_statistics(directory: Path) -> tuple[Statistics, Scores]:
         about["tensor_digest"],
         about["criterion"],
         tuple(BlockScores(**block) for block in scores),
-        about.get("seed", 0),
+        # Before options there was the seed alone.
+        about.get("options", {"seed": about.get("seed", 0)}),
     )
 
 

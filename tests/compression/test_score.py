@@ -51,7 +51,12 @@ def test_parts_reduce_to_the_whole(family_model: Path, count: int) -> None:
     whole, _ = scored(family_model)
     parts = [
         score_part(
-            open_checkpoint(family_model), CALIBRATION, CRITERION, Computing(), (index, count)
+            open_checkpoint(family_model),
+            CALIBRATION,
+            CRITERION,
+            Options(),
+            Computing(),
+            (index, count),
         )
         for index in range(count)
     ]
@@ -61,7 +66,7 @@ def test_parts_reduce_to_the_whole(family_model: Path, count: int) -> None:
 def test_parts_of_different_models_are_refused(llama: Path, tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "other", "llama-gqa", seed=1)
     parts = [
-        score_part(open_checkpoint(model), CALIBRATION, CRITERION, Computing(), (0, 1))
+        score_part(open_checkpoint(model), CALIBRATION, CRITERION, Options(), Computing(), (0, 1))
         for model in (llama, other)
     ]
     with pytest.raises(InvalidInput, match="differ in their tensor_digest"):

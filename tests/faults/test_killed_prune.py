@@ -146,7 +146,7 @@ def runs_to(events: list[str], beginning: str, which: int) -> int:
     [
         ({"samples": 41}, "samples was 40, is 41"),
         ({"seqlen": 15}, "seqlen was 16, is 15"),
-        ({"seed": 1}, "seed was 0, is 1"),
+        ({"seed": 1}, "option seed was 0, is 1"),
         ({"criterion": "llm-bip"}, "criterion was llm-bip-glu, is llm-bip"),
         ({"dtype": "bfloat16"}, "dtype was float32, is bfloat16"),
         ({"micro-batch": 4}, "micro_batch was null, is 4"),

@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bipline.compression.computing import Computing
-from bipline.compression.criteria import CRITERIA, load_criterion
-from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
+from bipline.compression.criteria import CRITERIA, FORWARD, load_criterion, options_of
+from bipline.compression.criteria.interface import Block, BlockScores, Sums, Tokens
 from bipline.compression.score import Calibration, score_model
 from bipline.model.block_loop import Activations, BlockLoop
 from bipline.model.families import ModelShape
 from bipline.model.opening import open_checkpoint
 from tests.tiny import token_windows
 
-WINDOWS = token_windows(windows=5, seqlen=16)
+SEQLEN = 16
+WINDOWS = token_windows(windows=5, seqlen=SEQLEN)
 
 
 def observed(model: Path, index: int = 1) -> tuple[Block, Activations, Tensor]:
@@ -48,7 +49,13 @@ def feed_forward(block: Block, hidden: Tensor, eps: float = 1e-6) -> Tensor:
 
 def scores_of(name: str, block: Block, activations: Activations) -> BlockScores:
     criterion = load_criterion(name)
-    return criterion.score(criterion.observe(block, activations), block, Options())
+    sums = sums_of(name, block, activations) if criterion.NEEDS in FORWARD else {}
+    return criterion.score(sums, block, options_of(name))
+
+
+def sums_of(name: str, block: Block, activations: Activations, first_window: int = 0) -> Sums:
+    tokens = Tokens(activations, SEQLEN, first_window)
+    return load_criterion(name).observe(block, tokens, options_of(name))
 
 
 def without_channel(model: Path, index: int, channel: int) -> Tensor:
@@ -146,10 +153,10 @@ def test_random_depends_on_seed_and_block_alone(llama: Path) -> None:
     criterion = load_criterion("random")
     again = Block(block.index, block.shape, {})
     other = Block(block.index + 1, block.shape, {})
-    first = criterion.score({}, block, Options(seed=3)).ffn_channels
-    assert first.equal(criterion.score({}, again, Options(seed=3)).ffn_channels)
-    assert not first.equal(criterion.score({}, block, Options(seed=4)).ffn_channels)
-    assert not first.equal(criterion.score({}, other, Options(seed=3)).ffn_channels)
+    first = criterion.score({}, block, options_of("random", 3)).ffn_channels
+    assert first.equal(criterion.score({}, again, options_of("random", 3)).ffn_channels)
+    assert not first.equal(criterion.score({}, block, options_of("random", 4)).ffn_channels)
+    assert not first.equal(criterion.score({}, other, options_of("random", 3)).ffn_channels)
 
 
 # -- llm-bip-glu bounds the true change for heads, token by token -------------------------------
@@ -307,16 +314,16 @@ def test_glu_score_of_one_token_is_its_per_token_form(seed: int) -> None:
 # -- additive sums -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(CRITERIA))
+@pytest.mark.parametrize("name", [n for n in CRITERIA if load_criterion(n).NEEDS in FORWARD])
 def test_sums_add_up_over_chunks(llama: Path, name: str) -> None:
     block, activations, _ = observed(llama)
-    criterion = load_criterion(name)
-    whole = criterion.observe(block, activations)
+    whole = sums_of(name, block, activations)
     halves: Sums = {}
-    for part in (slice(0, 37), slice(37, None)):
-        sums = criterion.observe(block, {k: v[part] for k, v in activations.items()})
+    for part in (slice(0, 2 * SEQLEN), slice(2 * SEQLEN, None)):
+        half = {k: v[part] for k, v in activations.items()}
+        sums = sums_of(name, block, half, part.start // SEQLEN)
         halves = {k: halves[k] + v if k in halves else v for k, v in sums.items()}
-    assert set(whole) == set(halves) == set(criterion.NEEDS)
+    assert set(whole) == set(halves) == load_criterion(name).reads(options_of(name))
     for key, value in whole.items():
         assert value.dtype == torch.float64
         torch.testing.assert_close(halves[key], value, rtol=1e-12, atol=0)
@@ -327,7 +334,7 @@ def test_statistics_do_not_depend_on_how_often_they_are_taken(llama: Path, name:
     checkpoint = open_checkpoint(llama)
     windows = Calibration(token_windows(windows=40, seqlen=12), "")
     first, second = (
-        score_model(checkpoint, windows, name, Options(), Computing())[0] for _ in range(2)
+        score_model(checkpoint, windows, name, options_of(name), Computing())[0] for _ in range(2)
     )
     for one, other in zip(first.blocks, second.blocks, strict=True):
         assert all(one[key].equal(other[key]) for key in one)

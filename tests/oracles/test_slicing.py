@@ -29,7 +29,7 @@ CLASS_OF_CUT = {
 
 
 def random_plan(checkpoint: Checkpoint, ratio: float, seed: int = 0) -> PruningPlan:
-    scores = compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options(seed))
+    scores = compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options(seed=seed))
     return allocate(checkpoint, scores, ratio)
 
 

@@ -1,9 +1,20 @@
-"""Criteria: how important is a group? One file each, as ``observe`` and ``score``.
+"""Criteria: how important is a group? One file each.
 
-``observe(block, activations) -> sums`` is called once per chunk of calibration windows; its sums
-are added. ``score(sums, block, options) -> BlockScores`` turns the sums and the block's weights
-into one number per attention group and per FFN channel: the root mean square, per token, of the
-change that removing the group makes (or the criterion's stand-in for it).
+A criterion declares what it ``NEEDS`` and which ``OPTIONS`` it takes (the paper's own knobs, with
+the published defaults). What else its file holds follows from the need:
+
+=============  ====================================================================================
+``weights``    ``reads`` (nothing) and ``score``
+``moments``    ``reads``, ``observe`` and ``score``; the sums are moments that other criteria share
+``tokens``     the same, with work of its own on every token
+``gradients``  ``reads`` and ``score``, on the sums of :mod:`bipline.compression.gradient_sums`
+``search``     ``search``: many passes over the whole model, no sums
+=============  ====================================================================================
+
+``observe(block, tokens, options) -> sums`` is called once per micro-batch of calibration windows;
+its sums are added. ``score(sums, block, options) -> BlockScores`` turns the sums and the block's
+weights into one number per attention group and per FFN channel: the root mean square, per token,
+of the change that removing the group makes (or the criterion's stand-in for it).
 """
 
 from __future__ import annotations
@@ -12,9 +23,17 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
+from pydantic import ValidationError
+
 from bipline.artifacts.errors import InvalidInput
-from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
-from bipline.model.block_loop import Activations
+from bipline.compression.criteria.interface import (
+    Block,
+    BlockScores,
+    Needs,
+    Options,
+    Sums,
+    Tokens,
+)
 
 CRITERIA = {
     "llm-bip": "llm_bip",
@@ -25,16 +44,23 @@ CRITERIA = {
     "wanda-sp": "wanda_sp",
 }
 
+# What is taken while windows run forward, so that it can be divided among workers and resumed.
+FORWARD: frozenset[Needs] = frozenset({"moments", "tokens"})
+
 
 class Criterion(Protocol):
-    """What a criterion's file holds. ``NEEDS`` names the sums that ``score`` reads."""
+    """What a criterion's file holds, as far as its need asks for it."""
 
-    NEEDS: frozenset[str]
+    NEEDS: Needs
+    OPTIONS: type[Options]
 
-    def observe(self, block: Block, activations: Activations) -> Sums:
-        """Sums of one chunk of windows; float64, added over chunks."""
+    def reads(self, options: Any) -> frozenset[str]:
+        """Names of the sums that ``score`` reads. Sums that depend on options bear them."""
 
-    def score(self, sums: Sums, block: Block, options: Options) -> BlockScores:
+    def observe(self, block: Block, tokens: Tokens, options: Any) -> Sums:
+        """Sums of one micro-batch of windows; float64, added over micro-batches."""
+
+    def score(self, sums: Sums, block: Block, options: Any) -> BlockScores:
         """Scores of one block from its sums and weights."""
 
 
@@ -52,6 +78,24 @@ def load_criterion(name: str) -> Criterion:
     return cast("Criterion", module)
 
 
-def unmet_needs(criterion: Criterion, sums: Mapping[str, object]) -> list[str]:
+def options_of(criterion: str, seed: int = 0, given: Mapping[str, Any] | None = None) -> Options:
+    """A criterion's options from what the user gave, published defaults for the rest.
+
+    Raises InvalidInput, naming the option, for one that does not exist or has no such value.
+    """
+    kind = load_criterion(criterion).OPTIONS
+    try:
+        return kind.model_validate({"seed": seed, **(given or {})})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        known = ", ".join(field for field in kind.model_fields if field != "seed") or "none"
+        raise InvalidInput(
+            f"criterion {criterion}: option {name}={problem['input']}: "
+            f"{problem['msg'].lower()}; its options: {known}"
+        ) from None
+
+
+def unmet_needs(criterion: Criterion, options: Options, sums: Mapping[str, object]) -> list[str]:
     """The sums that a criterion needs and that are not there."""
-    return sorted(criterion.NEEDS - set(sums))
+    return sorted(criterion.reads(options) - set(sums))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from bipline.model.block_loop import Activations
@@ -18,6 +20,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import ModelShape
 
 Sums = dict[str, Tensor]
+Needs = Literal["weights", "moments", "tokens", "gradients", "search"]
 # 128 rows of a 7B model's widest activation in float32 are 5.6 MB.
 TILE_ROWS = 128
 # transformers' default where a config names none.
@@ -33,6 +36,11 @@ class Block:
     weights: dict[str, Tensor]
     rms_norm_eps: float = DEFAULT_EPS
 
+    @property
+    def group_width(self) -> int:
+        """Channels of one attention group in the attention width."""
+        return self.shape.head_dim * self.shape.queries_per_group
+
     @classmethod
     def of(cls, checkpoint: Checkpoint, index: int, weights: dict[str, Tensor]) -> Block:
         """A block of a checkpoint with these weights."""
@@ -42,22 +50,66 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockScores:
-    """Importance per attention group ``[num_key_value_heads]`` and per channel ``[f]``."""
+    """Importance per attention group ``[num_key_value_heads]`` and per channel ``[f]``.
+
+    ``attention_channels`` ``[a]`` are there where a criterion scores the input channels of o_proj
+    before it adds them up: rules that compare blocks standardise those.
+    """
 
     attention_groups: Tensor
     ffn_channels: Tensor
+    attention_channels: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The scores that are there, by name, in float64 on the CPU: what is kept of them."""
+        held = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: t.cpu().double() for name, t in held.items() if t is not None}
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a criterion may be told besides the sums. ``seed`` is for drawn scores."""
+class Options(BaseModel):
+    """What a criterion may be told. ``seed`` is for what is drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
 
+    def to_json_value(self) -> dict[str, Any]:
+        """The options as they are recorded."""
+        return self.model_dump(mode="json")
 
-def second_moments(activations: Activations) -> Sums:
+
+@dataclass(frozen=True)
+class Tokens:
+    """A micro-batch of whole windows as one block sees it.
+
+    ``activations`` are flat, ``[tokens, width]``; ``first_window`` is the place of the first of
+    them in the calibration set, so that what is drawn per token does not depend on how the work
+    is divided.
+    """
+
+    activations: Activations
+    seqlen: int
+    first_window: int = 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        """An observed tensor, flat: ``[tokens, width]``."""
+        return self.activations[name]
+
+    def windows(self, name: str) -> Tensor:
+        """An observed tensor by window: ``[windows, seqlen, width]``."""
+        return self.activations[name].unflatten(0, (-1, self.seqlen))
+
+    @property
+    def places(self) -> Tensor:
+        """The place of every token in the calibration set, ``[tokens]`` int64."""
+        some = next(iter(self.activations.values()))
+        start = self.first_window * self.seqlen
+        return torch.arange(start, start + len(some), device=some.device)
+
+
+def second_moments(tokens: Tokens) -> Sums:
     """Tokens seen, and sums of squares of the inputs of o_proj ``[a]`` and down_proj ``[f]``."""
-    attention, ffn = activations["attention_output"], activations["ffn_activation"]
+    attention, ffn = tokens["attention_output"], tokens["ffn_activation"]
     return {
         "tokens": torch.tensor(float(len(ffn)), dtype=torch.float64),
         "attention_output_squares": sum_of_squares(attention),

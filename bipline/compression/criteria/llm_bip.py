@@ -19,22 +19,30 @@ import torch
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
+    Needs,
     Options,
     Sums,
+    Tokens,
     absolute_product,
     column_norms,
     group_sums,
     root_mean_square,
     second_moments,
 )
-from bipline.model.block_loop import Activations
 
-NEEDS = frozenset({"tokens", "attention_output_squares", "ffn_activation_squares"})
+NEEDS: Needs = "moments"
+OPTIONS = Options
+SUMS = frozenset({"tokens", "attention_output_squares", "ffn_activation_squares"})
 
 
-def observe(block: Block, activations: Activations) -> Sums:
+def reads(options: Options) -> frozenset[str]:
+    """What ``score`` reads."""
+    return SUMS
+
+
+def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
     """Sums of squares of what enters o_proj and down_proj."""
-    return second_moments(activations)
+    return second_moments(tokens)
 
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:

@@ -19,32 +19,40 @@ from torch.nn.functional import linear, silu
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
+    Needs,
     Options,
     Sums,
+    Tokens,
     root_mean_square,
     second_moments,
     widened,
 )
 from bipline.compression.criteria.llm_bip import ffn_scores
-from bipline.model.block_loop import Activations
 
-NEEDS = frozenset({"tokens", "ffn_activation_squares", "group_change_squares"})
+NEEDS: Needs = "tokens"
+OPTIONS = Options
+SUMS = frozenset({"tokens", "ffn_activation_squares", "group_change_squares"})
 
 
-def observe(block: Block, activations: Activations) -> Sums:
+def reads(options: Options) -> frozenset[str]:
+    """What ``score`` reads."""
+    return SUMS
+
+
+def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
     """The FFN's moments, and each group's sum over tokens of its squared change."""
     feed_forward = FeedForward(block)
-    hidden = widened(activations["residual"])
+    hidden = widened(tokens["residual"])
     before = feed_forward(hidden)
-    output = widened(activations["attention_output"])
+    output = widened(tokens["attention_output"])
     columns = widened(block.weights["self_attn.o_proj.weight"])
-    width = block.shape.head_dim * block.shape.queries_per_group
+    width = block.group_width
     squares = []
     for part, reads in zip(output.split(width, 1), columns.split(width, 1), strict=True):
         change = -linear(part, reads)
         change = change + feed_forward(hidden + change) - before
         squares.append(change.square().sum(dtype=torch.float64))
-    moments = second_moments(activations)
+    moments = second_moments(tokens)
     del moments["attention_output_squares"]
     return {**moments, "group_change_squares": torch.stack(squares)}
 

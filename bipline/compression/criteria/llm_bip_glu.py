@@ -22,8 +22,10 @@ import torch
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
+    Needs,
     Options,
     Sums,
+    Tokens,
     absolute_product,
     column_sums,
     root_mean_square,
@@ -31,9 +33,10 @@ from bipline.compression.criteria.interface import (
     tiles,
 )
 from bipline.compression.criteria.llm_bip import attention_scores, ffn_scores, output_reach
-from bipline.model.block_loop import Activations
 
-NEEDS = frozenset(
+NEEDS: Needs = "moments"
+OPTIONS = Options
+SUMS = frozenset(
     {
         "tokens",
         "attention_output_squares",
@@ -45,14 +48,19 @@ NEEDS = frozenset(
 )
 
 
-def observe(block: Block, activations: Activations) -> Sums:
+def reads(options: Options) -> frozenset[str]:
+    """What ``score`` reads."""
+    return SUMS
+
+
+def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
     """The moments of ``llm-bip``, the two gains of the gated FFN and 1/rms of its input."""
-    up_gain, gate_gain = _gains(activations["gate"], activations["up"])
+    up_gain, gate_gain = _gains(tokens["gate"], tokens["up"])
     # The eps inside RMSNorm's root is left out: it can only make the gain smaller.
-    squares = [tile.square().mean(1) for tile in tiles(activations["residual"])]
+    squares = [tile.square().mean(1) for tile in tiles(tokens["residual"])]
     norms = torch.cat(squares).double().rsqrt()
     return {
-        **second_moments(activations),
+        **second_moments(tokens),
         "up_gain_squares": up_gain,
         "gate_gain_squares": gate_gain,
         "inverse_norms": norms.sum(),

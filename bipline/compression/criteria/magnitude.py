@@ -12,19 +12,20 @@ from __future__ import annotations
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
+    Needs,
     Options,
     Sums,
     column_norms,
     group_sums,
 )
-from bipline.model.block_loop import Activations
 
-NEEDS: frozenset[str] = frozenset()
+NEEDS: Needs = "weights"
+OPTIONS = Options
 
 
-def observe(block: Block, activations: Activations) -> Sums:
-    """Nothing: the weights are enough."""
-    return {}
+def reads(options: Options) -> frozenset[str]:
+    """None: no window is run."""
+    return frozenset()
 
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:

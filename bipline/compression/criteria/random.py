@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 
 from bipline.artifacts.digests import digest_bytes
-from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
-from bipline.model.block_loop import Activations
+from bipline.compression.criteria.interface import Block, BlockScores, Needs, Options, Sums
 
-NEEDS: frozenset[str] = frozenset()
+NEEDS: Needs = "weights"
+OPTIONS = Options
 
 
-def observe(block: Block, activations: Activations) -> Sums:
-    """Nothing: chance needs no data."""
-    return {}
+def reads(options: Options) -> frozenset[str]:
+    """None: no window is run."""
+    return frozenset()
 
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:

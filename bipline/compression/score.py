@@ -286,7 +286,7 @@ def _named(
     scores: Sequence[BlockScores], statistics: Statistics, criterion: str, options: Options
 ) -> Scores:
     held = options.to_json_value()
-    return Scores(statistics.tensor_digest, criterion, tuple(scores), held)
+    return Scores(statistics.tensor_digest, criterion, tuple(scores), held, options.prunes)
 
 
 def _reduced(parts: Sequence[Sums]) -> Sums:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from bipline.artifacts.directory import DirectoryWriter, write_text
 from bipline.artifacts.manifest import verify_directory
-from bipline.compression.criteria.interface import BlockScores, Sums
+from bipline.compression.criteria.interface import BlockScores, Sums, Unit
 from bipline.model.checkpoint import Checkpoint
 
 KIND = "statistics"
@@ -47,6 +47,7 @@ class Scores:
     criterion: str
     blocks: tuple[BlockScores, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    prunes: Unit = "groups"
 
 
 def empty_statistics(checkpoint: Checkpoint) -> Statistics:
@@ -68,7 +69,8 @@ def save_statistics(statistics: Statistics, scores: Scores, writer: DirectoryWri
     """Write sums and scores as safetensors, and what they are about as JSON."""
     tensors = [block.tensors() for block in scores.blocks]
     save_file(flattened(tensors), writer.path / "scores.safetensors")
-    save_sums(statistics, writer, {"criterion": scores.criterion, "options": scores.options})
+    scored = {n: getattr(scores, n) for n in ("criterion", "options", "prunes")}
+    save_sums(statistics, writer, scored)
 
 
 def save_sums(
@@ -100,6 +102,7 @@ def load_statistics(directory: Path) -> tuple[Statistics, Scores]:
         tuple(BlockScores(**block) for block in scores),
         # Before options there was the seed alone.
         about.get("options", {"seed": about.get("seed", 0)}),
+        about.get("prunes", "groups"),
     )
 
 

@@ -60,9 +60,9 @@ class Block:
         """Run windows through the block, one micro-batch after the other.
 
         ``observe`` is called once per micro-batch with the named tensors of the family's build,
-        flat: ``attention_output`` (input of o_proj), ``residual`` (before the FFN's norm),
-        ``gate`` and ``up`` (outputs of gate_proj and up_proj), ``ffn_activation`` (input of
-        down_proj).
+        flat: ``hidden`` (what enters the block), ``attention_output`` (input of o_proj),
+        ``residual`` (before the FFN's norm), ``gate`` and ``up`` (outputs of gate_proj and
+        up_proj), ``ffn_activation`` (input of down_proj), ``ffn_output``.
         """
         size = micro_batch_of(hidden.shape[1], self.loop.micro_batch)
         parts = [self.loop.run_part(self, part, observe) for part in hidden.split(size)]

@@ -36,7 +36,11 @@ from bipline.compression.criteria.interface import (
 )
 
 CRITERIA = {
+    "activation": "activation",
+    "block-influence": "block_influence",
+    "flap": "flap",
     "llm-bip": "llm_bip",
+    "llm-bip-adjoint": "llm_bip_adjoint",
     "llm-bip-exact": "llm_bip_exact",
     "llm-bip-glu": "llm_bip_glu",
     "magnitude": "magnitude",

@@ -20,6 +20,8 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import ModelShape
 
 Sums = dict[str, Tensor]
+# What goes as a whole: groups and channels, whole blocks, or attention and FFN sublayers.
+Unit = Literal["groups", "blocks", "sublayers"]
 Needs = Literal["weights", "moments", "tokens", "gradients", "search"]
 # 128 rows of a 7B model's widest activation in float32 are 5.6 MB.
 TILE_ROWS = 128
@@ -60,6 +62,23 @@ class BlockScores:
     ffn_channels: Tensor
     attention_channels: Tensor | None = None
 
+    @classmethod
+    def of_channels(cls, attention: Tensor, ffn: Tensor, shape: ModelShape) -> BlockScores:
+        """Scores of channels, groups by sum: what removing channels together does at most.
+
+        ``attention`` is ``[a]``; by the triangle inequality the sum bounds the change that the
+        group's channels make together.
+        """
+        return cls(group_sums(attention, shape), ffn, attention)
+
+    @classmethod
+    def of_units(cls, attention: Tensor, ffn: Tensor, shape: ModelShape) -> BlockScores:
+        """Scores of whole sublayers, scalars, borne by every group and channel of theirs."""
+        return cls(
+            attention.double().repeat(shape.num_key_value_heads),
+            ffn.double().repeat(shape.intermediate_size),
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """The scores that are there, by name, in float64 on the CPU: what is kept of them."""
         held = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -73,9 +92,25 @@ class Options(BaseModel):
 
     seed: int = 0
 
+    @property
+    def prunes(self) -> Unit:
+        """What the scores are of: single groups, or units of depth."""
+        return "groups"
+
     def to_json_value(self) -> dict[str, Any]:
         """The options as they are recorded."""
         return self.model_dump(mode="json")
+
+
+class DepthOptions(Options):
+    """Options of criteria whose scores are of whole blocks, or of sublayers."""
+
+    of: Literal["blocks", "sublayers"] = "blocks"
+
+    @property
+    def prunes(self) -> Unit:
+        """What the scores are of."""
+        return self.of
 
 
 @dataclass(frozen=True)
@@ -128,6 +163,20 @@ def sum_of_squares(values: Tensor) -> Tensor:
     return total
 
 
+def sum_of_columns(values: Tensor) -> Tensor:
+    """Sum over rows, ``[rows, width] -> [width]`` in float64, tile by tile."""
+    total = values.new_zeros(values.shape[1], dtype=torch.float64)
+    for tile in tiles(values):
+        total += column_sums(tile)
+    return total
+
+
+def mean_absolute_columns(matrix: Tensor) -> Tensor:
+    """mean_i |W[i, j]| in float64: ``[rows, columns] -> [columns]``."""
+    rows = len(matrix)
+    return absolute_product(matrix, torch.full((rows,), 1 / rows))
+
+
 def column_norms(matrix: Tensor) -> Tensor:
     """L2 norms of the columns, in float64: ``[rows, columns] -> [columns]``."""
     return sum_of_squares(matrix).sqrt()
@@ -161,10 +210,7 @@ def absolute_product(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def group_sums(channels: Tensor, shape: ModelShape) -> Tensor:
-    """Add the scores of each attention group's channels: ``[a] -> [num_key_value_heads]``.
-
-    By the triangle inequality the sum bounds what removing the channels together does.
-    """
+    """Add the scores of each attention group's channels: ``[a] -> [num_key_value_heads]``."""
     return channels.view(shape.num_key_value_heads, -1).sum(1)
 
 

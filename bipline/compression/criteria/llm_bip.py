@@ -25,7 +25,6 @@ from bipline.compression.criteria.interface import (
     Tokens,
     absolute_product,
     column_norms,
-    group_sums,
     root_mean_square,
     second_moments,
 )
@@ -48,17 +47,15 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Scores from the sums; matrix-vector products only, so 3 d f operations a block."""
     propagated = 1 + absolute_product(block.weights["mlp.up_proj.weight"], output_reach(block))
-    return BlockScores(
-        attention_groups=attention_scores(sums, block, propagated),
-        ffn_channels=ffn_scores(sums, block),
-    )
+    attention = attention_channels(sums, block, propagated)
+    return BlockScores.of_channels(attention, ffn_scores(sums, block), block.shape)
 
 
-def attention_scores(sums: Sums, block: Block, propagated: torch.Tensor) -> torch.Tensor:
-    """Group scores, given how much each hidden channel ``[d]`` counts at the block's output."""
+def attention_channels(sums: Sums, block: Block, propagated: torch.Tensor) -> torch.Tensor:
+    """Scores ``[a]`` of o_proj's inputs: how much each hidden channel ``[d]`` counts is given."""
     rms = root_mean_square(sums["attention_output_squares"], sums["tokens"])
     reach = absolute_product(block.weights["self_attn.o_proj.weight"], propagated)
-    return group_sums(rms * reach, block.shape)
+    return rms * reach
 
 
 def ffn_scores(sums: Sums, block: Block) -> torch.Tensor:

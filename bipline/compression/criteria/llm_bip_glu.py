@@ -32,7 +32,7 @@ from bipline.compression.criteria.interface import (
     second_moments,
     tiles,
 )
-from bipline.compression.criteria.llm_bip import attention_scores, ffn_scores, output_reach
+from bipline.compression.criteria.llm_bip import attention_channels, ffn_scores, output_reach
 
 NEEDS: Needs = "moments"
 OPTIONS = Options
@@ -69,10 +69,8 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Scores from the sums; matrix-vector products only, so 4 d f operations a block."""
-    return BlockScores(
-        attention_groups=attention_scores(sums, block, propagated_weight(sums, block)),
-        ffn_channels=ffn_scores(sums, block),
-    )
+    attention = attention_channels(sums, block, propagated_weight(sums, block))
+    return BlockScores.of_channels(attention, ffn_scores(sums, block), block.shape)
 
 
 def _gains(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,6 @@ from bipline.compression.criteria.interface import (
     Options,
     Sums,
     column_norms,
-    group_sums,
 )
 
 NEEDS: Needs = "weights"
@@ -30,8 +29,6 @@ def reads(options: Options) -> frozenset[str]:
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Column norms of o_proj, added by group, and of down_proj."""
-    columns = column_norms(block.weights["self_attn.o_proj.weight"])
-    return BlockScores(
-        attention_groups=group_sums(columns, block.shape),
-        ffn_channels=column_norms(block.weights["mlp.down_proj.weight"]),
-    )
+    names = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+    attention, ffn = (column_norms(block.weights[name]) for name in names)
+    return BlockScores.of_channels(attention, ffn, block.shape)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from bipline.artifacts.digests import digest_bytes
+from bipline.compression.criteria.draws import seed_of
 from bipline.compression.criteria.interface import Block, BlockScores, Needs, Options, Sums
 
 NEEDS: Needs = "weights"
@@ -21,8 +21,7 @@ def reads(options: Options) -> frozenset[str]:
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """One draw per group, the same for the same seed and block."""
-    seed = int(digest_bytes(f"{options.seed}/{block.index}".encode())[:15], 16)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(options.seed, block.index))
     shape = block.shape
     return BlockScores(
         attention_groups=torch.rand(shape.num_key_value_heads, generator=generator),

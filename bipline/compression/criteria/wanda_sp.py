@@ -19,8 +19,7 @@ from bipline.compression.criteria.interface import (
     Options,
     Sums,
     Tokens,
-    absolute_product,
-    group_sums,
+    mean_absolute_columns,
     root_mean_square,
     second_moments,
 )
@@ -43,13 +42,10 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Scores from the sums; one product with the absolute weights each."""
     attention = _channels(sums, "attention_output_squares", block, "self_attn.o_proj.weight")
-    return BlockScores(
-        attention_groups=group_sums(attention, block.shape),
-        ffn_channels=_channels(sums, "ffn_activation_squares", block, "mlp.down_proj.weight"),
-    )
+    ffn = _channels(sums, "ffn_activation_squares", block, "mlp.down_proj.weight")
+    return BlockScores.of_channels(attention, ffn, block.shape)
 
 
 def _channels(sums: Sums, squares: str, block: Block, name: str) -> torch.Tensor:
-    weight = block.weights[name]
-    mean = absolute_product(weight, torch.full((weight.shape[0],), 1 / weight.shape[0]))
+    mean = mean_absolute_columns(block.weights[name])
     return root_mean_square(sums[squares], sums["tokens"]) * mean

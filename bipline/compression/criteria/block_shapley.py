@@ -1,0 +1,43 @@
+"""``block-shapley``: what the whole model loses without a block, or a sublayer.
+
+s = mean of the metric over single deletions in which the unit stays
+    - mean of the metric over those in which it goes,     the sign turned so that more is important
+``metric: loss``    the language model's loss in nats per token              (default)
+``metric: logits``  the L2 distance of the logits from the dense model's
+``of: blocks``      whole blocks (default); ``of: sublayers``: attention and FFN apart
+
+The score is for depth, as ``block-influence`` is, but of the whole model: for n units it costs n
+forward passes from the unit on. ``samples`` windows are used (default 32). Source: "Shapley" as
+coded in "A deeper look at depth pruning" (arXiv 2407.16286), which looks at single deletions
+only and so is no Shapley value in the strict sense. Established, from that code.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bipline.compression.criteria.interface import BlockScores, DepthOptions, Needs, Search
+from bipline.compression.deletions import shapley_values
+
+NEEDS: Needs = "search"
+
+
+class ShapleyOptions(DepthOptions):
+    """What is measured, and on how many calibration windows."""
+
+    metric: Literal["loss", "logits"] = "loss"
+    samples: Annotated[int, Field(ge=1)] = 32
+
+
+OPTIONS = ShapleyOptions
+
+
+def search(work: Search, options: ShapleyOptions) -> list[BlockScores]:
+    """Every unit's value, borne by each of its groups and channels."""
+    token_ids = work.token_ids[: options.samples]
+    values = shapley_values(work.loop, token_ids, options.of, options.metric)
+    shape = work.checkpoint.shape
+    # Columns: attention and FFN, or one for the whole block.
+    return [BlockScores.of_units(row[0], row[-1], shape) for row in values]

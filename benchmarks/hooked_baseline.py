@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.running import CALIBRATION, SEQLEN
 from bipline.artifacts.plan import PruningPlan
-from bipline.compression.allocate import allocate
+from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.calibrate import calibrate
 from bipline.compression.criteria import Criterion, load_criterion
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Tokens
@@ -78,7 +78,7 @@ def prune(
         sums = _run(model, checkpoint, chosen, token_ids)
     with clock.stage("score"):
         scores = _scores(model, checkpoint, chosen, sums)
-        plan = allocate(checkpoint, Scores("", criterion, tuple(scores)), ratio)
+        plan = allocate(checkpoint, Scores("", criterion, tuple(scores)), AllocationRequest(ratio))
     with clock.stage("slice"):
         _slice(model, checkpoint, plan)
     with clock.stage("save"):

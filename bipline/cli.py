@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bipline.artifacts.errors import BiplineError, InvalidInput
+from bipline import cli_options as options
+from bipline.artifacts.errors import BiplineError
 
 app = typer.Typer(
     add_completion=False,
@@ -28,64 +29,14 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="What a configuration file may hold.")
 app.add_typer(config_app, name="config")
 
-
-def _in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a result file whose folder is missing now, not after the work."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise InvalidInput(f"{path}: its folder does not exist")
-    return path
-
-
-def _bytes(value: str | None) -> int | None:
-    """A number of bytes, with or without a unit. Raises InvalidInput for anything else."""
-    if value is None:
-        return None
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(value))
-    except ValidationError:
-        raise InvalidInput(f"{value!r} is not a size; write bytes, or 2.5GB or 2GiB") from None
-
-
-def _options(given: list[str] | None) -> dict[str, str]:
-    """KEY=VALUE pairs as a mapping. Raises InvalidInput for anything else."""
-    pairs = [text.partition("=") for text in given or ()]
-    for key, equals, value in pairs:
-        if not (key and equals and value):
-            raise InvalidInput(f"option {key + equals + value!r}: write KEY=VALUE")
-    return {key: value for key, _, value in pairs}
-
-
-ModelArgument = Annotated[str, typer.Argument(help="model directory, or s3://bucket/prefix")]
-DeviceOption = Annotated[
-    str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N")
-]
-MemoryOption = Annotated[
-    str | None,
-    typer.Option(help="most memory to use, such as 2.5GB [default: what is free]"),
-]
-JsonOption = Annotated[
-    Path | None,
-    typer.Option("--json", help="write the result as JSON here", callback=_in_a_folder),
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="section.field=value; may be repeated")
-]
-OptionsOption = Annotated[
-    list[str] | None,
-    typer.Option(help="KEY=VALUE, see docs/methods; may be repeated"),
-]
-StateOption = Annotated[Path, typer.Option(help="folder for logs and state")]
-CRITERIA = "llm-bip-glu, llm-bip, llm-bip-exact, wanda-sp, magnitude or random"
 DEFAULT_STATE = Path(".bipline")
 INTERRUPTED = 130
 
 
 @app.command()
 def demo(
-    set_: SetOption = None,
-    json_file: JsonOption = None,
+    set_: options.Set = None,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Run the main job on the embedded model, on a local ZenML stack."""
     from bipline.checkout import checkout_root
@@ -98,9 +49,9 @@ def demo(
 @app.command()
 def compress(
     config: Annotated[Path, typer.Argument(help="YAML file; see `bipline config schema`")],
-    set_: SetOption = None,
+    set_: options.Set = None,
     dry_run: Annotated[bool, typer.Option(help="print the plan of work, do nothing")] = False,
-    json_file: JsonOption = None,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Run the compress pipeline: resolve, calibrate, score, allocate, prune, ..., promote."""
     _compress(config, set_, json_file, dry_run)
@@ -108,57 +59,55 @@ def compress(
 
 @app.command()
 def prune(
-    model: ModelArgument,
-    out: Annotated[Path, typer.Option(help="output directory; must be empty or not exist")],
-    ratio: Annotated[float | None, typer.Option(help="share to remove, between 0 and 1")] = None,
-    ratio_of: Annotated[
-        str, typer.Option(help="blocks: their linear weights; or total")
-    ] = "blocks",
-    criterion: Annotated[str, typer.Option(help=CRITERIA)] = "llm-bip-glu",
-    criterion_option: OptionsOption = None,
-    calibration: Annotated[str | None, typer.Option(help="text: FILE or hf:NAME?split=...")] = None,
-    samples: Annotated[int, typer.Option(help="number of calibration windows")] = 128,
-    seqlen: Annotated[int, typer.Option(help="window length in tokens")] = 128,
-    seed: Annotated[int, typer.Option(help="draws calibration windows and random scores")] = 0,
-    ffn_multiple: Annotated[
-        int | None, typer.Option(help="cut FFN channels in multiples of this [default: chosen]")
-    ] = None,
-    plan: Annotated[Path | None, typer.Option(help="apply this plan, compute nothing")] = None,
-    plan_out: Annotated[
-        Path | None, typer.Option(help="also write the plan here", callback=_in_a_folder)
-    ] = None,
-    statistics: Annotated[
-        Path | None, typer.Option(help="saved statistics: reuse or write")
-    ] = None,
-    work: Annotated[
-        Path | None, typer.Option(help="where a killed run goes on from [default: OUT.work]")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")] = "float32",
-    device: DeviceOption = "auto",
-    micro_batch: Annotated[
-        int | None, typer.Option(help="windows run together, 1 to 16 [default: by their length]")
-    ] = None,
-    max_memory: MemoryOption = None,
-    shard_size: Annotated[str, typer.Option(help="largest shard, in bytes or as 5GB")] = "5GB",
-    json_file: JsonOption = None,
-    state: StateOption = DEFAULT_STATE,
+    model: options.Model,
+    out: options.Out,
+    ratio: options.Ratio = None,
+    ratio_of: options.RatioOf = "blocks",
+    criterion: options.Criterion = "llm-bip-glu",
+    criterion_option: options.CriterionOption = None,
+    allocation: options.Allocation = None,
+    allocation_option: options.AllocationOption = None,
+    layout: options.Layout = "uniform",
+    keep_first: options.KeepFirst = 0,
+    keep_last: options.KeepLast = 0,
+    divisible_by: options.DivisibleBy = 1,
+    calibration: options.Calibration = None,
+    samples: options.Samples = 128,
+    seqlen: options.Seqlen = 128,
+    seed: options.Seed = 0,
+    ffn_multiple: options.FfnMultiple = None,
+    plan: options.Plan = None,
+    plan_out: options.PlanOut = None,
+    statistics: options.Statistics = None,
+    work: options.Work = None,
+    dtype: options.ComputeDtype = "float32",
+    device: options.Device = "auto",
+    micro_batch: options.MicroBatch = None,
+    max_memory: options.MaxMemory = None,
+    shard_size: options.ShardSize = "5GB",
+    json_file: options.JsonFile = None,
+    state: options.State = DEFAULT_STATE,
 ) -> None:
     """Prune a model block by block, without ZenML or MLflow; killed, it goes on from OUT.work."""
+    from bipline.compression.allocate import AllocationRequest
     from bipline.console import working
     from bipline.prune_job import PruneRequest, prune_job
     from bipline.tables import print_pruned
 
+    asked = None if ratio is None else AllocationRequest(
+        ratio, ratio_of, allocation, options.key_values(allocation_option), seed, layout,
+        ffn_multiple, keep_first, keep_last, divisible_by,
+    )  # fmt: skip
     request = PruneRequest(
-        model=model, out=out, ratio=ratio, ratio_of=ratio_of, criterion=criterion,
-        criterion_options=_options(criterion_option),
-        calibration=calibration, samples=samples, seqlen=seqlen, seed=seed,
-        ffn_multiple=ffn_multiple, plan=plan, plan_out=plan_out, statistics=statistics, work=work,
-        dtype=dtype, device=device, micro_batch=micro_batch, max_memory=_bytes(max_memory),
-        shard_bytes=_bytes(shard_size) or 0, downloads=state / "downloads",
+        model=model, out=out, allocation=asked, criterion=criterion,
+        criterion_options=options.key_values(criterion_option), calibration=calibration,
+        samples=samples, seqlen=seqlen, seed=seed, plan=plan, plan_out=plan_out,
+        statistics=statistics, work=work, dtype=dtype, device=device, micro_batch=micro_batch,
+        max_memory=options.byte_count(max_memory),
+        shard_bytes=options.byte_count(shard_size) or 0, downloads=state / "downloads",
     )  # fmt: skip
     with working(log := _log(state, "prune")) as console:
-        result = prune_job(request)
-        if result is None:  # a worker of torchrun; the first one tells
+        if (result := prune_job(request)) is None:  # a worker of torchrun; the first one tells
             return
         print_pruned(console, result, log)
     _write_json(json_file, result)
@@ -166,20 +115,20 @@ def prune(
 
 @app.command()
 def evaluate(
-    model: ModelArgument,
+    model: options.Model,
     text: Annotated[list[str] | None, typer.Option(help="NAME=FILE; may be repeated")] = None,
     tasks: Annotated[str, typer.Option(help="comma-separated names of task files")] = "",
     task_data: Annotated[Path | None, typer.Option(help="folder with NAME.jsonl rows")] = None,
-    seqlen: Annotated[int, typer.Option(help="window length in tokens")] = 128,
+    seqlen: options.Seqlen = 128,
     bos: Annotated[str, typer.Option(help="none, text or window")] = "none",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64")] = "float32",
     batch_size: Annotated[int, typer.Option(help="sequences a batch in tasks")] = 16,
     speed: Annotated[bool, typer.Option(help="measure prefill and decode speed")] = False,
     baseline: Annotated[str | None, typer.Option(help="model to stand beside")] = None,
-    device: DeviceOption = "auto",
-    max_memory: MemoryOption = None,
-    json_file: JsonOption = None,
-    state: StateOption = DEFAULT_STATE,
+    device: options.Device = "auto",
+    max_memory: options.MaxMemory = None,
+    json_file: options.JsonFile = None,
+    state: options.State = DEFAULT_STATE,
 ) -> None:
     """Perplexity, zero-shot accuracy and speed of a local model directory."""
     from bipline.console import working
@@ -189,7 +138,7 @@ def evaluate(
     request = EvaluateRequest(
         model=model, baseline=baseline, texts=tuple(text or ()), tasks=tasks,
         task_data=task_data, seqlen=seqlen, bos=bos, dtype=dtype, batch_size=batch_size,
-        speed=speed, device=device, max_memory=_bytes(max_memory),
+        speed=speed, device=device, max_memory=options.byte_count(max_memory),
     )  # fmt: skip
     with working(log := _log(state, "evaluate")) as console:
         records = evaluate_job(request)

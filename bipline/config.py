@@ -71,7 +71,28 @@ class AllocateSection(Section):
         default="blocks",
         description="what ratio is a share of: linear weights of the blocks, or all parameters",
     )
-    layout: Literal["uniform"] = Field(default="uniform", description="same widths in every block")
+    rule: str | None = Field(
+        default=None,
+        description="who loses how much; null is uniform, or depth for criteria that score blocks",
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default={}, description="the rule's own options, such as temperature for block-influence"
+    )
+    seed: int = Field(default=0, description="for rules that draw")
+    layout: Literal["uniform", "per-layer"] = Field(
+        default="uniform",
+        description="uniform: same widths in every block, a plain checkpoint; per-layer: blocks "
+        "differ, and transformers loads the package with the code in it",
+    )
+    keep_first: int = Field(default=0, ge=0, description="first blocks that stay whole")
+    keep_last: int = Field(default=0, ge=0, description="last blocks that stay whole")
+    divisible_by: int = Field(
+        default=1, ge=1, description="kept groups and channels divide by it (tensor parallelism)"
+    )
+    dtype: DtypeName = Field(default="float32", description="compute dtype of rules that measure")
+    device: str = Field(
+        default="auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N"
+    )
     ffn_multiple: int | None = Field(
         default=None, ge=1, description="FFN channels go in multiples of this; null picks one"
     )

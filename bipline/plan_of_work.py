@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from bipline.artifacts.documents import read_documents
-from bipline.compression.allocate import check_ratio, planned_widths
-from bipline.compression.criteria import module_name
+from bipline.compression.allocate import (
+    AllocationRequest,
+    check_ratio,
+    check_request,
+    uniform_widths_of,
+)
+from bipline.compression.criteria import options_of
 from bipline.compression.partial_sums import share_of
 from bipline.config import CompressConfig
 from bipline.model.checkpoint import Checkpoint
@@ -20,7 +25,7 @@ def plan_of_work(config: CompressConfig) -> str:
     Raises InvalidInput for what can be seen to fail already now.
     """
     check_ratio(config.allocate.ratio)
-    module_name(config.score.criterion)
+    options_of(config.score.criterion, config.score.seed, config.score.options)
     choose_device(config.score.device)
     share_of(config.calibrate.samples, 0, config.score.parts)
     checkpoint = None if "://" in config.model or config.model.startswith("hf:") else (
@@ -74,11 +79,14 @@ def _pass_line(checkpoint: Checkpoint | None, tokens: int) -> str:
 
 def _allocate_line(config: CompressConfig, checkpoint: Checkpoint | None) -> str:
     section = config.allocate
-    asked = f"remove {section.ratio:g} of {section.ratio_of}, {section.layout} widths"
+    request = AllocationRequest(**section.model_dump(exclude={"dtype", "device"}))
+    asked = f"remove {section.ratio:g} of {section.ratio_of}, {section.layout} layout"
     if checkpoint is None:
         return asked
-    shape = checkpoint.shape
-    widths, _ = planned_widths(checkpoint, section.ratio, section.ratio_of, section.ffn_multiple)
+    rule = check_request(checkpoint, request, config.score.criterion, config.score.options)
+    if (rule, section.layout) != ("uniform", "uniform"):
+        return f"{asked}, by {rule}"
+    widths, shape = uniform_widths_of(checkpoint, request), checkpoint.shape
     return (
         f"{asked}: keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups "
         f"and {widths.ffn_channels} of {shape.intermediate_size} FFN channels in every block"

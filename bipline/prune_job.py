@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -19,7 +20,13 @@ from bipline.artifacts.plan import PruningPlan, read_plan
 from bipline.artifacts.progress import note
 from bipline.artifacts.stage_key import code_digest, numerics
 from bipline.artifacts.work import claim, has_progress, work_directory
-from bipline.compression.allocate import RatioOf, allocate, planned_widths
+from bipline.compression.allocate import (
+    AllocationRequest,
+    allocate,
+    check_request,
+    needs_windows,
+)
+from bipline.compression.allocation.problem import Windows
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import load_criterion, module_name, options_of
@@ -47,15 +54,13 @@ class PruneRequest:
 
     model: str
     out: Path
-    ratio: float | None
-    ratio_of: str
+    allocation: AllocationRequest | None
     criterion: str
     criterion_options: dict[str, str]
     calibration: str | None
     samples: int
     seqlen: int
     seed: int
-    ffn_multiple: int | None
     plan: Path | None
     plan_out: Path | None
     statistics: Path | None
@@ -90,7 +95,7 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
         clock.whole = not has_progress(work)
         planning = _Planning(request, checkpoint, device, clock, work, workers)
         plan = given or planning.plan()
-        if not workers.leads:
+        if plan is None:
             return None
         if request.plan_out:
             write_text(request.plan_out, plan.to_json())
@@ -107,7 +112,7 @@ def _work_path(request: PruneRequest, rank: int = 0) -> Path:
 def _given_plan(request: PruneRequest, checkpoint: Checkpoint) -> PruningPlan | None:
     if request.plan is None:
         return None
-    if request.ratio is not None:
+    if request.allocation is not None:
         raise InvalidInput("--plan fixes the ratio; give --plan or --ratio, not both")
     plan = read_plan(request.plan)
     check_plan(checkpoint, plan)
@@ -115,14 +120,13 @@ def _given_plan(request: PruneRequest, checkpoint: Checkpoint) -> PruningPlan | 
 
 
 def _check_request(request: PruneRequest, checkpoint: Checkpoint) -> None:
-    ratio, ratio_of = _checked_ratio(request)
-    widths, _ = planned_widths(checkpoint, ratio, ratio_of, request.ffn_multiple)
+    allocation = _checked(checkpoint, request)
     torch_dtype(request.dtype)
-    options_of(request.criterion, request.seed, request.criterion_options)
     if request.shard_bytes < 1:
         raise InvalidInput(f"shard size {request.shard_bytes}: must be at least one byte")
-    removed = widths.removed_weights(checkpoint.shape) * checkpoint.shape.num_hidden_layers
-    kept = checkpoint.weight_bytes * (1 - removed / checkpoint.parameters)
+    blocks = checkpoint.shape.block_weights * checkpoint.shape.num_hidden_layers
+    whole = checkpoint.parameters if allocation.ratio_of == "total" else blocks
+    kept = checkpoint.weight_bytes * (1 - allocation.ratio * whole / checkpoint.parameters)
     _check_disk(request.out, int(kept))
 
 
@@ -139,13 +143,13 @@ def _check_disk(out: Path, size: int) -> None:
         )
 
 
-def _checked_ratio(request: PruneRequest) -> tuple[float, RatioOf]:
-    if request.ratio is None:
+def _checked(checkpoint: Checkpoint, request: PruneRequest) -> AllocationRequest:
+    """What is to be allocated. Raises InvalidInput where it can be seen to fail."""
+    if request.allocation is None:
         raise InvalidInput("give --ratio (a share between 0 and 1) or --plan")
-    for ratio_of in get_args(RatioOf):
-        if request.ratio_of == ratio_of:
-            return request.ratio, ratio_of
-    raise InvalidInput(f"--ratio-of {request.ratio_of!r}: must be blocks or total")
+    options = options_of(request.criterion, request.seed, request.criterion_options)
+    check_request(checkpoint, request.allocation, request.criterion, options.to_json_value())
+    return request.allocation
 
 
 @dataclass(frozen=True)
@@ -159,19 +163,25 @@ class _Planning:
     work: Path
     workers: Workers
 
-    def plan(self) -> PruningPlan:
-        """The plan, from saved statistics where they are given, else from a scoring pass."""
-        ratio, ratio_of = _checked_ratio(self.request)
+    def plan(self) -> PruningPlan | None:
+        """The plan, from saved statistics where they are given, else from a scoring pass.
+
+        None for a worker that only helps to score. A rule that measures runs the windows again.
+        """
         scores = self._saved_scores() or self._fresh_scores()
+        if not self.workers.leads:
+            return None
+        allocation = _checked(self.checkpoint, self.request)
+        measuring = self._windows if needs_windows(allocation) else None
         with self.clock.stage("allocate"):
-            return allocate(self.checkpoint, scores, ratio, ratio_of, self.request.ffn_multiple)
+            return allocate(self.checkpoint, scores, allocation, measuring)
 
     def _saved_scores(self) -> Scores | None:
         """Scores as they were saved, or of another criterion from the saved sums."""
         directory, criterion = self.request.statistics, self.request.criterion
         if directory is None or not (directory.is_dir() and any(directory.iterdir())):
             return None
-        note(f"sums come from {directory}; no calibration text is read")
+        note(f"sums come from {directory}; no window is scored")
         with self.clock.stage("score"):
             statistics, scores = load_statistics(directory)
             if (scores.criterion, scores.options) == (criterion, self._options.to_json_value()):
@@ -180,46 +190,55 @@ class _Planning:
             return compute_scores(self.checkpoint, statistics, criterion, self._options)
 
     def _fresh_scores(self) -> Scores:
-        calibration = self._calibration()
+        request, windows = self.request, self._scored_windows()
+        calibration = Calibration(windows.token_ids, windows.digest)
         with self.clock.stage("score"):
-            computing = self._computing(calibration)
             place = self.work / "score"
-            claim(place, self._key(calibration))
+            claim(place, self._key(windows))
             statistics, scores = score_model(
-                self.checkpoint, calibration, self.request.criterion, self._options, computing,
+                self.checkpoint, calibration, request.criterion, self._options, windows.computing,
                 place, self.workers,
             )  # fmt: skip
-            if self.request.statistics and self.workers.leads:
-                with atomic_directory(self.request.statistics, KIND) as writer:
+            if request.statistics and self.workers.leads:
+                with atomic_directory(request.statistics, KIND) as writer:
                     save_statistics(statistics, scores, writer)
         return scores
 
-    def _calibration(self) -> Calibration:
+    def _scored_windows(self) -> Windows:
+        if load_criterion(self.request.criterion).NEEDS == "weights":
+            return Windows(NO_WINDOWS, Computing())
+        return self._windows
+
+    @cached_property
+    def _windows(self) -> Windows:
+        """The calibration windows and how they are run. Raises InvalidInput without a text."""
         request = self.request
-        if load_criterion(request.criterion).NEEDS == "weights":
-            return Calibration(NO_WINDOWS, "")
         if request.calibration is None:
-            raise InvalidInput(f"criterion {request.criterion} needs --calibration FILE or hf:NAME")
+            raise InvalidInput(f"{self._measures} needs --calibration FILE or hf:NAME")
         with self.clock.stage("calibrate"):
             text = Path(resolve_text(request.calibration, request.downloads).location)
             drawn = calibrate(
                 self.checkpoint.folder, {text: 1.0}, request.samples, request.seqlen, request.seed
             )
-            return Calibration(drawn.token_ids, drawn.digest)
-
-    def _computing(self, calibration: Calibration) -> Computing:
-        request = self.request
         computing = Computing(torch_dtype(request.dtype), self.device, request.micro_batch)
-        return computing.within(request.max_memory, self.checkpoint, calibration.token_ids)
+        fitting = computing.within(request.max_memory, self.checkpoint, drawn.token_ids)
+        return Windows(drawn.token_ids, fitting, drawn.digest)
 
-    def _key(self, calibration: Calibration) -> dict[str, Any]:
+    @property
+    def _measures(self) -> str:
+        """Who runs windows: the criterion, or else the rule."""
+        if load_criterion(self.request.criterion).NEEDS != "weights":
+            return f"criterion {self.request.criterion}"
+        return f"allocation {self.request.allocation and self.request.allocation.rule}"
+
+    def _key(self, windows: Windows) -> dict[str, Any]:
         """What unfinished scoring must agree in to be gone on from; the ratio is not part of it."""
         request, workers = self.request, self.workers
-        samples, seqlen = calibration.token_ids.shape
+        samples, seqlen = windows.token_ids.shape
         options = self._options.to_json_value()
         return {
             "model": self.checkpoint.layout_digest,
-            "calibration": calibration.digest,
+            "calibration": windows.digest,
             "samples": samples,
             "seqlen": seqlen,
             "criterion": request.criterion,

@@ -33,7 +33,7 @@ def compress(config: CompressConfig) -> None:
     model, calibration_inputs, recovery_inputs, evaluation_inputs = resolve(**names_of(config))
     calibration = calibrate(calibration_inputs, evaluation_inputs, config.calibrate)
     statistics = scored(model, calibration, config.score)
-    plan = allocate(model, statistics, config.allocate)
+    plan = allocate(model, calibration, statistics, config.allocate)
     pruned = subject = prune(model, plan, config.prune)
     recovered: dict[str, Any] = {}
     if config.recover.enabled:

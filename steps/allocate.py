@@ -11,12 +11,21 @@ from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
 from bipline.compression import allocate as core
+from bipline.compression.allocation import RULES, rule_module
+from bipline.compression.allocation.problem import Windows
+from bipline.compression.calibrate import load_calibration
+from bipline.compression.computing import Computing
 from bipline.compression.statistics import load_statistics
 from bipline.config import AllocateSection
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import choose_device
+from bipline.quality.protocols import torch_dtype
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 
-VERSION = "1"
-STAGE = Stage("allocate", VERSION, ("bipline.compression.allocate",))
+VERSION = "2"
+CORE = "bipline.compression.allocate"
+# ZenML's cache function cannot see the section, so it follows every rule.
+STAGE = Stage("allocate", VERSION, (CORE, *(rule_module(rule) for rule in RULES)))
 
 
 def fingerprint() -> str:
@@ -26,16 +35,30 @@ def fingerprint() -> str:
 
 @step(cache_policy=cached_by(f"{__name__}.fingerprint"))
 def allocate(
-    model: Resolution, statistics: Handle, section: Annotated[AllocateSection, FROM_JSON]
+    model: Resolution,
+    calibration: Handle,
+    statistics: Handle,
+    section: Annotated[AllocateSection, FROM_JSON],
 ) -> Annotated[PruningPlan, "plan"]:
-    """Choose what every block keeps."""
+    """Choose what every block keeps; rules that measure run the calibration windows."""
+    request = core.AllocationRequest(**section.model_dump(exclude={"dtype", "device"}))
+    measures = core.needs_windows(request)
     inputs = {"model": model.digest, "statistics": statistics.digest}
+    if measures:
+        inputs["calibration"] = calibration.digest
+        inputs["device"] = choose_device(section.device).type
 
     def produce() -> PruningPlan:
         checkpoint = dense_checkpoint(model)
         _, scores = load_statistics(Path(statistics.location))
-        return core.allocate(
-            checkpoint, scores, section.ratio, section.ratio_of, section.ffn_multiple
-        )
+        windows = _windows(checkpoint, calibration, section) if measures else None
+        return core.allocate(checkpoint, scores, request, windows)
 
     return STAGE.stored_value(STAGE.key(inputs, section), "plan", PruningPlan, produce)
+
+
+def _windows(checkpoint: Checkpoint, calibration: Handle, section: AllocateSection) -> Windows:
+    drawn = load_calibration(Path(calibration.location))
+    computing = Computing(torch_dtype(section.dtype), choose_device(section.device))
+    fitting = computing.within(None, checkpoint, drawn.token_ids)
+    return Windows(drawn.token_ids, fitting, drawn.digest)

@@ -1,26 +1,140 @@
-"""Allocate: scores and a budget become a :class:`PruningPlan`."""
+"""Allocate: scores and a budget become a :class:`PruningPlan`.
+
+A rule of :mod:`bipline.compression.allocation` chooses how much every block keeps; which groups
+these are, the scores say. What can be seen to fail without scores is refused before anything is
+computed (:func:`check_request`).
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
 
 import torch
 
 from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan
+from bipline.artifacts.plan import BlockPlan, Budget, Layout, PruningPlan
 from bipline.artifacts.progress import note
-from bipline.compression.allocation.uniform import (
+from bipline.compression.allocation import load_rule, rule_options
+from bipline.compression.allocation.problem import Problem, Windows
+from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
+from bipline.compression.allocation.widths import (
+    Choices,
     Widths,
-    default_ffn_multiple,
-    largest_ratio,
-    uniform_widths,
+    checked_multiple,
+    choices_of,
+    whole,
 )
+from bipline.compression.criteria import options_of
 from bipline.compression.statistics import Scores
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import ModelShape, exported_config
+from bipline.model.families import exported_config
 
 RatioOf = Literal["blocks", "total"]
+DEPTH = "depth"
+
+
+@dataclass(frozen=True)
+class AllocationRequest:
+    """How much is to go, by which rule, and what must stay.
+
+    ``ratio`` is a share of the blocks' linear weights, or of all parameters (``ratio_of`` total).
+    ``rule`` None is ``uniform``, or ``depth`` for criteria that score units of depth.
+    """
+
+    ratio: float
+    ratio_of: str = "blocks"
+    rule: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    layout: str = "uniform"
+    ffn_multiple: int | None = None
+    keep_first: int = 0
+    keep_last: int = 0
+    divisible_by: int = 1
+
+
+def allocate(
+    checkpoint: Checkpoint,
+    scores: Scores,
+    request: AllocationRequest,
+    measuring: Windows | None = None,
+) -> PruningPlan:
+    """Choose what every block keeps; ``measuring`` are windows for rules that run some.
+
+    The plan is for the model of the scores; pruning compares its tensors while it reads them.
+    Raises InvalidInput when the scores do not fit the model's shape or the rule, and as
+    :func:`check_request` does.
+    """
+    _check_fit(checkpoint, scores)
+    rule = check_request(checkpoint, request, scores.criterion, scores.options)
+    options = rule_options(rule, request.seed, request.options)
+    ratio = _ratio_of_blocks(checkpoint, request)
+    choices = _choices(checkpoint, request)
+    layout = cast("Layout", request.layout)
+    problem = Problem(checkpoint, scores, layout, ratio, choices, measuring)
+    widths = load_rule(rule).widths(problem, options)
+    return PruningPlan(
+        tensor_digest=scores.tensor_digest,
+        criterion=scores.criterion,
+        criterion_options=scores.options,
+        allocation=rule,
+        allocation_options=options.to_json_value(),
+        layout=layout,
+        budget=_budget(checkpoint, request, widths),
+        ffn_multiple=checked_multiple(checkpoint.shape, request.ffn_multiple),
+        notes=_notes(problem),
+        blocks=tuple(
+            BlockPlan(
+                attention_groups=highest(block.attention_groups, kept.attention_groups),
+                ffn_channels=highest(block.ffn_channels, kept.ffn_channels),
+            )
+            for block, kept in zip(scores.blocks, widths, strict=True)
+        ),
+    )
+
+
+def check_request(
+    checkpoint: Checkpoint,
+    request: AllocationRequest,
+    criterion: str,
+    criterion_options: Mapping[str, Any],
+) -> str:
+    """The rule that will be used, once the request makes sense for this model and criterion.
+
+    Raises InvalidInput for a ratio that makes no sense or cannot be reached, for a rule that
+    does not go with the criterion or the layout, and where no transformers class holds the
+    result.
+    """
+    check_ratio(request.ratio)
+    for name, value, known in (
+        ("ratio_of", request.ratio_of, RatioOf),
+        ("layout", request.layout, Layout),
+    ):
+        if value not in get_args(known):
+            raise InvalidInput(f"{name} {value!r}: must be {' or '.join(get_args(known))}")
+    options = options_of(criterion, 0, criterion_options)
+    rule = request.rule or ("uniform" if options.prunes == "groups" else DEPTH)
+    rule_options(rule, request.seed, request.options)
+    _check_pairing(rule, criterion, options.prunes, request)
+    choices = _choices(checkpoint, request)
+    _check_reach(checkpoint, request, rule, choices)
+    if rule == "uniform" and request.layout == "uniform":
+        widths = uniform_widths_of(checkpoint, request)
+        exported_config(checkpoint.config, widths.ffn_channels, widths.attention_groups)
+    return rule
+
+
+def uniform_widths_of(checkpoint: Checkpoint, request: AllocationRequest) -> Widths:
+    """What every block keeps by the rule ``uniform``: known before anything is scored."""
+    return uniform_widths(_choices(checkpoint, request)[0], _ratio_of_blocks(checkpoint, request))
+
+
+def needs_windows(request: AllocationRequest) -> bool:
+    """Whether the rule runs calibration windows itself."""
+    return request.rule is not None and load_rule(request.rule).WINDOWS
 
 
 def check_ratio(ratio: float) -> None:
@@ -29,36 +143,10 @@ def check_ratio(ratio: float) -> None:
         raise InvalidInput(f"ratio {ratio}: must lie between 0 and 1, both excluded")
 
 
-def allocate(
-    checkpoint: Checkpoint,
-    scores: Scores,
-    ratio: float,
-    ratio_of: RatioOf = "blocks",
-    ffn_multiple: int | None = None,
-) -> PruningPlan:
-    """Choose what every block keeps, with uniform widths.
-
-    The plan is for the model of the scores; pruning compares its tensors while it reads them.
-    Raises InvalidInput when the scores do not fit the model's shape, and as
-    :func:`planned_widths` does.
-    """
-    _check_fit(checkpoint, scores)
-    widths, multiple = planned_widths(checkpoint, ratio, ratio_of, ffn_multiple)
-    return PruningPlan(
-        tensor_digest=scores.tensor_digest,
-        criterion=scores.criterion,
-        allocation="uniform",
-        budget=_budget(checkpoint, ratio, ratio_of, widths),
-        ffn_multiple=multiple,
-        notes=_notes(checkpoint.shape),
-        blocks=tuple(
-            BlockPlan(
-                attention_groups=highest(block.attention_groups, widths.attention_groups),
-                ffn_channels=highest(block.ffn_channels, widths.ffn_channels),
-            )
-            for block in scores.blocks
-        ),
-    )
+def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
+    """Indices of the ``count`` highest scores, ascending; of equal scores the first stay."""
+    order = torch.sort(scores.double(), descending=True, stable=True).indices[:count]
+    return tuple(int(index) for index in order.sort().values)
 
 
 def _check_fit(checkpoint: Checkpoint, scores: Scores) -> None:
@@ -69,67 +157,87 @@ def _check_fit(checkpoint: Checkpoint, scores: Scores) -> None:
         raise InvalidInput(f"the scores are of another model than {checkpoint.location}")
 
 
-def planned_widths(
-    checkpoint: Checkpoint, ratio: float, ratio_of: RatioOf, ffn_multiple: int | None
-) -> tuple[Widths, int]:
-    """What every block will keep, and the FFN multiple used: known before anything is scored.
-
-    ``ratio`` is a share of the blocks' linear weights, or of all parameters (``ratio_of`` total).
-    Raises InvalidInput for a ratio that makes no sense or cannot be reached, and where no
-    transformers class holds the result.
-    """
-    check_ratio(ratio)
-    multiple = _checked_multiple(checkpoint.shape, ffn_multiple)
-    of_blocks = _ratio_of_blocks(checkpoint, ratio, ratio_of, multiple)
-    widths = uniform_widths(checkpoint.shape, of_blocks, multiple)
-    exported_config(checkpoint.config, widths.ffn_channels, widths.attention_groups)
-    return widths, multiple
-
-
-def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
-    """Indices of the ``count`` highest scores, ascending; of equal scores the first stay."""
-    order = torch.sort(scores.double(), descending=True, stable=True).indices[:count]
-    return tuple(int(index) for index in order.sort().values)
-
-
-def _checked_multiple(shape: ModelShape, ffn_multiple: int | None) -> int:
-    multiple = default_ffn_multiple(shape) if ffn_multiple is None else ffn_multiple
-    if not 1 <= multiple <= shape.intermediate_size:
+def _check_pairing(rule: str, criterion: str, prunes: str, request: AllocationRequest) -> None:
+    """Refuse a rule that cannot use these scores, or cannot give this layout."""
+    if rule == DEPTH and prunes == "groups":
         raise InvalidInput(
-            f"ffn_multiple {ffn_multiple}: must lie between 1 and {shape.intermediate_size}"
+            f"allocation depth drops whole blocks or sublayers, and criterion {criterion} scores "
+            "groups; use block-influence or block-shapley"
         )
-    return multiple
+    if rule != DEPTH and prunes != "groups":
+        raise InvalidInput(
+            f"criterion {criterion} scores {prunes}, not groups; only allocation depth uses that, "
+            f"not {rule}"
+        )
+    if request.layout == "per-layer":
+        return
+    if reason := load_rule(rule).NOT_UNIFORM:
+        raise InvalidInput(
+            f"allocation {rule} cannot choose uniform widths: {reason}; use --layout per-layer"
+        )
+    if rule != DEPTH and (request.keep_first or request.keep_last):
+        raise InvalidInput(
+            f"keep_first {request.keep_first} and keep_last {request.keep_last} leave blocks of "
+            "different widths, which the uniform layout excludes; use --layout per-layer"
+        )
 
 
-def _ratio_of_blocks(
-    checkpoint: Checkpoint, ratio: float, ratio_of: RatioOf, ffn_multiple: int
-) -> float:
-    if ratio_of == "blocks":
-        return ratio
+def _choices(checkpoint: Checkpoint, request: AllocationRequest) -> tuple[Choices, ...]:
+    shape, layers = checkpoint.shape, checkpoint.shape.num_hidden_layers
+    for name in ("keep_first", "keep_last", "divisible_by"):
+        value, least = getattr(request, name), 1 if name == "divisible_by" else 0
+        if value < least:
+            raise InvalidInput(f"{name} {value}: must be at least {least}")
+    if request.keep_first + request.keep_last >= layers:
+        raise InvalidInput(
+            f"keep_first {request.keep_first} and keep_last {request.keep_last} leave none of "
+            f"{layers} blocks to prune"
+        )
+    multiple = checked_multiple(shape, request.ffn_multiple)
+    free, kept = choices_of(shape, multiple, request.divisible_by), whole(shape)
+    last = layers - request.keep_last
+    return tuple(free if request.keep_first <= i < last else kept for i in range(layers))
+
+
+def _check_reach(
+    checkpoint: Checkpoint, request: AllocationRequest, rule: str, choices: tuple[Choices, ...]
+) -> None:
+    """Refuse a ratio above what the blocks can lose."""
+    if rule == "uniform" and request.layout == "uniform":
+        largest, how = largest_ratio(choices[0]), " with uniform widths"
+    else:
+        total = sum(each.shape.block_weights for each in choices)
+        largest, how = sum(each.most_removed for each in choices) / total, ""
+    asked = _ratio_of_blocks(checkpoint, request)
+    if asked > largest:
+        of = "the blocks" if request.ratio_of == "blocks" else "all parameters"
+        raise InvalidInput(
+            f"ratio {request.ratio:g} of {of} cannot be reached{how}; the largest that can is "
+            f"{math.floor(largest * request.ratio / asked * 1e4) / 1e4:g}"
+        )
+
+
+def _ratio_of_blocks(checkpoint: Checkpoint, request: AllocationRequest) -> float:
+    if request.ratio_of == "blocks":
+        return request.ratio
     shape = checkpoint.shape
     in_blocks = shape.block_weights * shape.num_hidden_layers / checkpoint.parameters
-    largest = largest_ratio(shape, ffn_multiple) * in_blocks
-    if ratio > largest:
-        raise InvalidInput(
-            f"ratio {ratio:g} of all parameters cannot be reached with uniform widths; the "
-            f"largest that can is {math.floor(largest * 1e4) / 1e4:g}"
-        )
-    return ratio / in_blocks
+    return request.ratio / in_blocks
 
 
-def _budget(checkpoint: Checkpoint, ratio: float, ratio_of: RatioOf, widths: Widths) -> Budget:
+def _budget(checkpoint: Checkpoint, request: AllocationRequest, widths: list[Widths]) -> Budget:
     shape = checkpoint.shape
-    removed = widths.removed_weights(shape)
+    removed = sum(each.removed_weights(shape) for each in widths)
     return Budget(
-        asked=ratio,
-        of=ratio_of,
-        reached_blocks=removed / shape.block_weights,
-        reached_total=removed * shape.num_hidden_layers / checkpoint.parameters,
+        asked=request.ratio,
+        of=cast("RatioOf", request.ratio_of),
+        reached_blocks=removed / (shape.block_weights * len(widths)),
+        reached_total=removed / checkpoint.parameters,
     )
 
 
-def _notes(shape: ModelShape) -> tuple[str, ...]:
-    if shape.num_key_value_heads > 1:
+def _notes(problem: Problem) -> tuple[str, ...]:
+    if problem.checkpoint.shape.num_key_value_heads > 1 or problem.scores.prunes != "groups":
         return ()
     text = "one KV head (MQA): attention stays whole and the FFN takes the whole ratio"
     note(text)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bipline.artifacts.errors import InvalidInput
-from bipline.compression.allocate import allocate
+from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Options
 from bipline.compression.partial_sums import share_of
@@ -179,7 +179,7 @@ def test_bfloat16_and_float32_agree_on_what_stays(reference: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         calibration, computing = Calibration(windows, "random"), Computing(dtype)
         _, scores = score_model(checkpoint, calibration, CRITERION, Options(), computing)
-        plans.append(allocate(checkpoint, scores, 0.5))
+        plans.append(allocate(checkpoint, scores, AllocationRequest(0.5)))
     for one, other in zip(plans[0].blocks, plans[1].blocks, strict=True):
         assert one.attention_groups == other.attention_groups
         same = set(one.ffn_channels) & set(other.ffn_channels)

@@ -9,12 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bipline.artifacts.errors import InvalidInput
-from bipline.compression.allocation.uniform import (
-    Widths,
-    default_ffn_multiple,
-    largest_ratio,
-    uniform_widths,
-)
+from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
+from bipline.compression.allocation.widths import Widths, choices_of, default_ffn_multiple
 from bipline.model.families import ModelShape
 
 
@@ -53,23 +49,23 @@ def test_widths_equal_brute_force(block: ModelShape, ratio: float, multiple: int
     expected = brute_force(block, ratio, multiple)
     if expected is None:
         with pytest.raises(InvalidInput, match="largest that can is"):
-            uniform_widths(block, ratio, multiple)
+            uniform_widths(choices_of(block, multiple), ratio)
     else:
-        assert uniform_widths(block, ratio, multiple) == expected
+        assert uniform_widths(choices_of(block, multiple), ratio) == expected
 
 
 @settings(max_examples=200)
 @given(block=SHAPES, multiple=st.sampled_from([1, 2, 8]))
 def test_largest_ratio_is_reached_and_nothing_above_is(block: ModelShape, multiple: int) -> None:
     assume(multiple <= block.intermediate_size)
-    largest = largest_ratio(block, multiple)
+    largest = largest_ratio(choices_of(block, multiple))
     assume(largest > 1e-6)
-    reached = uniform_widths(block, largest * (1 - 1e-9), multiple)
+    reached = uniform_widths(choices_of(block, multiple), largest * (1 - 1e-9))
     assert reached.removed_weights(block) >= largest * (1 - 1e-8) * block.block_weights
     for higher in (largest + 1e-4, (1 + largest) / 2, 0.999):
         if largest + 1e-9 < higher < 1:
             with pytest.raises(InvalidInput):
-                uniform_widths(block, higher, multiple)
+                uniform_widths(choices_of(block, multiple), higher)
 
 
 @pytest.mark.parametrize(

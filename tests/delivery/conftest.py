@@ -16,7 +16,7 @@ from bipline.artifacts.directory import atomic_directory
 from bipline.artifacts.manifest import Manifest, read_manifest
 from bipline.artifacts.record import RecoveryRecord
 from bipline.artifacts.resolution import Resolution, ResolvedModel, ResolvedText
-from bipline.compression.allocate import allocate
+from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Options
@@ -83,7 +83,7 @@ def make_contents(directory: Path, ratio: float, tied: bool = False) -> PackageC
     statistics, scores = score_model(checkpoint, calibration, CRITERION, Options(), Computing())
     with atomic_directory(directory / "statistics", "statistics") as writer:
         save_statistics(statistics, scores, writer)
-    plan = allocate(checkpoint, scores, ratio)
+    plan = allocate(checkpoint, scores, AllocationRequest(ratio))
     prune(checkpoint, plan, directory / "pruned")
     held_out = {"held-out": texts["held-out"]}
     records = {

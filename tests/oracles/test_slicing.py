@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bipline.artifacts.plan import BlockPlan, PruningPlan
-from bipline.compression.allocate import allocate
+from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import kept_indices, prune
 from bipline.compression.score import compute_scores
@@ -30,7 +30,7 @@ CLASS_OF_CUT = {
 
 def random_plan(checkpoint: Checkpoint, ratio: float, seed: int = 0) -> PruningPlan:
     scores = compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options(seed=seed))
-    return allocate(checkpoint, scores, ratio)
+    return allocate(checkpoint, scores, AllocationRequest(ratio))
 
 
 def silence(model: torch.nn.Module, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -> None:

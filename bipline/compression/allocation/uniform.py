@@ -1,66 +1,62 @@
-"""``uniform``: every block keeps the same number of attention groups and of FFN channels.
+"""``uniform``: every block loses the same share.
 
-Groups cut = round(ratio * groups), at most groups - 1; then the FFN loses the fewest multiples
-of ``ffn_multiple`` that reach the ratio. The result is a plain transformers checkpoint. With one
-KV head (MQA) attention stays and the FFN takes all.
+uniform layout:    groups cut = round(ratio * groups), at most groups - 1; then the FFN loses the
+                   fewest multiples of ``ffn_multiple`` that reach the ratio
+per-layer layout:  the same share from every block that may lose something; blocks kept whole by
+                   ``keep_first`` and ``keep_last`` raise the share of the others
+
+The same quota for heads and for channels, as in LLM-Pruner's code (arXiv 2305.11627). With one KV
+head (MQA) attention stays and the FFN takes all. With the uniform layout the result is a plain
+transformers checkpoint. LLM-BIP's own allocation is not known; this rule is a choice.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from bipline.artifacts.errors import InvalidInput
-from bipline.model.families import ModelShape
+from bipline.compression.allocation.problem import Problem
+from bipline.compression.allocation.shares import filled, scaled_to_budget
+from bipline.compression.allocation.widths import Choices, Widths
+from bipline.compression.options import BaseOptions
 
-LARGEST_MULTIPLE = 128
-# A multiple coarser than this share of a block would overshoot the ratio noticeably.
-MULTIPLE_SHARE = 0.01
-
-
-@dataclass(frozen=True)
-class Widths:
-    """What a block keeps: a number of attention groups and of FFN channels."""
-
-    attention_groups: int
-    ffn_channels: int
-
-    def removed_weights(self, shape: ModelShape) -> int:
-        """Linear weights that go from a block of this shape."""
-        groups = shape.num_key_value_heads - self.attention_groups
-        channels = shape.intermediate_size - self.ffn_channels
-        return groups * shape.group_weights + channels * shape.channel_weights
+OPTIONS = BaseOptions
+WINDOWS = False
+# Why a rule cannot choose uniform widths; empty where it can.
+NOT_UNIFORM = ""
 
 
-def default_ffn_multiple(shape: ModelShape) -> int:
-    """The largest power of two up to 128 that is worth at most 1 % of a block's weights."""
-    multiple = LARGEST_MULTIPLE
-    while multiple > 1 and multiple * shape.channel_weights > MULTIPLE_SHARE * shape.block_weights:
-        multiple //= 2
-    return multiple
+def widths(problem: Problem, options: BaseOptions) -> list[Widths]:
+    """The same widths, or the same share, for every block that may lose something."""
+    if problem.layout == "uniform":
+        each = uniform_widths(problem.choices[0], problem.ratio)
+        return [each] * len(problem.choices)
+    shares = [float(choices.shape.block_weights) for choices in problem.choices]
+    return filled(problem, scaled_to_budget(shares, problem))
 
 
-def uniform_widths(shape: ModelShape, ratio: float, ffn_multiple: int) -> Widths:
+def uniform_widths(choices: Choices, ratio: float) -> Widths:
     """The widths that reach ``ratio`` of a block's linear weights.
 
     Raises InvalidInput when the ratio cannot be reached, naming the largest one that can.
     """
-    widths = _widths(shape, ratio, ffn_multiple)
-    if widths is None:
-        largest = largest_ratio(shape, ffn_multiple)
+    found = _widths(choices, ratio)
+    if found is None:
         raise InvalidInput(
             f"ratio {ratio:g} of the blocks cannot be reached with uniform widths; the largest "
-            f"that can is {math.floor(largest * 1e4) / 1e4:g}"
+            f"that can is {math.floor(largest_ratio(choices) * 1e4) / 1e4:g}"
         )
-    return widths
+    return found
 
 
-def largest_ratio(shape: ModelShape, ffn_multiple: int) -> float:
+def largest_ratio(choices: Choices) -> float:
     """The largest ratio that :func:`uniform_widths` reaches."""
+    shape = choices.shape
     groups = shape.num_key_value_heads
     best = 0.0
     for cut in range(groups):
-        most = Widths(groups - cut, _fewest_channels(shape, ffn_multiple))
+        kept = choices.nearest_groups(groups - cut)
+        most = Widths(kept, choices.ffn_channels[0])
         capacity = most.removed_weights(shape) / shape.block_weights
         # Rounding cuts this many groups only for ratios between these two.
         lowest = (cut - 0.5) / groups
@@ -70,16 +66,11 @@ def largest_ratio(shape: ModelShape, ffn_multiple: int) -> float:
     return best
 
 
-def _fewest_channels(shape: ModelShape, ffn_multiple: int) -> int:
-    """The channels that stay when as many multiples as possible go, at least one channel."""
-    return (shape.intermediate_size - 1) % ffn_multiple + 1
-
-
-def _widths(shape: ModelShape, ratio: float, ffn_multiple: int) -> Widths | None:
+def _widths(choices: Choices, ratio: float) -> Widths | None:
+    shape = choices.shape
     groups = shape.num_key_value_heads
     cut = min(math.floor(ratio * groups + 0.5), groups - 1)
-    missing = ratio * shape.block_weights - cut * shape.group_weights
-    # A billionth of a multiple is rounding of the ratio itself, not a reason to cut one more.
-    steps = max(0, math.ceil(missing / (ffn_multiple * shape.channel_weights) - 1e-9))
-    channels = shape.intermediate_size - steps * ffn_multiple
-    return Widths(groups - cut, channels) if channels >= 1 else None
+    kept = choices.nearest_groups(groups - cut)
+    missing = ratio * shape.block_weights - (groups - kept) * shape.group_weights
+    channels = choices.channels_for(max(0.0, missing))
+    return None if channels is None else Widths(kept, channels)

@@ -23,8 +23,6 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from pydantic import ValidationError
-
 from bipline.artifacts.errors import InvalidInput
 from bipline.compression.criteria.interface import (
     Block,
@@ -34,6 +32,7 @@ from bipline.compression.criteria.interface import (
     Sums,
     Tokens,
 )
+from bipline.compression.options import options_from
 
 CRITERIA = {
     "activation": "activation",
@@ -87,17 +86,7 @@ def options_of(criterion: str, seed: int = 0, given: Mapping[str, Any] | None = 
 
     Raises InvalidInput, naming the option, for one that does not exist or has no such value.
     """
-    kind = load_criterion(criterion).OPTIONS
-    try:
-        return kind.model_validate({"seed": seed, **(given or {})})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        known = ", ".join(field for field in kind.model_fields if field != "seed") or "none"
-        raise InvalidInput(
-            f"criterion {criterion}: option {name}={problem['input']}: "
-            f"{problem['msg'].lower()}; its options: {known}"
-        ) from None
+    return options_from(load_criterion(criterion).OPTIONS, f"criterion {criterion}", seed, given)
 
 
 def unmet_needs(criterion: Criterion, options: Options, sums: Mapping[str, object]) -> list[str]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from bipline.compression.options import BaseOptions
 from bipline.model.block_loop import Activations
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import ModelShape
@@ -85,21 +85,13 @@ class BlockScores:
         return {name: t.cpu().double() for name, t in held.items() if t is not None}
 
 
-class Options(BaseModel):
-    """What a criterion may be told. ``seed`` is for what is drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int = 0
+class Options(BaseOptions):
+    """What a criterion may be told."""
 
     @property
     def prunes(self) -> Unit:
         """What the scores are of: single groups, or units of depth."""
         return "groups"
-
-    def to_json_value(self) -> dict[str, Any]:
-        """The options as they are recorded."""
-        return self.model_dump(mode="json")
 
 
 class DepthOptions(Options):

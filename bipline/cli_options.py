@@ -1,0 +1,103 @@
+"""The options of the commands: their types and what ``--help`` says of each, in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bipline.artifacts.errors import InvalidInput
+
+
+def in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a result file whose folder is missing now, not after the work."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InvalidInput(f"{path}: its folder does not exist")
+    return path
+
+
+def byte_count(value: str | None) -> int | None:
+    """A number of bytes, with or without a unit. Raises InvalidInput for anything else."""
+    if value is None:
+        return None
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        raise InvalidInput(f"{value!r} is not a size; write bytes, or 2.5GB or 2GiB") from None
+
+
+def key_values(given: list[str] | None) -> dict[str, str]:
+    """KEY=VALUE pairs as a mapping. Raises InvalidInput for anything else."""
+    pairs = [text.partition("=") for text in given or ()]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise InvalidInput(f"option {key + equals + value!r}: write KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
+CRITERIA = (
+    "llm-bip-glu, llm-bip, llm-bip-exact, llm-bip-adjoint, wanda-sp, flap, llm-pruner, hywia, "
+    "saap, activation, magnitude, random, policy-gradient, bi-level; for depth: block-influence, "
+    "block-shapley"
+)
+RULES = (
+    "uniform, standardized, block-influence, log-increase, error-aware, learned, threshold; "
+    "depth [default: uniform, or depth where the criterion scores blocks]"
+)
+
+Model = Annotated[str, typer.Argument(help="model directory, or s3://bucket/prefix")]
+Out = Annotated[Path, typer.Option(help="output directory; must be empty or not exist")]
+Ratio = Annotated[float | None, typer.Option(help="share to remove, between 0 and 1")]
+RatioOf = Annotated[str, typer.Option(help="blocks: their linear weights; or total")]
+Criterion = Annotated[str, typer.Option(help=CRITERIA)]
+CriterionOption = Annotated[
+    list[str] | None, typer.Option(help="KEY=VALUE, see docs/methods; may be repeated")
+]
+Allocation = Annotated[str | None, typer.Option(help=RULES, show_default=False)]
+AllocationOption = Annotated[
+    list[str] | None, typer.Option(help="KEY=VALUE, see docs/methods; may be repeated")
+]
+Layout = Annotated[
+    str, typer.Option(help="uniform: same widths, a plain checkpoint; or per-layer: custom code")
+]
+KeepFirst = Annotated[int, typer.Option(help="leave this many first blocks whole")]
+KeepLast = Annotated[int, typer.Option(help="leave this many last blocks whole")]
+DivisibleBy = Annotated[
+    int, typer.Option(help="kept groups and channels divide by this (tensor parallelism)")
+]
+Calibration = Annotated[str | None, typer.Option(help="text: FILE or hf:NAME?split=...")]
+Samples = Annotated[int, typer.Option(help="number of calibration windows")]
+Seqlen = Annotated[int, typer.Option(help="window length in tokens")]
+Seed = Annotated[int, typer.Option(help="draws calibration windows and whatever a method draws")]
+FfnMultiple = Annotated[
+    int | None, typer.Option(help="cut FFN channels in multiples of this [default: chosen]")
+]
+Plan = Annotated[Path | None, typer.Option(help="apply this plan, compute nothing")]
+PlanOut = Annotated[
+    Path | None, typer.Option(help="also write the plan here", callback=in_a_folder)
+]
+Statistics = Annotated[Path | None, typer.Option(help="saved statistics: reuse or write")]
+Work = Annotated[
+    Path | None, typer.Option(help="where a killed run goes on from [default: OUT.work]")
+]
+ComputeDtype = Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N")]
+MicroBatch = Annotated[
+    int | None, typer.Option(help="windows run together, 1 to 16 [default: by their length]")
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(help="most memory to use, such as 2.5GB [default: what is free]"),
+]
+ShardSize = Annotated[str, typer.Option(help="largest shard, in bytes or as 5GB")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", help="write the result as JSON here", callback=in_a_folder),
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="section.field=value; may be repeated")
+]
+State = Annotated[Path, typer.Option(help="folder for logs and state")]

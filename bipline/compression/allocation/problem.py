@@ -1,0 +1,55 @@
+"""What an allocation rule is asked: how many weights must go, and what every block may lose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.plan import Layout
+from bipline.compression.allocation.widths import Choices
+from bipline.compression.computing import Computing
+from bipline.compression.statistics import Scores
+from bipline.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Calibration windows ``[windows, seqlen]`` and how they are run: for rules that measure."""
+
+    token_ids: torch.Tensor
+    computing: Computing
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One allocation: ``ratio`` of the blocks' linear weights, out of ``choices`` per block."""
+
+    checkpoint: Checkpoint
+    scores: Scores
+    layout: Layout
+    ratio: float
+    choices: tuple[Choices, ...]
+    measuring: Windows | None = None
+
+    @property
+    def target(self) -> float:
+        """Linear weights that must go, over all blocks."""
+        return self.ratio * sum(choices.shape.block_weights for choices in self.choices)
+
+    @cached_property
+    def open_blocks(self) -> list[int]:
+        """Blocks that may lose something."""
+        return [index for index, choices in enumerate(self.choices) if choices.most_removed]
+
+    @property
+    def windows(self) -> Windows:
+        """The calibration windows. Raises InvalidInput where there are none."""
+        if self.measuring is None:
+            raise InvalidInput(
+                "this allocation measures on calibration windows; give --calibration"
+            )
+        return self.measuring

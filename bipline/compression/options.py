@@ -1,0 +1,43 @@
+"""Options of criteria and of allocation rules: the papers' knobs as strict, frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bipline.artifacts.errors import InvalidInput
+
+
+class BaseOptions(BaseModel):
+    """What a criterion or a rule may be told. ``seed`` is for what is drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+
+    def to_json_value(self) -> dict[str, Any]:
+        """The options as they are recorded."""
+        return self.model_dump(mode="json")
+
+
+Kind = TypeVar("Kind", bound=BaseOptions)
+
+
+def options_from(kind: type[Kind], owner: str, seed: int, given: Mapping[str, Any] | None) -> Kind:
+    """Options of a kind from what the user gave, published defaults for the rest.
+
+    Raises InvalidInput, naming the owner and the option, for one that does not exist or cannot
+    have this value.
+    """
+    try:
+        return kind.model_validate({"seed": seed, **(given or {})})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        known = ", ".join(field for field in kind.model_fields if field != "seed") or "none"
+        raise InvalidInput(
+            f"{owner}: option {name}={problem['input']}: {problem['msg'].lower()}; "
+            f"its options: {known}"
+        ) from None

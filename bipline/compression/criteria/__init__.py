@@ -36,11 +36,15 @@ from bipline.compression.criteria.interface import (
 )
 
 CRITERIA = {
+    "hywia": "hywia",
     "llm-bip": "llm_bip",
     "llm-bip-exact": "llm_bip_exact",
     "llm-bip-glu": "llm_bip_glu",
+    "llm-pruner": "llm_pruner",
     "magnitude": "magnitude",
+    "policy-gradient": "policy_gradient",
     "random": "random",
+    "saap": "saap",
     "wanda-sp": "wanda_sp",
 }
 
@@ -62,6 +66,9 @@ class Criterion(Protocol):
 
     def score(self, sums: Sums, block: Block, options: Any) -> BlockScores:
         """Scores of one block from its sums and weights."""
+
+    def search(self, searching: Any, options: Any) -> list[BlockScores]:
+        """Scores of all blocks; ``searching`` is a :class:`.search.Search`."""
 
 
 def module_name(criterion: str) -> str:
@@ -98,4 +105,6 @@ def options_of(criterion: str, seed: int = 0, given: Mapping[str, Any] | None = 
 
 def unmet_needs(criterion: Criterion, options: Options, sums: Mapping[str, object]) -> list[str]:
     """The sums that a criterion needs and that are not there."""
+    if criterion.NEEDS == "search":
+        return ["of a search over the whole model"]
     return sorted(criterion.reads(options) - set(sums))

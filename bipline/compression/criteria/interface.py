@@ -73,6 +73,11 @@ class Options(BaseModel):
 
     seed: int = 0
 
+    @property
+    def least_windows(self) -> int:
+        """The number of calibration windows below which the criterion can say nothing."""
+        return 1
+
     def to_json_value(self) -> dict[str, Any]:
         """The options as they are recorded."""
         return self.model_dump(mode="json")

@@ -52,13 +52,20 @@ FAMILY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_model(
-    directory: Path, case: str, seed: int = 0, dtype: torch.dtype = torch.float64
+    directory: Path,
+    case: str,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **changes: Any,
 ) -> Path:
-    """Write a random model of a case, with every tensor drawn, and a tokenizer beside it."""
+    """Write a random model of a case, with every tensor drawn, and a tokenizer beside it.
+
+    ``changes`` are config fields that differ from the case's.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, different = FAMILY_CASES[case]
-    config = AutoConfig.for_model(model_type, **{**SIZES, **different})
+    config = AutoConfig.for_model(model_type, **{**SIZES, **different, **changes})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():

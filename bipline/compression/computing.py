@@ -15,12 +15,17 @@ from bipline.model.memory import available_bytes, gigabytes, memory_need, states
 
 @dataclass(frozen=True)
 class Computing:
-    """What may change the last bits of a sum, and ``resident``: hidden states in memory."""
+    """What may change the last bits of a sum, and ``resident``: hidden states in memory.
+
+    ``max_memory`` is the user's limit in bytes. Gradients run one window at a time, whatever the
+    micro-batch.
+    """
 
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
     micro_batch: int | None = None
     resident: bool = True
+    max_memory: int | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -47,4 +52,4 @@ class Computing:
             f"memory: {gigabytes(need.total if resident else need.least)} of "
             f"{gigabytes(limit)}, {gigabytes(need.hidden_states)} of hidden states {place}"
         )
-        return replace(self, resident=resident)
+        return replace(self, resident=resident, max_memory=max_memory)

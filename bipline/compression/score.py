@@ -19,6 +19,8 @@ from bipline.artifacts.progress import note, track
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import FORWARD, Criterion, load_criterion, unmet_needs
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums, Tokens
+from bipline.compression.criteria.search import Search
+from bipline.compression.gradient_sums import check_windows, gradient_sums
 from bipline.compression.partial_sums import (
     Accumulator,
     ChunkSums,
@@ -72,6 +74,20 @@ def score_model(
         statistics = empty_statistics(checkpoint)
         return statistics, _named(scores, statistics, criterion, options)
     check_divided(criterion, workers.count)
+    if chosen.NEEDS == "gradients":
+        return _by_gradients(checkpoint, calibration, criterion, options, computing, work)
+    if chosen.NEEDS == "search":
+        searching = Search(
+            computing.loop(checkpoint),
+            calibration.token_ids,
+            lambda other, theirs: (
+                score_model(checkpoint, calibration, other, theirs, computing)[1].blocks
+            ),
+        )
+        searched = chosen.search(searching, options)
+        nothing: tuple[Sums, ...] = tuple({} for _ in searched)
+        statistics = statistics_of(checkpoint, calibration.digest, computing.dtype_name, nothing)
+        return statistics, _named(searched, statistics, criterion, options)
     windows = len(calibration.token_ids)
     everybody = share_of(windows, 0, 1)
     own = share_of(windows, workers.rank, workers.count)
@@ -253,6 +269,25 @@ class _ForwardPass:
 
         block.advance(self.states, observe)
         return sums.chunks
+
+
+def _by_gradients(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    criterion: str,
+    options: Options,
+    computing: Computing,
+    work: Path | None,
+) -> tuple[Statistics, Scores]:
+    """Sums and scores from a backward pass. Raises InvalidInput for too few windows."""
+    chosen, token_ids = load_criterion(criterion), calibration.token_ids
+    check_windows(criterion, options, len(token_ids))
+    found: dict[int, tuple[Sums, BlockScores]] = {}
+    for block, sums in gradient_sums(checkpoint, token_ids, computing, work):
+        found[block.index] = sums, _block_scores(chosen, sums, block, options)
+    blocks, scores = zip(*(found[index] for index in sorted(found)), strict=True)
+    statistics = statistics_of(checkpoint, calibration.digest, computing.dtype_name, blocks)
+    return statistics, _named(scores, statistics, criterion, options)
 
 
 def _source_block(block: LoopBlock) -> Block:

@@ -34,10 +34,13 @@ from bipline.delivery.pictures import (
 
 TEMPLATE = "report.html.j2"
 CRITERIA = {
+    "hywia": "hywia, HyWIA-style, a reconstruction (arXiv 2403.10799)",
     "llm-bip": "llm-bip, a reconstruction of LLM-BIP (arXiv 2412.06419)",
     "llm-bip-glu": "llm-bip-glu, this project's variant of a reconstruction of LLM-BIP",
+    "llm-pruner": "llm-pruner, LLM-Pruner's Taylor importance (arXiv 2305.11627)",
     "magnitude": "magnitude, a baseline on weights alone",
     "random": "random, a baseline that draws groups by a seed",
+    "saap": "saap, SAAP-style, a reconstruction (arXiv 2412.15127)",
 }
 
 

@@ -3,13 +3,11 @@
 A criterion declares what it ``NEEDS`` and which ``OPTIONS`` it takes (the paper's own knobs, with
 the published defaults). What else its file holds follows from the need:
 
-=============  ====================================================================================
-``weights``    ``reads`` (nothing) and ``score``
-``moments``    ``reads``, ``observe`` and ``score``; the sums are moments that other criteria share
-``tokens``     the same, with work of its own on every token
-``gradients``  ``reads`` and ``score``, on the sums of :mod:`bipline.compression.gradient_sums`
-``search``     ``search``: many passes over the whole model, no sums
-=============  ====================================================================================
+* ``weights``: ``reads`` (nothing) and ``score``;
+* ``moments``: ``reads``, ``observe`` and ``score``; its sums are moments that others share;
+* ``tokens``: the same, with work of its own on every token;
+* ``gradients``: ``reads`` and ``score``, on the sums of :mod:`bipline.compression.gradient_sums`;
+* ``search``: ``search``, many passes over the whole model, no sums.
 
 ``observe(block, tokens, options) -> sums`` is called once per micro-batch of calibration windows;
 its sums are added. ``score(sums, block, options) -> BlockScores`` turns the sums and the block's
@@ -37,13 +35,18 @@ from bipline.compression.options import options_from
 CRITERIA = {
     "activation": "activation",
     "block-influence": "block_influence",
+    "block-shapley": "block_shapley",
     "flap": "flap",
+    "hywia": "hywia",
     "llm-bip": "llm_bip",
     "llm-bip-adjoint": "llm_bip_adjoint",
     "llm-bip-exact": "llm_bip_exact",
     "llm-bip-glu": "llm_bip_glu",
+    "llm-pruner": "llm_pruner",
     "magnitude": "magnitude",
+    "policy-gradient": "policy_gradient",
     "random": "random",
+    "saap": "saap",
     "wanda-sp": "wanda_sp",
 }
 
@@ -65,6 +68,9 @@ class Criterion(Protocol):
 
     def score(self, sums: Sums, block: Block, options: Any) -> BlockScores:
         """Scores of one block from its sums and weights."""
+
+    def search(self, searching: Any, options: Any) -> list[BlockScores]:
+        """Scores of all blocks; ``searching`` is a :class:`.search.Search`."""
 
 
 def module_name(criterion: str) -> str:
@@ -91,4 +97,6 @@ def options_of(criterion: str, seed: int = 0, given: Mapping[str, Any] | None = 
 
 def unmet_needs(criterion: Criterion, options: Options, sums: Mapping[str, object]) -> list[str]:
     """The sums that a criterion needs and that are not there."""
+    if criterion.NEEDS == "search":
+        return ["of a search over the whole model"]
     return sorted(criterion.reads(options) - set(sums))

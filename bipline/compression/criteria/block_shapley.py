@@ -18,8 +18,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bipline.compression.criteria.interface import BlockScores, DepthOptions, Needs, Search
-from bipline.compression.deletions import shapley_values
+from bipline.compression.criteria.interface import BlockScores, DepthOptions, Needs
+from bipline.compression.criteria.search import Search
+from bipline.compression.deletions import deletion_changes, shapley_values
 
 NEEDS: Needs = "search"
 
@@ -34,10 +35,9 @@ class ShapleyOptions(DepthOptions):
 OPTIONS = ShapleyOptions
 
 
-def search(work: Search, options: ShapleyOptions) -> list[BlockScores]:
+def search(searching: Search, options: ShapleyOptions) -> list[BlockScores]:
     """Every unit's value, borne by each of its groups and channels."""
-    token_ids = work.token_ids[: options.samples]
-    values = shapley_values(work.loop, token_ids, options.of, options.metric)
-    shape = work.checkpoint.shape
+    token_ids, loop = searching.token_ids[: options.samples], searching.loop
+    values = shapley_values(deletion_changes(loop, token_ids, options.of, options.metric))
     # Columns: attention and FFN, or one for the whole block.
-    return [BlockScores.of_units(row[0], row[-1], shape) for row in values]
+    return [BlockScores.of_units(row[0], row[-1], loop.checkpoint.shape) for row in values]

@@ -93,6 +93,11 @@ class Options(BaseOptions):
         """What the scores are of: single groups, or units of depth."""
         return "groups"
 
+    @property
+    def least_windows(self) -> int:
+        """The number of calibration windows below which the criterion can say nothing."""
+        return 1
+
 
 class DepthOptions(Options):
     """Options of criteria whose scores are of whole blocks, or of sublayers."""

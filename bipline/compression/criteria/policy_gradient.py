@@ -1,0 +1,166 @@
+"""``policy-gradient``: keep-probabilities learned from losses alone (arXiv 2406.10576).
+
+Every group and channel has a keep-probability s, its score in the end. A step draws K masks
+m_k ~ Bernoulli(s), runs one batch of windows forward under each, and from the losses L_k:
+
+baseline     delta <- (1 - 1/T) delta + (1/T) mean_k L_k
+gradient     g = sum_k (L_k - delta) (m_k - s) / sqrt((s + e) (1 - s + e)) / (K - 1)
+step         s <- project(s - rate * g),  onto {0 <= s <= 1, sum s = keep * n}
+projection   clip(s - v, 0, 1), with v found by bisection
+
+Groups are projected among groups and channels among channels, each kind over all blocks: how
+much a block keeps is part of what is learned, so the scores of different blocks compare.
+
+Source: "Bypass Back-propagation: Optimization-based Structural Pruning for Large Language Models
+via Policy Gradient" (ACL 2025) and its code, whose defaults these are. Established from the code:
+the formulas, K = 2, T = 5, rate 0.002 along a cosine, batches of 8 windows, the start: scores of
+Wanda-sp, standardised inside a block and a kind, through a sigmoid, shifted to the mean ``keep``
+and clipped. There the projection only holds the sum from above, and Wanda-sp runs pruned blocks
+forward; here the sum is met and the start is any criterion on the dense model.
+
+The published g is not the gradient of the expected loss: it divides by the square root of s(1 - s)
+and by K - 1, and its baseline contains the draws that it is compared with. :func:`gradient` is the
+unbiased estimate, and :func:`published` the scaling from it to g. The paper searches with 240,000
+passes of 1,024 tokens. The default ``tokens`` here is minutes on a small model and one processor,
+less than a hundredth of that: enough to see a difference between attention groups, not between
+thousands of channels, whose order stays close to the start.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.progress import track
+from bipline.compression.criteria.interface import BlockScores, Needs
+from bipline.compression.criteria.search import (
+    Search,
+    SearchOptions,
+    batches_of,
+    block_scores,
+    cosine,
+)
+from bipline.compression.gates import Gates, check, gated_losses
+
+NEEDS: Needs = "search"
+# The e of the formula, as in the code.
+EPSILON = 1e-7
+# Halvings of the interval of v: it is then as narrow as float64 can tell.
+BISECTIONS = 100
+
+
+class PolicyGradientOptions(SearchOptions):
+    """The paper's knobs: ``samples`` is K and ``baseline_window`` T."""
+
+    samples: int = Field(default=2, ge=2)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    baseline_window: int = Field(default=5, ge=1)
+
+
+OPTIONS = PolicyGradientOptions
+
+
+def search(searching: Search, options: PolicyGradientOptions) -> list[BlockScores]:
+    """The keep-probabilities after the search.
+
+    Raises InvalidInput for a budget of less than one step, for a loss that is not finite, and for
+    a model whose blocks differ in width.
+    """
+    check(searching.loop.checkpoint.shape)
+    steps = options.steps(searching, options.samples)
+    start = searching.scores_of(options.initial, options.seed)
+    policy = [initial(scores, 1 - options.ratio) for scores in start]
+    batches = batches_of(searching.token_ids, options.batch, steps, options.seed)
+    draws = torch.Generator().manual_seed(options.seed)
+    baseline = Baseline(options.baseline_window)
+    for step, windows in enumerate(track(batches, "policy gradient", steps)):
+        masks = [drawn(keep, options.samples, draws) for keep in policy]
+        settings = [Gates(*pair) for pair in zip(*masks, strict=True)]
+        losses = gated_losses(searching.loop, windows, settings)
+        if not bool(losses.isfinite().all()):
+            raise InvalidInput(f"policy gradient: a masked model's loss is not finite ({losses})")
+        share = baseline.update(losses)
+        rate = options.learning_rate * cosine(step, steps)
+        for place, (keep, drawn_masks) in enumerate(zip(policy, masks, strict=True)):
+            estimate = gradient(losses - baseline.value, drawn_masks, keep, share)
+            moved = keep - rate * published(estimate, keep, len(losses), share)
+            policy[place] = project(moved, (1 - options.ratio) * keep.numel())
+    return block_scores(*policy)
+
+
+def initial(scores: Tensor, keep: float) -> Tensor:
+    """Keep-probabilities from any scores ``[blocks, n]``, of the same shape: the code's map.
+
+    Inside each block the scores are standardised, mapped by a sigmoid, shifted to the mean
+    ``keep`` and clipped; then all blocks are projected to the budget. Equal scores start equal.
+    """
+    centred = scores - scores.mean(1, keepdim=True)
+    spread = centred.square().sum(1, keepdim=True) / max(1, scores.shape[1] - 1)
+    mapped = torch.sigmoid(centred / (spread.sqrt() + 1e-8))
+    shifted = mapped + keep - mapped.mean(1, keepdim=True)
+    return project(shifted.clamp(0, 1), keep * scores.numel())
+
+
+def drawn(keep: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """Bernoulli masks of a policy: ``[samples, *keep.shape]`` in float64."""
+    uniform = torch.rand(samples, *keep.shape, generator=generator, dtype=torch.float64)
+    return (uniform < keep).double()
+
+
+class Baseline:
+    """The moving average of losses, and how much of the present draw it holds."""
+
+    def __init__(self, window: int) -> None:
+        self.value = math.nan
+        self._window = window
+
+    def update(self, losses: Tensor) -> float:
+        """Take in a step's losses ``[K]``; the share of their mean in the new value."""
+        first = math.isnan(self.value)
+        share = 1.0 if first else 1 / self._window
+        past = 0.0 if first else (1 - share) * self.value
+        self.value = past + share * float(losses.mean())
+        return share
+
+
+def gradient(advantages: Tensor, masks: Tensor, keep: Tensor, share: float) -> Tensor:
+    """The unbiased estimate of d E[L] / d keep, of ``keep``'s shape.
+
+    ``advantages`` ``[K]`` are losses less a baseline that holds ``share`` of these losses' mean
+    and otherwise does not depend on the masks ``[K, *keep.shape]``. Such a baseline takes
+    ``share`` of one sample's weight away in expectation, hence the division by K - share.
+    A keep-probability of 0 or 1 is never drawn otherwise, so nothing is known of it: gradient 0.
+    """
+    weights = advantages.view(-1, *[1] * keep.dim())
+    summed = (weights * (masks - keep)).sum(0)
+    variance = keep * (1 - keep)
+    scaled = summed / variance.where(variance > 0, torch.ones_like(keep))
+    return scaled.where(variance > 0, torch.zeros_like(keep)) / (len(advantages) - share)
+
+
+def published(estimate: Tensor, keep: Tensor, samples: int, share: float) -> Tensor:
+    """The paper's g from the unbiased estimate: its preconditioner and its divisor K - 1."""
+    scale = keep * (1 - keep) / ((keep + EPSILON) * (1 - keep + EPSILON)).sqrt()
+    return estimate * scale * ((samples - share) / (samples - 1))
+
+
+def project(values: Tensor, total: float) -> Tensor:
+    """The nearest point (Euclidean) with all entries in [0, 1] and the sum ``total``.
+
+    It is clip(values - v, 0, 1) for the v that meets the sum, which falls as v grows.
+    Raises ValueError for a sum that no such point has.
+    """
+    if not 0 <= total <= values.numel():
+        raise ValueError(f"{values.numel()} entries in [0, 1] cannot sum to {total}")
+    low, high = float(values.min()) - 1, float(values.max())
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if float((values - middle).clamp(0, 1).sum()) > total:
+            low = middle
+        else:
+            high = middle
+    return (values - (low + high) / 2).clamp(0, 1)

@@ -20,6 +20,7 @@ RULES = {
     "block-influence": "block_influence",
     "depth": "depth",
     "error-aware": "error_aware",
+    "learned": "learned",
     "log-increase": "log_increase",
     "standardized": "standardized",
     "uniform": "uniform",

@@ -1,5 +1,8 @@
 """``depth``: whole blocks go, or whole sublayers, the lowest scores first.
 
+units:  blocks, or attention and FFN sublayers apart, as the criterion scores them
+order:  lowest score first, until the weights that went reach the ratio
+
 For criteria whose scores are of units of depth (``block-influence``, ``block-shapley``). Dropped
 blocks leave a plain checkpoint with fewer layers, whatever the layout; dropped sublayers need the
 per-layer layout. Blocks kept by ``keep_first`` and ``keep_last`` are not dropped; at least one

@@ -5,9 +5,12 @@ uniform layout:    groups cut = round(ratio * groups), at most groups - 1; then 
 per-layer layout:  the same share from every block that may lose something; blocks kept whole by
                    ``keep_first`` and ``keep_last`` raise the share of the others
 
-The same quota for heads and for channels, as in LLM-Pruner's code (arXiv 2305.11627). With one KV
-head (MQA) attention stays and the FFN takes all. With the uniform layout the result is a plain
-transformers checkpoint. LLM-BIP's own allocation is not known; this rule is a choice.
+With one KV head (MQA) attention stays and the FFN takes all. With the uniform layout the result
+is a plain transformers checkpoint.
+
+Source: the same quota for heads and for channels is in LLM-Pruner's code (arXiv 2305.11627). That
+the FFN makes up for the rounding of heads is this project's rule; LLM-BIP's own allocation is not
+known.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``activation``: how large a head's or a channel's activations are (Minitron, arXiv 2407.14679).
+"""``activation``: how large activations are (Minitron-like, arXiv 2407.14679), a reconstruction.
 
 query head:       ||o_h||_2 of each token, the input of o_proj in that head's channels
 FFN channel j:    |a_j| of each token, the input of down_proj
@@ -6,10 +6,11 @@ over tokens:      ``tokens_by: mean`` inside a window (default), or ``l2``
 over windows:     ``windows_by: l2`` (default), or ``mean``; both as a mean over windows
 attention group:  the sum over its query heads
 
-It looks at no weights beyond those that made the activations. Minitron-like: that paper scores
-width by activations alone and retrains afterwards; its aggregation (mean over the sequence, L2
-over the batch) and its head score are recalled from the literature, not read in its code, so this
-is a reconstruction.
+It looks at no weights beyond those that made the activations.
+
+Source: Minitron scores width by activations alone and retrains afterwards: established, from its
+abstract. Its aggregation (mean over the sequence, L2 over the batch) and its head score are
+recalled from the literature, not read in its code, so "Minitron-like": a reconstruction.
 """
 
 from __future__ import annotations

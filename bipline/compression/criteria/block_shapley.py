@@ -7,9 +7,10 @@ s = mean of the metric over single deletions in which the unit stays
 ``of: blocks``      whole blocks (default); ``of: sublayers``: attention and FFN apart
 
 The score is for depth, as ``block-influence`` is, but of the whole model: for n units it costs n
-forward passes from the unit on. ``samples`` windows are used (default 32). Source: "Shapley" as
-coded in "A deeper look at depth pruning" (arXiv 2407.16286), which looks at single deletions
-only and so is no Shapley value in the strict sense. Established, from that code.
+forward passes from the unit on. ``samples`` windows are used (default 32).
+
+Source: "Shapley" as coded in "A deeper look at depth pruning" (arXiv 2407.16286), which looks at
+single deletions only and so is no Shapley value in the strict sense. Established, from that code.
 """
 
 from __future__ import annotations

@@ -4,12 +4,14 @@ FFN channel j:        s_j = rms(a_j) * ||Wd[:, j]||_2
 attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m,  w = 1 + |Wu|^T (|Wd|^T 1)
 attention group:      the sum over its channels
 
-a and o are the inputs of down_proj and o_proj. The paper's formulas as quoted are
-|X_U^j| . |W_D^j| and |X_H^j| . |W_O^j| (I + |W_U||W_D|). Which norms the bars stand for and how
-channels become a head are not known: an L2 norm over tokens, an L1 norm over the propagated
-outputs and the sum over channels are this project's reconstruction. The FFN score is exact: it
-is the change of the block's output when the channel goes. Attention and FFN scores are in one
-unit, but the attention bound is loose: never rank the two together.
+a and o are the inputs of down_proj and o_proj. The FFN score is exact: it is the change of the
+block's output when the channel goes. Attention and FFN scores are in one unit, but the attention
+bound is loose: never rank the two together.
+
+Source: the paper's formulas as quoted elsewhere are |X_U^j| . |W_D^j| and
+|X_H^j| . |W_O^j| (I + |W_U||W_D|). Which norms the bars stand for and how channels become a head
+are not known: an L2 norm over tokens, an L1 norm over the propagated outputs and the sum over
+channels are this project's reconstruction.
 """
 
 from __future__ import annotations

@@ -11,8 +11,10 @@ J the Jacobian of the FFN half. For every token the expected square is ||(I + J)
 the first-order change of the block's output when the group goes, without a bound: signs are kept
 that ``llm-bip`` loses. All groups come from one backward product, so a probe costs about one
 FFN pass however many heads there are, where ``llm-bip-exact`` costs one pass per KV head. What it
-leaves out is the curvature of the FFN. ``probes`` (default 4) divides the variance; the signs
-depend on the seed, the block and the token's place alone. SiLU is the activation here.
+leaves out is the curvature of the FFN. ``probes`` divides the variance; the signs depend on the
+seed, the block and the token's place alone. SiLU is the activation of every family here.
+
+Source: ours. What it estimates is what LLM-BIP (arXiv 2412.06419) bounds.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ attention group k:  s_k = sqrt(mean over tokens of ||D_k + F(h + D_k) - F(h)||^2
 Nothing is bounded and attention is not run again: one pass through the FFN per group, so it costs
 as many FFN passes as the block has KV heads. Attention and FFN scores are in one unit and both
 exact, so they can be compared inside a block. SiLU is the activation of every family here.
+
+Source: ours. What it measures is what LLM-BIP (arXiv 2412.06419) bounds.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ For a single token this is the first-order bound of the change of the block's ou
 term: what the RMSNorm's derivative does along h, (|g|/r) |h| (|h|.|d|) / (hidden_size r^2). With
 gains averaged over tokens it estimates that bound; on trained weights the slack is large (see
 tests/oracles/test_criteria.py). SiLU is the activation of every family here.
+
+Source: ours, the bound of LLM-BIP (arXiv 2412.06419) taken through a gated FFN.
 """
 
 from __future__ import annotations

@@ -9,11 +9,12 @@ vector:          s = sum over the group's rows and columns of |sum w g|
 
 An attention group's weights are its rows of q_proj, k_proj and v_proj and its columns of o_proj;
 an FFN channel's are its rows of gate_proj and up_proj and its column of down_proj. F is the mean
-over calibration windows of squared gradients of each window's own loss. All of this, and that a
-group is the sum over what is coupled (``grouping_strategy sum``), is established: it is read in
-the code (horseee/LLM-Pruner), where the forms are called param_first, param_second, param_mix and
-vectorize. param_first is the default here as in its llama3.py; an older hf_prune.py has param_mix.
-The paper's tables call the first two Element^1 and Element^2.
+over calibration windows of squared gradients of each window's own loss.
+
+Source: all of this, and that a group is the sum over what is coupled (``grouping_strategy sum``),
+is established: it is read in the code (horseee/LLM-Pruner), where the forms are called param_first,
+param_second, param_mix and vectorize. param_first is the default here as in its llama3.py; an older
+hf_prune.py has param_mix. The paper's tables call the first two Element^1 and Element^2.
 
 Different here: a row's bias counts too, as a vector of one weight (that code's models have none).
 With grouped queries that code adds query head h to KV head h modulo their number; here a query head

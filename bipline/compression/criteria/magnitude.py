@@ -4,7 +4,9 @@ channel j:        s_j = ||W[:, j]||_2 of o_proj or down_proj
 attention group:  the sum over its channels
 
 This is the root mean square change per token for inputs of unit mean square. It needs no
-calibration data. Source: the code of FLAP (arXiv 2312.11983).
+calibration data.
+
+Source: the code of FLAP (arXiv 2312.11983). Established, from that code.
 """
 
 from __future__ import annotations

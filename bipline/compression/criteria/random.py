@@ -1,6 +1,8 @@
 """``random``: uniform scores by seed. The floor that every criterion must beat.
 
-s = u, drawn from [0, 1) by a generator seeded with the seed and the block's index.
+s = u,  drawn from [0, 1) by a generator seeded with the seed and the block's index
+
+Source: none; every paper has such a baseline.
 """
 
 from __future__ import annotations

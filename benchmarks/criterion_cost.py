@@ -1,0 +1,93 @@
+"""What one criterion costs on one model: seconds, peak private memory, and operations.
+
+A process of its own, so that peaks do not mix; ``benchmarks.fidelity`` runs it for every
+criterion. Operations are counted by PyTorch as they run and told in units of one forward pass of
+the blocks over the same windows. The scores are saved for whoever compares them.
+
+    python -m benchmarks.criterion_cost MODEL CRITERION TEXT --scores FILE --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from bipline.cli_options import key_values
+from bipline.compression.calibrate import calibrate
+from bipline.compression.computing import Computing
+from bipline.compression.criteria import load_criterion, options_of
+from bipline.compression.score import Calibration, score_model
+from bipline.compression.statistics import flattened
+from bipline.model.loading import import_libraries
+from bipline.model.memory import watching_memory
+from bipline.model.opening import open_checkpoint
+
+
+def main() -> None:
+    """Score once for the clock and once for the counter; a search runs once, with the counter."""
+    given = _arguments()
+    import_libraries()
+    checkpoint = open_checkpoint(given.model)
+    drawn = calibrate(checkpoint.folder, {given.text: 1.0}, given.samples, given.seqlen, 0)
+    calibration = Calibration(drawn.token_ids, drawn.digest)
+    options = options_of(given.criterion, 0, key_values(given.option))
+    computing = Computing().within(None, checkpoint, drawn.token_ids)
+    counter = FlopCounterMode(display=False)
+
+    def score() -> Any:
+        return score_model(checkpoint, calibration, given.criterion, options, computing)[1]
+
+    searches = load_criterion(given.criterion).NEEDS == "search"
+    with watching_memory() as peak:
+        start = time.perf_counter()
+        if searches:
+            with counter:
+                scores = score()
+        else:
+            scores = score()
+        seconds = time.perf_counter() - start
+    if not searches:
+        with counter:
+            score()
+    save_file(flattened([block.tensors() for block in scores.blocks]), given.scores)
+    value = {
+        "seconds": round(seconds, 3),
+        "peak_anonymous_bytes": peak.anonymous,
+        "forward_passes": counter.get_total_flops() / _forward_flops(computing, checkpoint, drawn),
+        "needs": load_criterion(given.criterion).NEEDS,
+        "options": options.to_json_value(),
+    }
+    given.json.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _forward_flops(computing: Computing, checkpoint: Any, drawn: Any) -> int:
+    loop = computing.loop(checkpoint)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        hidden = loop.embed(drawn.token_ids)
+        for block in loop.blocks():
+            hidden = block.run(hidden)
+    return int(counter.get_total_flops())
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="what one criterion costs on one model")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("criterion")
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--option", action="append", help="KEY=VALUE; may be repeated")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--seqlen", type=int, default=128)
+    parser.add_argument("--scores", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

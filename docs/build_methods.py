@@ -1,0 +1,169 @@
+"""Writes docs/methods/: a page per criterion and per allocation rule, from one template.
+
+    .venv/bin/python docs/build_methods.py
+
+What a page says comes from the method's own docstring and options; the costs and rank
+correlations from ``benchmarks/fidelity.json``, which ``benchmarks.fidelity`` measured. A test
+holds the committed pages to this script.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bipline.compression.allocation import load_rule
+from bipline.compression.criteria import load_criterion
+from bipline.compression.methods import Method, Paragraph, all_methods
+from bipline.compression.options import BaseOptions
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "methods"
+MEASURED = ROOT / "benchmarks" / "fidelity.json"
+NEEDS = {
+    "weights": "the weights alone: no calibration text, no forward pass",
+    "moments": "moments of activations: one forward pass, whose sums other criteria can reuse",
+    "tokens": "work on every token during one forward pass",
+    "gradients": "gradients of the language model's loss: one forward and one backward pass",
+    "search": "many passes over the whole model",
+}
+
+
+def pages() -> dict[str, str]:
+    """Every page by its file name."""
+    criteria, rules = all_methods()
+    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
+    found = {f"{each.name}.md": _criterion_page(each, measured) for each in criteria}
+    found.update({f"allocation-{each.name}.md": _rule_page(each) for each in rules})
+    found["README.md"] = _index(criteria, rules)
+    return found
+
+
+def _criterion_page(method: Method, measured: dict[str, Any]) -> str:
+    criterion = load_criterion(method.name)
+    parts = [
+        f"# `{method.name}`",
+        _words(method.idea),
+        f"Needs {NEEDS[criterion.NEEDS]}.",
+        "## How it is computed",
+        *map(_shown, method.computed),
+        "## Options",
+        _options(criterion.OPTIONS, "--criterion-option"),
+        "## Cost",
+        _cost(method.name, measured),
+        "## Source and status",
+        *map(_shown, method.status),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rule_page(method: Method) -> str:
+    rule = load_rule(method.name)
+    windows = "runs calibration windows itself" if rule.WINDOWS else "looks at the scores alone"
+    uniform = rule.NOT_UNIFORM
+    layouts = f"per-layer only: {uniform}" if uniform else "uniform and per-layer"
+    parts = [
+        f"# Allocation `{method.name}`",
+        _words(method.idea),
+        f"It {windows}. Layouts: {layouts}.",
+        "## How it is computed",
+        *map(_shown, method.computed),
+        "## Options",
+        _options(rule.OPTIONS, "--allocation-option"),
+        "## Source and status",
+        *map(_shown, method.status),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(paragraph: Paragraph) -> str:
+    if paragraph.formula:
+        return "```text\n" + paragraph.text.replace("``", "") + "\n```"
+    return _words(paragraph.text)
+
+
+def _words(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def _options(kind: type[BaseOptions], flag: str) -> str:
+    properties = kind.model_json_schema()["properties"]
+    rows = [
+        f"| `{name}` | `{json.dumps(told.get('default'))}` | {_allowed(told)} |"
+        for name, told in properties.items()
+        if name != "seed"
+    ]
+    if not rows:
+        return "None."
+    head = f"`{flag} NAME=VALUE`\n\n| name | default | allowed |\n|---|---|---|"
+    return "\n".join([head, *rows])
+
+
+def _allowed(told: dict[str, Any]) -> str:
+    if "enum" in told:
+        return ", ".join(f"`{value}`" for value in told["enum"])
+    limits = {
+        "minimum": "at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    words = [f"{word} {told[key]:g}" for key, word in limits.items() if key in told]
+    return ", ".join([told.get("type", "any"), *words])
+
+
+def _cost(name: str, measured: dict[str, Any]) -> str:
+    rows = [
+        f"| {model} | {variant} | {cost['seconds']:.1f} | "
+        f"{cost['peak_anonymous_bytes'] / 1e9:.2f} | {cost['forward_passes']:.2f} |"
+        for model, values in measured.items()
+        for variant, cost in values["costs"].items()
+        if variant.split(" ")[0] == name
+    ]
+    if not rows:
+        return "Not measured."
+    head = (
+        "Scoring 128 windows of 128 tokens; operations in units of one forward pass of the "
+        "blocks. Machine and command: [benchmarks/RESULTS.md](../../benchmarks/RESULTS.md).\n\n"
+        "| model | variant | seconds | peak memory, GB | operations |\n|---|---|---:|---:|---:|"
+    )
+    return "\n".join([head, *rows])
+
+
+def _index(criteria: list[Method], rules: list[Method]) -> str:
+    parts = [
+        "# Methods",
+        "Made by `docs/build_methods.py` from what every method says of itself. Where the words "
+        'are "reconstruction" or "-style", the source\'s own formula or code was not at hand.',
+        "## Criteria: how important is a group?",
+        _listed(criteria, ""),
+        "How well they agree with what removing a group truly does, and with each other: "
+        "[fidelity](../fidelity.md).",
+        "## Allocation: who loses how much?",
+        _listed(rules, "allocation-"),
+        "What the cited literature holds and this project does not: [not done, and why]"
+        "(../not-done.md).",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _listed(methods: list[Method], prefix: str) -> str:
+    return "\n".join(
+        f"* [`{each.name}`]({prefix}{each.name}.md): {_words(each.idea)}" for each in methods
+    )
+
+
+def main() -> None:
+    """Write all pages and remove those of methods that are gone."""
+    PAGES.mkdir(exist_ok=True)
+    written = pages()
+    for path in PAGES.glob("*.md"):
+        if path.name not in written:
+            path.unlink()
+    for name, text in written.items():
+        (PAGES / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

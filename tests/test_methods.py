@@ -1,0 +1,63 @@
+"""The pages of docs/methods are what the methods say of themselves, and lack nobody."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from bipline.cli_options import CRITERIA as CRITERIA_HELP
+from bipline.cli_options import RULES as RULES_HELP
+from bipline.compression.allocation import RULES
+from bipline.compression.criteria import CRITERIA
+from bipline.compression.methods import all_methods, described
+
+ROOT = Path(__file__).parents[1]
+
+
+def builder() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_methods", ROOT / "docs/build_methods.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_committed_pages_are_what_the_script_writes() -> None:
+    written = builder().pages()
+    committed = {path.name: path.read_text("utf-8") for path in (ROOT / "docs/methods").iterdir()}
+    assert committed.keys() == written.keys()
+    for name, text in written.items():
+        assert committed[name] == text, f"run docs/build_methods.py: {name} is out of date"
+
+
+def test_every_method_is_described_and_in_the_help() -> None:
+    criteria, rules = all_methods()
+    assert [each.name for each in criteria] == sorted(CRITERIA)
+    assert [each.name for each in rules] == sorted(RULES)
+    for known, text in ((CRITERIA, CRITERIA_HELP), (RULES, RULES_HELP)):
+        words = text.replace(";", ",").replace(":", ",").replace("[", ",").split(",")
+        assert set(known) <= {word.strip() for word in words} | {words[-1].strip()}
+
+
+def test_every_method_owns_up_to_its_source() -> None:
+    for each in [*all_methods()[0], *all_methods()[1]]:
+        text = " ".join(part.text for part in each.status).lower() + each.idea.lower()
+        words = ("established", "reconstruction", "ours", "this project", "none; every paper")
+        assert any(word in text for word in words), each.name
+
+
+@pytest.mark.parametrize(
+    "docstring",
+    [
+        None,
+        "``other``: idea.\n\ns =  x\n\nSource: a",
+        "``this``: idea.\n\nSource: a",
+        "``this``: idea.\n\ns =   x",
+    ],
+)
+def test_a_description_without_formula_or_source_is_refused(docstring: str | None) -> None:
+    with pytest.raises(ValueError, match="this: its description"):
+        described("this", docstring)

@@ -3,9 +3,10 @@
 channel j:        s_j = mean_i |W[i, j]| * rms(x_j)     of o_proj or down_proj, x its input
 attention group:  the sum over its channels
 
-Source: established, from the code of FLAP (arXiv 2312.11983), which has the L2 norm over tokens in the place of the
-root mean square: the same ranking. There a pruned block's outputs feed the next block; here all
-sums are taken on the dense model. Up to its scale it is the first, residual half of ``llm-bip``.
+Source: established, from the code of FLAP (arXiv 2312.11983), which has the L2 norm over tokens in
+the place of the root mean square: the same ranking. There a pruned block's outputs feed the next
+block; here all sums are taken on the dense model. Up to its scale it is the first, residual half of
+``llm-bip``.
 """
 
 from __future__ import annotations

@@ -11,11 +11,18 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.reading import read_value
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
+
+# ``uniform``: all blocks that stay are equally wide, and the result is a plain checkpoint.
+# ``per-layer``: blocks differ in width, or have lost a sublayer.
+Layout = Literal["uniform", "per-layer"]
 
 
 class BlockPlan(BaseModel):
-    """What one block keeps: indices of attention groups (KV heads) and of FFN channels."""
+    """What one block keeps: indices of attention groups (KV heads) and of FFN channels.
+
+    Where none stay, the sublayer goes with its norm and biases; where neither has any, the block.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,9 +32,19 @@ class BlockPlan(BaseModel):
     @model_validator(mode="after")
     def _ascending(self) -> BlockPlan:
         for kept in (self.attention_groups, self.ffn_channels):
-            if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0:
-                raise ValueError("kept indices must be ascending, distinct and not empty")
+            if list(kept) != sorted(set(kept)) or min(kept, default=0) < 0:
+                raise ValueError("kept indices must be ascending, distinct and not negative")
         return self
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """How many attention groups and FFN channels stay; 0 where the sublayer goes."""
+        return len(self.attention_groups), len(self.ffn_channels)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the whole block goes."""
+        return self.widths == (0, 0)
 
 
 class Budget(BaseModel):
@@ -51,15 +68,18 @@ class Budget(BaseModel):
 
 
 class PruningPlan(BaseModel):
-    """The decision: per block, what stays. ``tensor_digest`` names the one model it is for."""
+    """The decision: per block, what stays. ``tensor_digest`` names the one model it is for.
+
+    Version 1 knew neither the per-layer layout nor blocks that go.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     tensor_digest: str
     criterion: str
     allocation: str
-    layout: Literal["uniform"] = "uniform"
+    layout: Layout = "uniform"
     compensation: Literal["none"] = "none"
     budget: Budget
     ffn_multiple: int
@@ -70,6 +90,11 @@ class PruningPlan(BaseModel):
     def digest(self) -> str:
         """The digest of the plan's content."""
         return digest_json(self.model_dump(mode="json"))
+
+    @property
+    def kept_blocks(self) -> tuple[int, ...]:
+        """The blocks of the source that stay, ascending; they are numbered anew in this order."""
+        return tuple(index for index, block in enumerate(self.blocks) if not block.dropped)
 
     def to_json(self) -> str:
         """Text of the plan: one line per block, so that two plans can be compared by diff."""

@@ -73,7 +73,7 @@ def _text_line(source: str) -> str:
 def _pass_line(checkpoint: Checkpoint | None, tokens: int) -> str:
     if checkpoint is None:
         return ""
-    blocks = checkpoint.shape.block_weights * checkpoint.shape.num_hidden_layers
+    blocks = checkpoint.shape.linear_weights
     return f", one forward pass of about {2 * blocks * tokens / 1e9:,.1f} GFLOP"
 
 

@@ -124,7 +124,7 @@ def _check_request(request: PruneRequest, checkpoint: Checkpoint) -> None:
     torch_dtype(request.dtype)
     if request.shard_bytes < 1:
         raise InvalidInput(f"shard size {request.shard_bytes}: must be at least one byte")
-    blocks = checkpoint.shape.block_weights * checkpoint.shape.num_hidden_layers
+    blocks = checkpoint.shape.linear_weights
     whole = checkpoint.parameters if allocation.ratio_of == "total" else blocks
     kept = checkpoint.weight_bytes * (1 - allocation.ratio * whole / checkpoint.parameters)
     _check_disk(request.out, int(kept))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bipline.artifacts.manifest import Manifest
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.progress import note
+from bipline.compression.allocation.widths import Widths
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
@@ -51,7 +52,7 @@ def prune_result(
     peak: PeakMemory,
 ) -> dict[str, Any]:
     """The result as JSON; see the command's description for the fields."""
-    blocks = checkpoint.shape.block_weights * checkpoint.shape.num_hidden_layers
+    blocks = checkpoint.shape.linear_weights
     after = manifest.info["parameters"]
     return {
         "schema_version": 1,
@@ -60,10 +61,13 @@ def prune_result(
         "digest": manifest.digest,
         "plan_digest": plan.digest,
         "criterion": plan.criterion,
+        "allocation": plan.allocation,
+        "layout": plan.layout,
+        "widths": [block.widths for block in plan.blocks],
         "parameters": {"before": checkpoint.parameters, "after": after},
         "block_parameters": {
             "before": blocks,
-            "after": blocks - (checkpoint.parameters - after),
+            "after": blocks - _removed_weights(checkpoint, plan),
         },
         "ratio": {**plan.budget.model_dump(), "reached": plan.budget.reached},
         "notes": list(plan.notes),
@@ -73,6 +77,14 @@ def prune_result(
         "peak_device_bytes": peak.device,
         **_floor(request, checkpoint, manifest, clock),
     }
+
+
+def _removed_weights(checkpoint: Checkpoint, plan: PruningPlan) -> int:
+    """Linear weights that the plan takes from the blocks."""
+    return sum(
+        Widths(*block.widths).removed_weights(checkpoint.shape.block(index))
+        for index, block in enumerate(plan.blocks)
+    )
 
 
 def _floor(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -31,6 +34,26 @@ def data() -> Path:
 def reference() -> Path:
     """The embedded reference model."""
     return ASSETS / "reference-llm"
+
+
+@pytest.fixture(scope="session")
+def load_as_users_do(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Load a model by transformers alone, with its own code: ``(directory, dtype) -> model``.
+
+    transformers copies the code before it runs it: here, to a folder of the tests.
+    """
+    from transformers import AutoModelForCausalLM
+
+    def load(directory: Path, dtype: torch.dtype = torch.float64) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            directory, trust_remote_code=True, dtype=dtype
+        ).eval()
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
+        patch.syspath_prepend(folder)
+        yield load
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILY_CASES))

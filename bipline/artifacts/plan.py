@@ -90,17 +90,21 @@ class PruningPlan(BaseModel):
 
     @property
     def digest(self) -> str:
-        """The digest of the plan's content."""
-        return digest_json(self.model_dump(mode="json"))
+        """The digest of the plan's content; that of a version 1 plan is what it always was."""
+        return digest_json(self._content())
 
     @property
     def kept_blocks(self) -> tuple[int, ...]:
         """The blocks of the source that stay, ascending; they are numbered anew in this order."""
         return tuple(index for index, block in enumerate(self.blocks) if not block.dropped)
 
+    def _content(self) -> dict[str, Any]:
+        later = {"criterion_options", "allocation_options"} if self.schema_version == 1 else set()
+        return self.model_dump(mode="json", exclude=later)
+
     def to_json(self) -> str:
         """Text of the plan: one line per block, so that two plans can be compared by diff."""
-        value = self.model_dump(mode="json")
+        value = self._content()
         blocks = value.pop("blocks")
         head = json.dumps(value, indent=1, allow_nan=False)[:-2]
         lines = ",\n  ".join(json.dumps(block) for block in blocks)

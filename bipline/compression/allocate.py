@@ -109,6 +109,11 @@ def check_request(
     result.
     """
     check_ratio(request.ratio)
+    if checkpoint.shape.per_layer:
+        raise InvalidInput(
+            f"{checkpoint.location}: its blocks differ in width already; prune the model that it "
+            "was made from, or apply a plan with --plan"
+        )
     for name, value, known in (
         ("ratio_of", request.ratio_of, RatioOf),
         ("layout", request.layout, Layout),

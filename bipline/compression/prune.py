@@ -8,8 +8,9 @@ was applied lies beside the weights; applied again to the same model it gives th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,13 +23,13 @@ from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.artifacts.progress import ticking
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import (
-    Axes,
-    ModelShape,
-    block_axes,
+    build_of,
     exported_config,
     model_axes,
-    shape_of,
 )
+from bipline.model.per_layer.config import per_layer_config
+from bipline.model.per_layer.shipping import refuse_tokenizer_code, shipped_files
+from bipline.model.shapes import BlockWidths, ModelShape, shape_of
 from bipline.model.tokenizer import TOKENIZER_FILES
 from bipline.model.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_json, write_weights
 
@@ -69,9 +70,7 @@ def write_pruned(
     """Write the smaller model's files into an open directory (see :func:`prune`)."""
     check_plan(checkpoint, plan)
     slicer = Slicer(checkpoint, plan)
-    config = exported_config(
-        checkpoint.config, len(plan.blocks[0].ffn_channels), len(plan.blocks[0].attention_groups)
-    )
+    config = pruned_config(checkpoint, plan)
     specs = slicer.specs()
     with ticking("write tensors", len(specs)) as tick:
         write_weights(writer, specs, lambda names: slicer.pieces(names, tick), shard_bytes)
@@ -79,22 +78,56 @@ def write_pruned(
     write_json(writer, "config.json", config)
     write_text(writer.path / PLAN_NAME, plan.to_json())
     copy_side_files(checkpoint.folder, writer.path)
+    write_shipped_files(config, writer.path)
     writer.info = declared(config, sum(_count(spec) for spec in specs), len(specs))
 
 
+def pruned_config(checkpoint: Checkpoint, plan: PruningPlan) -> dict[str, Any]:
+    """The config.json of what the plan makes of a model.
+
+    Raises InvalidInput when no class holds the result.
+    """
+    blocks = plan.kept_blocks
+    if plan.layout == "per-layer":
+        kept = [plan.blocks[index].widths for index in blocks]
+        widths = [BlockWidths(num_key_value_heads=g, intermediate_size=f) for g, f in kept]
+        return per_layer_config(checkpoint.config, blocks, widths)
+    groups, channels = plan.blocks[blocks[0]].widths
+    return exported_config(checkpoint.config, channels, groups, blocks)
+
+
 def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
-    """Raise InvalidInput unless the plan fits the model's shape."""
+    """Raise InvalidInput unless the plan fits the model's shape and leaves a model."""
     shape = checkpoint.shape
     if len(plan.blocks) != shape.num_hidden_layers:
         raise InvalidInput(f"the plan has {len(plan.blocks)} blocks, not {shape.num_hidden_layers}")
-    widths = {(len(b.attention_groups), len(b.ffn_channels)) for b in plan.blocks}
+    for index, block in enumerate(plan.blocks):
+        held = shape.block(index)
+        if max(block.attention_groups, default=-1) >= held.num_key_value_heads:
+            raise InvalidInput(f"the plan keeps a group that block {index} does not have")
+        if max(block.ffn_channels, default=-1) >= held.intermediate_size:
+            raise InvalidInput(f"the plan keeps an FFN channel that block {index} does not have")
+    if not any(block.attention_groups for block in plan.blocks):
+        raise InvalidInput(
+            "the plan keeps no attention in any block; keep at least one attention group, "
+            "because a model without attention has no KV cache to decode with"
+        )
+    if plan.layout == "uniform":
+        _check_uniform(plan)
+    else:
+        refuse_tokenizer_code(checkpoint.folder)
+
+
+def _check_uniform(plan: PruningPlan) -> None:
+    """Raise InvalidInput unless all blocks that stay are whole and equally wide."""
+    widths = {plan.blocks[index].widths for index in plan.kept_blocks}
     if len(widths) > 1:
         raise InvalidInput("the plan's blocks differ in width, which the uniform layout excludes")
-    for index, block in enumerate(plan.blocks):
-        if block.attention_groups[-1] >= shape.num_key_value_heads:
-            raise InvalidInput(f"the plan keeps a group that block {index} does not have")
-        if block.ffn_channels[-1] >= shape.intermediate_size:
-            raise InvalidInput(f"the plan keeps an FFN channel that block {index} does not have")
+    if 0 in min(widths):
+        raise InvalidInput(
+            "the plan drops the FFN of every block that stays, which the uniform layout excludes; "
+            "the per-layer layout allows it"
+        )
 
 
 def check_identity(checkpoint: Checkpoint, plan: PruningPlan) -> None:
@@ -110,30 +143,38 @@ def check_identity(checkpoint: Checkpoint, plan: PruningPlan) -> None:
 
 
 class Slicer:
-    """Reads tensors of a checkpoint with only the rows and columns that a plan keeps."""
+    """Reads what a plan keeps of a checkpoint: its blocks, tensors, rows and columns.
+
+    Blocks are numbered anew; a sublayer of which no group stays takes its norm with it.
+    """
 
     def __init__(self, checkpoint: Checkpoint, plan: PruningPlan) -> None:
         self.checkpoint = checkpoint
         self._axes = model_axes(checkpoint.family, checkpoint.config)
         self._kept: dict[str, dict[str, torch.Tensor]] = {}
-        local_names = block_axes(checkpoint.family, checkpoint.config)
         for index, block in enumerate(plan.blocks):
             kept = kept_indices(block, checkpoint.shape)
-            prefix = checkpoint.block_prefix(index)
-            self._kept.update({prefix + name: kept for name in local_names})
+            self._kept.update(dict.fromkeys(checkpoint.block_names(index).values(), kept))
+        targets = {name: name for name in self._axes} | new_names(checkpoint, plan)
+        # In the order of the source's tensors: what is written, and what it is read from.
+        self._sources = {target: source for source, target in targets.items() if target}
 
     def pieces(
         self, names: Sequence[str], tick: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Tensors in order, sliced, in pieces of whole rows; ``tick`` is called once for each."""
-        wanted = [(name, self._kept_along(name, 0)) for name in names]
+        """Tensors in order, sliced, in pieces of whole rows; ``tick`` is called once for each.
+
+        Their names are those of the smaller model.
+        """
+        targets = {self._sources[name]: name for name in names}
+        wanted = [(source, self._kept_along(source, 0)) for source in targets]
         started = ""
-        for name, piece in self.checkpoint.stream(wanted):
-            if name != started:
+        for source, piece in self.checkpoint.stream(wanted):
+            if source != started:
                 tick()
-                started = name
-            columns = self._kept_along(name, 1)
-            yield name, piece if columns is None else piece.index_select(1, columns)
+                started = source
+            columns = self._kept_along(source, 1)
+            yield targets[source], piece if columns is None else piece.index_select(1, columns)
 
     def _kept_along(self, name: str, dimension: int) -> torch.Tensor | None:
         axes = self._axes[name]
@@ -142,23 +183,35 @@ class Slicer:
 
     def specs(self) -> list[TensorSpec]:
         """What :meth:`pieces` will give for every tensor, in file order."""
-        return [self._spec(name, axes) for name, axes in self._axes.items()]
+        return [self._spec(name, source) for name, source in self._sources.items()]
 
-    def _spec(self, name: str, axes: Axes) -> TensorSpec:
-        dtype, shape = self.checkpoint.tensor_header(name)
-        kept = self._kept.get(name, {})
+    def _spec(self, name: str, source: str) -> TensorSpec:
+        dtype, shape = self.checkpoint.tensor_header(source)
+        kept, axes = self._kept.get(source, {}), self._axes[source]
         sizes = (len(kept[a]) if a in kept else n for a, n in zip(axes, shape, strict=True))
         return TensorSpec(name, dtype, tuple(sizes))
 
 
+def new_names(checkpoint: Checkpoint, plan: PruningPlan) -> dict[str, str]:
+    """What the blocks' tensors will be called, by their full names; empty for those that go."""
+    names = {}
+    for index, block in enumerate(plan.blocks):
+        absent = build_of(checkpoint.family).absent(*block.widths)
+        number = sum(not before.dropped for before in plan.blocks[:index])
+        for name, full in checkpoint.block_names(index).items():
+            stays = not name.startswith(absent)
+            names[full] = checkpoint.block_prefix(number) + name if stays else ""
+    return names
+
+
 def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, torch.Tensor]:
     """Kept row or column indices by axis: an attention group is a KV head and its queries."""
-    groups = torch.tensor(block.attention_groups)
+    groups = torch.tensor(block.attention_groups, dtype=torch.int64)
     width = shape.head_dim * shape.queries_per_group
     return {
         "kv_heads": _spread(groups, shape.head_dim),
         "query_heads": _spread(groups, width),
-        "ffn_channels": torch.tensor(block.ffn_channels),
+        "ffn_channels": torch.tensor(block.ffn_channels, dtype=torch.int64),
     }
 
 
@@ -170,13 +223,19 @@ def copy_side_files(source: Folder, target: Path) -> None:
             (target / name).write_bytes(source.read(name))
 
 
+def write_shipped_files(config: Mapping[str, Any], target: Path) -> None:
+    """Write the code and the README that a per-layer model needs beside its weights."""
+    for name, content in shipped_files(config).items():
+        (target / name).write_bytes(content)
+
+
 def declared(config: dict[str, object], parameters: int, tensors: int) -> dict[str, object]:
     """What a model directory's manifest declares: class, sizes and counts."""
     return {
         "architecture": config["architectures"][0],  # type: ignore[index]
         "parameters": parameters,
         "tensors": tensors,
-        **shape_of(config).model_dump(),
+        **shape_of(config).model_dump(mode="json", exclude_defaults=True),
     }
 
 

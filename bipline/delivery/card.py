@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
+from bipline.artifacts.plan import Layout, PruningPlan
 from bipline.artifacts.record import EvaluationRecord
+from bipline.compression.criteria.interface import BlockScores
 from bipline.delivery.contents import PackageContents, measures, percent
 
 METHODS = {
@@ -40,7 +43,7 @@ def render_card(contents: PackageContents) -> str:
         _opening(contents),
         _comparison(contents),
         _removed(contents),
-        _loading(),
+        _loading(contents.plan.layout),
         _limitations(contents),
         _provenance(contents),
     ]
@@ -137,15 +140,12 @@ def _is_plain(value: object) -> bool:
 def _removed(contents: PackageContents) -> str:
     plan = contents.plan
     statistics, scores = contents.scored
-    first, scored = plan.blocks[0], scores.blocks[0]
     notes = [f"* {escaped(note)}" for note in plan.notes]
     return "\n".join(
         [
             "## What was removed",
             "",
-            f"* every one of the {len(plan.blocks)} blocks keeps {len(first.attention_groups)} of "
-            f"{len(scored.attention_groups)} attention groups (a KV head with its query heads) "
-            f"and {len(first.ffn_channels)} of {len(scored.ffn_channels)} FFN channels",
+            *_kept(plan, scores.blocks[0]),
             f"* asked for: {percent(plan.budget.asked)} of {_of(plan.budget.of)}",
             f"* chosen by {method_text(plan.criterion)}",
             f"* split between blocks: `{plan.allocation}`; compensation: `{plan.compensation}`",
@@ -157,21 +157,49 @@ def _removed(contents: PackageContents) -> str:
     )
 
 
+def _kept(plan: PruningPlan, scored: BlockScores) -> list[str]:
+    """How wide the blocks are that stay, and how many went."""
+    widths = [plan.blocks[index].widths for index in plan.kept_blocks]
+    gone = len(plan.blocks) - len(widths)
+    groups, channels = (_span(sizes) for sizes in zip(*widths, strict=True))
+    lines = [f"* {gone} of {len(plan.blocks)} blocks are gone whole"] if gone else []
+    return [
+        *lines,
+        f"* every one of the {len(widths)} blocks keeps {groups} of "
+        f"{len(scored.attention_groups)} attention groups (a KV head with its query heads) "
+        f"and {channels} of {len(scored.ffn_channels)} FFN channels",
+    ]
+
+
+def _span(sizes: Sequence[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    return f"{low}" if low == high else f"from {low} to {high}"
+
+
 def _of(share: str) -> str:
     return {"blocks": "the blocks' linear weights", "total": "all parameters"}[share]
 
 
-def _loading() -> str:
+PLAIN = "The folder `hf` is a plain transformers checkpoint; no code of its own is needed."
+WITH_CODE = (
+    "The blocks differ in width, and transformers has no class for that: the folder `hf` brings "
+    "code, which runs only with `trust_remote_code=True`. Its README says what that code does."
+)
+
+
+def _loading(layout: Layout) -> str:
+    own_code = layout == "per-layer"
+    allowed, denied = (f", trust_remote_code={each}" if own_code else "" for each in (True, False))
     return (
-        "## How to load\n\n"
-        "The folder `hf` is a plain transformers checkpoint; no code of its own is needed.\n\n"
+        f"## How to load\n\n{WITH_CODE if own_code else PLAIN}\n\n"
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("hf")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("hf")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("hf"{allowed})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("hf"{denied})\n'
         "```\n\n"
-        "Before it was packaged it was loaded this way, and its tensors, logits, token ids and "
-        "greedy decoding with and without a KV cache were compared with its source."
+        f"Before it was packaged it was loaded {'by the same code' if own_code else 'this way'}, "
+        "and its tensors, logits, token ids and greedy decoding with and without a KV cache were "
+        "compared with its source."
     )
 
 

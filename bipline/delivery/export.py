@@ -23,7 +23,8 @@ from bipline.delivery.card import render_card
 from bipline.delivery.contents import PackageContents, check_contents, portable_resolution
 from bipline.delivery.report import render_report
 from bipline.delivery.verification import verify_hf
-from bipline.model.opening import PICKLED, open_checkpoint
+from bipline.model.opening import PICKLED, open_checkpoint, read_config
+from bipline.model.per_layer.shipping import code_files
 
 __all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
 
@@ -81,12 +82,18 @@ def _copy(source: Path, name: str, listed: FileEntry, writer: DirectoryWriter) -
 
 
 def _refuse_unfit(model: Path) -> None:
-    """Refuse what is not a whole model, or could run code where it is loaded."""
+    """Refuse what is not a whole model, or could run code where it is loaded.
+
+    The code that is ours, to the byte, is what a per-layer model cannot be loaded without.
+    """
     for name in ADAPTER_FILES:
         if (model / name).exists():
             raise Refused(f"{model}: {name} makes it an adapter of another model; merge it first")
+    own = code_files(read_config(model))
     for pattern in (*PICKLED, "*.py"):
         for path in sorted(model.rglob(pattern)):
+            if own.get(path.relative_to(model).as_posix()) == path.read_bytes():
+                continue
             raise Refused(f"{path}: can run code where it is loaded and is never packaged")
 
 

@@ -1,9 +1,10 @@
 """A format counts only after it was loaded again and gave what its source gives.
 
-The package is opened the way its users will open it, by plain transformers. Its sizes are held
-against the source's manifest, its tensors and logits against the source checkpoint run by the
-block loop, its token ids against the dense model's tokenizer, and cached decoding against
-decoding without a cache.
+The package is opened the way its users will open it, by plain transformers; a per-layer model,
+which brings code, by the same code as it is installed with us. Its sizes are held against the
+source's manifest, its tensors and logits against the source checkpoint run by the block loop, its
+token ids against the dense model's tokenizer, and cached decoding against decoding without a
+cache.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from bipline.artifacts.manifest import Manifest, read_manifest
 from bipline.artifacts.progress import note
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import ModelShape, model_axes
+from bipline.model.families import tensor_shapes
 from bipline.model.loading import load_model
-from bipline.model.opening import open_checkpoint
+from bipline.model.opening import open_checkpoint, read_config
+from bipline.model.per_layer.shipping import code_files
+from bipline.model.shapes import ModelShape
 from bipline.model.tokenizer import load_tokenizer
 
 # Relative to the largest logit: float32 rounding of the same products in another order.
@@ -47,6 +50,7 @@ def verify_hf(package_hf: Path, source: Path, dense: Path) -> None:
     ``source`` is the model directory with its manifest, ``dense`` the model whose tokenizer the
     package must have. Raises Refused, in one line, at the first difference.
     """
+    _check_code(package_hf)
     manifest = read_manifest(source)
     checkpoint = open_checkpoint(source)
     model = _loaded(package_hf)
@@ -55,6 +59,17 @@ def verify_hf(package_hf: Path, source: Path, dense: Path) -> None:
     _compare_logits(model, checkpoint, window)
     _compare_greedy(model, window)
     note("hf: reloaded by transformers; sizes, tensors, logits, token ids and decoding agree")
+
+
+def _check_code(package_hf: Path) -> None:
+    """Refuse code that is not ours, and a per-layer model without the code it is loaded by."""
+    try:
+        own = code_files(read_config(package_hf))
+    except InvalidInput as error:
+        raise Refused(f"hf: {error}") from error
+    for name in own:
+        if not (package_hf / name).is_file():
+            raise Refused(f"hf: {name} is missing, without which nobody can load the package")
 
 
 def _loaded(package_hf: Path) -> Any:
@@ -69,14 +84,14 @@ def _loaded(package_hf: Path) -> Any:
 def _declared_shapes(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Every tensor's shape by the sizes that the source's manifest declares."""
     try:
-        sizes = {name: manifest.info[name] for name in ModelShape.model_fields}
+        needed = (n for n, field in ModelShape.model_fields.items() if field.is_required())
+        sizes = {name: manifest.info[name] for name in needed}
     except KeyError as error:
         raise Refused(f"{checkpoint.directory}: its manifest does not declare {error}") from None
-    shape = ModelShape.model_validate(sizes)
-    return {
-        name: tuple(shape.axis_size(axis) for axis in axes)
-        for name, axes in model_axes(checkpoint.family, checkpoint.config).items()
-    }
+    shape = ModelShape.model_validate({**sizes, "per_layer": manifest.info.get("per_layer", ())})
+    if len(shape.per_layer) != len(checkpoint.shape.per_layer):
+        raise Refused(f"{checkpoint.directory}: its manifest does not declare every block's widths")
+    return tensor_shapes(checkpoint.family, checkpoint.config, shape)
 
 
 def _compare_tensors(model: Any, checkpoint: Checkpoint, manifest: Manifest) -> None:

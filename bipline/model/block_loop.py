@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from bipline.artifacts.errors import InvalidInput
 from bipline.model.block_reader import BlockReader, Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
-from bipline.model.families import build_of
+from bipline.model.families import build_of, with_blocks
 from bipline.model.hidden_states import CHUNK_WINDOWS, HiddenStates, StatesShape
+from bipline.model.loading import decoder_of
 
 # Tokens per micro-batch unless told otherwise: enough for the matrix products to run at full
 # speed, few enough for what a block makes of them to stay small. It does not depend on the
@@ -62,7 +63,8 @@ class Block:
         ``observe`` is called once per micro-batch with the named tensors of the family's build,
         flat: ``hidden`` (what enters the block), ``attention_output`` (input of o_proj),
         ``residual`` (before the FFN's norm), ``gate`` and ``up`` (outputs of gate_proj and
-        up_proj), ``ffn_activation`` (input of down_proj), ``ffn_output``.
+        up_proj), ``ffn_activation`` (input of down_proj), ``ffn_output``. Those of a sublayer that
+        the block lacks are not among them.
         """
         size = micro_batch_of(hidden.shape[1], self.loop.micro_batch)
         parts = [self.loop.run_part(self, part, observe) for part in hidden.split(size)]
@@ -113,12 +115,11 @@ class BlockLoop:
         self.device = torch.device(device)
         self.micro_batch = micro_batch
         self.reader = BlockReader(checkpoint, dtype, self.device)
-        self._skeleton = _skeleton(checkpoint.config)
+        self._skeleton, self._modules = _skeleton(checkpoint)
         self._rotary = type(self._skeleton.rotary_emb)(self._skeleton.config).to(self.device)
         self._norm = self._filled(
             self._skeleton.norm, {"weight": checkpoint.tensor("model.norm.weight")}
         )
-        self._module = self._skeleton.layers[0]
         self._observed = build_of(checkpoint.family).observed
 
     def states(
@@ -159,7 +160,7 @@ class BlockLoop:
     def run_part(self, block: Block, hidden: Tensor, observe: Observer | None) -> Tensor:
         """Run one micro-batch through a block (see :meth:`Block.run`)."""
         seen: Activations = {}
-        handles = self._hook(self._module, seen) if observe else []
+        handles = self._hook(self._module(block.weights), seen) if observe else []
         try:
             output = self.forward(block.weights, hidden)
         finally:
@@ -174,7 +175,7 @@ class BlockLoop:
         positions = torch.arange(hidden.shape[1], device=self.device)[None]
         options = {"attention_mask": None, "position_embeddings": self._rotary(hidden, positions)}
         held = {name: w.to(self.device, self.dtype) for name, w in weights.items()}
-        output = torch.func.functional_call(self._module.eval(), held, (hidden,), options)
+        output = torch.func.functional_call(self._module(held), held, (hidden,), options)
         return output[0] if isinstance(output, tuple) else output
 
     def output_weight(self) -> Tensor:
@@ -197,9 +198,13 @@ class BlockLoop:
 
     def token_losses(self, hidden: Tensor, targets: Tensor, output: Tensor) -> Tensor:
         """Loss in nats of each of a few tokens, float32 ``[tokens]``, from ``[tokens, d]``."""
+        logits = self.token_logits(hidden, output)
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    def token_logits(self, hidden: Tensor, output: Tensor) -> Tensor:
+        """Logits of a few tokens in at least float32, ``[tokens, vocab_size]``."""
         logits = nn.functional.linear(self._norm(hidden), output)
-        widened = logits if logits.dtype == torch.float64 else logits.float()
-        return nn.functional.cross_entropy(widened, targets, reduction="none")
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     @torch.no_grad()
     def logits(self, token_ids: Tensor) -> Tensor:
@@ -225,6 +230,10 @@ class BlockLoop:
                     f"seqlen {token_ids.shape[1]} is longer than the model's {limit} {longest}"
                 )
 
+    def _module(self, weights: Weights) -> nn.Module:
+        """The decoder block that has exactly these weights, of whatever width."""
+        return self._modules[frozenset(weights)]
+
     def _filled(self, module: nn.Module, weights: Weights) -> nn.Module:
         converted = {name: w.to(self.device, self.dtype) for name, w in weights.items()}
         module.load_state_dict(converted, assign=True)
@@ -233,8 +242,10 @@ class BlockLoop:
     def _hook(self, module: nn.Module, seen: Activations) -> list[Any]:
         """Catch the observed tensors of one forward pass, flattened to ``[tokens, width]``."""
         handles = []
+        held = dict(module.named_modules())
         for name, (place, side) in self._observed.items():
-            target = module.get_submodule(place)
+            if (target := held.get(place)) is None:
+                continue
             if side == "input":
                 handles.append(target.register_forward_pre_hook(_input_hook(name, seen)))
             else:
@@ -263,13 +274,14 @@ def _output_hook(name: str, seen: Activations) -> Callable[..., None]:
     return hook
 
 
-def _skeleton(config: dict[str, Any]) -> Any:
-    """transformers' model of this family with one block and no weights (meta tensors)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _skeleton(checkpoint: Checkpoint) -> tuple[Any, dict[frozenset[str], nn.Module]]:
+    """transformers' decoder without weights (meta tensors), and its blocks by their tensors' names.
 
-    values = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    values.pop("layer_types", None)
-    values["num_hidden_layers"] = 1
-    single = AutoConfig.for_model(values.pop("model_type"), **values)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(single, attn_implementation="sdpa").model
+    It has one block of each kind in the checkpoint: blocks that have the same sublayers are run
+    by the same module, however wide they are.
+    """
+    kinds: dict[frozenset[str], int] = {}
+    for index in range(checkpoint.shape.num_hidden_layers):
+        kinds.setdefault(frozenset(checkpoint.block_names(index)), index)
+    decoder = decoder_of(with_blocks(checkpoint.config, list(kinds.values()))).eval()
+    return decoder, dict(zip(kinds, decoder.layers, strict=True))

@@ -36,13 +36,15 @@ class BlockReader:
         self.dtype = dtype
         self.device = device
         self._by_transfer = device.type != "cpu" if by_transfer is None else by_transfer
-        names = checkpoint.block_names(0)
-        self._shapes = {name: checkpoint.tensors[full].shape for name, full in names.items()}
+        self._shapes = [
+            {name: checkpoint.tensors[full].shape for name, full in names.items()}
+            for names in map(checkpoint.block_names, range(checkpoint.shape.num_hidden_layers))
+        ]
 
     @property
     def elements(self) -> int:
-        """Elements of one place: a block's weights, each beginning at an aligned element."""
-        return sum(_aligned(prod(shape)) for shape in self._shapes.values())
+        """Elements of one place: the largest block's weights, each at an aligned element."""
+        return max(sum(_aligned(prod(s)) for s in shapes.values()) for shapes in self._shapes)
 
     def blocks(self, indices: Iterable[int]) -> Iterator[tuple[int, Weights]]:
         """Blocks by index. A block's tensors are overwritten when the next one is taken."""
@@ -57,7 +59,8 @@ class BlockReader:
                 if turn + 1 < len(order):
                     coming.append(reading.submit(self._load, order, turn + 1, places, transfer))
                 slot = turn % SLOTS
-                yield index, self._views(transfer.arrived(slot) if transfer else places[slot])
+                place = transfer.arrived(slot) if transfer else places[slot]
+                yield index, self._views(index, place)
                 if transfer:
                     transfer.release(slot)
 
@@ -65,7 +68,7 @@ class BlockReader:
         """One block in memory of its own, for work out of order."""
         place = self._host_place()
         self._fill(index, place)
-        return self._views(place.to(self.device))
+        return self._views(index, place.to(self.device))
 
     def _load(
         self, order: list[int], turn: int, places: list[Tensor], transfer: Transfer | None
@@ -80,7 +83,7 @@ class BlockReader:
             self._announce(order[turn + 1])
 
     def _fill(self, index: int, place: Tensor) -> None:
-        views = self._views(place)
+        views = self._views(index, place)
         for name, full in self.checkpoint.block_names(index).items():
             if TORCH_DTYPES[self.checkpoint.tensors[full].dtype] == self.dtype:
                 self.checkpoint.read_into(full, views[name])
@@ -94,9 +97,9 @@ class BlockReader:
     def _host_place(self) -> Tensor:
         return torch.empty(self.elements, dtype=self.dtype, pin_memory=self.device.type == "cuda")
 
-    def _views(self, place: Tensor) -> Weights:
+    def _views(self, index: int, place: Tensor) -> Weights:
         views, start = {}, 0
-        for name, shape in self._shapes.items():
+        for name, shape in self._shapes[index].items():
             views[name] = place[start : start + prod(shape)].view(shape)
             start += _aligned(prod(shape))
         return views

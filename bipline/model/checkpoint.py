@@ -150,7 +150,7 @@ class Checkpoint:
     def block_names(self, index: int) -> dict[str, str]:
         """Full names of a block's tensors by their names inside it."""
         prefix = self.block_prefix(index)
-        return {name: prefix + name for name in block_axes(self.family, self.config)}
+        return {name: prefix + name for name in block_axes(self.family, self.config, index)}
 
     def block_weights(self, index: int) -> dict[str, torch.Tensor]:
         """The tensors of one block by their names inside it, in the source's dtype."""

@@ -10,14 +10,21 @@ family of an existing build needs a new entry and no code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.artifacts.errors import InvalidInput
+from bipline.model.shapes import (
+    PER_LAYER_LISTS,
+    PER_LAYER_PREFIX,
+    ModelShape,
+    is_per_layer,
+    shape_of,
+)
 
 Axes = tuple[str, ...]
 
@@ -36,7 +43,13 @@ class Build(_Table):
     outside_weights: dict[str, Axes]
     output_weights: dict[str, Axes]
     ignored: tuple[str, ...]
+    sublayers: dict[Literal["attention", "ffn"], tuple[str, ...]]
     observed: dict[str, tuple[str, str]]
+
+    def absent(self, num_key_value_heads: int, intermediate_size: int) -> tuple[str, ...]:
+        """What the names of tensors begin with that a block of these widths lacks."""
+        attention = () if num_key_value_heads else self.sublayers["attention"]
+        return attention + (() if intermediate_size else self.sublayers["ffn"])
 
 
 class Family(_Table):
@@ -62,49 +75,6 @@ class Family(_Table):
         return flags if self.bias_places(flags) == places else None
 
 
-class ModelShape(_Table):
-    """The sizes of a decoder, under transformers' names."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    num_hidden_layers: int
-    vocab_size: int
-    tie_word_embeddings: bool
-
-    @property
-    def queries_per_group(self) -> int:
-        """Query heads that share one KV head (1 for multi-head attention)."""
-        return self.num_attention_heads // self.num_key_value_heads
-
-    @property
-    def group_weights(self) -> int:
-        """Linear weights of one attention group: rows of q, k, v and columns of o."""
-        return 2 * self.hidden_size * self.head_dim * (self.queries_per_group + 1)
-
-    @property
-    def channel_weights(self) -> int:
-        """Linear weights of one FFN channel: rows of gate and up, a column of down."""
-        return 3 * self.hidden_size
-
-    @property
-    def block_weights(self) -> int:
-        """Linear weights of one block: what ``ratio`` is a share of."""
-        attention = self.num_key_value_heads * self.group_weights
-        return attention + self.intermediate_size * self.channel_weights
-
-    def axis_size(self, axis: str) -> int:
-        """The length of a named axis in rows or columns."""
-        sizes = {
-            "query_heads": self.num_attention_heads * self.head_dim,
-            "kv_heads": self.num_key_value_heads * self.head_dim,
-            "ffn_channels": self.intermediate_size,
-        }
-        return int(sizes[axis] if axis in sizes else getattr(self, axis))
-
-
 @cache
 def _tables() -> tuple[dict[str, Build], dict[str, Family]]:
     value = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
@@ -119,12 +89,13 @@ def family_names() -> list[str]:
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a transformers ``model_type``. Raises InvalidInput for an unknown one."""
+    """The family of a ``model_type``, per-layer or not. Raises InvalidInput for an unknown one."""
     families = _tables()[1]
-    if model_type not in families:
+    base = model_type.removeprefix(PER_LAYER_PREFIX)
+    if base not in families:
         known = ", ".join(family_names())
         raise InvalidInput(f"model_type {model_type!r} is not supported; supported: {known}")
-    return families[model_type]
+    return families[base]
 
 
 def build_of(family: Family) -> Build:
@@ -132,47 +103,17 @@ def build_of(family: Family) -> Build:
     return _tables()[0][family.build]
 
 
-def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """Read the sizes from a config.json, with transformers' defaults for absent fields.
-
-    Raises InvalidInput when a size is missing or the KV heads do not divide the heads.
-    """
-    hidden_size, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    shape = ModelShape(
-        hidden_size=hidden_size,
-        intermediate_size=_size(config, "intermediate_size"),
-        num_attention_heads=heads,
-        num_key_value_heads=_size(config, "num_key_value_heads", heads),
-        head_dim=_size(config, "head_dim", hidden_size // heads),
-        num_hidden_layers=_size(config, "num_hidden_layers"),
-        vocab_size=_size(config, "vocab_size"),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-    )
-    if shape.num_attention_heads % shape.num_key_value_heads:
-        raise InvalidInput(
-            f"config.json: num_attention_heads {shape.num_attention_heads} is not a multiple of "
-            f"num_key_value_heads {shape.num_key_value_heads}"
-        )
-    return shape
-
-
-def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = config.get(name)
-    value = default if value is None else value
-    if not isinstance(value, int) or value < 1:
-        raise InvalidInput(f"config.json: {name} is {value!r}, not a positive number")
-    return value
-
-
-def block_axes(family: Family, config: Mapping[str, Any]) -> dict[str, Axes]:
-    """Tensor names inside a block, and their axes, that a model with this config has."""
+def block_axes(family: Family, config: Mapping[str, Any], index: int = 0) -> dict[str, Axes]:
+    """Tensor names inside one block of a model with this config, and their axes."""
     build = build_of(family)
+    shape = shape_of(config).block(index)
     names = dict(build.block_weights)
     for place in sorted(family.bias_places(config)):
         names.update(build.biases[place])
     if family.head_norms:
         names.update(build.head_norms)
-    return names
+    absent = build.absent(shape.num_key_value_heads, shape.intermediate_size)
+    return {name: axes for name, axes in names.items() if not name.startswith(absent)}
 
 
 def model_axes(family: Family, config: Mapping[str, Any]) -> dict[str, Axes]:
@@ -182,26 +123,49 @@ def model_axes(family: Family, config: Mapping[str, Any]) -> dict[str, Axes]:
     names = dict(build.outside_weights)
     for index in range(shape.num_hidden_layers):
         prefix = build.block_prefix.format(index=index)
-        names.update({prefix + name: axes for name, axes in block_axes(family, config).items()})
+        held = block_axes(family, config, index)
+        names.update({prefix + name: axes for name, axes in held.items()})
     if not shape.tie_word_embeddings:
         names.update(build.output_weights)
     return names
 
 
+def tensor_shapes(
+    family: Family, config: Mapping[str, Any], shape: ModelShape
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a model with this config has, by the sizes in ``shape``."""
+    sizes = dict.fromkeys(model_axes(family, config), shape)
+    for index in range(shape_of(config).num_hidden_layers):
+        prefix = build_of(family).block_prefix.format(index=index)
+        held = block_axes(family, config, index)
+        sizes.update(dict.fromkeys((prefix + name for name in held), shape.block(index)))
+    return {
+        name: tuple(sizes[name].axis_size(axis) for axis in axes)
+        for name, axes in model_axes(family, config).items()
+    }
+
+
 def exported_config(
-    config: Mapping[str, Any], intermediate_size: int, num_key_value_heads: int
+    config: Mapping[str, Any],
+    intermediate_size: int,
+    num_key_value_heads: int,
+    kept_blocks: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """The config.json of a model pruned to uniform widths, loadable by a stock class.
 
-    The family stays where its class holds the new head count; else the same tensors go under an
-    alternative family's name (LLaMA becomes Mistral, or SeedOss where there are biases). Sizes
-    and head_dim are written out; transformers_version stays, because a Mistral config without
-    one makes transformers rewrite the tokenizer.
-    Raises InvalidInput when no class of the table holds the result.
+    ``kept_blocks`` are the blocks that stay, ascending; None for all of them. The family stays
+    where its class holds the new head count; else the same tensors go under an alternative
+    family's name (LLaMA becomes Mistral, or SeedOss where there are biases). Sizes and head_dim
+    are written out; transformers_version stays, because a Mistral config without one makes
+    transformers rewrite the tokenizer.
+    Raises InvalidInput when no class of the table holds the result, or a block that stays is
+    narrower than that already.
     """
     import transformers
 
     shape = shape_of(config)
+    _check_wide_enough(shape, intermediate_size, num_key_value_heads, kept_blocks)
+    config = stock_config(config if kept_blocks is None else with_blocks(config, kept_blocks))
     heads = num_key_value_heads * shape.queries_per_group
     model_type = _holding_class(config, heads)
     family = family_of(model_type)
@@ -223,6 +187,53 @@ def exported_config(
         pruned.pop(flag, None)
     flags = family.flags_for(source.bias_places(config)) or {}
     return {**pruned, **family.when_converted, **flags}
+
+
+def _check_wide_enough(
+    shape: ModelShape,
+    intermediate_size: int,
+    num_key_value_heads: int,
+    kept_blocks: Sequence[int] | None,
+) -> None:
+    for index in range(shape.num_hidden_layers) if kept_blocks is None else kept_blocks:
+        block = shape.block(index)
+        groups, channels = block.num_key_value_heads, block.intermediate_size
+        if groups < num_key_value_heads or channels < intermediate_size:
+            raise InvalidInput(
+                f"block {index} has {groups} attention groups and {channels} FFN channels, so not "
+                f"every block can keep {num_key_value_heads} and {intermediate_size}; prune the "
+                "dense model, or give a plan of the per-layer layout"
+            )
+
+
+def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config under its family's own model_type, as wide everywhere as its widest block."""
+    own = {*PER_LAYER_LISTS.values(), "auto_map"} if is_per_layer(config) else set()
+    stock = {name: value for name, value in config.items() if name not in own}
+    if own:
+        stock["model_type"] = str(config["model_type"]).removeprefix(PER_LAYER_PREFIX)
+        stock["architectures"] = [family_of(stock["model_type"]).architecture]
+    return stock
+
+
+def with_blocks(config: Mapping[str, Any], kept_blocks: Sequence[int]) -> dict[str, Any]:
+    """The config with these blocks alone, numbered anew: what it says of each block follows.
+
+    Raises InvalidInput where a list has not one entry for each block.
+    """
+    layers = shape_of(config).num_hidden_layers
+    changed = {**config, "num_hidden_layers": len(kept_blocks)}
+    for name in ("layer_types", *PER_LAYER_LISTS.values()):
+        if config.get(name) is None:
+            continue
+        if len(config[name]) != layers:
+            raise InvalidInput(f"config.json: {name} has not one entry for each of {layers} blocks")
+        changed[name] = [config[name][index] for index in kept_blocks]
+    if (limit := config.get("max_window_layers")) is not None:
+        # From this block on attention slides; blocks that go from before it move it down.
+        gone = set(range(layers)) - set(kept_blocks)
+        changed["max_window_layers"] = limit - sum(index < limit for index in gone)
+    return changed
 
 
 def _holding_class(config: Mapping[str, Any], num_attention_heads: int) -> str:

@@ -20,7 +20,7 @@ from bipline.artifacts.folder import forget_cached
 from bipline.artifacts.synced_file import SyncedFile
 from bipline.model.block_loop import BlockLoop, micro_batch_of
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import ModelShape
+from bipline.model.shapes import ModelShape
 
 REPEATS = 5
 SAMPLE_BYTES = 256 << 20
@@ -52,10 +52,9 @@ class Work:
 def forward_operations(shape: ModelShape, windows: int, seqlen: int) -> float:
     """Floating-point operations of the blocks' forward pass; attention is causal."""
     tokens = windows * seqlen
-    width = shape.num_attention_heads * shape.head_dim
-    products = 2 * shape.block_weights * tokens
-    attention = 2 * tokens * seqlen * width
-    return float(shape.num_hidden_layers * (products + attention))
+    blocks = map(shape.block, range(shape.num_hidden_layers))
+    width = sum(block.num_attention_heads * block.head_dim for block in blocks)
+    return float(2 * shape.linear_weights * tokens + 2 * tokens * seqlen * width)
 
 
 def measure_rates(loop: BlockLoop, seqlen: int, folder: Path) -> Rates:
@@ -102,7 +101,7 @@ def write_rate(folder: Path) -> float:
 
 
 def compute_rate(loop: BlockLoop, tokens: int) -> float:
-    """Operations a second of a block's seven projections for this many tokens."""
+    """Operations a second of the widest block's seven projections for this many tokens."""
     shape = loop.checkpoint.shape
     attention = shape.num_attention_heads * shape.head_dim
     kv = shape.num_key_value_heads * shape.head_dim

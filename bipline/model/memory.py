@@ -79,10 +79,10 @@ def memory_need(loop: BlockLoop, token_ids: torch.Tensor, logits: bool) -> Memor
     stream = tokens * shape.hidden_size * (2 * size + 8)
     head = HEAD_TOKENS * (size + 8) + shape.hidden_size * size
     chunk = 2 * min(windows, 16) * seqlen * shape.hidden_size * size
-    names = checkpoint.block_names(0).values()
     converted = [
         checkpoint.tensors[name].num_bytes
-        for name in names
+        for index in range(shape.num_hidden_layers)
+        for name in checkpoint.block_names(index).values()
         if TORCH_DTYPES[checkpoint.tensors[name].dtype] != loop.dtype
     ]
     return MemoryNeed(

@@ -2,7 +2,7 @@
 
 Only JSON and safetensors are read, from a directory or an ``s3://`` prefix. Pickled weights,
 custom code (``auto_map``) and quantised sources are refused with the reason, so that no byte of
-a model is ever executed.
+a model is ever executed. A per-layer model of ours names code, which must be ours to the byte.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.folder import Folder, open_folder
 from bipline.artifacts.machine import free_memory
 from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
-from bipline.model.families import build_of, family_of, model_axes, shape_of
+from bipline.model.families import build_of, family_of, shape_of, tensor_shapes
+from bipline.model.per_layer.shipping import check_code
 from bipline.model.safetensors_header import StoredTensor, read_header
 
 SINGLE_FILE = "model.safetensors"
@@ -62,8 +63,7 @@ def read_config(folder: Folder | Path) -> dict[str, Any]:
         raise InvalidInput(f"{where}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise InvalidInput(f"{where}: not a JSON object")
-    if "auto_map" in config:
-        raise InvalidInput(f"{where}: auto_map asks for the model's own code, which is never run")
+    check_code(folder, config)
     if quantised := config.get("quantization_config"):
         known = isinstance(quantised, dict)
         method = quantised.get("quant_method", "unknown") if known else quantised
@@ -117,14 +117,13 @@ def _check_shard_name(where: str, shard: str, names: set[str]) -> None:
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
-    expected = model_axes(checkpoint.family, checkpoint.config)
-    for name, axes in expected.items():
+    expected = tensor_shapes(checkpoint.family, checkpoint.config, checkpoint.shape)
+    for name, declared in expected.items():
         if name not in checkpoint.tensors:
             raise InvalidInput(f"{checkpoint.location}: tensor {name} is missing")
         dtype, shape = checkpoint.tensor_header(name)
         if dtype not in FLOAT_DTYPES:
             raise InvalidInput(f"{checkpoint.location}: {name} is {dtype}; quantised source?")
-        declared = tuple(checkpoint.shape.axis_size(axis) for axis in axes)
         if shape != declared:
             raise InvalidInput(
                 f"{checkpoint.location}: {name} has shape {shape}, config.json says {declared}"

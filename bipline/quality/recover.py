@@ -19,7 +19,12 @@ from bipline.artifacts.documents import read_documents
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.progress import note, track
 from bipline.artifacts.record import RecoveryRecord
-from bipline.compression.prune import PLAN_NAME, copy_side_files, declared
+from bipline.compression.prune import (
+    PLAN_NAME,
+    copy_side_files,
+    declared,
+    write_shipped_files,
+)
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import model_axes
@@ -161,4 +166,5 @@ def _write_merged(
     if plan.is_file():
         write_text(writer.path / PLAN_NAME, plan.read_text(encoding="utf-8"))
     copy_side_files(source.folder, writer.path)
+    write_shipped_files(source.config, writer.path)
     writer.info = declared(source.config, source.parameters, len(specs))

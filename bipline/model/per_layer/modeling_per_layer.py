@@ -1,0 +1,108 @@
+"""Decoders whose blocks differ in width: what every family of them shares.
+
+bipline writes this file, unchanged, beside the weights of a model that it pruned to widths of
+their own in every block. It opens no file and no connection; all it does is to build one of
+transformers' own models and to replace the linear layers of every block by smaller ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(kw_only=True)
+class PerLayerWidths:
+    """Fields of a config: the sizes of every block, 0 where the block lacks the sublayer.
+
+    Fields of the same name without ``_per_layer`` hold the sizes of the widest block.
+    """
+
+    num_attention_heads_per_layer: list[int] | None = None
+    num_key_value_heads_per_layer: list[int] | None = None
+    intermediate_size_per_layer: list[int] | None = None
+
+    def validate_architecture(self) -> None:
+        """Raise ValueError unless every block has its sizes; they need not divide hidden_size."""
+        for name in PerLayerWidths.__dataclass_fields__:
+            sizes, layers = getattr(self, name), self.num_hidden_layers  # type: ignore[attr-defined]
+            if sizes is None or len(sizes) != layers:
+                raise ValueError(f"{name} must list the size of each of {layers} blocks: {sizes}")
+
+
+class NoAttention(nn.Module):
+    """In place of attention, where a block has none: what it adds to the hidden states is zero."""
+
+    def forward(self, hidden_states: Tensor, **_kwargs: Any) -> tuple[Tensor, None]:
+        """Zeros of the shape of ``hidden_states``, and no attention weights."""
+        return hidden_states.new_zeros(()).expand_as(hidden_states), None
+
+
+class NoFFN(nn.Module):
+    """In place of the FFN, where a block has none: what it adds to the hidden states is zero."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Zeros of the shape of ``hidden_states``."""
+        return hidden_states.new_zeros(()).expand_as(hidden_states)
+
+
+def give_widths(decoder: Any) -> None:
+    """Give every block of a freshly built decoder the widths that its config lists for it."""
+    config = decoder.config
+    config.validate_architecture()
+    heads = config.num_attention_heads_per_layer
+    groups = config.num_key_value_heads_per_layer
+    places = cache_places(config)
+    for index, layer in enumerate(decoder.layers):
+        if groups[index]:
+            narrow_attention(layer.self_attn, heads[index], groups[index])
+            layer.self_attn.layer_idx = places[index]
+        else:
+            layer.input_layernorm, layer.self_attn = nn.Identity(), NoAttention()
+        if channels := config.intermediate_size_per_layer[index]:
+            narrow_ffn(layer.mlp, channels)
+        else:
+            layer.post_attention_layernorm, layer.mlp = nn.Identity(), NoFFN()
+
+
+def cache_places(config: Any) -> dict[int, int]:
+    """Which layer of the KV cache the attention of each block uses, for blocks that have one.
+
+    The cache has a layer for every block, of the block's type, and takes the first layer's length
+    for its own. So the attentions of one type fill the layers of that type from the first on.
+    """
+    types = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
+    free = {each: [i for i, other in enumerate(types) if other == each] for each in types}
+    groups = config.num_key_value_heads_per_layer
+    return {index: free[types[index]].pop(0) for index, count in enumerate(groups) if count}
+
+
+def narrow_attention(attention: Any, heads: int, groups: int) -> None:
+    """Give an attention this many query and KV heads; queries per KV head stay as they are."""
+    queries, keys = heads * attention.head_dim, groups * attention.head_dim
+    attention.q_proj = _resized(attention.q_proj, rows=queries)
+    attention.k_proj = _resized(attention.k_proj, rows=keys)
+    attention.v_proj = _resized(attention.v_proj, rows=keys)
+    attention.o_proj = _resized(attention.o_proj, columns=queries)
+    # For families whose attention remembers its sizes.
+    attention.num_attention_heads, attention.num_key_value_heads = heads, groups
+
+
+def narrow_ffn(mlp: Any, channels: int) -> None:
+    """Give an FFN this many channels."""
+    mlp.gate_proj = _resized(mlp.gate_proj, rows=channels)
+    mlp.up_proj = _resized(mlp.up_proj, rows=channels)
+    mlp.down_proj = _resized(mlp.down_proj, columns=channels)
+    mlp.intermediate_size = channels
+
+
+def _resized(linear: nn.Linear, rows: int | None = None, columns: int | None = None) -> nn.Linear:
+    return nn.Linear(
+        linear.in_features if columns is None else columns,
+        linear.out_features if rows is None else rows,
+        bias=linear.bias is not None,
+        device=linear.weight.device,
+        dtype=linear.weight.dtype,
+    )

@@ -1,0 +1,30 @@
+"""Seed-OSS decoders whose blocks differ in width: bipline's class around transformers' own.
+
+bipline writes this file, unchanged, beside the weights of such a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import SeedOssConfig, SeedOssForCausalLM
+
+from .modeling_per_layer import PerLayerWidths, give_widths
+
+
+class PerLayerSeedOssConfig(PerLayerWidths, SeedOssConfig):
+    """transformers' SeedOssConfig, with the sizes of every block."""
+
+    model_type = "per_layer_seed_oss"
+
+
+class PerLayerSeedOssForCausalLM(SeedOssForCausalLM):
+    """transformers' SeedOssForCausalLM, with every block as wide as the config lists it."""
+
+    config: PerLayerSeedOssConfig
+    config_class = PerLayerSeedOssConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        give_widths(self.model)
+        self.post_init()

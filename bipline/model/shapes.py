@@ -1,0 +1,175 @@
+"""Sizes: how wide a decoder is, and how wide each of its blocks, read from its config.json.
+
+Most models are equally wide in every block. Where blocks differ, the model has a ``model_type``
+of its own, that of its family behind ``per_layer_``, and its config lists every block's widths.
+One :class:`ModelShape` serves both: whoever asks for the shape of a block gets that block's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from bipline.artifacts.errors import InvalidInput
+
+PER_LAYER_PREFIX = "per_layer_"
+# Where a per-layer config lists the sizes of every block; 0 where a block lacks the sublayer.
+PER_LAYER_LISTS = {
+    "num_attention_heads": "num_attention_heads_per_layer",
+    "num_key_value_heads": "num_key_value_heads_per_layer",
+    "intermediate_size": "intermediate_size_per_layer",
+}
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BlockWidths(_Table):
+    """How wide one block of a per-layer model is; 0 where it lacks the sublayer."""
+
+    num_key_value_heads: int
+    intermediate_size: int
+
+
+class ModelShape(_Table):
+    """The sizes of a decoder, under transformers' names.
+
+    Where its blocks differ, ``per_layer`` has the widths of each, and the heads, KV heads and
+    intermediate_size are those of the widest; :meth:`block` gives the sizes of one block of
+    either kind.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    num_hidden_layers: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    per_layer: tuple[BlockWidths, ...] = ()
+
+    def block(self, index: int) -> ModelShape:
+        """The sizes of one block, as those of a model of that block alone.
+
+        A block that lacks a sublayer has 0 heads, or an intermediate_size of 0.
+        """
+        alone: dict[str, Any] = {"num_hidden_layers": 1, "per_layer": ()}
+        if self.per_layer:
+            widths = self.per_layer[index]
+            heads = widths.num_key_value_heads * self.queries_per_group
+            alone |= {"num_attention_heads": heads, **widths.model_dump()}
+        return self.model_copy(update=alone)
+
+    @property
+    def queries_per_group(self) -> int:
+        """Query heads that share one KV head (1 for multi-head attention, 0 without attention)."""
+        return self.num_attention_heads // max(1, self.num_key_value_heads)
+
+    @property
+    def group_weights(self) -> int:
+        """Linear weights of one attention group: rows of q, k, v and columns of o."""
+        return 2 * self.hidden_size * self.head_dim * (self.queries_per_group + 1)
+
+    @property
+    def channel_weights(self) -> int:
+        """Linear weights of one FFN channel: rows of gate and up, a column of down."""
+        return 3 * self.hidden_size
+
+    @property
+    def block_weights(self) -> int:
+        """Linear weights of one block, the widest: what ``ratio`` is a share of."""
+        attention = self.num_key_value_heads * self.group_weights
+        return attention + self.intermediate_size * self.channel_weights
+
+    @property
+    def linear_weights(self) -> int:
+        """Linear weights of all blocks together, each counted with its own widths."""
+        if not self.per_layer:
+            return self.num_hidden_layers * self.block_weights
+        return sum(self.block(index).block_weights for index in range(self.num_hidden_layers))
+
+    def axis_size(self, axis: str) -> int:
+        """The length of a named axis in rows or columns."""
+        sizes = {
+            "query_heads": self.num_attention_heads * self.head_dim,
+            "kv_heads": self.num_key_value_heads * self.head_dim,
+            "ffn_channels": self.intermediate_size,
+        }
+        return int(sizes[axis] if axis in sizes else getattr(self, axis))
+
+
+def is_per_layer(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of a model whose blocks may differ in width."""
+    return str(config.get("model_type")).startswith(PER_LAYER_PREFIX)
+
+
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
+    """Read the sizes from a config.json, with transformers' defaults for absent fields.
+
+    Raises InvalidInput when a size is missing, the KV heads do not divide the heads, or the
+    blocks' widths are not what the other sizes say.
+    """
+    hidden_size, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    shape = ModelShape(
+        hidden_size=hidden_size,
+        intermediate_size=_size(
+            config, "intermediate_size", least=0 if is_per_layer(config) else 1
+        ),
+        num_attention_heads=heads,
+        num_key_value_heads=_size(config, "num_key_value_heads", heads),
+        head_dim=_size(config, "head_dim", hidden_size // heads),
+        num_hidden_layers=_size(config, "num_hidden_layers"),
+        vocab_size=_size(config, "vocab_size"),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
+    if shape.num_attention_heads % shape.num_key_value_heads:
+        raise InvalidInput(
+            f"config.json: num_attention_heads {shape.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads {shape.num_key_value_heads}"
+        )
+    return _with_widths(shape, config) if is_per_layer(config) else shape
+
+
+def _size(config: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int:
+    value = config.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or value < least:
+        raise InvalidInput(
+            f"config.json: {name} is {value!r}, not a whole number of at least {least}"
+        )
+    return value
+
+
+def _with_widths(shape: ModelShape, config: Mapping[str, Any]) -> ModelShape:
+    """The shape with its blocks' widths, which must agree with its other sizes."""
+    lists = {size: _widths(config, name, shape) for size, name in PER_LAYER_LISTS.items()}
+    for size, widths in lists.items():
+        if max(widths) != getattr(shape, size):
+            raise InvalidInput(
+                f"config.json: {size} is {getattr(shape, size)}, its widest block has {max(widths)}"
+            )
+    groups, channels = lists["num_key_value_heads"], lists["intermediate_size"]
+    if lists["num_attention_heads"] != [shape.queries_per_group * count for count in groups]:
+        raise InvalidInput("config.json: blocks differ in the query heads that share one KV head")
+    return shape.model_copy(
+        update={
+            "per_layer": tuple(
+                BlockWidths(num_key_value_heads=kv, intermediate_size=ffn)
+                for kv, ffn in zip(groups, channels, strict=True)
+            )
+        }
+    )
+
+
+def _widths(config: Mapping[str, Any], name: str, shape: ModelShape) -> list[int]:
+    widths = config.get(name)
+    whole = isinstance(widths, list) and all(type(each) is int and each >= 0 for each in widths)
+    if not whole or len(widths) != shape.num_hidden_layers:  # type: ignore[arg-type]
+        raise InvalidInput(
+            f"config.json: {name} is not a list of {shape.num_hidden_layers} whole numbers"
+        )
+    return list(widths)  # type: ignore[arg-type]

@@ -36,6 +36,7 @@ from bipline.compression.criteria.interface import (
 )
 
 CRITERIA = {
+    "bi-level": "bi_level",
     "hywia": "hywia",
     "llm-bip": "llm_bip",
     "llm-bip-exact": "llm_bip_exact",

@@ -191,6 +191,7 @@ class _Planning:
 
     def _fresh_scores(self) -> Scores:
         request, windows = self.request, self._scored_windows()
+        self.clock.scored = bool(windows.digest)
         calibration = Calibration(windows.token_ids, windows.digest)
         with self.clock.stage("score"):
             place = self.work / "score"

@@ -11,6 +11,7 @@ from bipline.artifacts.manifest import Manifest
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.progress import note
 from bipline.compression.allocation.widths import Widths
+from bipline.compression.criteria import load_criterion
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
@@ -23,17 +24,21 @@ if TYPE_CHECKING:
 
 # Below this, start-up and small files are most of a stage, and a floor says nothing.
 FLOOR_FROM_SECONDS = 5.0
+# Forward passes that a criterion's work is worth at least: a backward pass counts as two.
+PASSES = {"moments": 1, "tokens": 1, "gradients": 3}
 
 
 class Clock:
     """Seconds per stage; stages follow each other and are never nested, so they add up.
 
-    ``whole`` is false where a part of the work was done by an earlier run.
+    ``whole`` is false where a part of the work was done by an earlier run; ``scored`` is true
+    where windows were scored in this one.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.whole = True
+        self.scored = False
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -92,7 +97,7 @@ def _floor(
 ) -> dict[str, Any]:
     """The floor of every stage that took long enough, and the rates it follows from."""
     long = [name for name, seconds in clock.seconds.items() if seconds > FLOOR_FROM_SECONDS]
-    works = _works(request, checkpoint, manifest, "calibrate" in clock.seconds)
+    works = _works(request, checkpoint, manifest, clock.scored)
     measured = [name for name in long if name in works]
     if not measured or not clock.whole:
         return {"floor_seconds": None, "floor_seconds_by_stage": {}, "rates": {}}
@@ -113,20 +118,25 @@ def _floor(
 
 
 def _works(
-    request: PruneRequest, checkpoint: Checkpoint, manifest: Manifest, forward: bool
+    request: PruneRequest, checkpoint: Checkpoint, manifest: Manifest, scored: bool
 ) -> dict[str, Work]:
-    """What each stage had to do at least; without a ``forward`` pass the weights are only read."""
+    """What each stage had to do at least; a search has no floor.
+
+    Where no windows were ``scored`` in this run the weights are only read.
+    """
     shape = checkpoint.shape
     blocks = sum(
         checkpoint.tensors[full].num_bytes
         for index in range(shape.num_hidden_layers)
         for full in checkpoint.block_names(index).values()
     )
-    operations = forward * forward_operations(shape, request.samples, request.seqlen)
+    needs = load_criterion(request.criterion).NEEDS
+    passes = PASSES.get(needs, 0) if scored else 0
+    operations = passes * forward_operations(shape, request.samples, request.seqlen)
     written = sum(
         entry.size for name, entry in manifest.files.items() if name.endswith(".safetensors")
     )
-    return {
-        "score": Work(read=blocks, operations=operations),
-        "prune": Work(read=written, written=written),
-    }
+    works = {"prune": Work(read=written, written=written)}
+    if needs != "search":
+        works["score"] = Work(read=blocks, operations=operations)
+    return works

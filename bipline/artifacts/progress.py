@@ -47,6 +47,17 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener = previous
 
 
+@contextmanager
+def silently() -> Iterator[None]:
+    """Tell nobody for the length of the block: the passes of a search that shows its own steps."""
+    global _listener
+    previous, _listener = _listener, None
+    try:
+        yield
+    finally:
+        _listener = previous
+
+
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Iterate, telling the listener after each item that it is done."""
     listener = _listener

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.progress import silently
 from bipline.model.block_loop import Block, BlockLoop, predicted
 from bipline.model.block_reader import Weights
 from bipline.model.families import ModelShape
@@ -57,7 +58,7 @@ class Gates:
 
 def check(shape: ModelShape) -> None:
     """Raise InvalidInput for a model whose blocks differ in width: gates are one tensor."""
-    if getattr(shape, "per_layer", ()):
+    if shape.per_layer:
         raise InvalidInput(
             "searches over masks need a model whose blocks are equally wide; the blocks of this "
             "one differ"
@@ -130,8 +131,9 @@ def gate_gradients(
         leaves = gates.of_block(block.index, source[ATTENTION_READER])
         return Parameters(leaves, lambda held: gated(source, **held))
 
-    parts = block_gradients(loop, token_ids, folder, parametrise=parametrise)
-    found = {part.block.index: part for part in parts}
+    with silently():
+        parts = block_gradients(loop, token_ids, folder, parametrise=parametrise)
+        found = {part.block.index: part for part in parts}
     ordered = [found[index].gradients for index in sorted(found)]
     stacked = {
         name: torch.stack([part[name].cpu().double() for part in ordered]) for name in ordered[0]

@@ -14,11 +14,13 @@ from bipline.artifacts.errors import InvalidInput
 from bipline.compression import deletions
 from bipline.compression.deletions import deletion_changes, shapley_values
 from bipline.compression.gates import Gates, gate_gradients, gated_losses, top_gates
+from bipline.compression.prune import prune
 from bipline.model.block_loop import BlockLoop
 from bipline.model.families import ModelShape
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
-from tests.tiny import token_windows
+from tests.per_layer import kept, plan_of
+from tests.tiny import tiny_model, token_windows
 
 WINDOWS = token_windows(windows=5, seqlen=12)
 
@@ -197,3 +199,17 @@ def test_shapley_values_are_their_definition() -> None:
     torch.testing.assert_close(shapley_values(changes + 7), found)
     with pytest.raises(InvalidInput, match="one block only"):
         shapley_values(torch.ones(1, 1))
+
+
+def test_models_whose_blocks_differ(tmp_path: Path) -> None:
+    """Deletions take them as they are, a missing sublayer changes nothing; gates refuse them."""
+    dense = open_checkpoint(tiny_model(tmp_path / "dense", "llama-gqa-biased"))
+    prune(dense, plan_of(dense, [kept([], [3, 8, 11]), kept([0, 2], [])]), tmp_path / "pruned")
+    loop = loop_of(tmp_path / "pruned")
+    found = deletion_changes(loop, WINDOWS, "sublayers", "logits")
+    assert (found > 0).tolist() == [[False, True], [True, False]]
+    # A block of one sublayer is that sublayer.
+    blocks = deletion_changes(loop, WINDOWS, "blocks", "logits")
+    torch.testing.assert_close(blocks[:, 0], found.max(1).values)
+    with pytest.raises(InvalidInput, match="equally wide"):
+        gated_losses(loop, WINDOWS, [])

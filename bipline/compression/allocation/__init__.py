@@ -23,6 +23,7 @@ RULES = {
     "learned": "learned",
     "log-increase": "log_increase",
     "standardized": "standardized",
+    "threshold": "threshold",
     "uniform": "uniform",
 }
 

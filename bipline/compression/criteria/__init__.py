@@ -34,6 +34,7 @@ from bipline.compression.options import options_from
 
 CRITERIA = {
     "activation": "activation",
+    "bi-level": "bi_level",
     "block-influence": "block_influence",
     "block-shapley": "block_shapley",
     "flap": "flap",

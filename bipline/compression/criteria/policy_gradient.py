@@ -7,28 +7,32 @@ baseline     delta <- (1 - 1/T) delta + (1/T) mean_k L_k
 gradient     g = sum_k (L_k - delta) (m_k - s) / sqrt((s + e) (1 - s + e)) / (K - 1)
 step         s <- project(s - rate * g),  onto {0 <= s <= 1, sum s = keep * n}
 projection   clip(s - v, 0, 1), with v found by bisection
+start        sigmoid((score - mean) / std), shifted to the mean keep, clipped, projected
 
 Groups are projected among groups and channels among channels, each kind over all blocks: how
 much a block keeps is part of what is learned, so the scores of different blocks compare.
 
 Source: "Bypass Back-propagation: Optimization-based Structural Pruning for Large Language Models
-via Policy Gradient" (ACL 2025) and its code, whose defaults these are. Established from the code:
-the formulas, K = 2, T = 5, rate 0.002 along a cosine, batches of 8 windows, the start: scores of
-Wanda-sp, standardised inside a block and a kind, through a sigmoid, shifted to the mean ``keep``
-and clipped. There the projection only holds the sum from above, and Wanda-sp runs pruned blocks
-forward; here the sum is met and the start is any criterion on the dense model.
+via Policy Gradient" (ACL 2025) and its code. Established from the code: the formulas, K = 2,
+T = 5, rate 0.002 for both kinds along a cosine, batches of 8 windows of 128 tokens, the start from
+Wanda-sp with mean and standard deviation of a block and a kind. There the projection only holds
+the sum from above, and Wanda-sp runs pruned blocks forward; here the sum is met and the start is
+any criterion on the dense model (``standardise`` model compares its scores over all blocks).
 
 The published g is not the gradient of the expected loss: it divides by the square root of s(1 - s)
 and by K - 1, and its baseline contains the draws that it is compared with. :func:`gradient` is the
-unbiased estimate, and :func:`published` the scaling from it to g. The paper searches with 240,000
-passes of 1,024 tokens. The default ``tokens`` here is minutes on a small model and one processor,
-less than a hundredth of that: enough to see a difference between attention groups, not between
-thousands of channels, whose order stays close to the start.
+unbiased estimate, and :func:`published` the scaling from it to g.
+
+The paper takes 15,000 steps. The default ``tokens`` here is minutes for a small model on one
+processor, 488 steps of 8 windows of 128 tokens. Attention groups therefore move at 30 times the
+published rate. FFN channels keep it and stay close to their start: a few hundred losses cannot
+tell thousands of channels apart, and moving them faster raised the loss of the pruned model.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -49,16 +53,28 @@ from bipline.compression.gates import Gates, check, gated_losses
 NEEDS: Needs = "search"
 # The e of the formula, as in the code.
 EPSILON = 1e-7
+# Scores that are all equal have no spread to divide by.
+TINY = 1e-30
 # Halvings of the interval of v: it is then as narrow as float64 can tell.
 BISECTIONS = 100
 
 
 class PolicyGradientOptions(SearchOptions):
-    """The paper's knobs: ``samples`` is K and ``baseline_window`` T."""
+    """The paper's knobs: ``samples`` is K, ``baseline_window`` T, and a rate for each kind.
+
+    ``standardise`` says over what the initial scores are made comparable.
+    """
 
     samples: int = Field(default=2, ge=2)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    attention_learning_rate: float = Field(default=0.06, gt=0)
+    ffn_learning_rate: float = Field(default=2e-3, gt=0)
     baseline_window: int = Field(default=5, ge=1)
+    standardise: Literal["block", "model"] = "block"
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The learning rates in the order of the kinds."""
+        return self.attention_learning_rate, self.ffn_learning_rate
 
 
 OPTIONS = PolicyGradientOptions
@@ -73,7 +89,8 @@ def search(searching: Search, options: PolicyGradientOptions) -> list[BlockScore
     check(searching.loop.checkpoint.shape)
     steps = options.steps(searching, options.samples)
     start = searching.scores_of(options.initial, options.seed)
-    policy = [initial(scores, 1 - options.ratio) for scores in start]
+    by_block = options.standardise == "block"
+    policy = [initial(scores, 1 - options.ratio, by_block) for scores in start]
     batches = batches_of(searching.token_ids, options.batch, steps, options.seed)
     draws = torch.Generator().manual_seed(options.seed)
     baseline = Baseline(options.baseline_window)
@@ -84,25 +101,26 @@ def search(searching: Search, options: PolicyGradientOptions) -> list[BlockScore
         if not bool(losses.isfinite().all()):
             raise InvalidInput(f"policy gradient: a masked model's loss is not finite ({losses})")
         share = baseline.update(losses)
-        rate = options.learning_rate * cosine(step, steps)
         for place, (keep, drawn_masks) in enumerate(zip(policy, masks, strict=True)):
             estimate = gradient(losses - baseline.value, drawn_masks, keep, share)
+            rate = options.rates[place] * cosine(step, steps)
             moved = keep - rate * published(estimate, keep, len(losses), share)
             policy[place] = project(moved, (1 - options.ratio) * keep.numel())
     return block_scores(*policy)
 
 
-def initial(scores: Tensor, keep: float) -> Tensor:
+def initial(scores: Tensor, keep: float, by_block: bool = True) -> Tensor:
     """Keep-probabilities from any scores ``[blocks, n]``, of the same shape: the code's map.
 
-    Inside each block the scores are standardised, mapped by a sigmoid, shifted to the mean
-    ``keep`` and clipped; then all blocks are projected to the budget. Equal scores start equal.
+    Inside each block (or over all) the scores are standardised, mapped by a sigmoid, shifted to
+    the mean ``keep`` and clipped; then all are projected to the budget. Equal scores start equal.
     """
-    centred = scores - scores.mean(1, keepdim=True)
-    spread = centred.square().sum(1, keepdim=True) / max(1, scores.shape[1] - 1)
-    mapped = torch.sigmoid(centred / (spread.sqrt() + 1e-8))
+    rows = scores if by_block else scores.reshape(1, -1)
+    centred = rows - rows.mean(1, keepdim=True)
+    spread = (centred.square().sum(1, keepdim=True) / max(1, rows.shape[1] - 1)).sqrt()
+    mapped = torch.sigmoid(centred / spread.clamp_min(TINY))
     shifted = mapped + keep - mapped.mean(1, keepdim=True)
-    return project(shifted.clamp(0, 1), keep * scores.numel())
+    return project(shifted.clamp(0, 1), keep * scores.numel()).view_as(scores)
 
 
 def drawn(keep: Tensor, samples: int, generator: torch.Generator) -> Tensor:

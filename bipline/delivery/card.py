@@ -15,23 +15,11 @@ import yaml
 
 from bipline.artifacts.plan import Layout, PruningPlan
 from bipline.artifacts.record import EvaluationRecord
+from bipline.compression.criteria import CRITERIA
 from bipline.compression.criteria.interface import BlockScores
+from bipline.compression.methods import criterion_method
 from bipline.delivery.contents import PackageContents, measures, percent
 
-METHODS = {
-    "llm-bip": (
-        "`llm-bip`: a reconstruction of LLM-BIP's block-wise forward importance "
-        "([arXiv 2412.06419](https://arxiv.org/abs/2412.06419)). The paper leaves norms and the "
-        "grouping of channels open; they were filled in here, so this is not the authors' code."
-    ),
-    "llm-bip-glu": (
-        "`llm-bip-glu`: this project's own variant of a reconstruction of LLM-BIP "
-        "([arXiv 2412.06419](https://arxiv.org/abs/2412.06419)), with the gate and the RMSNorm "
-        "in the bound. It is not the method of the paper."
-    ),
-    "magnitude": "`magnitude`: the norm of the weights that read a group; a baseline.",
-    "random": "`random`: groups drawn by a seed; a baseline that no choice should lose to.",
-}
 # What a Hugging Face licence identifier looks like; anything else is a name.
 LICENCE_IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -51,8 +39,12 @@ def render_card(contents: PackageContents) -> str:
 
 
 def method_text(criterion: str) -> str:
-    """What a criterion is, said honestly, as markdown."""
-    return METHODS.get(criterion, f"criterion {as_code(criterion)}")
+    """What a criterion is and where it comes from, said honestly, as markdown."""
+    if criterion not in CRITERIA:
+        return f"criterion {as_code(criterion)}"
+    method = criterion_method(criterion)
+    source = " ".join(method.status[0].text.split())
+    return f"`{criterion}`: {method.idea} {source}".replace("``", "`")
 
 
 def as_code(text: str) -> str:

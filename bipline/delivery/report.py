@@ -18,6 +18,8 @@ from markupsafe import Markup
 
 from bipline import __version__
 from bipline.artifacts.record import EvaluationRecord
+from bipline.compression.criteria import CRITERIA
+from bipline.compression.methods import criterion_method
 from bipline.delivery.contents import (
     PackageContents,
     measures,
@@ -33,15 +35,6 @@ from bipline.delivery.pictures import (
 )
 
 TEMPLATE = "report.html.j2"
-CRITERIA = {
-    "hywia": "hywia, HyWIA-style, a reconstruction (arXiv 2403.10799)",
-    "llm-bip": "llm-bip, a reconstruction of LLM-BIP (arXiv 2412.06419)",
-    "llm-bip-glu": "llm-bip-glu, this project's variant of a reconstruction of LLM-BIP",
-    "llm-pruner": "llm-pruner, LLM-Pruner's Taylor importance (arXiv 2305.11627)",
-    "magnitude": "magnitude, a baseline on weights alone",
-    "random": "random, a baseline that draws groups by a seed",
-    "saap": "saap, SAAP-style, a reconstruction (arXiv 2412.15127)",
-}
 
 
 @dataclass(frozen=True)
@@ -124,10 +117,11 @@ def importance_part(contents: PackageContents) -> Markup:
         ("kept", "removed", "removed-swatch"),
         histogram_picture(channels, "FFN channels"),
     )
-    criterion = contents.plan.criterion
+    plan = contents.plan
+    told = f", {criterion_method(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
     lead = (
-        f"Scores by {CRITERIA.get(criterion, criterion)}. Within a block the highest stay; "
-        "a higher score elsewhere may go, because every block keeps the same widths."
+        f"Scores by {plan.criterion}{told} Within a block the highest stay; a higher score "
+        f"elsewhere may go, because allocation {plan.allocation} decides what each block keeps."
     )
     return _part("importance", "Importance per block", lead, head_figure + channel_figure)
 

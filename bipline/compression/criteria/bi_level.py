@@ -19,8 +19,10 @@ rates 0.1 along a cosine, 1/gamma = 0.1. Reconstructed here for language models,
 the lower variables are low-rank updates B A of both matrices, kept for every block (``weights``
 lora), or nothing (``frozen``); a mask entry is a whole group; scores start from another criterion,
 divided by their mean in the block; and a step divides the gradients of each kind by their root
-mean square, because one channel's gradient is a hundredth of one group's. The code weights the
-implicit term by theta once more than the paper's formula does; here it is the paper's.
+mean square, because one channel's gradient is a hundredth of one group's. The rate of the scores
+follows from that: of 0.01, 0.02 and 0.05 the first did best in the hundred steps of the default
+``tokens``, and the last added more noise than it learned. The code weights the implicit term by
+theta once more than the paper's formula does; here it is the paper's.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class BiLevelOptions(SearchOptions):
 
     weights: Literal["frozen", "lora"] = "lora"
     rank: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate: float = Field(default=0.01, gt=0)
     weight_learning_rate: float = Field(default=0.1, gt=0)
     gamma: float = Field(default=10.0, gt=0)
     tokens: int = Field(default=200_000, ge=1)

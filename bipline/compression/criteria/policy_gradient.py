@@ -26,7 +26,8 @@ unbiased estimate, and :func:`published` the scaling from it to g.
 The paper takes 15,000 steps. The default ``tokens`` here is minutes for a small model on one
 processor, 488 steps of 8 windows of 128 tokens. Attention groups therefore move at 30 times the
 published rate. FFN channels keep it and stay close to their start: a few hundred losses cannot
-tell thousands of channels apart, and moving them faster raised the loss of the pruned model.
+tell thousands of channels apart, and moving them faster raised the loss of the pruned model. That
+budget helped a model with 32 attention groups and did nothing for one with 96: give it more.
 """
 
 from __future__ import annotations

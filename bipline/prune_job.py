@@ -29,7 +29,7 @@ from bipline.compression.allocate import (
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
-from bipline.compression.criteria import load_criterion, module_name, options_of
+from bipline.compression.criteria import load_criterion, modules_of, options_of
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import JOURNAL_NAME, check_plan, prune
 from bipline.compression.score import Calibration, compute_scores, hold_to_model, score_model
@@ -248,7 +248,7 @@ class _Planning:
             "micro_batch": request.micro_batch,
             "device": self.device.type,
             "workers": f"{workers.rank} of {workers.count}",
-            "code": code_digest(CORE, module_name(request.criterion)),
+            "code": code_digest(CORE, *modules_of(request.criterion, self._options)),
             "numerics": numerics(),
         }
 

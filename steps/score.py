@@ -14,7 +14,7 @@ from bipline.artifacts.store import Handle
 from bipline.compression import score as core
 from bipline.compression.calibrate import load_calibration
 from bipline.compression.computing import Computing
-from bipline.compression.criteria import CRITERIA, module_name, options_of
+from bipline.compression.criteria import CRITERIA, module_name, modules_of, options_of
 from bipline.compression.criteria.interface import Options
 from bipline.compression.statistics import (
     KIND,
@@ -112,7 +112,7 @@ def _key(model: Resolution, windows: str, section: ScoreSection, share: str) -> 
     inputs = {"model": model.digest, "windows": windows, "share": share, "device": device}
     # How many parts there are changes no sum, so a whole or reduced answer stays known.
     alike = section.model_copy(update={"parts": 1, "device": "auto"})
-    return STAGE.key(inputs, alike, (CORE, module_name(section.criterion)))
+    return STAGE.key(inputs, alike, (CORE, *modules_of(section.criterion, _options(section))))
 
 
 def _windows(calibration: Handle) -> core.Calibration:

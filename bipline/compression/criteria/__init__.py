@@ -82,6 +82,12 @@ def module_name(criterion: str) -> str:
     return f"bipline.compression.criteria.{CRITERIA[criterion]}"
 
 
+def modules_of(criterion: str, options: Options) -> tuple[str, ...]:
+    """The modules whose code makes the scores: the criterion's, and that of a search's start."""
+    start = getattr(options, "initial", None)
+    return (module_name(criterion), *([module_name(start)] if start else []))
+
+
 def load_criterion(name: str) -> Criterion:
     """The criterion of this name. Raises InvalidInput if unknown."""
     module: Any = importlib.import_module(module_name(name))

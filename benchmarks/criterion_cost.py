@@ -29,9 +29,12 @@ from bipline.model.loading import import_libraries
 from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint
 
+# Operations per window do not depend on how many there are; saap wants two chunks.
+COUNTED_WINDOWS = 32
+
 
 def main() -> None:
-    """Score once for the clock and once for the counter; a search runs once, with the counter."""
+    """Score once for the clock, and fewer windows for the counter; a search runs once, for both."""
     given = _arguments()
     import_libraries()
     checkpoint = open_checkpoint(given.model)
@@ -41,8 +44,9 @@ def main() -> None:
     computing = Computing().within(None, checkpoint, drawn.token_ids)
     counter = FlopCounterMode(display=False)
 
-    def score() -> Any:
-        return score_model(checkpoint, calibration, given.criterion, options, computing)[1]
+    def score(windows: int | None = None) -> Any:
+        few = Calibration(calibration.token_ids[:windows], calibration.digest)
+        return score_model(checkpoint, few, given.criterion, options, computing)[1]
 
     searches = load_criterion(given.criterion).NEEDS == "search"
     with watching_memory() as peak:
@@ -53,24 +57,26 @@ def main() -> None:
         else:
             scores = score()
         seconds = time.perf_counter() - start
+    counted = len(calibration.token_ids) if searches else COUNTED_WINDOWS
     if not searches:
         with counter:
-            score()
+            score(counted)
     save_file(flattened([block.tensors() for block in scores.blocks]), given.scores)
     value = {
         "seconds": round(seconds, 3),
         "peak_anonymous_bytes": peak.anonymous,
-        "forward_passes": counter.get_total_flops() / _forward_flops(computing, checkpoint, drawn),
+        "forward_passes": counter.get_total_flops()
+        / _forward_flops(computing, checkpoint, calibration.token_ids[:counted]),
         "needs": load_criterion(given.criterion).NEEDS,
         "options": options.to_json_value(),
     }
     given.json.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def _forward_flops(computing: Computing, checkpoint: Any, drawn: Any) -> int:
+def _forward_flops(computing: Computing, checkpoint: Any, token_ids: torch.Tensor) -> int:
     loop = computing.loop(checkpoint)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        hidden = loop.embed(drawn.token_ids)
+        hidden = loop.embed(token_ids)
         for block in loop.blocks():
             hidden = block.run(hidden)
     return int(counter.get_total_flops())

@@ -85,7 +85,14 @@ def _run_pipeline(config: CompressConfig, reuse: bool) -> str:
 
 
 def original(error: BaseException) -> BaseException:
-    """The error of this project that another was raised from, or the error itself."""
+    """The error of this project that another was raised from, or the error itself.
+
+    What ZenML makes of a signal is an interruption, not a fault.
+    """
+    from zenml.exceptions import RunInterruptedException
+
+    if _in_chain(error, RunInterruptedException):
+        return KeyboardInterrupt()
     return _in_chain(error, BiplineError) or error
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.operations import OperationCounter
 from bipline.cli_options import key_values
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
@@ -42,7 +42,7 @@ def main() -> None:
     calibration = Calibration(drawn.token_ids, drawn.digest)
     options = options_of(given.criterion, 0, key_values(given.option))
     computing = Computing().within(None, checkpoint, drawn.token_ids)
-    counter = FlopCounterMode(display=False)
+    counter = OperationCounter()
 
     def score(windows: int | None = None) -> Any:
         few = Calibration(calibration.token_ids[:windows], calibration.digest)
@@ -65,7 +65,7 @@ def main() -> None:
     value = {
         "seconds": round(seconds, 3),
         "peak_anonymous_bytes": peak.anonymous,
-        "forward_passes": counter.get_total_flops()
+        "forward_passes": counter.total
         / _forward_flops(computing, checkpoint, calibration.token_ids[:counted]),
         "needs": load_criterion(given.criterion).NEEDS,
         "options": options.to_json_value(),
@@ -75,11 +75,11 @@ def main() -> None:
 
 def _forward_flops(computing: Computing, checkpoint: Any, token_ids: torch.Tensor) -> int:
     loop = computing.loop(checkpoint)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), OperationCounter() as counter:
         hidden = loop.embed(token_ids)
         for block in loop.blocks():
             hidden = block.run(hidden)
-    return int(counter.get_total_flops())
+    return counter.total
 
 
 def _arguments() -> argparse.Namespace:

@@ -14,6 +14,7 @@ from bipline.compression.allocation import RULES, load_rule
 from bipline.compression.allocation.block_errors import measure_errors
 from bipline.compression.allocation.problem import Layout, Problem, Windows
 from bipline.compression.allocation.widths import choices_of
+from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import CRITERIA, options_of
 from bipline.compression.criteria.interface import Options
@@ -147,3 +148,23 @@ def test_a_block_that_does_nothing_is_dropped_first(tmp_path: Path, criterion: s
     assert plan.budget.reached_blocks == pytest.approx(0.25)
     kept = AllocationRequest(0.2, keep_last=2)
     assert not allocate(checkpoint, scores, kept).blocks[2].dropped
+
+
+def test_learned_widths_are_not_the_uniform_ones_renamed(reference: Path) -> None:
+    """On a trained model: the correlation of what is kept, over all groups and channels."""
+    checkpoint = open_checkpoint(reference)
+    text = reference.parent / "texts" / "calibration.txt"
+    drawn = calibrate(checkpoint.folder, {text: 1.0}, samples=16, seqlen=64, seed=0)
+    windows = Windows(drawn.token_ids, Computing(), drawn.digest)
+    calibration = Calibration(drawn.token_ids, drawn.digest)
+    _, scores = score_model(checkpoint, calibration, "wanda-sp", Options(), Computing())
+    kept = []
+    for rule, options in (("uniform", {}), ("learned", {"steps": 24})):
+        request = AllocationRequest(0.3, rule=rule, options=options, layout="per-layer")
+        plan = allocate(checkpoint, scores, request, windows)
+        row = torch.zeros(len(plan.blocks), checkpoint.shape.intermediate_size + 4)
+        for index, block in enumerate(plan.blocks):
+            row[index, list(block.ffn_channels)] = 1
+            row[index, [g - 4 for g in block.attention_groups]] = 1
+        kept.append(row.flatten())
+    assert float(torch.corrcoef(torch.stack(kept))[0, 1]) < 0.99

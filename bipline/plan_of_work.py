@@ -13,6 +13,7 @@ from bipline.compression.allocate import (
 )
 from bipline.compression.criteria import options_of
 from bipline.compression.partial_sums import share_of
+from bipline.compression.score import check_shared
 from bipline.config import CompressConfig
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
@@ -28,6 +29,8 @@ def plan_of_work(config: CompressConfig) -> str:
     options_of(config.score.criterion, config.score.seed, config.score.options)
     choose_device(config.score.device)
     share_of(config.calibrate.samples, 0, config.score.parts)
+    if config.score.parts > 1:
+        check_shared(config.score.criterion)
     checkpoint = None if "://" in config.model or config.model.startswith("hf:") else (
         open_checkpoint(Path(config.model))
     )  # fmt: skip

@@ -8,28 +8,29 @@ whose partial statistics are reduced later (:func:`score_part`, :func:`reduce_pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import note, track
+from bipline.artifacts.progress import track
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import FORWARD, Criterion, load_criterion, unmet_needs
-from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums, Tokens
+from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
 from bipline.compression.criteria.search import Search
+from bipline.compression.forward_pass import ForwardPass, Observe
 from bipline.compression.gradient_sums import check_windows, gradient_sums
 from bipline.compression.partial_sums import (
-    Accumulator,
     ChunkSums,
     check_finite,
     reduce_chunks,
     share_of,
     windows_of,
 )
-from bipline.compression.score_progress import Finished, ScoreProgress
+from bipline.compression.score_progress import Finished
 from bipline.compression.statistics import (
     Scores,
     Statistics,
@@ -37,12 +38,8 @@ from bipline.compression.statistics import (
     statistics_of,
 )
 from bipline.compression.workers import Workers
-from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.hidden_states import CHUNK_WINDOWS
-
-Finish = Callable[[LoopBlock, ChunkSums], Finished]
 
 
 @dataclass(frozen=True)
@@ -68,43 +65,22 @@ def score_model(
     Raises InvalidInput where the model's activations are not finite, and where windows cannot be
     divided among workers.
     """
-    chosen, workers = load_criterion(criterion), workers or Workers()
-    if chosen.NEEDS == "weights":
-        scores = _scores_of(checkpoint, criterion, options, [{}] * _layers(checkpoint))
+    needs, workers = load_criterion(criterion).NEEDS, workers or Workers()
+    if workers.count > 1 and needs != "weights":
+        check_shared(criterion)
+    if work is None and not computing.resident:
+        with TemporaryDirectory(prefix="bipline-") as folder:
+            return score_model(
+                checkpoint, calibration, criterion, options, computing, Path(folder), workers
+            )
+    if needs == "weights":
         statistics = empty_statistics(checkpoint)
+        scores = _scores_of(checkpoint, criterion, options, statistics.blocks)
         return statistics, _named(scores, statistics, criterion, options)
-    check_divided(criterion, workers.count)
-    if chosen.NEEDS == "gradients":
-        return _by_gradients(checkpoint, calibration, criterion, options, computing, work)
-    if chosen.NEEDS == "search":
-        searching = Search(
-            computing.loop(checkpoint),
-            calibration.token_ids,
-            lambda other, theirs: (
-                score_model(checkpoint, calibration, other, theirs, computing)[1].blocks
-            ),
-        )
-        searched = chosen.search(searching, options)
-        nothing: tuple[Sums, ...] = tuple({} for _ in searched)
-        statistics = statistics_of(checkpoint, calibration.digest, computing.dtype_name, nothing)
-        return statistics, _named(searched, statistics, criterion, options)
-    windows = len(calibration.token_ids)
-    everybody = share_of(windows, 0, 1)
-    own = share_of(windows, workers.rank, workers.count)
-
-    def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
-        sums = reduce_chunks(workers.gather(chunks, everybody))
-        check_finite(sums, block.index)
-        return sums, _block_scores(chosen, sums, _source_block(block), options)
-
-    token_ids = windows_of(calibration.token_ids, own)
-    observe = Observe(chosen, options)
-    forward = _ForwardPass(checkpoint, token_ids, own, observe, computing, work, workers)
-    finished = forward.run(finish)
-    blocks = tuple(sums for sums, _ in finished)
-    found = [scores for _, scores in finished if scores is not None]
-    statistics = statistics_of(checkpoint, calibration.digest, computing.dtype_name, blocks)
-    return statistics, _named(found, statistics, criterion, options)
+    run = _Run(checkpoint, calibration, criterion, options, computing, work)
+    if needs == "gradients":
+        return run.by_gradients()
+    return run.by_search() if needs == "search" else run.forward(workers)
 
 
 def score_part(
@@ -122,7 +98,7 @@ def score_part(
     Raises InvalidInput when there are fewer chunks than parts, or the criterion's work cannot be
     divided.
     """
-    check_divided(criterion, part[1])
+    check_shared(criterion)
     own = share_of(len(calibration.token_ids), *part)
 
     def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
@@ -132,7 +108,7 @@ def score_part(
 
     token_ids = windows_of(calibration.token_ids, own)
     observe = Observe(load_criterion(criterion), options)
-    forward = _ForwardPass(checkpoint, token_ids, own, observe, computing, work, Workers())
+    forward = ForwardPass(checkpoint, token_ids, own, observe, computing, work, Workers())
     blocks = tuple(sums for sums, _ in forward.run(finish))
     return statistics_of(checkpoint, calibration.digest, computing.dtype_name, blocks)
 
@@ -186,108 +162,75 @@ def hold_to_model(checkpoint: Checkpoint, statistics: Statistics) -> None:
         raise InvalidInput(refusal)
 
 
-def check_divided(criterion: str, count: int) -> None:
-    """Raise InvalidInput where ``count`` workers cannot share a criterion's windows."""
+def check_shared(criterion: str) -> None:
+    """Raise InvalidInput where several workers cannot share a criterion's windows."""
     needs = load_criterion(criterion).NEEDS
-    if count > 1 and needs not in FORWARD:
+    if needs not in FORWARD:
         raise InvalidInput(
-            f"criterion {criterion} needs {needs}, whose work cannot be divided among {count} "
-            "workers; run it in one process"
+            f"criterion {criterion} needs {needs}, whose work cannot be divided among workers; "
+            "run it in one process, with parts: 1"
         )
 
 
 @dataclass(frozen=True)
-class Observe:
-    """A criterion's way of looking at tokens, with its options."""
+class _Run:
+    """One scoring of a model whose windows are run, in the way that the criterion needs."""
 
-    criterion: Criterion
+    checkpoint: Checkpoint
+    calibration: Calibration
+    criterion: str
     options: Options
+    computing: Computing
+    work: Path | None
 
-    def __call__(self, block: Block, tokens: Tokens) -> Sums:
-        """Sums of one micro-batch."""
-        return self.criterion.observe(block, tokens, self.options)
+    def forward(self, workers: Workers) -> tuple[Statistics, Scores]:
+        """One forward pass, each worker with its share of the windows."""
+        chosen, windows = load_criterion(self.criterion), len(self.calibration.token_ids)
+        everybody, own = share_of(windows, 0, 1), share_of(windows, workers.rank, workers.count)
 
+        def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
+            sums = reduce_chunks(workers.gather(chunks, everybody))
+            check_finite(sums, block.index)
+            return sums, _block_scores(chosen, sums, _source_block(block), self.options)
 
-class _ForwardPass:
-    """One pass of windows through all blocks, recorded in ``work`` where there is one."""
+        token_ids = windows_of(self.calibration.token_ids, own)
+        observe = Observe(chosen, self.options)
+        forward = ForwardPass(
+            self.checkpoint, token_ids, own, observe, self.computing, self.work, workers
+        )
+        finished = forward.run(finish)
+        found = [scores for _, scores in finished if scores is not None]
+        return self._finished([sums for sums, _ in finished], found)
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        token_ids: torch.Tensor,
-        chunks: range,
-        observe: Observe,
-        computing: Computing,
-        work: Path | None,
-        workers: Workers,
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.token_ids = token_ids
-        self.chunks = chunks
-        self.observe = observe
-        self.workers = workers
-        self.loop = computing.loop(checkpoint)
-        self.loop.check(token_ids)
-        self.states = self.loop.states(token_ids, work, computing.resident)
-        self.progress = ScoreProgress(work, checkpoint) if work else None
+    def by_gradients(self) -> tuple[Statistics, Scores]:
+        """A backward pass. Raises InvalidInput for too few windows."""
+        chosen, token_ids = load_criterion(self.criterion), self.calibration.token_ids
+        check_windows(self.criterion, self.options, len(token_ids))
+        found: dict[int, tuple[Sums, BlockScores]] = {}
+        for block, sums in gradient_sums(self.checkpoint, token_ids, self.computing, self.work):
+            found[block.index] = sums, _block_scores(chosen, sums, block, self.options)
+        blocks, scores = zip(*(found[index] for index in sorted(found)), strict=True)
+        return self._finished(blocks, scores)
 
-    def run(self, finish: Finish) -> list[Finished]:
-        """What ``finish`` makes of every block's partial sums, those of earlier runs included."""
-        finished = self._taken_up()
-        layers = _layers(self.checkpoint)
-        if not finished:
-            self.loop.embed_into(self.states, self.token_ids)
-        blocks = self.loop.blocks(range(len(finished), layers))
-        for block in track(blocks, "score blocks", layers - len(finished)):
-            finished.append(finish(block, self._observe(block)))
-            if self.progress:
-                self.progress.save(block.index, self.states, finished[-1])
-        return finished
+    def by_search(self) -> tuple[Statistics, Scores]:
+        """Many passes, which leave scores and no sums."""
 
-    def _taken_up(self) -> list[Finished]:
-        if self.progress is None:
-            return []
-        own = self.progress.finished(self.states)
-        done = self.workers.least(own)
-        if done < own:
-            done = self.progress.finished(self.states, done)
-        if done:
-            note(f"going on after block {done} of {_layers(self.checkpoint)}, which were finished")
-        return self.progress.load(done)
+        def score(criterion: str, options: Options) -> Sequence[BlockScores]:
+            return score_model(
+                self.checkpoint, self.calibration, criterion, options, self.computing
+            )[1].blocks
 
-    def _observe(self, block: LoopBlock) -> ChunkSums:
-        seen = Block.of(self.checkpoint, block.index, block.weights)
-        sums, seqlen = Accumulator(), self.token_ids.shape[1]
-        windows: dict[int, int] = {}
+        loop = self.computing.loop(self.checkpoint)
+        searching = Search(loop, self.calibration.token_ids, score)
+        found = load_criterion(self.criterion).search(searching, self.options)
+        return self._finished([{} for _ in found], found)
 
-        def observe(number: int, activations: Activations) -> None:
-            chunk = self.chunks.start + number
-            first = windows.setdefault(chunk, chunk * CHUNK_WINDOWS)
-            tokens = Tokens(activations, seqlen, first)
-            windows[chunk] += len(tokens.places) // seqlen
-            sums.add(chunk, self.observe(seen, tokens))
-
-        block.advance(self.states, observe)
-        return sums.chunks
-
-
-def _by_gradients(
-    checkpoint: Checkpoint,
-    calibration: Calibration,
-    criterion: str,
-    options: Options,
-    computing: Computing,
-    work: Path | None,
-) -> tuple[Statistics, Scores]:
-    """Sums and scores from a backward pass. Raises InvalidInput for too few windows."""
-    chosen, token_ids = load_criterion(criterion), calibration.token_ids
-    check_windows(criterion, options, len(token_ids))
-    found: dict[int, tuple[Sums, BlockScores]] = {}
-    for block, sums in gradient_sums(checkpoint, token_ids, computing, work):
-        found[block.index] = sums, _block_scores(chosen, sums, block, options)
-    blocks, scores = zip(*(found[index] for index in sorted(found)), strict=True)
-    statistics = statistics_of(checkpoint, calibration.digest, computing.dtype_name, blocks)
-    return statistics, _named(scores, statistics, criterion, options)
+    def _finished(
+        self, blocks: Sequence[Sums], scores: Sequence[BlockScores]
+    ) -> tuple[Statistics, Scores]:
+        dtype = self.computing.dtype_name
+        statistics = statistics_of(self.checkpoint, self.calibration.digest, dtype, tuple(blocks))
+        return statistics, _named(scores, statistics, self.criterion, self.options)
 
 
 def _source_block(block: LoopBlock) -> Block:

@@ -168,3 +168,18 @@ def test_learned_widths_are_not_the_uniform_ones_renamed(reference: Path) -> Non
             row[index, [g - 4 for g in block.attention_groups]] = 1
         kept.append(row.flatten())
     assert float(torch.corrcoef(torch.stack(kept))[0, 1]) < 0.99
+
+
+def test_error_aware_with_few_counts_still_meets_the_budget(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not all counts are weighed, the steps between them are filled in afterwards."""
+    from bipline.compression.allocation import error_aware
+
+    monkeypatch.setattr(error_aware, "MOST_COUNTS", 4)
+    checkpoint = open_checkpoint(llama)
+    request = AllocationRequest(0.4, rule="error-aware", layout="per-layer", ffn_multiple=1)
+    plan = allocate(checkpoint, scores_of(llama), request, WINDOWS)
+    shape = checkpoint.shape
+    step = shape.group_weights / (2 * shape.block_weights)
+    assert 0.4 <= plan.budget.reached_blocks < 0.4 + step

@@ -184,3 +184,9 @@ def test_bfloat16_and_float32_agree_on_what_stays(reference: Path) -> None:
         assert one.attention_groups == other.attention_groups
         same = set(one.ffn_channels) & set(other.ffn_channels)
         assert len(same) >= 0.97 * len(one.ffn_channels)
+
+
+def test_states_on_disk_without_a_work_directory_are_the_same(llama: Path) -> None:
+    held, _ = scored(llama)
+    spilled, _ = scored(llama, resident=False)
+    assert_same_bits(held, spilled)

@@ -53,7 +53,7 @@ class _PrunedBlock:
         self._choices = problem.choices[block.index]
         self._groups = _ascending(scores.attention_groups)
         self._channels = _ascending(scores.ffn_channels)
-        self._counts = _grid(self._choices.ffn_channels, grid)
+        self._counts = grid_of(self._choices.ffn_channels, grid)
         self._feed_forward = FeedForward(self._block)
         self._attention_errors = torch.zeros(len(self._choices.attention_groups)).double()
         self._ffn_errors = torch.zeros(len(self._counts)).double()
@@ -114,7 +114,7 @@ def _ascending(scores: Tensor) -> Tensor:
     return torch.sort(scores.double().flip(0), stable=True).indices.neg() + len(scores) - 1
 
 
-def _grid(allowed: tuple[int, ...], points: int) -> tuple[int, ...]:
+def grid_of(allowed: tuple[int, ...], points: int) -> tuple[int, ...]:
     """At most ``points`` of the counts, the ends among them."""
     if len(allowed) <= points:
         return allowed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bipline.artifacts.errors import InvalidInput
@@ -54,14 +54,27 @@ def test_widths_equal_brute_force(block: ModelShape, ratio: float, multiple: int
         assert uniform_widths(choices_of(block, multiple), ratio) == expected
 
 
+def attempt(block: ModelShape, ratio: float, multiple: int) -> Widths | None:
+    try:
+        return uniform_widths(choices_of(block, multiple), ratio)
+    except InvalidInput:
+        return None
+
+
 @settings(max_examples=200)
+@example(block=shape(3, 2, 4, 16, 8), multiple=8)
 @given(block=SHAPES, multiple=st.sampled_from([1, 2, 8]))
 def test_largest_ratio_is_reached_and_nothing_above_is(block: ModelShape, multiple: int) -> None:
     assume(multiple <= block.intermediate_size)
     largest = largest_ratio(choices_of(block, multiple))
     assume(largest > 1e-6)
-    reached = uniform_widths(choices_of(block, multiple), largest * (1 - 1e-9))
-    assert reached.removed_weights(block) >= largest * (1 - 1e-8) * block.block_weights
+    # Rounding of the number itself may put it on either side of where the rule changes its mind.
+    reached = [
+        found.removed_weights(block)
+        for ratio in (largest, largest * (1 - 1e-9))
+        if (found := attempt(block, ratio, multiple))
+    ]
+    assert max(reached) >= largest * (1 - 1e-8) * block.block_weights
     for higher in (largest + 1e-4, (1 + largest) / 2, 0.999):
         if largest + 1e-9 < higher < 1:
             with pytest.raises(InvalidInput):

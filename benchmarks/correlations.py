@@ -19,7 +19,8 @@ def agreement(scores: Scores, truth: Mapping[str, TrueChanges]) -> dict[str, dic
     """A criterion's rank correlation with each true change, for each kind of group.
 
     ``pooled`` ranks the groups of all blocks together, ``mean`` is the mean over blocks. A block
-    whose groups all score alike says nothing and counts as 0.
+    whose groups all score alike says nothing and counts as 0. ``loss_size`` is how much the loss
+    changes, up or down: the effect of a single channel is small, and its sign is that of chance.
     """
     found: dict[str, dict[str, float]] = {}
     for kind in KINDS:
@@ -27,7 +28,9 @@ def agreement(scores: Scores, truth: Mapping[str, TrueChanges]) -> dict[str, dic
         mine = np.array([scores[f"{block}.{kind}"][index] for block, index in held.places])
         blocks = np.array([block for block, _ in held.places])
         found[kind] = {}
-        for name, values in (("output", held.output), ("loss", held.loss)):
+        sizes = [abs(change) for change in held.loss]
+        truths = (("output", held.output), ("loss", held.loss), ("loss_size", sizes))
+        for name, values in truths:
             true = np.array(values)
             found[kind][f"{name}_pooled"] = spearman(mine, true)
             inside = [spearman(mine[blocks == b], true[blocks == b]) for b in np.unique(blocks)]

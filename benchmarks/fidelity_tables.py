@@ -28,8 +28,14 @@ def _measured(values: dict[str, Any], kind: str) -> bool:
 
 
 def _agreement(model: str, values: dict[str, Any], kind: str) -> Table:
-    columns = ("output_pooled", "output_mean", "loss_pooled", "loss_mean")
-    titles = ("block output, pooled", "mean over blocks", "model loss, pooled", "mean over blocks")
+    columns = (
+        "output_pooled", "output_mean", "loss_pooled", "loss_mean", "loss_size_pooled",
+        "loss_size_mean",
+    )  # fmt: skip
+    titles = (
+        "block output, pooled", "mean over blocks", "model loss, pooled", "mean over blocks",
+        "size of loss change, pooled", "mean over blocks",
+    )  # fmt: skip
     found = {name: each[kind] for name, each in values["agreement"].items()}
     order = sorted(found, key=lambda name: -found[name]["output_mean"])
     rows = [(name, *(f"{found[name][column]:.3f}" for column in columns)) for name in order]

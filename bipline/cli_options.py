@@ -45,7 +45,7 @@ CRITERIA = (
 )
 RULES = (
     "uniform, standardized, block-influence, log-increase, error-aware, learned, threshold; "
-    "depth [default: uniform, or depth where the criterion scores blocks]"
+    "depth (default: uniform, or depth where the criterion scores blocks)"
 )
 
 Model = Annotated[str, typer.Argument(help="model directory, or s3://bucket/prefix")]
@@ -73,7 +73,7 @@ Samples = Annotated[int, typer.Option(help="number of calibration windows")]
 Seqlen = Annotated[int, typer.Option(help="window length in tokens")]
 Seed = Annotated[int, typer.Option(help="draws calibration windows and whatever a method draws")]
 FfnMultiple = Annotated[
-    int | None, typer.Option(help="cut FFN channels in multiples of this [default: chosen]")
+    int | None, typer.Option(help="cut FFN channels in multiples of this (default: chosen)")
 ]
 Plan = Annotated[Path | None, typer.Option(help="apply this plan, compute nothing")]
 PlanOut = Annotated[
@@ -81,16 +81,16 @@ PlanOut = Annotated[
 ]
 Statistics = Annotated[Path | None, typer.Option(help="saved statistics: reuse or write")]
 Work = Annotated[
-    Path | None, typer.Option(help="where a killed run goes on from [default: OUT.work]")
+    Path | None, typer.Option(help="where a killed run goes on from (default: OUT.work)")
 ]
 ComputeDtype = Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N")]
 MicroBatch = Annotated[
-    int | None, typer.Option(help="windows run together, 1 to 16 [default: by their length]")
+    int | None, typer.Option(help="windows run together, 1 to 16 (default: by their length)")
 ]
 MaxMemory = Annotated[
     str | None,
-    typer.Option(help="most memory to use, such as 2.5GB [default: what is free]"),
+    typer.Option(help="most memory to use, such as 2.5GB (default: what is free)"),
 ]
 ShardSize = Annotated[str, typer.Option(help="largest shard, in bytes or as 5GB")]
 JsonFile = Annotated[

@@ -38,7 +38,7 @@ def test_every_method_is_described_and_in_the_help() -> None:
     assert [each.name for each in criteria] == sorted(CRITERIA)
     assert [each.name for each in rules] == sorted(RULES)
     for known, text in ((CRITERIA, CRITERIA_HELP), (RULES, RULES_HELP)):
-        words = text.replace(";", ",").replace(":", ",").replace("[", ",").split(",")
+        words = text.replace(";", ",").replace(":", ",").replace("(", ",").split(",")
         assert set(known) <= {word.strip() for word in words} | {words[-1].strip()}
 
 

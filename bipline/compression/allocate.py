@@ -176,6 +176,11 @@ def _check_pairing(rule: str, criterion: str, prunes: str, request: AllocationRe
         )
     if request.layout == "per-layer":
         return
+    if prunes == "sublayers":
+        raise InvalidInput(
+            "dropped sublayers leave blocks that differ, which the uniform layout excludes; use "
+            "--layout per-layer, or --criterion-option of=blocks"
+        )
     if reason := load_rule(rule).NOT_UNIFORM:
         raise InvalidInput(
             f"allocation {rule} cannot choose uniform widths: {reason}; use --layout per-layer"

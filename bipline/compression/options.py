@@ -37,7 +37,8 @@ def options_from(kind: type[Kind], owner: str, seed: int, given: Mapping[str, An
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
         known = ", ".join(field for field in kind.model_fields if field != "seed") or "none"
+        if problem["type"] == "extra_forbidden":
+            raise InvalidInput(f"{owner} has no option {name!r}; its options: {known}") from None
         raise InvalidInput(
-            f"{owner}: option {name}={problem['input']}: {problem['msg'].lower()}; "
-            f"its options: {known}"
+            f"{owner}: option {name}={problem['input']}: {problem['msg'].lower()}"
         ) from None

@@ -37,11 +37,6 @@ class _Unit:
 
 def widths(problem: Problem, options: BaseOptions) -> list[Widths]:
     """Full widths, and zeros where a unit goes."""
-    if problem.scores.prunes == "sublayers" and problem.layout == "uniform":
-        raise InvalidInput(
-            "dropped sublayers leave blocks that differ, which the uniform layout excludes; use "
-            "--layout per-layer, or --criterion-option of=blocks"
-        )
     dropped = _dropped(problem)
     full = [Widths(c.attention_groups[-1], c.ffn_channels[-1]) for c in problem.choices]
     for unit in dropped:

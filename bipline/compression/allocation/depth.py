@@ -8,8 +8,9 @@ blocks leave a plain checkpoint with fewer layers, whatever the layout; dropped 
 per-layer layout. Blocks kept by ``keep_first`` and ``keep_last`` are not dropped; at least one
 attention sublayer stays. The ratio is met from above by less than one unit.
 
-Source: ShortGPT (arXiv 2403.03853) for blocks, "A deeper look at depth pruning" (arXiv 2407.16286)
-for sublayers; scores are taken once on the dense model, not again after each removal.
+Source: established in ShortGPT (arXiv 2403.03853) for blocks, "A deeper look at depth pruning"
+(arXiv 2407.16286) for sublayers; scores are taken once on the dense model, not again after each
+removal.
 """
 
 from __future__ import annotations

@@ -38,6 +38,14 @@ def agreement(scores: Scores, truth: Mapping[str, TrueChanges]) -> dict[str, dic
     return found
 
 
+def by_block(scores: Scores, truth: TrueChanges) -> list[float]:
+    """Rank correlation with the change of the block's output, block by block, attention groups."""
+    blocks = np.array([block for block, _ in truth.places])
+    mine = np.array([scores[f"{block}.{KINDS[0]}"][index] for block, index in truth.places])
+    true = np.array(truth.output)
+    return [spearman(mine[blocks == b], true[blocks == b]) for b in np.unique(blocks)]
+
+
 def between(first: Scores, second: Scores) -> dict[str, float]:
     """Rank correlation of two criteria over the groups of all blocks, for each kind."""
     return {kind: spearman(pooled(first, kind), pooled(second, kind)) for kind in KINDS}

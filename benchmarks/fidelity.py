@@ -20,7 +20,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.correlations import KINDS, Scores, agreement, between, load_scores, pooled, spearman
+from benchmarks.correlations import (
+    KINDS,
+    Scores,
+    agreement,
+    between,
+    by_block,
+    load_scores,
+    pooled,
+    spearman,
+)
 from benchmarks.fidelity_tables import sections
 from benchmarks.running import Failed, run
 from benchmarks.true_changes import TrueChanges, true_changes
@@ -90,6 +99,7 @@ def _of_model(
             **{kind: len(held.places) for kind, held in truth.items()},
         },
         "agreement": {name: agreement(held, truth) for name, held in scores.items()},
+        "heads_by_block": {name: by_block(held, truth[KINDS[0]]) for name, held in scores.items()},
         "costs": costs,
         "between": {
             f"{one} | {other}": between(scores[one], scores[other])

@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.tables import Section, Table
 
+PROPAGATION = ("wanda-sp", "llm-bip", "llm-bip-glu", "llm-bip-adjoint", "llm-bip-exact")
 TITLES = {"attention_groups": "attention groups", "ffn_channels": "FFN channels"}
 
 
@@ -18,6 +19,7 @@ def _tables(model: str, values: dict[str, Any]) -> tuple[Table, ...]:
     kinds = [kind for kind in TITLES if _measured(values, kind)]
     return (
         *(_agreement(model, values, kind) for kind in kinds),
+        _propagation(model, values),
         _costs(model, values),
         *(_between(model, values, kind) for kind in kinds),
     )
@@ -42,6 +44,18 @@ def _agreement(model: str, values: dict[str, Any], kind: str) -> Table:
     removed = values["truth"][kind]
     title = f"{model}: rank correlation with the true change, {removed} {TITLES[kind]}"
     return Table(title, ("criterion", *titles), tuple(rows))
+
+
+def _propagation(model: str, values: dict[str, Any]) -> Table:
+    """LLM-BIP's propagation beside Wanda-sp, which is its first half, and what both aim at."""
+    names = [name for name in PROPAGATION if name in values["heads_by_block"]]
+    found = [values["heads_by_block"][name] for name in names]
+    rows = [
+        (f"block {block}", *(f"{value:.3f}" for value in row))
+        for block, row in enumerate(zip(*found, strict=True))
+    ]
+    title = f"{model}: heads inside each block, rank correlation with the change of its output"
+    return Table(title, ("", *names), tuple(rows))
 
 
 def _costs(model: str, values: dict[str, Any]) -> Table:

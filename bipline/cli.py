@@ -11,14 +11,16 @@ import json
 import os
 import sys
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bipline import cli_options as options
 from bipline.artifacts.errors import BiplineError
+from bipline.cli_compare import compare, sweep
+from bipline.cli_output import log_file as _log
+from bipline.cli_output import write_json as _write_json
 
 app = typer.Typer(
     add_completion=False,
@@ -28,6 +30,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="What a configuration file may hold.")
 app.add_typer(config_app, name="config")
+app.command()(compare)
+app.command()(sweep)
 
 DEFAULT_STATE = Path(".bipline")
 INTERRUPTED = 130
@@ -162,11 +166,13 @@ def verify(
 
 
 @config_app.command("schema")
-def schema() -> None:
-    """Print the JSON schema of a compress configuration."""
-    from bipline.config import config_schema
+def schema(
+    of: Annotated[str, typer.Argument(help="compress or sweep")] = "compress",
+) -> None:
+    """Print the JSON schema of a compress or a sweep configuration."""
+    from bipline.sweep_config import schema_of
 
-    typer.echo(json.dumps(config_schema(), indent=2))
+    typer.echo(json.dumps(schema_of(of), indent=2))
 
 
 def main() -> None:
@@ -205,18 +211,6 @@ def _compress(config: Path, set_: list[str] | None, json_file: Path | None, dry_
         summary = run_compress(settings)
         print_summary(console, summary, log)
     _write_json(json_file, summary.model_dump(mode="json"))
-
-
-def _log(state: Path, command: str) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return state / "logs" / f"{command}-{stamp}.log"
-
-
-def _write_json(path: Path | None, value: dict[str, Any]) -> None:
-    if path is not None:
-        from bipline.artifacts.directory import write_text
-
-        write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def _fail(message: str, code: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from bipline.artifacts.errors import InvalidInput
+
+Number = TypeVar("Number", int, float)
 
 
 def in_a_folder(path: Path | None) -> Path | None:
@@ -38,6 +40,20 @@ def key_values(given: list[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def several(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated list, blank ones left out."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str, kind: type[Number]) -> tuple[Number, ...]:
+    """The numbers of a comma-separated list. Raises InvalidInput for what is none."""
+    try:
+        return tuple(kind(part) for part in several(text))
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InvalidInput(f"{text!r}: write {what}, separated by commas") from None
+
+
 CRITERIA = (
     "llm-bip-glu, llm-bip, llm-bip-exact, llm-bip-adjoint, wanda-sp, flap, llm-pruner, hywia, "
     "saap, activation, magnitude, random, policy-gradient, bi-level; for depth: block-influence, "
@@ -47,6 +63,8 @@ RULES = (
     "uniform, standardized, block-influence, log-increase, error-aware, learned, threshold; "
     "depth (default: uniform, or depth where the criterion scores blocks)"
 )
+
+METHOD = "comma-separated; with options NAME:KEY=VALUE, such as"
 
 Model = Annotated[str, typer.Argument(help="model directory, or s3://bucket/prefix")]
 Out = Annotated[Path, typer.Option(help="output directory; must be empty or not exist")]
@@ -101,3 +119,44 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated")
 ]
 State = Annotated[Path, typer.Option(help="folder for logs and state")]
+Models = Annotated[
+    list[str], typer.Argument(help="model directories, or hf:org/name@revision", show_default=False)
+]
+ComparisonOut = Annotated[
+    Path, typer.Option(help="folder for results, and for what a later run goes on from")
+]
+Calibrations = Annotated[
+    list[str] | None, typer.Option("--calibration", help="text: FILE or hf:NAME; may be repeated")
+]
+Texts = Annotated[
+    list[str] | None, typer.Option("--text", help="NAME=FILE to measure on; may be repeated")
+]
+Criteria = Annotated[str, typer.Option(help=f"{METHOD} flap:metric=ifv")]
+Allocations = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{METHOD} threshold:tokens=4000 [default: the rule that goes with the criterion]",
+        show_default=False,
+    ),
+]
+Layouts = Annotated[str, typer.Option(help="comma-separated: uniform, per-layer")]
+Compensations = Annotated[str, typer.Option(help="comma-separated: none")]
+Ratios = Annotated[str, typer.Option(help="comma-separated shares to remove")]
+Seeds = Annotated[
+    str, typer.Option(help="comma-separated; each draws its windows, the table shows the spread")
+]
+EvaluationSeqlen = Annotated[int, typer.Option(help="window length in tokens, for perplexity")]
+Bos = Annotated[str, typer.Option(help="for perplexity: none, text or window")]
+CommonDtype = Annotated[
+    str, typer.Option(help="compute dtype of scoring and of perplexity: float32 or bfloat16")
+]
+Jobs = Annotated[
+    int, typer.Option(help="processes, as far as memory has room; they share the cores")
+]
+Keep = Annotated[bool, typer.Option(help="keep every pruned model, below OUT/models")]
+CsvFile = Annotated[
+    Path | None, typer.Option("--csv", help="write the rows as CSV here", callback=in_a_folder)
+]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", help="write the report here too", callback=in_a_folder)
+]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -160,12 +160,20 @@ class CompressConfig(Section):
         wanted = [*self.calibrate.texts, *self.evaluate.texts]
         if self.recover.enabled:
             wanted += [self.recover.text, self.recover.held_out]
-        _all_known("text", wanted, self.texts)
-        _all_known("task", self.evaluate.tasks, self.tasks)
+        all_known("text", wanted, self.texts)
+        all_known("task", self.evaluate.tasks, self.tasks)
         return self
 
 
+Configuration = TypeVar("Configuration", bound=Section)
+
+
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> CompressConfig:
+    """Read a compress configuration (see :func:`load`)."""
+    return load(CompressConfig, path, overrides)
+
+
+def load(kind: type[Configuration], path: Path, overrides: tuple[str, ...] = ()) -> Configuration:
     """Read a YAML file and apply ``section.field=value`` overrides (values are YAML too).
 
     Raises InvalidInput, in one line, naming the key, the value and what is allowed.
@@ -175,9 +183,9 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> CompressConfig:
         _override(values, override)
     try:
         # Through JSON, because YAML gives lists and strict mode wants tuples.
-        return CompressConfig.model_validate_json(json.dumps(values))
+        return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise InvalidInput(f"{path}: {_first_problem(error)}") from None
+        raise InvalidInput(f"{path}: {_first_problem(error, kind)}") from None
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{path}: not a configuration: {error}") from None
 
@@ -216,11 +224,11 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise InvalidInput(f"--set {override!r}: {text!r} is not a YAML value") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, kind: type[BaseModel]) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_nearest(problem)}"
+        return f"unknown key {where!r}{_nearest(problem, kind)}"
     if problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
@@ -228,9 +236,8 @@ def _first_problem(error: ValidationError) -> str:
     return f"{where} = {json.dumps(problem['input'])}: {problem['msg'].lower()}"
 
 
-def _nearest(problem: ErrorDetails) -> str:
+def _nearest(problem: ErrorDetails, section: type[BaseModel]) -> str:
     *path, key = (str(part) for part in problem["loc"])
-    section: type[BaseModel] = CompressConfig
     for part in path:
         annotation = section.model_fields[part].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
@@ -241,7 +248,8 @@ def _nearest(problem: ErrorDetails) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known keys: {known}"
 
 
-def _all_known(kind: str, wanted: list[str] | tuple[str, ...], known: dict[str, str]) -> None:
+def all_known(kind: str, wanted: list[str] | tuple[str, ...], known: dict[str, str]) -> None:
+    """Raise ValueError for a name that is used and not listed."""
     for name in wanted:
         if name not in known:
             names = ", ".join(known) or "none"

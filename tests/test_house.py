@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("bipline", "steps", "pipelines", "materializers", "assets", "infra", "benchmarks")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+# Which function reads the configuration of a command.
+LOADERS = {"compress": "load_config", "sweep": "load_sweep"}
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 60
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -51,21 +53,30 @@ def test_every_configuration_opens_with_its_command() -> None:
     assert files
     for path in files:
         first = path.read_text(encoding="utf-8").splitlines()[0]
-        assert first.startswith(f"# bipline compress configs/{path.name}")
+        assert first.startswith(f"# bipline {pipeline_of(path)} configs/{path.name}")
+
+
+def pipeline_of(path: Path) -> str:
+    """The command that a configuration opens with."""
+    words = path.read_text(encoding="utf-8").split(maxsplit=3)
+    assert words[2] in LOADERS, path
+    return words[2]
 
 
 def test_every_configuration_is_valid() -> None:
-    from bipline.config import load_config
+    from bipline import config, sweep_config
 
+    loads = {"load_config": config.load_config, "load_sweep": sweep_config.load_sweep}
     for path in sorted((ROOT / "configs").glob("*.yaml")):
-        load_config(path)
+        loads[LOADERS[pipeline_of(path)]](path)
 
 
-def test_every_field_of_a_configuration_says_what_it_is() -> None:
-    from bipline.config import config_schema
+@pytest.mark.parametrize("pipeline", ["compress", "sweep"])
+def test_every_field_of_a_configuration_says_what_it_is(pipeline: str) -> None:
+    from bipline.sweep_config import schema_of
 
-    schema = config_schema()
-    tables = {"CompressConfig": schema, **schema["$defs"]}
+    schema = schema_of(pipeline)
+    tables = {schema["title"]: schema, **schema["$defs"]}
     for table, definition in tables.items():
         for name, field in definition["properties"].items():
             assert "description" in field or "$ref" in field, f"{table}.{name}"

@@ -38,7 +38,8 @@ def module_file(name: str, root: Path = PROJECT_ROOT) -> Path | None:
     return None
 
 
-def imported_modules(source: str) -> set[str]:
+@cache
+def imported_modules(source: str) -> frozenset[str]:
     """Names of this project's modules that a source text imports, anywhere in it.
 
     ``from bipline.a import b`` may name a module or a value, so both readings are given.
@@ -50,7 +51,7 @@ def imported_modules(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.split(".")[0] == PACKAGE}
+    return frozenset(name for name in names if name.split(".")[0] == PACKAGE)
 
 
 def import_closure(*modules: str, root: Path = PROJECT_ROOT) -> dict[str, Path]:

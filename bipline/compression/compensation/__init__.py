@@ -1,0 +1,15 @@
+"""Compensation: closed-form correction of the weights that stay, with no training.
+
+Pruning zeroes columns P of o_proj and down_proj. What they gave can be predicted, in part, from
+the columns S that stay, because inputs are correlated; the prediction is folded into the weights.
+With x the input, H = E[x x^T], mu = E[x] and lambda = ridge * mean(diag H):
+
+``none``           W_S as it is
+``bias``           b += W_P mu_P: the mean of what is gone (FLAP, arXiv 2312.11983)
+``least-squares``  W_S += W_P H_PS (H_SS + lambda I)^-1, anchored at the original weights
+``obs``            the same, with groups chosen by structured OBS (OSSCAR, arXiv 2403.12983;
+                   SlimGPT, 2412.18110) instead of by the plan's scores; as many of them
+
+Each form is held to the next simpler one on windows it was not fitted on. One file a subject:
+moments, closed forms, OBS selection, candidates and their comparison, streams, engine.
+"""

@@ -1,0 +1,163 @@
+"""Candidates: the versions of one sublayer's matrix that are compared on held-out windows.
+
+A sublayer's matrix is o_proj or down_proj. Every candidate is rounded to the dtype it will be
+written in before it is measured, so what is compared is what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bipline.compression.compensation.closed_forms import (
+    Correction,
+    LeastSquares,
+    bias_correction,
+)
+from bipline.compression.compensation.moments import Moments
+from bipline.compression.compensation.obs import elimination_of, remove_greedily
+from bipline.compression.compensation.options import FORMS, CompensationOptions, Form
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One matrix ``[d, n]`` as the source holds it, and what may be done with it.
+
+    ``kept`` are the groups the plan keeps, each ``width`` neighbouring columns. ``importance`` is
+    the diagonal of D, ``[d]``; None for the identity. ``intercept``: whether the result may have
+    a bias that is not the source's own. ``dtype`` is what the result is written in.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+    width: int
+    kept: tuple[int, ...]
+    importance: Tensor | None
+    intercept: bool
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return self.weight.shape[1] // self.width
+
+    @property
+    def whole(self) -> bool:
+        """Whether every group stays."""
+        return len(self.kept) == self.groups
+
+    def columns(self, groups: tuple[int, ...]) -> Tensor:
+        """Column indices of groups, ``[groups * width]``."""
+        first = torch.tensor(groups, dtype=torch.int64, device=self.weight.device) * self.width
+        return (first[:, None] + torch.arange(self.width, device=first.device)).reshape(-1)
+
+    def others(self, groups: tuple[int, ...]) -> Tensor:
+        """Column indices of all other groups."""
+        held = set(groups)
+        return self.columns(tuple(g for g in range(self.groups) if g not in held))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version: kept groups, their columns, the weights ``[d, s]`` and the bias or None.
+
+    Weights and bias are in the dtype they are written in.
+    """
+
+    form: Form
+    kept: tuple[int, ...]
+    columns: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    ridge: float | None = None
+    beta: float | None = None
+
+
+def uncorrected(sublayer: Sublayer) -> Candidate:
+    """The plan's groups with their weights as they are."""
+    columns, bias = sublayer.columns(sublayer.kept), sublayer.bias
+    weight = sublayer.weight[:, columns].to(sublayer.dtype)
+    bias = None if bias is None else bias.to(sublayer.dtype)
+    return Candidate("none", sublayer.kept, columns, weight, bias)
+
+
+def candidates(
+    sublayer: Sublayer, moments: Moments, form: Form, options: CompensationOptions
+) -> Iterator[Candidate]:
+    """Versions of all forms up to ``form``, the simplest first.
+
+    Where nothing is pruned and no drift is to be corrected, there is only the matrix itself.
+    """
+    yield uncorrected(sublayer)
+    if sublayer.whole and moments.drift is None:
+        return
+    wanted = FORMS[: FORMS.index(form) + 1]
+    if "bias" in wanted and sublayer.intercept:
+        yield from _with_bias(sublayer, moments, options)
+    if "least-squares" in wanted:
+        yield from _regressed("least-squares", sublayer.kept, sublayer, moments, options)
+    if "obs" in wanted and not sublayer.whole:
+        kept = chosen_groups(sublayer, moments, options.ridge)
+        if kept != sublayer.kept:
+            yield from _regressed("obs", kept, sublayer, moments, options)
+
+
+def chosen_groups(sublayer: Sublayer, moments: Moments, ridge: float) -> tuple[int, ...]:
+    """As many groups as the plan keeps, by greedy structured OBS; ascending."""
+    used = moments.centred() if sublayer.intercept else moments
+    weight = sublayer.weight.double()
+    elimination = elimination_of(weight, used.second, ridge, sublayer.width, sublayer.importance)
+    removed = set(remove_greedily(elimination, sublayer.groups - len(sublayer.kept)))
+    return tuple(g for g in range(sublayer.groups) if g not in removed)
+
+
+def _with_bias(
+    sublayer: Sublayer, moments: Moments, options: CompensationOptions
+) -> Iterator[Candidate]:
+    columns, others = sublayer.columns(sublayer.kept), sublayer.others(sublayer.kept)
+    own, drift = bias_correction(sublayer.weight.double(), moments, columns, others)
+    for beta in _betas(options, drift):
+        change = own.blend(drift, beta or 0.0)
+        yield _version(sublayer, "bias", sublayer.kept, change, beta=beta)
+
+
+def _regressed(
+    form: Form,
+    kept: tuple[int, ...],
+    sublayer: Sublayer,
+    moments: Moments,
+    options: CompensationOptions,
+) -> Iterator[Candidate]:
+    columns, others = sublayer.columns(kept), sublayer.others(kept)
+    weight = sublayer.weight.double()
+    problem = LeastSquares(weight, moments, columns, others, sublayer.intercept)
+    for ridge in (options.ridge * each for each in options.ridge_factors):
+        own, drift = problem.solve(ridge)
+        for beta in _betas(options, drift):
+            change = own.blend(drift, beta or 0.0)
+            yield _version(sublayer, form, kept, change, ridge, beta)
+
+
+def _betas(options: CompensationOptions, drift: Correction | None) -> tuple[float | None, ...]:
+    return (None,) if drift is None else options.betas
+
+
+def _version(
+    sublayer: Sublayer,
+    form: Form,
+    kept: tuple[int, ...],
+    change: Correction,
+    ridge: float | None = None,
+    beta: float | None = None,
+) -> Candidate:
+    columns, dtype = sublayer.columns(kept), sublayer.dtype
+    weight = (sublayer.weight[:, columns].double() + change.weight).to(dtype)
+    bias = sublayer.bias
+    if sublayer.intercept:
+        bias = change.bias if bias is None else bias.double() + change.bias
+    bias = None if bias is None else bias.to(dtype)
+    return Candidate(form, kept, columns, weight, bias, ridge, beta)

@@ -1,0 +1,99 @@
+"""Collecting: what the windows that are fitted on show of one block.
+
+Moments of o_proj's inputs come with the dense stream's pass through the block. Those of
+down_proj's come with it too where there is one stream; sequentially they are taken afterwards,
+on the pruned stream, when attention is fixed.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bipline.compression.compensation.moments import Moments, MomentSums
+from bipline.compression.compensation.streams import Seen, Streams
+from bipline.compression.criteria import llm_bip_glu
+from bipline.compression.criteria.interface import Block, Sums, Tokens, widened
+from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+
+
+class Collecting:
+    """One block's moments, for the matrices ``wanted``, and the importance of hidden channels.
+
+    The importance is collected where ``weighed`` says whose block it is of.
+    """
+
+    def __init__(
+        self, dense: Halves, wanted: frozenset[str], sequential: bool, weighed: Block | None
+    ) -> None:
+        self._dense, self._sequential, self._weighed = dense, sequential, weighed
+        self._index = dense.index
+        self._gains: Sums = {}
+        self._sums = {name: self._empty(name) for name in wanted}
+
+    def _empty(self, name: str) -> MomentSums:
+        weight = self._dense.weights[f"{name}.weight"]
+        outputs, columns = weight.shape
+        return MomentSums(columns, outputs if self._sequential else 0, weight.device)
+
+    def see(self, seen: Seen) -> None:
+        """Take up a micro-batch of the dense stream and of the other stream beside it."""
+        self._add_gains(seen)
+        if sums := self._sums.get(O_PROJ):
+            if self._sequential:
+                inputs = self._dense.attention_output(seen.stream)
+                behind = seen.stream + self._dense.project(O_PROJ, inputs)
+                sums.add(_flat(inputs), self._weights(seen.residual), _flat(seen.residual - behind))
+            else:
+                sums.add(_flat(seen.widths["attention_output"]), self._weights(seen.residual))
+        if (sums := self._sums.get(DOWN_PROJ)) and not self._sequential:
+            sums.add(_flat(seen.widths["ffn_activation"]), self._weights(seen.output))
+
+    def see_ffn(self, streams: Streams, before: Halves) -> None:
+        """Sequentially, take up down_proj's inputs behind the attention half of ``before``."""
+        sums = self._sums.get(DOWN_PROJ)
+        if sums is None or not self._sequential:
+            return
+        for stream, target in streams.pairs():
+            residual = before.after_attention(stream)
+            inputs = self._dense.ffn_activation(residual)
+            behind = residual + self._dense.project(DOWN_PROJ, inputs)
+            sums.add(_flat(inputs), self._weights(target), _flat(target - behind))
+
+    def moments(self, name: str) -> Moments:
+        """The moments of one matrix's inputs, which are given away."""
+        return self._sums.pop(name).moments(self._index)
+
+    def importance(self) -> Tensor | None:
+        """D's diagonal for o_proj, ``[d]``: squares of llm-bip-glu's propagated weight.
+
+        None where nothing was to be weighed, or there is no FFN that a change could reach.
+        """
+        if self._weighed is None or not self._gains:
+            return None
+        return llm_bip_glu.propagated_weight(self._gains, self._weighed).square()
+
+    def _weights(self, target: Tensor) -> Tensor:
+        return token_weights(target, self._dense.rms_norm_eps)
+
+    def _add_gains(self, seen: Seen) -> None:
+        if self._weighed is None or "gate" not in seen.widths:
+            return
+        # The criterion's other sums are of o_proj's inputs; what it needs of them is not used.
+        named = {"attention_output": seen.residual, **seen.widths, "residual": seen.residual}
+        tokens = Tokens({name: _flat(value) for name, value in named.items()}, seen.hidden.shape[1])
+        sums = llm_bip_glu.observe(self._weighed, tokens, llm_bip_glu.OPTIONS())
+        for name, value in sums.items():
+            value = value.to(seen.hidden.device)
+            self._gains[name] = self._gains[name] + value if name in self._gains else value
+
+
+def token_weights(target: Tensor, eps: float) -> Tensor:
+    """How much each token counts, ``[tokens]``: 1 / mean square of the dense residual stream.
+
+    Whatever reads the stream does so behind an RMSNorm, so an error counts by its share of it.
+    """
+    return (widened(_flat(target)).square().mean(1) + eps).reciprocal()
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.flatten(0, 1)

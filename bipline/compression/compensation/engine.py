@@ -1,0 +1,188 @@
+"""Compensate: block by block, in order, the corrected matrices of a plan.
+
+Of every block the attention half comes first. Its o_proj is fitted, compared and fixed, and only
+then are the FFN's inputs collected, with attention pruned and corrected, and down_proj fitted.
+Sequentially, inputs come from the blocks pruned before and targets from the dense model, so that
+a block also corrects what those before it left (methods 5.5; Tyr-the-Pruner, arXiv 2503.09657,
+finds this decisive). Otherwise every block is fitted on the dense model's own stream.
+
+Memory holds two blocks, two streams of hidden states and one block's moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.plan import BlockPlan, PruningPlan
+from bipline.artifacts.progress import track
+from bipline.compression.compensation.candidates import (
+    Candidate,
+    Sublayer,
+    candidates,
+    uncorrected,
+)
+from bipline.compression.compensation.collecting import Collecting
+from bipline.compression.compensation.held_out import HeldOut, best_of
+from bipline.compression.compensation.moments import check_tokens
+from bipline.compression.compensation.options import FORMS, CompensationOptions, Form
+from bipline.compression.compensation.record import BlockRecord, SublayerRecord
+from bipline.compression.compensation.streams import Streams, divided
+from bipline.compression.compensation.versions import Choices, PrunedBlock
+from bipline.compression.computing import Computing
+from bipline.compression.criteria.interface import Block
+from bipline.model.block_loop import Block as LoopBlock
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.halves import DOWN_PROJ, O_PROJ
+
+Errors = Callable[[Sequence[Candidate]], list[float]]
+
+
+@dataclass(frozen=True)
+class BlockCorrection:
+    """One block's outcome: what it keeps, its corrected tensors and what was done.
+
+    ``tensors`` are by their names inside the block: ``self_attn.o_proj.weight`` and
+    ``mlp.down_proj.weight`` with the kept columns alone, and biases, all in the source's dtype.
+    Those of a sublayer that stays as it is are not among them.
+    """
+
+    plan: BlockPlan
+    tensors: dict[str, Tensor]
+    record: BlockRecord
+
+
+def compensate(
+    checkpoint: Checkpoint,
+    plan: PruningPlan,
+    token_ids: Tensor,
+    computing: Computing,
+    form: Form,
+    options: CompensationOptions,
+) -> Iterator[BlockCorrection]:
+    """Correct the blocks of a plan, one after the other; windows are ``[samples, seqlen]``.
+
+    Raises InvalidInput for too few tokens, naming how many are needed, for an unknown form, and
+    where activations are not finite.
+    """
+    check_compensation(checkpoint, token_ids, form, options)
+    engine = _Engine(checkpoint, plan, token_ids, computing, form, options)
+    layers = checkpoint.shape.num_hidden_layers
+    for block in track(engine.loop.blocks(), "compensate blocks", layers):
+        yield engine.correct(block)
+
+
+def check_compensation(
+    checkpoint: Checkpoint, token_ids: Tensor, form: Form, options: CompensationOptions
+) -> None:
+    """Raise InvalidInput for what can be seen to fail before any work (see :func:`compensate`)."""
+    if form not in FORMS:
+        raise InvalidInput(f"compensation {form!r} is unknown; known: {', '.join(FORMS)}")
+    if (form, options.bias) == ("bias", "off"):
+        raise InvalidInput("compensation bias with the option bias=off has nothing to correct")
+    samples, seqlen = token_ids.shape
+    if samples < options.least_windows:
+        raise InvalidInput(
+            f"compensation needs at least {options.least_windows} samples, one of them held out; "
+            f"{samples} given"
+        )
+    fitted, _ = divided(token_ids, options.held_out)
+    shape = checkpoint.shape
+    columns = max(shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
+    check_tokens(fitted.numel(), columns, seqlen, len(fitted) / samples)
+
+
+class _Engine:
+    """The streams that all blocks share."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: PruningPlan,
+        token_ids: Tensor,
+        computing: Computing,
+        form: Form,
+        options: CompensationOptions,
+    ) -> None:
+        self.checkpoint, self.plan, self.form, self.options = checkpoint, plan, form, options
+        self.loop = computing.loop(checkpoint)
+        self.fitted, self.held = (
+            Streams(self.loop, windows, options.sequential)
+            for windows in divided(token_ids, options.held_out)
+        )
+
+    @torch.no_grad()
+    def correct(self, block: LoopBlock) -> BlockCorrection:
+        """Fit, compare and fix one block, and move the streams behind it."""
+        pruned = PrunedBlock(self.checkpoint, block, self.plan.blocks[block.index])
+        dense, sublayers = pruned.dense, self._sublayers(pruned)
+        collecting = self._collecting(pruned, frozenset(sublayers))
+        self.fitted.advance_dense(dense, collecting.see)
+        held_out = HeldOut(self.held, dense)
+        plain: Choices = {name: uncorrected(sublayer) for name, sublayer in sublayers.items()}
+        chosen, records = dict(plain), {}
+        before = dense
+        if sublayer := sublayers.get(O_PROJ):
+            weighed = replace(sublayer, importance=collecting.importance())
+            chosen[O_PROJ], records[O_PROJ] = self._fixed(
+                weighed, collecting, held_out.attention_errors
+            )
+        if self.options.sequential:
+            before = pruned.halves(chosen)
+        collecting.see_ffn(self.fitted, before)
+        if sublayer := sublayers.get(DOWN_PROJ):
+            chosen[DOWN_PROJ], records[DOWN_PROJ] = self._fixed(
+                sublayer, collecting, lambda versions: held_out.ffn_errors(before, versions)
+            )
+        return self._finished(pruned, held_out, plain, chosen, records)
+
+    def _finished(
+        self,
+        pruned: PrunedBlock,
+        held_out: HeldOut,
+        plain: Choices,
+        chosen: Choices,
+        records: dict[str, SublayerRecord],
+    ) -> BlockCorrection:
+        """Hold both sublayers together to none at all, and move the pruned streams on."""
+        without = held_out.block_error(pruned.halves(plain))
+        error = held_out.block_error(pruned.halves(chosen))
+        if error > without:
+            # Each was better than its simpler forms, but the two together are not.
+            chosen, error = plain, without
+            records = {name: record.uncorrected() for name, record in records.items()}
+        if self.options.sequential:
+            halves = pruned.halves(chosen)
+            self.fitted.advance_pruned(halves)
+            self.held.advance_pruned(halves)
+        record = BlockRecord(
+            index=pruned.index,
+            attention=records.get(O_PROJ),
+            ffn=records.get(DOWN_PROJ),
+            error_without=without,
+            error=error,
+        )
+        return BlockCorrection(pruned.plan_of(chosen), pruned.tensors(chosen), record)
+
+    def _fixed(
+        self, sublayer: Sublayer, collecting: Collecting, errors: Errors
+    ) -> tuple[Candidate, SublayerRecord]:
+        moments = collecting.moments(sublayer.name)
+        versions = list(candidates(sublayer, moments, self.form, self.options))
+        return best_of(sublayer, versions, errors(versions))
+
+    def _sublayers(self, pruned: PrunedBlock) -> dict[str, Sublayer]:
+        bias = self.options.bias
+        if (bias, self.form) == ("auto", "bias"):
+            bias = "on"
+        return {name: pruned.sublayer(name, bias) for name in pruned.matrices}
+
+    def _collecting(self, pruned: PrunedBlock, wanted: frozenset[str]) -> Collecting:
+        weighed = None
+        if self.form == "obs" and O_PROJ in wanted:
+            weighed = Block.of(self.checkpoint, pruned.index, pruned.dense.weights)
+        return Collecting(pruned.dense, wanted, self.options.sequential, weighed)

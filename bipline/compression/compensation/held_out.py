@@ -1,0 +1,100 @@
+"""The guard: versions of a block compared on the windows that nothing was fitted on.
+
+A version is kept only where the block's output comes nearer to the dense model's than with every
+simpler one. Both are compared behind an RMSNorm, as whatever follows reads them. For o_proj that
+is the output behind the dense FFN; both sublayers together are held to the block that is not
+corrected at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from bipline.compression.compensation.candidates import Candidate, Sublayer
+from bipline.compression.compensation.record import SublayerRecord
+from bipline.compression.compensation.streams import Streams
+from bipline.compression.criteria.interface import widened
+from bipline.model.halves import Halves
+
+Outputs = Callable[[Tensor], Iterable[Tensor]]
+
+
+class HeldOut:
+    """Errors of one block's versions; see :class:`SublayerRecord` for what an error is."""
+
+    def __init__(self, streams: Streams, dense: Halves) -> None:
+        self._streams, self._dense = streams, dense
+        streams.advance_dense(dense, lambda _seen: None)
+
+    def block_error(self, version: Halves) -> float:
+        """Error of the whole block."""
+        return self._errors(lambda stream: [version.run(stream)])[0]
+
+    def attention_errors(self, versions: Sequence[Candidate]) -> list[float]:
+        """Errors of versions of o_proj, each with the dense FFN behind it."""
+
+        def outputs(stream: Tensor) -> Iterable[Tensor]:
+            inputs = self._dense.attention_output(stream)
+            for version in versions:
+                yield self._dense.after_ffn(stream + applied(version, inputs))
+
+        return self._errors(outputs)
+
+    def ffn_errors(self, before: Halves, versions: Sequence[Candidate]) -> list[float]:
+        """Errors of versions of down_proj behind the attention half of ``before``."""
+
+        def outputs(stream: Tensor) -> Iterable[Tensor]:
+            residual = before.after_attention(stream)
+            inputs = self._dense.ffn_activation(residual)
+            for version in versions:
+                yield residual + applied(version, inputs)
+
+        return self._errors(outputs)
+
+    def _errors(self, outputs: Outputs) -> list[float]:
+        totals: list[float] = []
+        eps = self._dense.rms_norm_eps
+        for stream, target in self._streams.pairs():
+            squares = [difference(version, target, eps) for version in outputs(stream)]
+            totals = [a + b for a, b in zip(totals or [0.0] * len(squares), squares, strict=True)]
+        return [total / self._streams.tokens for total in totals]
+
+
+def difference(version: Tensor, target: Tensor, eps: float) -> float:
+    """Sum over tokens of the mean square difference of two streams behind an RMSNorm.
+
+    A plain mean square goes by scale too, which no reader of the stream sees: least squares and
+    above all biases look better by it than they are.
+    """
+    pair = [
+        stream * (stream.square().mean(-1, keepdim=True) + eps).rsqrt()
+        for stream in map(widened, (version, target))
+    ]
+    return float((pair[0] - pair[1]).square().mean(-1).sum(dtype=torch.float64))
+
+
+def applied(version: Candidate, inputs: Tensor) -> Tensor:
+    """What a version of a matrix makes of all its inputs: ``[..., n] -> [..., d]``."""
+    bias = None if version.bias is None else version.bias.to(inputs)
+    return linear(inputs[..., version.columns], version.weight.to(inputs), bias)
+
+
+def best_of(
+    sublayer: Sublayer, versions: Sequence[Candidate], errors: Sequence[float]
+) -> tuple[Candidate, SublayerRecord]:
+    """The version with the least error, of equal ones the simplest, and the record of it."""
+    chosen = versions[min(range(len(versions)), key=lambda place: errors[place])]
+    by_form: dict[str, float] = {}
+    for version, error in zip(versions, errors, strict=True):
+        by_form[version.form] = min(error, by_form.get(version.form, error))
+    return chosen, SublayerRecord(
+        form=chosen.form,
+        ridge=chosen.ridge,
+        beta=chosen.beta,
+        replaced=len(set(chosen.kept) - set(sublayer.kept)),
+        errors=by_form,
+    )

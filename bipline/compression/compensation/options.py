@@ -1,0 +1,56 @@
+"""What compensation may be told: the forms and their options."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from bipline.compression.criteria.interface import Options
+
+Form = Literal["none", "bias", "least-squares", "obs"]
+# From the simplest on: each form falls back to those before it.
+FORMS: tuple[Form, ...] = ("none", "bias", "least-squares", "obs")
+
+
+class CompensationOptions(Options):
+    """``ridge``: lambda as a share of the mean of H's diagonal (OSSCAR's and Tyr's 1e-2);
+    ``ridge_factors``: multiples of it that the held-out windows choose from;
+    ``sequential``: fit on the inputs that the pruned blocks before give, towards the dense
+    model's outputs (methods 5.5); else every block is fitted on the dense model's own inputs;
+    ``betas``: how much of the drift of earlier blocks a block may correct, 0 none and 1 all;
+    ``bias``: on, off, or auto: where the source has one, and for the form ``bias`` everywhere;
+    ``held_out``: share of the windows that nothing is fitted on.
+    """
+
+    ridge: float = Field(1e-2, gt=0)
+    ridge_factors: tuple[float, ...] = (0.1, 1.0, 10.0)
+    sequential: bool = True
+    betas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    bias: Literal["auto", "on", "off"] = "auto"
+    held_out: float = Field(0.1, gt=0, lt=1)
+
+    @field_validator("ridge_factors", "betas", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """A list as users write it: 0,0.5,1."""
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("ridge_factors")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or min(value) <= 0:
+            raise ValueError("must be positive numbers")
+        return value
+
+    @field_validator("betas")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or min(value) < 0 or max(value) > 1:
+            raise ValueError("must be shares between 0 and 1")
+        return value
+
+    @property
+    def least_windows(self) -> int:
+        """One to fit on and one held out."""
+        return 2

@@ -1,0 +1,119 @@
+"""Streams: the dense model's hidden states, and those of the pruned model beside them.
+
+Windows are divided once: some are fitted on, a few, evenly spread, are held out. Which ones
+depends on their number alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bipline.model.block_loop import BlockLoop, micro_batch_of
+from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+
+
+def held_out_windows(windows: int, share: float) -> list[int]:
+    """The places of the windows that are held out: evenly spread, at least one, never all."""
+    count = min(max(1, round(share * windows)), windows - 1)
+    return [int((place + 0.5) * windows / count) for place in range(count)]
+
+
+def divided(token_ids: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Windows to fit on and windows held out: ``[windows, seqlen]`` each."""
+    held = torch.zeros(len(token_ids), dtype=torch.bool)
+    held[held_out_windows(len(token_ids), share)] = True
+    return token_ids[~held], token_ids[held]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A micro-batch in the dense block, ``[windows, seqlen, width]`` each.
+
+    ``stream`` is what enters the same block in the other stream, ``residual`` the dense stream
+    after attention. ``widths`` holds what is as wide as a sublayer, by the names of the family's
+    build: ``attention_output``, ``gate``, ``up``, ``ffn_activation``, where the block has it.
+    """
+
+    hidden: Tensor
+    stream: Tensor
+    residual: Tensor
+    output: Tensor
+    widths: dict[str, Tensor]
+
+
+class Streams:
+    """Hidden states of some windows, in the dense model and in another stream beside it.
+
+    With ``sequential`` the other stream runs through the pruned blocks; else it is what entered
+    the dense block that :meth:`advance_dense` ran last.
+    """
+
+    def __init__(
+        self,
+        loop: BlockLoop,
+        token_ids: Tensor,
+        sequential: bool,
+        folder: Path | None = None,
+        resident: bool = True,
+    ) -> None:
+        self._loop, self._sequential = loop, sequential
+        self.tokens = token_ids.numel()
+        self._size = micro_batch_of(token_ids.shape[1], loop.micro_batch)
+        places = [folder / name if folder else None for name in ("dense", "pruned")]
+        self._dense, self._other = (loop.states(token_ids, place, resident) for place in places)
+        for states in (self._dense, self._other):
+            loop.embed_into(states, token_ids)
+
+    def advance_dense(self, halves: Halves, visit: Callable[[Seen], None]) -> None:
+        """Run the dense stream through a block, showing every micro-batch."""
+        if not self._sequential:
+            self._other.fill(self._dense.chunk)
+
+        def step(number: int, chunk: Tensor) -> Tensor:
+            outputs = []
+            others = self._parts(self._other.chunk(number))
+            for hidden, stream in zip(self._parts(chunk), others, strict=True):
+                seen = see(halves, hidden, stream)
+                visit(seen)
+                outputs.append(seen.output)
+            return torch.cat(outputs)
+
+        self._dense.advance(step)
+
+    def advance_pruned(self, halves: Halves) -> None:
+        """Run the other stream through a pruned block."""
+
+        def step(_number: int, chunk: Tensor) -> Tensor:
+            return torch.cat([halves.run(part) for part in self._parts(chunk)])
+
+        self._other.advance(step)
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Micro-batches: what enters the other stream's block, and the dense block's output."""
+        for number in range(self._dense.shape.chunks):
+            chunks = (states.chunk(number) for states in (self._other, self._dense))
+            yield from zip(*map(self._parts, chunks), strict=True)
+
+    def _parts(self, chunk: Tensor) -> tuple[Tensor, ...]:
+        return chunk.to(self._loop.device).split(self._size)
+
+
+@torch.no_grad()
+def see(halves: Halves, hidden: Tensor, stream: Tensor) -> Seen:
+    """Run a micro-batch through the dense block and keep what it makes on the way."""
+    widths = {}
+    residual = hidden
+    if halves.has_attention:
+        widths["attention_output"] = halves.attention_output(hidden)
+        residual = hidden + halves.project(O_PROJ, widths["attention_output"])
+    output = residual
+    if halves.has_ffn:
+        widths["gate"], widths["up"] = halves.gate_and_up(residual)
+        widths["ffn_activation"] = halves.activation(widths["gate"], widths["up"])
+        output = residual + halves.project(DOWN_PROJ, widths["ffn_activation"])
+    return Seen(hidden, stream, residual, output, widths)

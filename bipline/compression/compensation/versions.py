@@ -1,0 +1,107 @@
+"""One block along its plan: the dense weights, what stays of them, and both matrices' versions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bipline.artifacts.plan import BlockPlan
+from bipline.compression.compensation.candidates import Candidate, Sublayer
+from bipline.compression.prune import kept_indices
+from bipline.model.block_loop import Block
+from bipline.model.block_reader import Weights
+from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
+from bipline.model.families import block_axes, build_of
+from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+
+# The chosen version of each matrix, by the matrix's name inside the block.
+Choices = dict[str, Candidate]
+
+
+class PrunedBlock:
+    """The resident block and its plan; valid as long as the block is."""
+
+    def __init__(self, checkpoint: Checkpoint, block: Block, plan: BlockPlan) -> None:
+        self._checkpoint, self._plan = checkpoint, plan
+        self.index = block.index
+        self.dense = Halves.of(block)
+        self._source = block.source_weights()
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """The matrices that the block has and the plan keeps some of, and the groups it keeps."""
+        kept = {O_PROJ: self._plan.attention_groups, DOWN_PROJ: self._plan.ffn_channels}
+        there = self.dense.weights
+        return {name: groups for name, groups in kept.items() if groups and _weight(name) in there}
+
+    def sublayer(self, name: str, bias: str) -> Sublayer:
+        """One of the matrices; ``bias`` is on, off, or auto for where the source has one."""
+        shape = self._checkpoint.shape
+        device = self.dense.weights[_weight(name)].device
+        held = self._source.get(_bias(name))
+        return Sublayer(
+            name=name,
+            weight=self._source[_weight(name)].to(device),
+            bias=None if held is None else held.to(device),
+            dtype=self._dtype(name),
+            width=shape.head_dim * shape.queries_per_group if name == O_PROJ else 1,
+            kept=self.matrices[name],
+            importance=None,
+            intercept=bias == "on" or (bias == "auto" and held is not None),
+        )
+
+    def plan_of(self, chosen: Choices) -> BlockPlan:
+        """The plan with the groups that the chosen versions keep."""
+        kept = {name: version.kept for name, version in chosen.items()}
+        return BlockPlan(
+            attention_groups=kept.get(O_PROJ, self._plan.attention_groups),
+            ffn_channels=kept.get(DOWN_PROJ, self._plan.ffn_channels),
+        )
+
+    def halves(self, chosen: Choices) -> Halves:
+        """The block pruned along the chosen versions, with their matrices in place."""
+        return self.dense.changed({**self._sliced(self.plan_of(chosen)), **_tensors(chosen)})
+
+    def tensors(self, chosen: Choices) -> Weights:
+        """The matrices and biases of versions that are not the source's own, on the CPU."""
+        corrected = {name: version for name, version in chosen.items() if version.form != "none"}
+        return {name: tensor.cpu() for name, tensor in _tensors(corrected).items()}
+
+    def _sliced(self, plan: BlockPlan) -> Weights:
+        checkpoint = self._checkpoint
+        absent = build_of(checkpoint.family).absent(*plan.widths)
+        kept = kept_indices(plan, checkpoint.shape)
+        axes = block_axes(checkpoint.family, checkpoint.config, self.index)
+        return {
+            name: _selected(weight, axes[name], kept)
+            for name, weight in self.dense.weights.items()
+            if not name.startswith(absent)
+        }
+
+    def _dtype(self, name: str) -> torch.dtype:
+        full = self._checkpoint.block_names(self.index)[_weight(name)]
+        return TORCH_DTYPES[self._checkpoint.tensors[full].dtype]
+
+
+def _tensors(chosen: Choices) -> Weights:
+    tensors = {}
+    for name, version in chosen.items():
+        tensors[_weight(name)] = version.weight
+        if version.bias is not None:
+            tensors[_bias(name)] = version.bias
+    return tensors
+
+
+def _selected(weight: Tensor, axes: tuple[str, ...], kept: dict[str, Tensor]) -> Tensor:
+    for dimension, axis in enumerate(axes):
+        if axis in kept:
+            weight = weight.index_select(dimension, kept[axis].to(weight.device))
+    return weight
+
+
+def _weight(name: str) -> str:
+    return f"{name}.weight"
+
+
+def _bias(name: str) -> str:
+    return f"{name}.bias"

@@ -1,0 +1,142 @@
+"""A decoder block in its two halves: attention up to o_proj's input, the FFN up to down_proj's.
+
+Compensation changes o_proj and down_proj alone, so it needs what enters them and what comes out
+for several versions of them, while everything before stays as it is. The arithmetic before is
+transformers' own; the two matrices are applied here, so that a version may have a bias that the
+source's class has none for, or other columns.
+
+Shapes: hidden states and the residual stream are ``[windows, seqlen, hidden_size]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from bipline.model.block_loop import Block, BlockLoop
+from bipline.model.block_reader import Weights
+
+O_PROJ = "self_attn.o_proj"
+DOWN_PROJ = "mlp.down_proj"
+
+
+class Halves:
+    """One block's halves with these weights, of whatever width; a half may be missing.
+
+    Widths are those of the weights: rows of q, k and v, of gate and up may be a selection.
+    """
+
+    def __init__(
+        self, loop: BlockLoop, index: int, module: Any, weights: Mapping[str, Tensor]
+    ) -> None:
+        self._loop = loop
+        self._module = module
+        self.index = index
+        self.weights: Weights = {
+            name: weight.to(loop.device, loop.dtype) for name, weight in weights.items()
+        }
+
+    @classmethod
+    def of(cls, block: Block) -> Halves:
+        """The halves of the resident block; valid as long as it is."""
+        return cls(block.loop, block.index, block.loop._module(block.weights), block.weights)
+
+    def changed(self, weights: Mapping[str, Tensor]) -> Halves:
+        """The same arithmetic with these weights and no others."""
+        return Halves(self._loop, self.index, self._module, weights)
+
+    @property
+    def rms_norm_eps(self) -> float:
+        """What RMSNorm adds to a mean square."""
+        return float(self._loop.checkpoint.config.get("rms_norm_eps", 1e-6))
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether there is an attention half."""
+        return f"{O_PROJ}.weight" in self.weights
+
+    @property
+    def has_ffn(self) -> bool:
+        """Whether there is an FFN half."""
+        return f"{DOWN_PROJ}.weight" in self.weights
+
+    @torch.no_grad()
+    def attention_output(self, hidden: Tensor) -> Tensor:
+        """What enters o_proj: ``[windows, seqlen, heads * head_dim]``."""
+        seen: list[Tensor] = []
+        attention = self._module.self_attn
+        handle = attention.o_proj.register_forward_pre_hook(
+            lambda _module, inputs: seen.append(inputs[0])
+        )
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        options = {
+            "attention_mask": None,
+            "position_embeddings": self._loop._rotary(hidden, positions),
+        }
+        try:
+            normed = self._normed("input_layernorm", hidden)
+            torch.func.functional_call(attention, self._held("self_attn"), (normed,), options)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @torch.no_grad()
+    def gate_and_up(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of gate_proj and up_proj, ``[windows, seqlen, channels]`` each."""
+        normed = self._normed("post_attention_layernorm", residual)
+        held = self._held("mlp")
+        gate, up = (
+            linear(normed, held[f"{name}.weight"], held.get(f"{name}.bias"))
+            for name in ("gate_proj", "up_proj")
+        )
+        return gate, up
+
+    def activation(self, gate: Tensor, up: Tensor) -> Tensor:
+        """What enters down_proj: ``[windows, seqlen, channels]``."""
+        product: Tensor = self._module.mlp.act_fn(gate) * up
+        return product
+
+    def ffn_activation(self, residual: Tensor) -> Tensor:
+        """What enters down_proj, from the residual stream: ``[windows, seqlen, channels]``."""
+        return self.activation(*self.gate_and_up(residual))
+
+    def project(self, name: str, inputs: Tensor) -> Tensor:
+        """Apply o_proj or down_proj to its inputs: ``[windows, seqlen, hidden_size]``."""
+        return linear(inputs, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    @torch.no_grad()
+    def after_attention(self, hidden: Tensor) -> Tensor:
+        """The residual stream after the attention half."""
+        if not self.has_attention:
+            return hidden
+        return hidden + self.project(O_PROJ, self.attention_output(hidden))
+
+    @torch.no_grad()
+    def after_ffn(self, residual: Tensor) -> Tensor:
+        """The block's output from the residual stream after attention."""
+        if not self.has_ffn:
+            return residual
+        return residual + self.project(DOWN_PROJ, self.ffn_activation(residual))
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """The whole block."""
+        return self.after_ffn(self.after_attention(hidden))
+
+    def _normed(self, name: str, hidden: Tensor) -> Tensor:
+        normed: Tensor = torch.func.functional_call(
+            getattr(self._module, name), self._held(name), (hidden,)
+        )
+        return normed
+
+    def _held(self, part: str) -> Weights:
+        """The weights of one part of the block, by their names inside it."""
+        prefix = f"{part}."
+        return {
+            name.removeprefix(prefix): weight
+            for name, weight in self.weights.items()
+            if name.startswith(prefix)
+        }

@@ -7,7 +7,7 @@ Every criterion scores each model on the calibration text (128 windows of 128 to
 truth is measured on windows of another text: the change of the block's output and of the model's
 loss when one attention group, or one drawn FFN channel, goes. Criteria that are searches run with
 their default budgets, some minutes each; ``--criteria`` leaves them out. Finished parts are kept in
-``--folder`` and not measured again.
+``--folder`` and not measured again; models of earlier runs stay in the JSON.
 """
 
 from __future__ import annotations
@@ -68,12 +68,13 @@ def main() -> None:
     given = _arguments()
     given.folder.mkdir(parents=True, exist_ok=True)
     names = given.criteria.split(",") if given.criteria else list(VARIANTS)
-    results: dict[str, Any] = {}
+    file = given.json or given.folder / "fidelity.json"
+    results: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
     for model, calibration, held_out in given.models:
         place = given.folder / model.name
         place.mkdir(exist_ok=True)
         results[model.name] = _of_model(model, (calibration, held_out), names, place, given)
-        write_text(given.json or given.folder / "fidelity.json", json.dumps(results, indent=1))
+        write_text(file, json.dumps(results, indent=1))
     shown = sections(results)
     text = "\n\n".join(section.markdown() for section in shown)
     if given.markdown:

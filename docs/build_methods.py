@@ -125,7 +125,7 @@ def _cost(name: str, measured: dict[str, Any]) -> str:
         return "Not measured."
     head = (
         "Scoring 128 windows of 128 tokens; operations in units of one forward pass of the "
-        "blocks. Machine and command: [benchmarks/RESULTS.md](../../benchmarks/RESULTS.md).\n\n"
+        "blocks. Machine and command: [fidelity](../fidelity.md).\n\n"
         "| model | variant | seconds | peak memory, GB | operations |\n|---|---|---:|---:|---:|"
     )
     return "\n".join([head, *rows])

@@ -114,6 +114,14 @@ def test_unusable_option(
     assert not (bench.folder / "out").exists()
 
 
+def test_what_else_lies_in_the_folder_stays(compare: Compare, bench: Bench) -> None:
+    """Somebody deleted the work of an earlier run, and kept its results."""
+    assert compare().code == 0
+    shutil.rmtree(bench.folder / "out" / "work")
+    compare(samples=10**6).assert_one_line(2, "1000000")
+    assert (bench.folder / "out" / "comparison.json").is_file()
+
+
 def test_unusable_model(capfd: pytest.CaptureFixture[str], bench: Bench) -> None:
     arguments = bench.arguments("out")
     run(capfd, "compare", "nowhere", *arguments[2:]).assert_one_line(2, "nowhere", "no such model")

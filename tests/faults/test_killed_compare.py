@@ -19,7 +19,7 @@ from tests.comparison import Bench, figures
 from tests.faults.test_killed_prune import Runs
 from tests.tiny import tiny_model
 
-MOMENTS = 12
+MOMENTS = 8
 
 
 @pytest.fixture(scope="module")

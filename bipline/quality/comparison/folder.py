@@ -37,12 +37,18 @@ def comparison_folder(path: Path) -> Iterator[LocalStore]:
             try:
                 yield store
             except BaseException:
-                if not (store.root / "dense").is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
+                _remove_if_idle(path, store)
                 raise
             shutil.rmtree(store.root / PRUNED, ignore_errors=True)
     except OSError as error:
         raise environment_failure(error) or error from None
+
+
+def _remove_if_idle(path: Path, store: LocalStore) -> None:
+    """Remove the folder where there is nothing in it but drawn windows."""
+    own = {MARKER_NAME, store.root.name}
+    if not (store.root / "dense").is_dir() and {each.name for each in path.iterdir()} <= own:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bipline.artifacts.compensation import FORMS, BlockRecord, Form, SublayerRecord
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.artifacts.progress import track
@@ -29,8 +30,7 @@ from bipline.compression.compensation.candidates import (
 from bipline.compression.compensation.collecting import Collecting
 from bipline.compression.compensation.held_out import HeldOut, best_of
 from bipline.compression.compensation.moments import check_tokens
-from bipline.compression.compensation.options import FORMS, CompensationOptions, Form
-from bipline.compression.compensation.record import BlockRecord, SublayerRecord
+from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import Streams, divided
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.computing import Computing

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from bipline.artifacts.compensation import SublayerRecord
 from bipline.compression.compensation.candidates import Candidate, Sublayer
-from bipline.compression.compensation.record import SublayerRecord
 from bipline.compression.compensation.streams import Streams
 from bipline.compression.criteria.interface import widened
 from bipline.model.halves import Halves

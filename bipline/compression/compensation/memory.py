@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bipline.artifacts.compensation import FORMS, Form
 from bipline.compression.compensation.moments import DOUBLE, moments_bytes
 from bipline.compression.compensation.obs import obs_bytes
-from bipline.compression.compensation.options import FORMS, CompensationOptions, Form
+from bipline.compression.compensation.options import CompensationOptions
 from bipline.model.shapes import ModelShape
 
 # Square matrices of a solve: the centred moments, their kept part, the same with its ridge, and

@@ -7,6 +7,7 @@ smaller model has a bias that the source has not, it is the correction's, or zer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,6 @@ from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import build_of, family_of, model_axes, tensor_shapes
 from bipline.model.shapes import ModelShape, shape_of
 from bipline.model.writer import TensorSpec
-
-# Where a correction lies: the block in the source, and the tensor's name inside it.
-Place = tuple[int, str]
 
 
 class Slicer:
@@ -47,8 +45,7 @@ class Slicer:
         # In the order of the source's tensors: what is written, and what it is read from.
         self._sources = {target: source for source, target in targets.items() if target}
         self._added = self._added_shapes(config)
-        self._corrections = corrections
-        self._corrected = self._places(plan) if corrections else {}
+        self._corrected = self._places(plan, corrections) if corrections else {}
 
     def specs(self) -> list[TensorSpec]:
         """What :meth:`pieces` will give for every tensor, in file order; added ones come last."""
@@ -81,7 +78,7 @@ class Slicer:
                 tick()
                 started = source
                 if name in self._corrected:
-                    yield name, self._correction(name)
+                    yield name, self._corrected[name]()
             # A corrected tensor's source is still read, because the plan is held to its digest.
             if name in self._corrected:
                 continue
@@ -108,31 +105,26 @@ class Slicer:
         """Biases are written like the weights of the first block."""
         return self.checkpoint.tensor_header(next(iter(self.checkpoint.block_names(0).values())))[0]
 
-    def _places(self, plan: PruningPlan) -> dict[str, Place]:
-        """Where the correction of each of the smaller model's tensors lies."""
-        places = {}
+    def _places(
+        self, plan: PruningPlan, corrections: Corrections
+    ) -> dict[str, Callable[[], Tensor]]:
+        """What reads the correction of each of the smaller model's tensors that has one."""
+        places: dict[str, Callable[[], Tensor]] = {}
         known = {spec.name: spec.shape for spec in self.specs()}
         for number, index in enumerate(plan.kept_blocks):
-            for name, shape in self._held().shapes(index).items():
+            for name, shape in corrections.shapes(index).items():
                 target = self.checkpoint.block_prefix(number) + name
                 if known.get(target) != shape:
                     raise InvalidInput(
                         f"correction {name} of block {index} has shape {list(shape)}, the smaller "
                         f"model's is {list(known.get(target, ()))}"
                     )
-                places[target] = (index, name)
+                places[target] = partial(corrections.tensor, index, name)
         return places
-
-    def _held(self) -> Corrections:
-        assert self._corrections is not None
-        return self._corrections
-
-    def _correction(self, name: str) -> Tensor:
-        return self._held().tensor(*self._corrected[name])
 
     def _addition(self, name: str) -> Tensor:
         if name in self._corrected:
-            return self._correction(name)
+            return self._corrected[name]()
         return torch.zeros(self._added[name], dtype=TORCH_DTYPES[self._added_dtype()])
 
 

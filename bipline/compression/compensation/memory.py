@@ -31,6 +31,13 @@ def compensation_bytes(
     return sum(held) + work
 
 
+def moments_operations(shape: ModelShape, tokens: int, sequential: bool) -> int:
+    """Operations of one block's moments: half of x x^T for both matrices, and of the drift all."""
+    columns = (shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
+    drift = 2 * shape.hidden_size if sequential else 0
+    return sum(tokens * n * (n + drift) for n in columns)
+
+
 def versions_of(form: Form, options: CompensationOptions) -> int:
     """How many versions of a matrix are compared at most."""
     betas = len(options.betas) if options.sequential else 1

@@ -62,6 +62,10 @@ class PrunedBlock:
         """The block pruned along the chosen versions, with their matrices in place."""
         return self.dense.changed({**self._sliced(self.plan_of(chosen)), **_tensors(chosen)})
 
+    def corrected(self, plan: BlockPlan, tensors: Weights) -> Halves:
+        """The block along what was realised of the plan, with corrected tensors in place."""
+        return self.dense.changed({**self._sliced(plan), **tensors})
+
     def tensors(self, chosen: Choices) -> Weights:
         """The matrices and biases of versions that are not the source's own, on the CPU."""
         corrected = {name: version for name, version in chosen.items() if version.form != "none"}

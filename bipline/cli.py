@@ -109,7 +109,7 @@ def prune(
     )  # fmt: skip
     # A plan that is given is applied as it is, unless more is asked for by name.
     applies = plan is not None or ratio is None
-    method, reason = (named.without_auto(), "") if applies else settled(named)
+    method, reason = (named.without_auto(), "") if applies else settled(named, layout)
     asked = None if ratio is None else AllocationRequest(
         ratio, ratio_of, method.rule, method.rule_options, seed, layout,
         ffn_multiple, keep_first, keep_last, divisible_by,

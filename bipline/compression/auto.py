@@ -48,8 +48,11 @@ REASON = (
 )
 
 
-def settled(method: Method) -> tuple[Method, str]:
-    """The method with ``auto`` replaced by what it stands for, and the reason; else as it is."""
+def settled(method: Method, layout: str = "uniform") -> tuple[Method, str]:
+    """The method with ``auto`` replaced by what it stands for, and the reason; else as it is.
+
+    What it stands for may differ between the layouts.
+    """
     if method.criterion != AUTO:
         return replace(method, compensation=method.compensation or "none"), ""
     chosen = replace(

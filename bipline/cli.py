@@ -99,7 +99,8 @@ def prune(
     from bipline.compression.allocate import AllocationRequest
     from bipline.compression.auto import Method, settled
     from bipline.console import working
-    from bipline.prune_job import PruneRequest, prune_job
+    from bipline.prune_job import prune_job
+    from bipline.prune_request import PruneRequest
     from bipline.tables import print_pruned
 
     named = Method(

@@ -17,8 +17,10 @@ from bipline.model.devices import choose_device
 from bipline.quality.comparison.engine import compare
 from bipline.quality.comparison.grid import Common, Grid, check_grid, choices
 from bipline.quality.comparison.inputs import Settings, named, resolve_inputs
+from bipline.quality.comparison.methods import methods
 from bipline.quality.protocols import Protocol
 
+CRITERIA = ("auto", "llm-bip-glu", "wanda-sp", "magnitude", "random")
 RESULTS = {"json": comparison_json, "csv": comparison_csv, "html": render_comparison}
 
 
@@ -29,10 +31,11 @@ class CompareRequest:
     models: tuple[str, ...]
     calibrations: tuple[str, ...]
     texts: tuple[str, ...]
-    criteria: tuple[str, ...]
+    criteria: tuple[str, ...] | None
     allocations: tuple[str, ...]
     layouts: tuple[str, ...]
     compensations: tuple[str, ...]
+    methods: tuple[str, ...]
     ratios: tuple[float, ...]
     seeds: tuple[int, ...]
     common: Common
@@ -60,12 +63,13 @@ def compare_job(request: CompareRequest) -> Comparison:
     grid = Grid(
         models=tuple(models),
         calibrations=tuple(calibrations),
-        criteria=choices(request.criteria),
+        criteria=choices(_criteria(request)),
         allocations=choices(request.allocations),
         layouts=request.layouts,
-        compensations=request.compensations,
+        compensations=choices(request.compensations),
         ratios=request.ratios,
         seeds=request.seeds,
+        methods=methods(request.methods),
         common=request.common,
     )
     check_grid(grid)
@@ -90,6 +94,13 @@ def write_results(comparison: Comparison, request: CompareRequest) -> None:
                     write_text(path, text)
     except OSError as error:
         raise environment_failure(error) or error from None
+
+
+def _criteria(request: CompareRequest) -> tuple[str, ...]:
+    """Those that were named, or the usual ones where no method was named either."""
+    if request.criteria is None:
+        return () if request.methods else CRITERIA
+    return request.criteria
 
 
 def _calibrations(request: CompareRequest) -> dict[str, str]:

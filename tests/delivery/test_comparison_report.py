@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bipline.artifacts.combination import Choice, Combination
 from bipline.artifacts.comparison import (
     Change,
-    Choice,
-    Combination,
     ComparedCalibration,
     ComparedModel,
     Comparison,

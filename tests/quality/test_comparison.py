@@ -14,7 +14,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from bipline.artifacts.comparison import Choice, Comparison
+from bipline.artifacts.combination import Choice
+from bipline.artifacts.comparison import Comparison
 from bipline.artifacts.directory import locked
 from bipline.artifacts.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.artifacts.manifest import verify_directory

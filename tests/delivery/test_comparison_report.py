@@ -143,7 +143,7 @@ def test_a_flat_curve_and_a_single_point_can_be_drawn() -> None:
 
 def test_json_has_a_version_and_the_spread(compared: Comparison) -> None:
     value = json.loads(comparison_json(compared))
-    assert value["schema_version"] == 1
+    assert value["schema_version"] == 2
     assert len(value["rows"]) == 7
     first = value["spread"][0]
     assert first["seeds"] == [0, 1, 2]

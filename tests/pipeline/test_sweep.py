@@ -179,7 +179,7 @@ def test_nothing_qualified_is_a_refusal(
     outcome.assert_one_line(1, "no combination meets the limits")
     assert "best" in outcome.output and "nothing was selected" in outcome.output
     value = json.loads(told.read_text())
-    assert value["schema_version"] == 1 and value["best"] is None
+    assert value["schema_version"] == 2 and value["best"] is None
     config["select"]["at_most"] = {}
     path.write_text(json.dumps(config))
     outcome = command(capfd, "sweep", path)

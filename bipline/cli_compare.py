@@ -56,7 +56,7 @@ def compare(
 
     request = CompareRequest(
         models=tuple(models), calibrations=tuple(calibration or ()), texts=tuple(text or ()),
-        criteria=None if criteria is None else options.several(criteria),
+        criteria=options.several(criteria or ("" if method else options.COMPARED)),
         allocations=options.several(allocations or ""), layouts=options.several(layouts),
         compensations=options.several(compensations or ""), methods=tuple(method or ()),
         ratios=options.numbers(ratios, float), seeds=options.numbers(seeds, int),

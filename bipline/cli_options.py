@@ -65,6 +65,7 @@ RULES = (
     "depth (default: uniform, or depth where the criterion scores blocks)"
 )
 
+COMPARED = "auto,llm-bip-glu,wanda-sp,magnitude,random"
 METHOD = "comma-separated; with options NAME:KEY=VALUE, such as"
 
 Model = Annotated[str, typer.Argument(help="model directory, or s3://bucket/prefix")]
@@ -142,15 +143,14 @@ Texts = Annotated[
 Criteria = Annotated[
     str | None,
     typer.Option(
-        help=f"{METHOD} flap:metric=ifv [default: auto, llm-bip-glu, wanda-sp, magnitude, random; "
-        "none where methods are given]",
+        help=f"{METHOD} flap:metric=ifv (default: {COMPARED}; none where a --method is given)",
         show_default=False,
     ),
 ]
 Allocations = Annotated[
     str | None,
     typer.Option(
-        help=f"{METHOD} threshold:tokens=4000 [default: the rule that goes with the criterion]",
+        help=f"{METHOD} threshold:tokens=4000 (default: the rule that goes with the criterion)",
         show_default=False,
     ),
 ]
@@ -158,7 +158,7 @@ Layouts = Annotated[str, typer.Option(help="comma-separated: uniform, per-layer"
 Compensations = Annotated[
     str | None,
     typer.Option(
-        help=f"{METHOD} none,obs:ridge=0.1 [default: none; for auto its own]", show_default=False
+        help=f"{METHOD} none,obs:ridge=0.1 (default: none; for auto its own)", show_default=False
     ),
 ]
 Methods = Annotated[

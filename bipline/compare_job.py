@@ -20,7 +20,6 @@ from bipline.quality.comparison.inputs import Settings, named, resolve_inputs
 from bipline.quality.comparison.methods import methods
 from bipline.quality.protocols import Protocol
 
-CRITERIA = ("auto", "llm-bip-glu", "wanda-sp", "magnitude", "random")
 RESULTS = {"json": comparison_json, "csv": comparison_csv, "html": render_comparison}
 
 
@@ -31,7 +30,7 @@ class CompareRequest:
     models: tuple[str, ...]
     calibrations: tuple[str, ...]
     texts: tuple[str, ...]
-    criteria: tuple[str, ...] | None
+    criteria: tuple[str, ...]
     allocations: tuple[str, ...]
     layouts: tuple[str, ...]
     compensations: tuple[str, ...]
@@ -63,7 +62,7 @@ def compare_job(request: CompareRequest) -> Comparison:
     grid = Grid(
         models=tuple(models),
         calibrations=tuple(calibrations),
-        criteria=choices(_criteria(request)),
+        criteria=choices(request.criteria),
         allocations=choices(request.allocations),
         layouts=request.layouts,
         compensations=choices(request.compensations),
@@ -94,13 +93,6 @@ def write_results(comparison: Comparison, request: CompareRequest) -> None:
                     write_text(path, text)
     except OSError as error:
         raise environment_failure(error) or error from None
-
-
-def _criteria(request: CompareRequest) -> tuple[str, ...]:
-    """Those that were named, or the usual ones where no method was named either."""
-    if request.criteria is None:
-        return () if request.methods else CRITERIA
-    return request.criteria
 
 
 def _calibrations(request: CompareRequest) -> dict[str, str]:

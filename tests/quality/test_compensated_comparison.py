@@ -209,10 +209,3 @@ def test_corrections_are_kept_beside_a_kept_model_and_not_else(bench: Bench) -> 
     assert plan.digest == row.measured.plan_digest
     assert verify_directory(place).info["parameters"] == row.measured.parameters.after
     assert len(list(place.parent.iterdir())) == 2
-
-
-@pytest.mark.timeout(200)
-def test_two_processes_give_the_rows_of_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    axes: dict[str, Any] = {"compensations": "none,bias,obs"}
-    assert figures(bench.compare("one", **axes)) == figures(bench.compare("two", jobs=2, **axes))

@@ -60,11 +60,15 @@ class Grid:
     common: Common = Common()
 
     @property
-    def settled(self) -> tuple[Settled, ...]:
+    def asked(self) -> tuple[Asked, ...]:
         """Every method that is tried, those of the axes first."""
         axes = (self.criteria, self.allocations or (None,), self.compensations or (None,))
         spanned = (Asked(*parts) for parts in product(*axes))
-        return tuple(settle(asked) for asked in (*spanned, *self.methods))
+        return (*spanned, *self.methods)
+
+    def settled(self, layout: str) -> tuple[Settled, ...]:
+        """What they stand for in a layout."""
+        return tuple(settle(asked, layout) for asked in self.asked)
 
 
 def choices(texts: Iterable[str]) -> tuple[Choice, ...]:
@@ -81,19 +85,21 @@ def check_grid(grid: Grid) -> None:
     for name, value in vars(grid).items():
         if isinstance(value, tuple):
             _check_once(name, value)
-    _check_once("methods", grid.settled)
-    for method in grid.settled:
-        check_method(method)
+    _check_known("layout", grid.layouts, get_args(Layout))
+    for layout in grid.layouts:
+        methods = grid.settled(layout)
+        _check_once("methods", methods)
+        for method in methods:
+            check_method(method)
     for ratio in grid.ratios:
         check_ratio(ratio)
-    _check_known("layout", grid.layouts, get_args(Layout))
     _check_known("ratio_of", [grid.common.ratio_of], get_args(RatioOf))
 
 
 def combinations(grid: Grid) -> list[Combination]:
     """Every combination of the axes, models outermost and seeds innermost."""
     axes = (
-        grid.models, grid.calibrations, grid.settled, grid.layouts, grid.ratios, grid.seeds,
+        grid.models, grid.calibrations, grid.asked, grid.layouts, grid.ratios, grid.seeds,
     )  # fmt: skip
     return [
         Combination(
@@ -102,10 +108,10 @@ def combinations(grid: Grid) -> list[Combination]:
             layout=layout,
             ratio=ratio,
             seed=seed,
-            **vars(method),
+            **vars(settle(asked, layout)),
             **vars(grid.common),
         )
-        for model, calibration, method, layout, ratio, seed in product(*axes)
+        for model, calibration, asked, layout, ratio, seed in product(*axes)
     ]
 
 

@@ -60,8 +60,11 @@ def methods(texts: Iterable[str]) -> tuple[Asked, ...]:
         raise InvalidInput(str(error)) from None
 
 
-def settle(asked: Asked) -> Settled:
-    """What a method stands for. Raises InvalidInput for options that ``auto`` does not have."""
+def settle(asked: Asked, layout: str) -> Settled:
+    """What a method stands for in a layout.
+
+    Raises InvalidInput for options that ``auto`` does not have.
+    """
     criterion, rule, compensation = asked.criterion, asked.allocation, asked.compensation
     if criterion.name == AUTO and criterion.options:
         raise InvalidInput("criterion auto has no options; name a criterion to give it some")
@@ -73,7 +76,7 @@ def settle(asked: Asked) -> Settled:
         compensation.name if compensation else None,
         compensation.options if compensation else {},
     )
-    method, _ = settled(named)
+    method, _ = settled(named, layout)
     scoring = Choice(name=method.criterion, options=dict(method.criterion_options))
     return Settled(
         alias=AUTO if criterion.name == AUTO else None,

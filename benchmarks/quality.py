@@ -1,0 +1,176 @@
+"""Quality side by side: perplexity that every method leaves, on common ground, no fine-tuning.
+
+    .venv/bin/python -m benchmarks.quality [--data ../shared/data] [--jobs 2] [--only uniform]
+
+Runs ``bipline compare`` on three trained models, in both layouts, and writes the project's standing
+table into benchmarks/RESULTS.md, between two markers. Killed, it goes on where it was. In the
+per-layer layout every criterion's best allocation is found first, on one text, and then measured on
+all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.machine import machine
+from benchmarks.quality_tables import AUTO, Cell, standing_table
+from bipline.artifacts.comparison import Comparison, Row
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
+OUT = Path("build/benchmarks/quality")
+BIAS = "bias:sequential=false"
+# Each published criterion with its published compensation.
+PUBLISHED = {
+    "wanda-sp": "none",
+    "flap": BIAS,
+    "llm-pruner": "none",
+    "llm-pruner:importance=element-mixed": "none",
+    "magnitude": "none",
+}
+# LLM-BIP's faithful forms, then forms of ours.
+FAITHFUL = ("llm-bip", "llm-bip-glu")
+OURS = ("llm-bip-exact", "llm-bip-adjoint")
+ALLOCATIONS = ("standardized", "log-increase", "error-aware")
+RATIOS = ("0.2", "0.35", "0.5")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the text it is calibrated on, and those it is measured on; the first one chooses."""
+
+    model: str
+    calibration: str
+    texts: dict[str, str]
+
+
+NOVELS = "novels.calibration.txt"
+PROSE = {"novel": "novel.treasure-island.txt", "wikitext2": "wikitext2.test.raw.txt"}
+SUBJECTS = (
+    Subject("reference-llm", NOVELS, PROSE),
+    Subject("reference-mha", NOVELS, PROSE),
+    Subject("stories260K", "tinystories.train.txt", {"tinystories": "tinystories.valid.txt"}),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what was asked for and write the tables of all that has been run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", choices=("uniform", "per-layer", "tables"))
+    parser.add_argument("--models", nargs="*", default=[subject.model for subject in SUBJECTS])
+    parser.add_argument("--ratios", nargs="*", default=list(RATIOS))
+    asked = parser.parse_args(arguments)
+    facts = machine(OUT.parent)
+    for subject in (each for each in SUBJECTS if each.model in asked.models):
+        bench = Bench(subject, asked.data, asked.jobs, tuple(asked.ratios))
+        if asked.only in (None, "uniform"):
+            bench.uniform()
+        if asked.only in (None, "per-layer"):
+            bench.per_layer()
+    write_results(facts)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The comparisons of one model."""
+
+    subject: Subject
+    data: Path
+    jobs: int
+    ratios: tuple[str, ...]
+
+    def uniform(self) -> None:
+        """Published methods, LLM-BIP's forms, compensated ones and auto; same widths everywhere."""
+        methods = [f"{name}/uniform/{form}" for name, form in PUBLISHED.items()]
+        methods += [f"{name}/uniform/none" for name in (*FAITHFUL, *OURS)]
+        methods += ["flap/uniform/none", "wanda-sp/uniform/obs", "llm-bip-exact/uniform/obs", AUTO]
+        self._compare("uniform", methods, self.subject.texts)
+
+    def per_layer(self) -> None:
+        """Every criterion with its best allocation, and auto; blocks that differ."""
+        first = dict(list(self.subject.texts.items())[:1])
+        compensated = {**PUBLISHED, "llm-bip-glu": "none", "llm-bip-exact": "none"}
+        searched = [
+            f"{name}/{rule}/{form}" for name, form in compensated.items() for rule in ALLOCATIONS
+        ]
+        self._compare("search", [*searched, AUTO], first)
+        [text] = first
+        best = {best_of(rows, text) for rows in by_criterion(load(self._folder("search")))}
+        methods = sorted({method_of(row) for row in best})
+        self._compare("per-layer", [*methods, AUTO], self.subject.texts)
+
+    def _compare(self, name: str, methods: Iterable[str], texts: dict[str, str]) -> None:
+        """One ``bipline compare``; a text that is added measures rows again, and nothing else."""
+        layout = "uniform" if name == "uniform" else "per-layer"
+        text = self.data / "text"
+        arguments = [
+            "compare", self.data / "models" / self.subject.model, "--out", self._folder(name),
+            "--calibration", text / self.subject.calibration,
+            *(f"--text={title}={text / file}" for title, file in texts.items()),
+            *(f"--method={method}" for method in methods),
+            "--layouts", layout, "--ratios", ",".join(self.ratios), "--jobs", self.jobs,
+        ]  # fmt: skip
+        command = [sys.executable, "-m", "bipline.cli", *map(str, arguments)]
+        subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
+
+    def _folder(self, name: str) -> Path:
+        return OUT / f"{self.subject.model}-{name}"
+
+
+def load(folder: Path) -> Comparison:
+    """A comparison that was run."""
+    text = (ROOT / folder / "comparison.json").read_text(encoding="utf-8")
+    return Comparison.model_validate_json(text)
+
+
+def by_criterion(comparison: Comparison) -> list[list[Row]]:
+    """Measured rows of one criterion at one ratio, together; auto is none of them."""
+    found: dict[tuple[str, float], list[Row]] = {}
+    for row in comparison.rows:
+        tried = row.combination
+        if row.measured and tried.alias is None:
+            found.setdefault((tried.criterion.label, tried.ratio), []).append(row)
+    return list(found.values())
+
+
+def best_of(rows: list[Row], text: str) -> Row:
+    """The row of the lowest perplexity on a text."""
+    return min(rows, key=lambda row: row.measured.perplexity[text].value)  # type: ignore[union-attr]
+
+
+def method_of(row: Row) -> str:
+    """A row's method as ``--method`` takes it."""
+    tried = row.combination
+    return f"{tried.criterion.label}/{tried.allocation.label}/{tried.compensation.label}"
+
+
+def write_results(facts: dict[str, object]) -> None:
+    """Put the tables of every comparison that there is between the markers of RESULTS.md."""
+    cells = []
+    for subject in SUBJECTS:
+        for name in ("uniform", "per-layer"):
+            if (ROOT / OUT / f"{subject.model}-{name}" / "comparison.json").is_file():
+                comparison = load(OUT / f"{subject.model}-{name}")
+                cells += [Cell.of(subject.model, name, row, comparison) for row in comparison.rows]
+    text = RESULTS.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    published = {f"{name}/{form}" for name, form in PUBLISHED.items()}
+    table = standing_table([cell for cell in cells if cell], published, facts)
+    RESULTS.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    values = [vars(cell) for cell in cells if cell]
+    target = ROOT / "benchmarks" / "quality.json"
+    target.write_text(json.dumps({"schema_version": 1, "cells": values}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -172,8 +172,9 @@ class _Engine:
         self, sublayer: Sublayer, collecting: Collecting, errors: Errors
     ) -> tuple[Candidate, SublayerRecord]:
         moments = collecting.moments(sublayer.name)
-        versions = list(candidates(sublayer, moments, self.form, self.options))
-        return best_of(sublayer, versions, errors(versions))
+        versions = candidates(sublayer, moments, self.form, self.options)
+        del moments  # so that the versions alone hold them
+        return best_of(sublayer, versions, errors)
 
     def _sublayers(self, pruned: PrunedBlock) -> dict[str, Sublayer]:
         bias = self.options.bias

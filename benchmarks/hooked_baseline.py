@@ -27,7 +27,7 @@ from bipline.compression.calibrate import calibrate
 from bipline.compression.criteria import Criterion, load_criterion
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Tokens
 from bipline.compression.partial_sums import Accumulator, reduce_chunks
-from bipline.compression.prune import kept_indices
+from bipline.compression.slicing import kept_indices
 from bipline.compression.statistics import Scores
 from bipline.model.block_loop import Activations, micro_batch_of
 from bipline.model.checkpoint import Checkpoint

@@ -67,10 +67,12 @@ def prune(
     out: options.Out,
     ratio: options.Ratio = None,
     ratio_of: options.RatioOf = "blocks",
-    criterion: options.Criterion = "llm-bip-glu",
+    criterion: options.Criterion = "auto",
     criterion_option: options.CriterionOption = None,
     allocation: options.Allocation = None,
     allocation_option: options.AllocationOption = None,
+    compensation: options.Compensation = None,
+    compensation_option: options.CompensationOption = None,
     layout: options.Layout = "uniform",
     keep_first: options.KeepFirst = 0,
     keep_last: options.KeepLast = 0,
@@ -82,6 +84,7 @@ def prune(
     ffn_multiple: options.FfnMultiple = None,
     plan: options.Plan = None,
     plan_out: options.PlanOut = None,
+    corrections: options.Corrections = None,
     statistics: options.Statistics = None,
     work: options.Work = None,
     dtype: options.ComputeDtype = "float32",
@@ -94,18 +97,27 @@ def prune(
 ) -> None:
     """Prune a model block by block, without ZenML or MLflow; killed, it goes on from OUT.work."""
     from bipline.compression.allocate import AllocationRequest
+    from bipline.compression.auto import Method, settled
     from bipline.console import working
     from bipline.prune_job import PruneRequest, prune_job
     from bipline.tables import print_pruned
 
+    named = Method(
+        criterion, options.key_values(criterion_option), allocation,
+        options.key_values(allocation_option), compensation,
+        options.key_values(compensation_option),
+    )  # fmt: skip
+    # A plan that is given is applied as it is, unless more is asked for by name.
+    applies = plan is not None or ratio is None
+    method, reason = (named.without_auto(), "") if applies else settled(named)
     asked = None if ratio is None else AllocationRequest(
-        ratio, ratio_of, allocation, options.key_values(allocation_option), seed, layout,
+        ratio, ratio_of, method.rule, method.rule_options, seed, layout,
         ffn_multiple, keep_first, keep_last, divisible_by,
     )  # fmt: skip
     request = PruneRequest(
-        model=model, out=out, allocation=asked, criterion=criterion,
-        criterion_options=options.key_values(criterion_option), calibration=calibration,
+        model=model, out=out, allocation=asked, method=method, calibration=calibration,
         samples=samples, seqlen=seqlen, seed=seed, plan=plan, plan_out=plan_out,
+        corrections=corrections, reason=reason,
         statistics=statistics, work=work, dtype=dtype, device=device, micro_batch=micro_batch,
         max_memory=options.byte_count(max_memory),
         shard_bytes=options.byte_count(shard_size) or 0, downloads=state / "downloads",

@@ -55,10 +55,11 @@ def numbers(text: str, kind: type[Number]) -> tuple[Number, ...]:
 
 
 CRITERIA = (
-    "llm-bip-glu, llm-bip, llm-bip-exact, llm-bip-adjoint, wanda-sp, flap, llm-pruner, hywia, "
-    "saap, activation, magnitude, random, policy-gradient, bi-level; for depth: block-influence, "
-    "block-shapley"
+    "auto (brings its own allocation and compensation), llm-bip-glu, llm-bip, llm-bip-exact, "
+    "llm-bip-adjoint, wanda-sp, flap, llm-pruner, hywia, saap, activation, magnitude, random, "
+    "policy-gradient, bi-level; for depth: block-influence, block-shapley"
 )
+COMPENSATIONS = "none, bias, least-squares, obs (default: none, or what goes with criterion auto)"
 RULES = (
     "uniform, standardized, block-influence, log-increase, error-aware, learned, threshold; "
     "depth (default: uniform, or depth where the criterion scores blocks)"
@@ -85,6 +86,13 @@ KeepFirst = Annotated[int, typer.Option(help="leave this many first blocks whole
 KeepLast = Annotated[int, typer.Option(help="leave this many last blocks whole")]
 DivisibleBy = Annotated[
     int, typer.Option(help="kept groups and channels divide by this (tensor parallelism)")
+]
+Compensation = Annotated[str | None, typer.Option(help=COMPENSATIONS, show_default=False)]
+CompensationOption = Annotated[
+    list[str] | None, typer.Option(help="KEY=VALUE, see docs/compensation.md; may be repeated")
+]
+Corrections = Annotated[
+    Path | None, typer.Option(help="corrected tensors: apply them with their plan, or write them")
 ]
 Calibration = Annotated[str | None, typer.Option(help="text: FILE or hf:NAME?split=...")]
 Samples = Annotated[int, typer.Option(help="number of calibration windows")]

@@ -1,4 +1,4 @@
-"""The job behind ``bipline prune``: calibrate, score, allocate and prune, without ZenML.
+"""The job behind ``bipline prune``: calibrate, score, allocate, compensate, prune; no ZenML.
 
 Everything that can be seen to fail is looked at first. Then the work directory is held, so that a
 second run on the same output is refused and a killed one is gone on from.
@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -27,8 +27,12 @@ from bipline.compression.allocate import (
     needs_windows,
 )
 from bipline.compression.allocation.problem import Windows
+from bipline.compression.auto import Method
 from bipline.compression.calibrate import calibrate
+from bipline.compression.compensation.realise import realise
 from bipline.compression.computing import Computing
+from bipline.compression.corrections import KIND as CORRECTIONS
+from bipline.compression.corrections import Corrections, hold_to_plan, open_corrections
 from bipline.compression.criteria import load_criterion, modules_of, options_of
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import JOURNAL_NAME, check_plan, prune
@@ -55,14 +59,14 @@ class PruneRequest:
     model: str
     out: Path
     allocation: AllocationRequest | None
-    criterion: str
-    criterion_options: dict[str, str]
+    method: Method
     calibration: str | None
     samples: int
     seqlen: int
     seed: int
     plan: Path | None
     plan_out: Path | None
+    corrections: Path | None
     statistics: Path | None
     work: Path | None
     dtype: str
@@ -71,10 +75,23 @@ class PruneRequest:
     max_memory: int | None
     shard_bytes: int
     downloads: Path
+    reason: str = ""
+
+    @property
+    def scoring(self) -> Options:
+        """The criterion's options. Raises InvalidInput for one that does not exist."""
+        return options_of(self.method.criterion, self.seed, self.method.criterion_options)
+
+    @property
+    def has_corrections(self) -> bool:
+        """Whether corrections that an earlier run wrote are to be applied."""
+        return occupied(self.corrections)
 
 
 def prune_job(request: PruneRequest) -> dict[str, Any] | None:
-    """Calibrate, score, allocate and prune; the result as JSON, None for a worker that only helps.
+    """Calibrate, score, allocate, compensate and prune; the result as JSON.
+
+    None for a worker that only helps.
 
     Raises InvalidInput before any work is done where the request can be seen to fail.
     """
@@ -84,8 +101,9 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
     note(f"device {device}, dtype {request.dtype}")
     checkpoint = open_checkpoint(request.model)
     given = _given_plan(request, checkpoint)
-    if given is None:
-        _check_request(request, checkpoint)
+    _check_request(request, checkpoint, given)
+    if request.reason:
+        note(request.reason)
     import_libraries()
     with (
         watching_memory() as peak,
@@ -94,14 +112,20 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
     ):
         clock.whole = not has_progress(work)
         planning = _Planning(request, checkpoint, device, clock, work, workers)
-        plan = given or planning.plan()
-        if plan is None:
+        asked = given or planning.plan()
+        if asked is None:
             return None
+        plan, corrections = planning.realised(asked)
         if request.plan_out:
             write_text(request.plan_out, plan.to_json())
         with clock.stage("prune"):
-            manifest = prune(checkpoint, plan, request.out, request.shard_bytes, work)
+            manifest = prune(checkpoint, plan, request.out, request.shard_bytes, work, corrections)
     return prune_result(request, checkpoint, plan, manifest, clock, peak)
+
+
+def occupied(directory: Path | None) -> bool:
+    """Whether there is a directory that holds something."""
+    return directory is not None and directory.is_dir() and any(directory.iterdir())
 
 
 def _work_path(request: PruneRequest, rank: int = 0) -> Path:
@@ -110,20 +134,48 @@ def _work_path(request: PruneRequest, rank: int = 0) -> Path:
 
 
 def _given_plan(request: PruneRequest, checkpoint: Checkpoint) -> PruningPlan | None:
-    if request.plan is None:
+    """The plan that was given, or that of the corrections that were."""
+    if request.plan is None and not request.has_corrections:
         return None
     if request.allocation is not None:
-        raise InvalidInput("--plan fixes the ratio; give --plan or --ratio, not both")
-    plan = read_plan(request.plan)
-    check_plan(checkpoint, plan)
+        given = "--plan fixes" if request.plan else f"{request.corrections} holds a plan that fixes"
+        raise InvalidInput(f"{given} the ratio; leave --ratio out")
+    plan = read_plan(request.plan) if request.plan else None
+    if request.has_corrections or (plan and plan.compensated):
+        plan = _realised_plan(request, plan)
+    if plan:
+        check_plan(checkpoint, plan)
     return plan
 
 
-def _check_request(request: PruneRequest, checkpoint: Checkpoint) -> None:
-    allocation = _checked(checkpoint, request)
+def _realised_plan(request: PruneRequest, plan: PruningPlan | None) -> PruningPlan:
+    """The plan of the corrections, which must be the one that was given beside them."""
+    if request.method.compensation not in (None, "none"):
+        raise InvalidInput("the plan was compensated already; leave --compensation out")
+    if plan and not request.has_corrections:
+        hold_to_plan(plan, None)
+    held, _ = open_corrections(cast("Path", request.corrections))
+    if plan and plan.digest != held.digest:
+        raise InvalidInput(
+            f"{request.corrections} holds corrections of another plan ({held.digest[:12]}) than "
+            f"{request.plan} ({plan.digest[:12]})"
+        )
+    return held
+
+
+def _check_request(
+    request: PruneRequest, checkpoint: Checkpoint, given: PruningPlan | None
+) -> None:
     torch_dtype(request.dtype)
     if request.shard_bytes < 1:
         raise InvalidInput(f"shard size {request.shard_bytes}: must be at least one byte")
+    if given is None or not given.compensated:
+        request.method.request.check(
+            checkpoint, request.samples, request.seqlen, request.max_memory
+        )
+    if given is not None:
+        return
+    allocation = _checked(checkpoint, request)
     blocks = checkpoint.shape.linear_weights
     whole = checkpoint.parameters if allocation.ratio_of == "total" else blocks
     kept = checkpoint.weight_bytes * (1 - allocation.ratio * whole / checkpoint.parameters)
@@ -147,8 +199,8 @@ def _checked(checkpoint: Checkpoint, request: PruneRequest) -> AllocationRequest
     """What is to be allocated. Raises InvalidInput where it can be seen to fail."""
     if request.allocation is None:
         raise InvalidInput("give --ratio (a share between 0 and 1) or --plan")
-    options = options_of(request.criterion, request.seed, request.criterion_options)
-    check_request(checkpoint, request.allocation, request.criterion, options.to_json_value())
+    options = request.scoring
+    check_request(checkpoint, request.allocation, request.method.criterion, options.to_json_value())
     return request.allocation
 
 
@@ -176,10 +228,25 @@ class _Planning:
         with self.clock.stage("allocate"):
             return allocate(self.checkpoint, scores, allocation, measuring)
 
+    def realised(self, plan: PruningPlan) -> tuple[PruningPlan, Corrections | None]:
+        """The plan as it is carried out, with its corrections where compensation makes any."""
+        request, place = self.request, self.request.corrections or self.work / "corrections"
+        if plan.compensated:
+            return open_corrections(place)
+        if request.method.request.form == "none":
+            return plan, None
+        windows = self._windows
+        if request.corrections is None:  # what a killed run left is made again of its blocks
+            shutil.rmtree(place, ignore_errors=True)
+        with self.clock.stage("compensate"), atomic_directory(place, CORRECTIONS) as writer:
+            work = self.work / "compensate"
+            realise(self.checkpoint, plan, windows, request.method.request, writer, work)
+        return open_corrections(place)
+
     def _saved_scores(self) -> Scores | None:
         """Scores as they were saved, or of another criterion from the saved sums."""
-        directory, criterion = self.request.statistics, self.request.criterion
-        if directory is None or not (directory.is_dir() and any(directory.iterdir())):
+        directory, criterion = self.request.statistics, self.request.method.criterion
+        if directory is None or not occupied(directory):
             return None
         note(f"sums come from {directory}; no window is scored")
         with self.clock.stage("score"):
@@ -197,8 +264,8 @@ class _Planning:
             place = self.work / "score"
             claim(place, self._key(windows))
             statistics, scores = score_model(
-                self.checkpoint, calibration, request.criterion, self._options, windows.computing,
-                place, self.workers,
+                self.checkpoint, calibration, request.method.criterion, self._options,
+                windows.computing, place, self.workers,
             )  # fmt: skip
             if request.statistics and self.workers.leads:
                 with atomic_directory(request.statistics, KIND) as writer:
@@ -206,7 +273,7 @@ class _Planning:
         return scores
 
     def _scored_windows(self) -> Windows:
-        if load_criterion(self.request.criterion).NEEDS == "weights":
+        if load_criterion(self.request.method.criterion).NEEDS == "weights":
             return Windows(NO_WINDOWS, Computing())
         return self._windows
 
@@ -227,10 +294,15 @@ class _Planning:
 
     @property
     def _measures(self) -> str:
-        """Who runs windows: the criterion, or else the rule."""
-        if load_criterion(self.request.criterion).NEEDS != "weights":
-            return f"criterion {self.request.criterion}"
-        return f"allocation {self.request.allocation and self.request.allocation.rule}"
+        """Who runs windows: the criterion, or else the rule, or compensation."""
+        request = self.request
+        if request.allocation is None:
+            return f"compensation {request.method.compensation}"
+        if load_criterion(request.method.criterion).NEEDS != "weights":
+            return f"criterion {request.method.criterion}"
+        if needs_windows(request.allocation):
+            return f"allocation {request.allocation.rule}"
+        return f"compensation {request.method.compensation}"
 
     def _key(self, windows: Windows) -> dict[str, Any]:
         """What unfinished scoring must agree in to be gone on from; the ratio is not part of it."""
@@ -242,16 +314,16 @@ class _Planning:
             "calibration": windows.digest,
             "samples": samples,
             "seqlen": seqlen,
-            "criterion": request.criterion,
+            "criterion": request.method.criterion,
             **{f"option {name}": value for name, value in options.items()},
             "dtype": request.dtype,
             "micro_batch": request.micro_batch,
             "device": self.device.type,
             "workers": f"{workers.rank} of {workers.count}",
-            "code": code_digest(CORE, *modules_of(request.criterion, self._options)),
+            "code": code_digest(CORE, *modules_of(request.method.criterion, self._options)),
             "numerics": numerics(),
         }
 
     @property
     def _options(self) -> Options:
-        return options_of(self.request.criterion, self.request.seed, self.request.criterion_options)
+        return self.request.scoring

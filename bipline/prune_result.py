@@ -11,6 +11,7 @@ from bipline.artifacts.manifest import Manifest
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.progress import note
 from bipline.compression.allocation.widths import Widths
+from bipline.compression.compensation.memory import moments_operations
 from bipline.compression.criteria import load_criterion
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
@@ -68,6 +69,7 @@ def prune_result(
         "criterion": plan.criterion,
         "allocation": plan.allocation,
         "layout": plan.layout,
+        "compensation": _compensation(plan),
         "widths": [block.widths for block in plan.blocks],
         "parameters": {"before": checkpoint.parameters, "after": after},
         "block_parameters": {
@@ -81,6 +83,20 @@ def prune_result(
         "peak_anonymous_bytes": peak.anonymous,
         "peak_device_bytes": peak.device,
         **_floor(request, checkpoint, manifest, clock),
+    }
+
+
+def _compensation(plan: PruningPlan) -> dict[str, Any]:
+    """The form, how many matrices took which, and the blocks' summed held-out errors."""
+    record = plan.compensated
+    if record is None:
+        return {"form": plan.compensation}
+    return {
+        "form": plan.compensation,
+        "corrections": record.corrections,
+        "matrices": record.forms(),
+        "error_without": sum(block.error_without for block in record.blocks),
+        "error": sum(block.error for block in record.blocks),
     }
 
 
@@ -130,13 +146,21 @@ def _works(
         for index in range(shape.num_hidden_layers)
         for full in checkpoint.block_names(index).values()
     )
-    needs = load_criterion(request.criterion).NEEDS
+    needs = load_criterion(request.method.criterion).NEEDS
     passes = PASSES.get(needs, 0) if scored else 0
     operations = passes * forward_operations(shape, request.samples, request.seqlen)
     written = sum(
         entry.size for name, entry in manifest.files.items() if name.endswith(".safetensors")
     )
     works = {"prune": Work(read=written, written=written)}
+    forward = forward_operations(shape, request.samples, request.seqlen)
+    compensation = request.method.request
+    if compensation.form != "none":
+        # The dense stream and the pruned one, and the products of every matrix's inputs.
+        tokens, sequential = request.samples * request.seqlen, compensation.settings.sequential
+        moments = shape.num_hidden_layers * moments_operations(shape, tokens, sequential)
+        streams = 2 if sequential else 1
+        works["compensate"] = Work(read=blocks, operations=streams * forward + moments)
     if needs != "search":
         works["score"] = Work(read=blocks, operations=operations)
     return works

@@ -45,6 +45,7 @@ def print_pruned(console: Console, result: dict[str, Any], log: Path) -> None:
         f"asked {ratio['asked']:g} of {ratio['of']}, reached {ratio['reached_blocks']:.4f} of the "
         f"blocks, {ratio['reached_total']:.4f} of all; {seconds['total']:.1f} s, "
         f"peak memory {result['peak_anonymous_bytes'] / 1e9:.2f} GB",
+        *_compensation_line(result["compensation"]),
         *(
             f"{stage}: {seconds['stage'][stage]:.1f} s, floor {floor:.1f} s "
             f"({seconds['stage'][stage] / floor:.2f} x)"
@@ -54,6 +55,16 @@ def print_pruned(console: Console, result: dict[str, Any], log: Path) -> None:
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _compensation_line(done: dict[str, Any]) -> list[str]:
+    if done["form"] == "none":
+        return []
+    matrices = ", ".join(f"{count} {form}" for form, count in done["matrices"].items())
+    return [
+        f"compensation {done['form']}: matrices took {matrices}; error of the blocks on held-out "
+        f"windows {done['error_without']:.4f} -> {done['error']:.4f}"
+    ]
 
 
 def _rows(first: EvaluationRecord) -> list[Row]:

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bipline.artifacts.compensation import CompensationRecord, Form
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.reading import read_value
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 # ``uniform``: all blocks that stay are equally wide, and the result is a plain checkpoint.
 # ``per-layer``: blocks differ in width, or have lost a sublayer.
@@ -70,27 +71,36 @@ class Budget(BaseModel):
 class PruningPlan(BaseModel):
     """The decision: per block, what stays. ``tensor_digest`` names the one model it is for.
 
-    Version 1 knew neither the per-layer layout nor blocks that go.
+    A plan that was ``compensated`` is the realised one: what stays after groups were chosen again,
+    and what was done to each block; the corrected tensors lie in a directory of their own. Version
+    1 knew neither the per-layer layout nor blocks that go, version 2 no compensation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     tensor_digest: str
     criterion: str
     criterion_options: dict[str, Any] = Field(default_factory=dict)
     allocation: str
     allocation_options: dict[str, Any] = Field(default_factory=dict)
     layout: Layout = "uniform"
-    compensation: Literal["none"] = "none"
+    compensation: Form = "none"
     budget: Budget
     ffn_multiple: int
     notes: tuple[str, ...] = ()
+    compensated: CompensationRecord | None = None
     blocks: tuple[BlockPlan, ...]
+
+    @model_validator(mode="after")
+    def _realised(self) -> PruningPlan:
+        if (self.compensation == "none") != (self.compensated is None):
+            raise ValueError("compensation and the record of it go together")
+        return self
 
     @property
     def digest(self) -> str:
-        """The digest of the plan's content; that of a version 1 plan is what it always was."""
+        """The digest of the plan's content; that of an older version is what it always was."""
         return digest_json(self._content())
 
     @property
@@ -99,16 +109,29 @@ class PruningPlan(BaseModel):
         return tuple(index for index, block in enumerate(self.blocks) if not block.dropped)
 
     def _content(self) -> dict[str, Any]:
-        later = {"criterion_options", "allocation_options"} if self.schema_version == 1 else set()
-        return self.model_dump(mode="json", exclude=later)
+        return self.model_dump(mode="json", exclude=_later_than(self.schema_version))
 
     def to_json(self) -> str:
         """Text of the plan: one line per block, so that two plans can be compared by diff."""
         value = self._content()
-        blocks = value.pop("blocks")
-        head = json.dumps(value, indent=1, allow_nan=False)[:-2]
-        lines = ",\n  ".join(json.dumps(block) for block in blocks)
-        return f'{head},\n "blocks": [\n  {lines}\n ]\n}}\n'
+        record, blocks = value.pop("compensated", None), value.pop("blocks")
+        text = json.dumps(value, indent=1, allow_nan=False)[:-2]
+        if record:
+            done = record.pop("blocks")
+            head = json.dumps(record, allow_nan=False)[:-1]
+            text += f',\n "compensated": {head}, "blocks": {_by_line(done)}}}'
+        return f'{text},\n "blocks": {_by_line(blocks)}\n}}\n'
+
+
+def _later_than(version: int) -> set[str]:
+    """The fields that plans of a version did not have."""
+    later = {"criterion_options", "allocation_options"} if version == 1 else set()
+    return later | ({"compensated"} if version < 3 else set())
+
+
+def _by_line(values: list[Any]) -> str:
+    lines = ",\n  ".join(json.dumps(value, allow_nan=False) for value in values)
+    return f"[\n  {lines}\n ]"
 
 
 def read_plan(path: Path) -> PruningPlan:

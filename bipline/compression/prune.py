@@ -3,38 +3,35 @@
 No model is built and nothing is computed: every tensor is read in pieces, indexed along the axes
 its family names, and written at once, so memory holds a few pieces. What is read is compared
 with the model the plan is for, and the output appears only when all of it agreed. The plan that
-was applied lies beside the weights; applied again to the same model it gives the same bytes.
+was applied lies beside the weights; applied again to the same model, with the corrections that
+it was realised with, it gives the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.directory import DirectoryWriter, atomic_directory, is_finished, write_text
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.folder import Folder
 from bipline.artifacts.manifest import Manifest, read_manifest
-from bipline.artifacts.plan import BlockPlan, PruningPlan
+from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.progress import ticking
+from bipline.compression.corrections import PLAN_NAME, Corrections, hold_to_plan
+from bipline.compression.slicing import Slicer
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import (
-    build_of,
-    exported_config,
-    model_axes,
-)
+from bipline.model.families import exported_config, with_output_biases
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.per_layer.shipping import refuse_tokenizer_code, shipped_files
-from bipline.model.shapes import BlockWidths, ModelShape, shape_of
+from bipline.model.shapes import BlockWidths, shape_of
 from bipline.model.tokenizer import TOKENIZER_FILES
 from bipline.model.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_json, write_weights
 
 KIND = "model"
-PLAN_NAME = "pruning_plan.json"
 JOURNAL_NAME = "shards.json"
 COPIED_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", *TOKENIZER_FILES)
 
@@ -45,19 +42,21 @@ def prune(
     out: Path,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     work: Path | None = None,
+    corrections: Corrections | None = None,
 ) -> Manifest:
     """Write the smaller model into ``out``, which appears whole or not at all.
 
     With ``work`` the finished shards of a killed run are kept and need not be written again, and
     a run that was killed after its last step has nothing left to do.
-    Raises InvalidInput when the plan is for another model or ``out`` is not empty.
+    Raises InvalidInput when the plan is for another model or ``out`` is not empty, and where the
+    ``corrections`` are not the plan's.
     """
     journal = work / JOURNAL_NAME if work else None
     if journal and is_finished(out, journal):
         return read_manifest(out)
     key = digest_json([plan.digest, shard_bytes])
     with atomic_directory(out, KIND, journal, key) as writer:
-        write_pruned(checkpoint, plan, writer, shard_bytes)
+        write_pruned(checkpoint, plan, writer, shard_bytes, corrections)
     return read_manifest(out)
 
 
@@ -66,11 +65,13 @@ def write_pruned(
     plan: PruningPlan,
     writer: DirectoryWriter,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    corrections: Corrections | None = None,
 ) -> None:
     """Write the smaller model's files into an open directory (see :func:`prune`)."""
     check_plan(checkpoint, plan)
-    slicer = Slicer(checkpoint, plan)
-    config = pruned_config(checkpoint, plan)
+    hold_to_plan(plan, corrections)
+    config = pruned_config(checkpoint, plan, adds_biases(checkpoint, corrections))
+    slicer = Slicer(checkpoint, plan, config, corrections)
     specs = slicer.specs()
     with ticking("write tensors", len(specs)) as tick:
         write_weights(writer, specs, lambda names: slicer.pieces(names, tick), shard_bytes)
@@ -82,18 +83,30 @@ def write_pruned(
     writer.info = declared(config, sum(_count(spec) for spec in specs), len(specs))
 
 
-def pruned_config(checkpoint: Checkpoint, plan: PruningPlan) -> dict[str, Any]:
-    """The config.json of what the plan makes of a model.
+def pruned_config(
+    checkpoint: Checkpoint, plan: PruningPlan, biased: bool = False
+) -> dict[str, Any]:
+    """The config.json of what the plan makes of a model; ``biased`` where biases are added.
 
     Raises InvalidInput when no class holds the result.
     """
     blocks = plan.kept_blocks
+    config = with_output_biases(checkpoint.config) if biased else checkpoint.config
     if plan.layout == "per-layer":
         kept = [plan.blocks[index].widths for index in blocks]
         widths = [BlockWidths(num_key_value_heads=g, intermediate_size=f) for g, f in kept]
-        return per_layer_config(checkpoint.config, blocks, widths)
+        return per_layer_config(config, blocks, widths)
     groups, channels = plan.blocks[blocks[0]].widths
-    return exported_config(checkpoint.config, channels, groups, blocks)
+    return exported_config(config, channels, groups, blocks)
+
+
+def adds_biases(checkpoint: Checkpoint, corrections: Corrections | None) -> bool:
+    """Whether corrections hold a bias where the source has none."""
+    return corrections is not None and any(
+        name not in checkpoint.block_names(index)
+        for index in corrections.blocks
+        for name in corrections.shapes(index)
+    )
 
 
 def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
@@ -142,79 +155,6 @@ def check_identity(checkpoint: Checkpoint, plan: PruningPlan) -> None:
         )
 
 
-class Slicer:
-    """Reads what a plan keeps of a checkpoint: its blocks, tensors, rows and columns.
-
-    Blocks are numbered anew; a sublayer of which no group stays takes its norm with it.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, plan: PruningPlan) -> None:
-        self.checkpoint = checkpoint
-        self._axes = model_axes(checkpoint.family, checkpoint.config)
-        self._kept: dict[str, dict[str, torch.Tensor]] = {}
-        for index, block in enumerate(plan.blocks):
-            kept = kept_indices(block, checkpoint.shape)
-            self._kept.update(dict.fromkeys(checkpoint.block_names(index).values(), kept))
-        targets = {name: name for name in self._axes} | new_names(checkpoint, plan)
-        # In the order of the source's tensors: what is written, and what it is read from.
-        self._sources = {target: source for source, target in targets.items() if target}
-
-    def pieces(
-        self, names: Sequence[str], tick: Callable[[], None] = lambda: None
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Tensors in order, sliced, in pieces of whole rows; ``tick`` is called once for each.
-
-        Their names are those of the smaller model.
-        """
-        targets = {self._sources[name]: name for name in names}
-        wanted = [(source, self._kept_along(source, 0)) for source in targets]
-        started = ""
-        for source, piece in self.checkpoint.stream(wanted):
-            if source != started:
-                tick()
-                started = source
-            columns = self._kept_along(source, 1)
-            yield targets[source], piece if columns is None else piece.index_select(1, columns)
-
-    def _kept_along(self, name: str, dimension: int) -> torch.Tensor | None:
-        axes = self._axes[name]
-        axis = axes[dimension] if dimension < len(axes) else ""
-        return self._kept.get(name, {}).get(axis)
-
-    def specs(self) -> list[TensorSpec]:
-        """What :meth:`pieces` will give for every tensor, in file order."""
-        return [self._spec(name, source) for name, source in self._sources.items()]
-
-    def _spec(self, name: str, source: str) -> TensorSpec:
-        dtype, shape = self.checkpoint.tensor_header(source)
-        kept, axes = self._kept.get(source, {}), self._axes[source]
-        sizes = (len(kept[a]) if a in kept else n for a, n in zip(axes, shape, strict=True))
-        return TensorSpec(name, dtype, tuple(sizes))
-
-
-def new_names(checkpoint: Checkpoint, plan: PruningPlan) -> dict[str, str]:
-    """What the blocks' tensors will be called, by their full names; empty for those that go."""
-    names = {}
-    for index, block in enumerate(plan.blocks):
-        absent = build_of(checkpoint.family).absent(*block.widths)
-        number = sum(not before.dropped for before in plan.blocks[:index])
-        for name, full in checkpoint.block_names(index).items():
-            stays = not name.startswith(absent)
-            names[full] = checkpoint.block_prefix(number) + name if stays else ""
-    return names
-
-
-def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, torch.Tensor]:
-    """Kept row or column indices by axis: an attention group is a KV head and its queries."""
-    groups = torch.tensor(block.attention_groups, dtype=torch.int64)
-    width = shape.head_dim * shape.queries_per_group
-    return {
-        "kv_heads": _spread(groups, shape.head_dim),
-        "query_heads": _spread(groups, width),
-        "ffn_channels": torch.tensor(block.ffn_channels, dtype=torch.int64),
-    }
-
-
 def copy_side_files(source: Folder, target: Path) -> None:
     """Copy tokenizer, generation settings and licence byte for byte; a template is never run."""
     present = set(source.names())
@@ -240,9 +180,4 @@ def declared(config: dict[str, object], parameters: int, tensors: int) -> dict[s
 
 
 def _count(spec: TensorSpec) -> int:
-    return int(torch.Size(spec.shape).numel())
-
-
-def _spread(groups: torch.Tensor, width: int) -> torch.Tensor:
-    """Every channel index of the kept groups: ``[groups] -> [groups * width]``."""
-    return (groups[:, None] * width + torch.arange(width)).reshape(-1)
+    return prod(spec.shape)

@@ -27,6 +27,8 @@ from bipline.model.shapes import (
 )
 
 Axes = tuple[str, ...]
+# Where compensation adds a bias: at o_proj and down_proj.
+BIASED = {"attention_output", "mlp"}
 
 
 class _Table(BaseModel):
@@ -68,6 +70,10 @@ class Family(_Table):
         """Where a model of this family with this config has biases."""
         flagged = (places for flag, places in self.bias_flags.items() if config.get(flag))
         return set(self.always_biased).union(*flagged)
+
+    def can_hold(self, places: set[str]) -> bool:
+        """Whether the class can have biases at these places, and perhaps at others too."""
+        return self.bias_places(dict.fromkeys(self.bias_flags, True)) >= places
 
     def flags_for(self, places: set[str]) -> dict[str, bool] | None:
         """The config flags that give biases at exactly these places; None if none can."""
@@ -187,6 +193,23 @@ def exported_config(
         pruned.pop(flag, None)
     flags = family.flags_for(source.bias_places(config)) or {}
     return {**pruned, **family.when_converted, **flags}
+
+
+def with_output_biases(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with biases at o_proj and down_proj, and where its class then has them too.
+
+    Raises InvalidInput where the family's class cannot have them.
+    """
+    family = family_of(str(config["model_type"]))
+    flags = {flag: True for flag, places in family.bias_flags.items() if BIASED & set(places)}
+    biased = {**config, **flags}
+    if not family.bias_places(biased) >= BIASED:
+        able = [name for name, each in sorted(_tables()[1].items()) if each.can_hold(BIASED)]
+        raise InvalidInput(
+            f"{family.architecture} has no bias at o_proj and down_proj, so none can be added; "
+            f"use compensation least-squares or obs with bias=auto (biases: {', '.join(able)})"
+        )
+    return biased
 
 
 def _check_wide_enough(

@@ -54,7 +54,7 @@ def test_a_new_plan_says_its_version_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(plan.to_json(), encoding="utf-8")
     assert read_plan(path) == plan
-    assert plan.schema_version == 2
+    assert plan.schema_version == 3
     assert plan.kept_blocks == (0, 2)
     assert [block.dropped for block in plan.blocks] == [False, True, False]
 
@@ -70,6 +70,6 @@ def test_indices_that_are_no_choice_are_refused(tmp_path: Path, groups: list[int
 
 def test_a_version_from_the_future_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps({**FIRST_VERSION, "schema_version": 3}), encoding="utf-8")
+    path.write_text(json.dumps({**FIRST_VERSION, "schema_version": 4}), encoding="utf-8")
     with pytest.raises(InvalidInput, match="not a pruning plan: schema_version"):
         read_plan(path)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bipline.artifacts.compensation import FORMS, Form
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.compression.compensation import collecting, obs, triangles
@@ -19,7 +20,7 @@ from bipline.compression.compensation.engine import BlockCorrection, compensate
 from bipline.compression.compensation.held_out import difference
 from bipline.compression.compensation.moments import Moments, MomentSums, moments_bytes
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
-from bipline.compression.compensation.options import FORMS, CompensationOptions, Form
+from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided, held_out_windows
 from bipline.compression.computing import Computing
 from bipline.model.block_loop import BlockLoop

@@ -10,8 +10,9 @@ import torch
 from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.criteria.interface import Options
-from bipline.compression.prune import kept_indices, prune
+from bipline.compression.prune import prune
 from bipline.compression.score import compute_scores
+from bipline.compression.slicing import kept_indices
 from bipline.compression.statistics import empty_statistics
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint

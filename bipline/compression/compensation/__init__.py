@@ -11,5 +11,6 @@ With x the input, H = E[x x^T], mu = E[x] and lambda = ridge * mean(diag H):
                    SlimGPT, 2412.18110) instead of by the plan's scores; as many of them
 
 Each form is held to the next simpler one on windows it was not fitted on. One file a subject:
-moments, closed forms, OBS selection, candidates and their comparison, streams, engine.
+moments, closed forms, OBS selection, candidates and their comparison, streams, engine; then
+the corrections as a directory, and the realised plan.
 """

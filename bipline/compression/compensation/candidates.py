@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bipline.artifacts.compensation import FORMS, Form
 from bipline.compression.compensation.closed_forms import (
     ROWS_TOGETHER,
     Correction,
@@ -20,7 +21,7 @@ from bipline.compression.compensation.closed_forms import (
 )
 from bipline.compression.compensation.moments import Moments
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
-from bipline.compression.compensation.options import FORMS, CompensationOptions, Form
+from bipline.compression.compensation.options import CompensationOptions
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from bipline.artifacts.compensation import FORMS, BlockRecord, Form, SublayerRecord
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.artifacts.progress import track
@@ -27,11 +30,10 @@ from bipline.compression.compensation.candidates import (
     uncorrected,
 )
 from bipline.compression.compensation.collecting import Collecting
-from bipline.compression.compensation.held_out import HeldOut, best_of
+from bipline.compression.compensation.held_out import HeldOut, attention_half, best_of
 from bipline.compression.compensation.moments import check_tokens
-from bipline.compression.compensation.options import FORMS, CompensationOptions, Form
-from bipline.compression.compensation.record import BlockRecord, SublayerRecord
-from bipline.compression.compensation.streams import Streams, divided
+from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.streams import Streams, divided, held_out_windows
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Block
@@ -40,6 +42,16 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ
 
 Errors = Callable[[Sequence[Candidate]], list[float]]
+
+
+class Progress(Protocol):
+    """Where finished blocks are kept, for a run that was killed to go on from."""
+
+    def load(self, index: int) -> BlockCorrection | None:
+        """What an earlier run made of this block."""
+
+    def save(self, correction: BlockCorrection) -> None:
+        """Keep what was made of a block."""
 
 
 @dataclass(frozen=True)
@@ -63,37 +75,48 @@ def compensate(
     computing: Computing,
     form: Form,
     options: CompensationOptions,
+    folder: Path | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[BlockCorrection]:
     """Correct the blocks of a plan, one after the other; windows are ``[samples, seqlen]``.
 
+    ``folder`` is for hidden states that memory has no room for. Blocks that ``progress`` has are
+    run and not fitted again.
     Raises InvalidInput for too few tokens, naming how many are needed, for an unknown form, and
     where activations are not finite.
     """
-    check_compensation(checkpoint, token_ids, form, options)
-    engine = _Engine(checkpoint, plan, token_ids, computing, form, options)
+    samples, seqlen = token_ids.shape
+    check_compensation(checkpoint, samples, seqlen, form, options)
+    engine = _Engine(checkpoint, plan, token_ids, computing, form, options, folder)
     layers = checkpoint.shape.num_hidden_layers
     for block in track(engine.loop.blocks(), "compensate blocks", layers):
-        yield engine.correct(block)
+        done = progress.load(block.index) if progress else None
+        if done is None:
+            done = engine.correct(block)
+            if progress:
+                progress.save(done)
+        else:
+            engine.replay(block, done)
+        yield done
 
 
 def check_compensation(
-    checkpoint: Checkpoint, token_ids: Tensor, form: Form, options: CompensationOptions
+    checkpoint: Checkpoint, samples: int, seqlen: int, form: Form, options: CompensationOptions
 ) -> None:
     """Raise InvalidInput for what can be seen to fail before any work (see :func:`compensate`)."""
     if form not in FORMS:
         raise InvalidInput(f"compensation {form!r} is unknown; known: {', '.join(FORMS)}")
     if (form, options.bias) == ("bias", "off"):
         raise InvalidInput("compensation bias with the option bias=off has nothing to correct")
-    samples, seqlen = token_ids.shape
     if samples < options.least_windows:
         raise InvalidInput(
             f"compensation needs at least {options.least_windows} samples, one of them held out; "
             f"{samples} given"
         )
-    fitted, _ = divided(token_ids, options.held_out)
+    fitted = samples - len(held_out_windows(samples, options.held_out))
     shape = checkpoint.shape
     columns = max(shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
-    check_tokens(fitted.numel(), columns, seqlen, len(fitted) / samples)
+    check_tokens(fitted * seqlen, columns, seqlen, fitted / samples)
 
 
 class _Engine:
@@ -107,13 +130,17 @@ class _Engine:
         computing: Computing,
         form: Form,
         options: CompensationOptions,
+        folder: Path | None,
     ) -> None:
         self.checkpoint, self.plan, self.form, self.options = checkpoint, plan, form, options
         self.loop = computing.loop(checkpoint)
-        self.fitted, self.held = (
-            Streams(self.loop, windows, options.sequential)
-            for windows in divided(token_ids, options.held_out)
-        )
+        spilled = None if computing.resident else folder
+        fitted, held = divided(token_ids, options.held_out)
+
+        def streams(windows: Tensor, name: str) -> Streams:
+            return Streams(self.loop, windows, options.sequential, spilled and spilled / name)
+
+        self.fitted, self.held = streams(fitted, "fitted"), streams(held, "held")
 
     @torch.no_grad()
     def correct(self, block: LoopBlock) -> BlockCorrection:
@@ -132,13 +159,21 @@ class _Engine:
                 weighed, collecting, held_out.attention_errors
             )
         if self.options.sequential:
-            before = pruned.halves(chosen)
+            before = attention_half(pruned.halves(chosen))
         collecting.see_ffn(self.fitted, before)
         if sublayer := sublayers.get(DOWN_PROJ):
             chosen[DOWN_PROJ], records[DOWN_PROJ] = self._fixed(
                 sublayer, collecting, lambda versions: held_out.ffn_errors(before, versions)
             )
         return self._finished(pruned, held_out, plain, chosen, records)
+
+    def replay(self, block: LoopBlock, done: BlockCorrection) -> None:
+        """Move the streams behind a block that was corrected before."""
+        pruned = PrunedBlock(self.checkpoint, block, self.plan.blocks[block.index])
+        for streams in (self.fitted, self.held):
+            streams.advance_dense(pruned.dense, lambda _seen: None)
+            if self.options.sequential:
+                streams.advance_pruned(pruned.corrected(done.plan, done.tensors))
 
     def _finished(
         self,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from bipline.artifacts.compensation import SublayerRecord
 from bipline.compression.compensation.candidates import Candidate, Sublayer
-from bipline.compression.compensation.record import SublayerRecord
 from bipline.compression.compensation.streams import Streams
 from bipline.compression.criteria.interface import widened
 from bipline.model.halves import Halves
@@ -68,6 +68,12 @@ class HeldOut:
             squares = [difference(version, target, eps) for version in outputs(stream)]
             totals = [a + b for a, b in zip(totals or [0.0] * len(squares), squares, strict=True)]
         return [total / self._streams.tokens for total in totals]
+
+
+def attention_half(block: Halves) -> Halves:
+    """The same without its FFN, which nothing need hold while the FFN is fitted."""
+    there = block.weights.items()
+    return block.changed({name: held for name, held in there if not name.startswith("mlp.")})
 
 
 def difference(version: Tensor, target: Tensor, eps: float) -> float:

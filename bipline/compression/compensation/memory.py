@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bipline.artifacts.compensation import FORMS, Form
 from bipline.compression.compensation.held_out import VERSIONS_TOGETHER
 from bipline.compression.compensation.moments import moments_bytes
 from bipline.compression.compensation.obs import obs_bytes
-from bipline.compression.compensation.options import FORMS, CompensationOptions, Form
+from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.triangles import TILE_COLUMNS, triangles_bytes
 from bipline.model.shapes import ModelShape
 
@@ -51,7 +52,18 @@ def compensation_bytes(
 
     # Sequentially down_proj's moments are taken when those of o_proj are used up.
     first, second = held(o_proj) + fitted(o_proj), held(down_proj) + fitted(down_proj)
-    return max(first, second) if options.sequential else max(first + held(down_proj), second)
+    if not options.sequential:
+        return max(first + held(down_proj), second)
+    # Behind the pruned attention half, of which there is a copy.
+    keys_and_values = 2 * shape.num_key_value_heads * shape.head_dim
+    return max(first, second + computing_bytes * outputs * (2 * o_proj + keys_and_values))
+
+
+def moments_operations(shape: ModelShape, tokens: int, sequential: bool) -> int:
+    """Operations of one block's moments: half of x x^T for both matrices, and of the drift all."""
+    columns = (shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
+    drift = 2 * shape.hidden_size if sequential else 0
+    return sum(tokens * n * (n + drift) for n in columns)
 
 
 def versions_of(form: Form, options: CompensationOptions) -> int:

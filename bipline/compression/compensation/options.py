@@ -8,10 +8,6 @@ from pydantic import Field, field_validator
 
 from bipline.compression.criteria.interface import Options
 
-Form = Literal["none", "bias", "least-squares", "obs"]
-# From the simplest on: each form falls back to those before it.
-FORMS: tuple[Form, ...] = ("none", "bias", "least-squares", "obs")
-
 
 class CompensationOptions(Options):
     """``ridge``: lambda as a share of the mean of H's diagonal (OSSCAR's and Tyr's 1e-2);

@@ -49,8 +49,9 @@ class Seen:
 class Streams:
     """Hidden states of some windows, in the dense model and in another stream beside it.
 
-    With ``sequential`` the other stream runs through the pruned blocks; else it is what entered
-    the dense block that :meth:`advance_dense` ran last.
+    ``folder`` is where they are kept; None for memory. With ``sequential`` the other stream runs
+    through the pruned blocks; else it is what entered the dense block that :meth:`advance_dense`
+    ran last.
     """
 
     def __init__(
@@ -59,13 +60,16 @@ class Streams:
         token_ids: Tensor,
         sequential: bool,
         folder: Path | None = None,
-        resident: bool = True,
     ) -> None:
         self._loop, self._sequential = loop, sequential
         self.tokens = token_ids.numel()
         self._size = micro_batch_of(token_ids.shape[1], loop.micro_batch)
         places = [folder / name if folder else None for name in ("dense", "pruned")]
-        self._dense, self._other = (loop.states(token_ids, place, resident) for place in places)
+        for place in filter(None, places):
+            place.mkdir(parents=True, exist_ok=True)
+        self._dense, self._other = (
+            loop.states(token_ids, place, resident=place is None) for place in places
+        )
         for states in (self._dense, self._other):
             loop.embed_into(states, token_ids)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bipline.artifacts.plan import BlockPlan
 from bipline.compression.compensation.candidates import Candidate, Sublayer
-from bipline.compression.prune import kept_indices
+from bipline.compression.slicing import kept_indices
 from bipline.model.block_loop import Block
 from bipline.model.block_reader import Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
@@ -61,6 +61,10 @@ class PrunedBlock:
     def halves(self, chosen: Choices) -> Halves:
         """The block pruned along the chosen versions, with their matrices in place."""
         return self.dense.changed({**self._sliced(self.plan_of(chosen)), **_tensors(chosen)})
+
+    def corrected(self, plan: BlockPlan, tensors: Weights) -> Halves:
+        """The block along what was realised of the plan, with corrected tensors in place."""
+        return self.dense.changed({**self._sliced(plan), **tensors})
 
     def tensors(self, chosen: Choices) -> Weights:
         """The matrices and biases of versions that are not the source's own, on the CPU."""

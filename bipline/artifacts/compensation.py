@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from pydantic import BaseModel, ConfigDict
 
-from bipline.compression.compensation.options import Form
+Form = Literal["none", "bias", "least-squares", "obs"]
+# From the simplest on: each form falls back to those before it.
+FORMS: tuple[Form, ...] = ("none", "bias", "least-squares", "obs")
 
 
 class _Record(BaseModel):
@@ -45,11 +49,26 @@ class BlockRecord(_Record):
 
 
 class CompensationRecord(_Record):
-    """All blocks, and the windows: how many tokens were fitted and how many held out."""
+    """All blocks, and the windows: how many tokens were fitted and how many held out.
 
-    form: Form
-    options: dict[str, object]
+    ``asked_plan`` is the digest of the plan before its groups were chosen again, ``corrections``
+    that of the corrected tensors, without which the plan cannot be applied.
+    """
+
+    options: dict[str, Any]
     calibration_digest: str
     fitted_tokens: int
     held_out_tokens: int
+    asked_plan: str
+    corrections: str
     blocks: tuple[BlockRecord, ...]
+
+    def forms(self) -> dict[str, int]:
+        """How many matrices took each form, the simplest first."""
+        chosen = [
+            sublayer.form
+            for block in self.blocks
+            for sublayer in (block.attention, block.ffn)
+            if sublayer
+        ]
+        return {form: chosen.count(form) for form in FORMS if form in chosen}

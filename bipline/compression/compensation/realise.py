@@ -1,0 +1,157 @@
+"""Realise: a plan becomes the plan as it was carried out, and the corrections that go with it.
+
+What a block keeps may change, because structured OBS chooses groups again (as many of them);
+what was done to each block is in the plan's record. The corrected tensors lie beside the plan.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bipline.artifacts.compensation import FORMS, BlockRecord, CompensationRecord, Form
+from bipline.artifacts.directory import DirectoryWriter, write_text
+from bipline.artifacts.errors import InvalidInput
+from bipline.artifacts.plan import BlockPlan, PruningPlan
+from bipline.artifacts.progress import note
+from bipline.artifacts.stage_key import code_digest, numerics
+from bipline.artifacts.work import claim
+from bipline.compression.allocation.problem import Windows
+from bipline.compression.compensation.engine import check_compensation, compensate
+from bipline.compression.compensation.memory import compensation_bytes
+from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.progress import FolderProgress
+from bipline.compression.compensation.streams import divided
+from bipline.compression.corrections import BLOCK_FILES, PLAN_NAME, digest_of
+from bipline.compression.options import options_from
+from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
+from bipline.model.families import with_output_biases
+from bipline.model.memory import gigabytes
+
+
+@dataclass(frozen=True)
+class CompensationRequest:
+    """Which form, and its options as users write them."""
+
+    form: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> Form:
+        """The form. Raises InvalidInput for an unknown one."""
+        if self.form not in FORMS:
+            raise InvalidInput(f"compensation {self.form!r} is unknown; known: {', '.join(FORMS)}")
+        return self.form
+
+    @property
+    def settings(self) -> CompensationOptions:
+        """The options. Raises InvalidInput for one that does not exist or is out of range."""
+        return options_from(CompensationOptions, f"compensation {self.form}", 0, self.options)
+
+    def check(
+        self, checkpoint: Checkpoint, samples: int, seqlen: int, max_memory: int | None = None
+    ) -> None:
+        """Raise InvalidInput for what can be seen to fail before any window is drawn.
+
+        ``max_memory`` is the user's limit in bytes.
+        """
+        form, options = self.chosen, self.settings
+        if form == "none":
+            if self.options:
+                raise InvalidInput("compensation none has no options")
+            return
+        check_compensation(checkpoint, samples, seqlen, form, options)
+        if options.bias == "on" or (form, options.bias) == ("bias", "auto"):
+            with_output_biases(checkpoint.config)
+        need = needed_bytes(checkpoint, form, options)
+        if max_memory is not None and need > max_memory:
+            raise InvalidInput(
+                f"compensation {form} needs {gigabytes(need)} beside the forward pass, more than "
+                f"the limit of {gigabytes(max_memory)}; raise --max-memory, or use a simpler form"
+            )
+
+
+def realise(
+    checkpoint: Checkpoint,
+    plan: PruningPlan,
+    windows: Windows,
+    request: CompensationRequest,
+    writer: DirectoryWriter,
+    work: Path,
+) -> PruningPlan:
+    """Correct all blocks of a plan; write the corrections and the realised plan, which it gives.
+
+    Finished blocks are kept in ``work``, and a run that was killed goes on from there.
+    Raises InvalidInput as :meth:`CompensationRequest.check` does, for a plan that was compensated
+    already, and where ``work`` holds other work.
+    """
+    form, options = request.chosen, request.settings
+    if plan.compensated:
+        raise InvalidInput("the plan was compensated already; apply it with its corrections")
+    claim(work, _key(plan, windows, form, options))
+    need = gigabytes(needed_bytes(checkpoint, form, options))
+    note(f"compensation {form}: {need} for one block's moments, solves and versions")
+    progress = FolderProgress(work)
+    blocks: list[BlockPlan] = []
+    records: list[BlockRecord] = []
+    computing, token_ids = windows.computing, windows.token_ids
+    for done in compensate(
+        checkpoint, plan, token_ids, computing, form, options, work / "states", progress
+    ):
+        blocks.append(done.plan)
+        records.append(done.record)
+    for path in sorted(work.glob(BLOCK_FILES)):
+        shutil.copyfile(path, writer.path / path.name)
+    fitted, held = divided(token_ids, options.held_out)
+    record = CompensationRecord(
+        options=options.to_json_value(),
+        calibration_digest=windows.digest,
+        fitted_tokens=fitted.numel(),
+        held_out_tokens=held.numel(),
+        asked_plan=plan.digest,
+        corrections=digest_of(writer.manifest()),
+        blocks=tuple(records),
+    )
+    realised = plan.model_copy(
+        update={"compensation": form, "compensated": record, "blocks": tuple(blocks)}
+    )
+    write_text(writer.path / PLAN_NAME, realised.to_json())
+    note(_summary(record))
+    return realised
+
+
+def _key(
+    plan: PruningPlan, windows: Windows, form: Form, options: CompensationOptions
+) -> dict[str, Any]:
+    """What unfinished work must agree in to be gone on from."""
+    computing = windows.computing
+    return {
+        "plan": plan.digest,
+        "calibration": windows.digest,
+        "compensation": form,
+        **{f"option {name}": value for name, value in options.to_json_value().items()},
+        "dtype": computing.dtype_name,
+        "device": computing.device.type,
+        "micro_batch": computing.micro_batch,
+        "code": code_digest("bipline.compression.compensation.realise"),
+        "numerics": numerics(),
+    }
+
+
+def needed_bytes(checkpoint: Checkpoint, form: Form, options: CompensationOptions) -> int:
+    """Bytes at the fitting of the widest block of this model."""
+    names = checkpoint.block_names(0).values()
+    weight_bytes = max(FLOAT_DTYPES[checkpoint.tensor_header(name)[0]] for name in names)
+    return compensation_bytes(checkpoint.shape, form, options, weight_bytes)
+
+
+def _summary(record: CompensationRecord) -> str:
+    """One line: what the matrices took, and what it did to the blocks' errors."""
+    forms = ", ".join(f"{count} {form}" for form, count in record.forms().items())
+    without = sum(block.error_without for block in record.blocks)
+    error = sum(block.error for block in record.blocks)
+    change = f"from {without:.4f} to {error:.4f}"
+    return f"matrices: {forms}; error of all blocks on held-out windows {change}"

@@ -228,15 +228,21 @@ def _tables(values: dict[str, Any]) -> tuple[Table, ...]:
 
 
 def _memory_table(values: dict[str, Any]) -> Table:
-    predicted = values["predicted_bytes"]
-    rows = [(name.replace("_", " "), gigabytes_text(size)) for name, size in predicted.items()]
+    predicted, least = values["predicted_bytes"], values["least_allowed"]
+    rows = [(name.replace("_", " "), size) for name, size in predicted.items()]
+    tokens = [each["fitted_tokens"] + each["held_out_tokens"] for each in (values, least)]
+    # Hidden states of both streams grow with the tokens; nothing else does.
+    per_token = 2 * predicted["second_stream"] / tokens[0]
+    peak = values["peak_anonymous_bytes"]
     rows += [
-        ("predicted in all", gigabytes_text(sum(predicted.values()))),
-        ("peak, anonymous", gigabytes_text(values["peak_anonymous_bytes"])),
-        ("peak, resident", gigabytes_text(values["peak_resident_bytes"])),
-        ("to stay within", gigabytes_text(values["target_bytes"])),
+        ("predicted in all", sum(predicted.values())),
+        (f"peak, anonymous, {tokens[0]:,} tokens", peak),
+        ("peak, resident", values["peak_resident_bytes"]),
+        (f"peak of {tokens[1]:,} tokens, computed", peak + per_token * (tokens[1] - tokens[0])),
+        ("to stay within", values["target_bytes"]),
     ]
-    return Table(f"{values['shape']}: memory of one block", ("", "bytes"), tuple(rows))
+    cells = tuple((name, gigabytes_text(size)) for name, size in rows)
+    return Table(f"{values['shape']}: memory of one block", ("", "bytes"), cells)
 
 
 def _seconds_table(values: dict[str, Any]) -> Table:

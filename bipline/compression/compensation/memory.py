@@ -7,7 +7,7 @@ from bipline.compression.compensation.held_out import VERSIONS_TOGETHER
 from bipline.compression.compensation.moments import moments_bytes
 from bipline.compression.compensation.obs import obs_bytes
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.triangles import TILE_COLUMNS, triangles_bytes
+from bipline.compression.compensation.triangles import DOUBLE, TILE_COLUMNS, triangles_bytes
 from bipline.model.shapes import ModelShape
 
 # Strips of a triangle that exist at once while it is worked on: of n columns, TILE_COLUMNS each.
@@ -44,11 +44,14 @@ def compensation_bytes(
 
     def fitted(columns: int) -> int:
         there = columns - int(ratio * columns)
-        solve = _solving_bytes(columns, there, outputs, options.sequential, products)
+        # Of the kept moments with their factor; of the side, and of one or two solutions.
+        solve = triangles_bytes(there) + products * outputs * there * (3 if drift else 2)
         versions = (VERSIONS_TOGETHER + OTHER_VERSIONS) * weight_bytes + computing_bytes
-        chosen = obs_bytes(columns, 2 * outputs, products) if form == "obs" else 0
-        strips = STRIPS * 8 * TILE_COLUMNS * columns
-        return max(solve + versions * outputs * there, chosen) + strips
+        chosen = obs_bytes(columns, outputs, products) if form == "obs" else 0
+        # The matrix is copied where it is read in a narrower dtype than is fitted in.
+        widened = products * outputs * columns if computing_bytes < products else 0
+        strips = STRIPS * DOUBLE * TILE_COLUMNS * columns
+        return max(solve + versions * outputs * there, chosen) + widened + strips
 
     # Sequentially down_proj's moments are taken when those of o_proj are used up.
     first, second = held(o_proj) + fitted(o_proj), held(down_proj) + fitted(down_proj)
@@ -72,11 +75,3 @@ def versions_of(form: Form, options: CompensationOptions) -> int:
     solved = len(options.ridge_factors) * betas
     by_form = {"none": 1, "bias": betas, "least-squares": solved, "obs": solved}
     return sum(by_form[each] for each in FORMS[: FORMS.index(form) + 1])
-
-
-def _solving_bytes(columns: int, there: int, outputs: int, sequential: bool, products: int) -> int:
-    """The kept part of the moments with its factor, the side that is solved for, and solutions."""
-    sides = 3 if sequential else 2
-    # The widened matrix is needed where it is read in another dtype.
-    matrices = products * outputs * (sides * there + columns)
-    return triangles_bytes(there) + matrices

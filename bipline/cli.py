@@ -97,29 +97,24 @@ def prune(
 ) -> None:
     """Prune a model block by block, without ZenML or MLflow; killed, it goes on from OUT.work."""
     from bipline.compression.allocate import AllocationRequest
-    from bipline.compression.auto import Method, settled
     from bipline.console import working
-    from bipline.prune_job import PruneRequest, prune_job
+    from bipline.prune_job import prune_job
+    from bipline.prune_request import PruneRequest
     from bipline.tables import print_pruned
 
-    named = Method(
-        criterion, options.key_values(criterion_option), allocation,
-        options.key_values(allocation_option), compensation,
-        options.key_values(compensation_option),
+    method, reason = options.method(
+        (criterion, criterion_option), (allocation, allocation_option),
+        (compensation, compensation_option), layout, plan is not None or ratio is None,
     )  # fmt: skip
-    # A plan that is given is applied as it is, unless more is asked for by name.
-    applies = plan is not None or ratio is None
-    method, reason = (named.without_auto(), "") if applies else settled(named)
     asked = None if ratio is None else AllocationRequest(
-        ratio, ratio_of, method.rule, method.rule_options, seed, layout,
-        ffn_multiple, keep_first, keep_last, divisible_by,
+        ratio, ratio_of, method.rule, method.rule_options, seed, layout, ffn_multiple, keep_first,
+        keep_last, divisible_by,
     )  # fmt: skip
     request = PruneRequest(
         model=model, out=out, allocation=asked, method=method, calibration=calibration,
         samples=samples, seqlen=seqlen, seed=seed, plan=plan, plan_out=plan_out,
-        corrections=corrections, reason=reason,
-        statistics=statistics, work=work, dtype=dtype, device=device, micro_batch=micro_batch,
-        max_memory=options.byte_count(max_memory),
+        corrections=corrections, reason=reason, statistics=statistics, work=work, dtype=dtype,
+        device=device, micro_batch=micro_batch, max_memory=options.byte_count(max_memory),
         shard_bytes=options.byte_count(shard_size) or 0, downloads=state / "downloads",
     )  # fmt: skip
     with working(log := _log(state, "prune")) as console:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from bipline.artifacts.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from bipline.compression.auto import Method
 
 Number = TypeVar("Number", int, float)
 
@@ -40,6 +43,31 @@ def key_values(given: list[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def method(
+    criterion: tuple[str, list[str] | None],
+    allocation: tuple[str | None, list[str] | None],
+    compensation: tuple[str | None, list[str] | None],
+    layout: str,
+    applies: bool,
+) -> tuple[Method, str]:
+    """The method of these names and their KEY=VALUE options, and why where it was ``auto``.
+
+    A plan that a command only ``applies`` stays as it is, unless more is asked for by name.
+    Raises InvalidInput for what is no pair.
+    """
+    from bipline.compression.auto import Method, settled
+
+    named = Method(
+        criterion=criterion[0],
+        criterion_options=key_values(criterion[1]),
+        rule=allocation[0],
+        rule_options=key_values(allocation[1]),
+        compensation=compensation[0],
+        compensation_options=key_values(compensation[1]),
+    )
+    return (named.without_auto(), "") if applies else settled(named, layout)
+
+
 def several(text: str) -> tuple[str, ...]:
     """The parts of a comma-separated list, blank ones left out."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -61,8 +89,9 @@ CRITERIA = (
 )
 COMPENSATIONS = "none, bias, least-squares, obs (default: none, or what goes with criterion auto)"
 RULES = (
-    "uniform, standardized, block-influence, log-increase, error-aware, learned, threshold; "
-    "depth (default: uniform, or depth where the criterion scores blocks)"
+    "uniform, standardized, block-influence, log-increase, error-aware, compensated, learned, "
+    "threshold; depth (default: uniform, depth where the criterion scores blocks, or what goes "
+    "with criterion auto)"
 )
 
 METHOD = "comma-separated; with options NAME:KEY=VALUE, such as"

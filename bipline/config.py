@@ -42,8 +42,9 @@ class ScoreSection(Section):
     """How important each group is."""
 
     criterion: str = Field(
-        default="llm-bip-glu",
-        description="how importance is measured; docs/methods has a page for each",
+        default="auto",
+        description="how importance is measured; docs/methods has a page for each. auto brings "
+        "its own allocation and compensation where they are null (docs/auto.md)",
     )
     options: dict[str, str | int | float | bool] = Field(
         default={}, description="the criterion's own options, such as metric: ifv for flap"
@@ -73,7 +74,8 @@ class AllocateSection(Section):
     )
     rule: str | None = Field(
         default=None,
-        description="who loses how much; null is uniform, or depth for criteria that score blocks",
+        description="who loses how much; null is uniform, depth for criteria that score blocks, "
+        "or what goes with criterion auto",
     )
     options: dict[str, str | int | float | bool] = Field(
         default={}, description="the rule's own options, such as temperature for block-influence"
@@ -95,6 +97,21 @@ class AllocateSection(Section):
     )
     ffn_multiple: int | None = Field(
         default=None, ge=1, description="FFN channels go in multiples of this; null picks one"
+    )
+
+
+class CompensateSection(Section):
+    """How the weights that stay make up for those that go."""
+
+    form: Literal["none", "bias", "least-squares", "obs"] | None = Field(
+        default=None, description="null is none, or what goes with criterion auto"
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default={}, description="such as sequential: false; see docs/compensation.md"
+    )
+    dtype: DtypeName = Field(default="float32", description="compute dtype of the forward passes")
+    device: str = Field(
+        default="auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N"
     )
 
 
@@ -149,6 +166,7 @@ class CompressConfig(Section):
     calibrate: CalibrateSection = CalibrateSection()
     score: ScoreSection = ScoreSection()
     allocate: AllocateSection = AllocateSection()
+    compensate: CompensateSection = CompensateSection()
     prune: PruneSection = PruneSection()
     recover: RecoverSection = RecoverSection()
     evaluate: EvaluateSection = EvaluateSection()

@@ -11,13 +11,16 @@ from bipline.compression.allocate import (
     check_request,
     uniform_widths_of,
 )
+from bipline.compression.compensation.realise import CompensationRequest, needed_bytes
 from bipline.compression.criteria import options_of
 from bipline.compression.partial_sums import share_of
 from bipline.compression.score import check_shared
 from bipline.config import CompressConfig
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
+from bipline.model.memory import gigabytes
 from bipline.model.opening import open_checkpoint
+from bipline.settle import settle
 
 
 def plan_of_work(config: CompressConfig) -> str:
@@ -25,6 +28,7 @@ def plan_of_work(config: CompressConfig) -> str:
 
     Raises InvalidInput for what can be seen to fail already now.
     """
+    config, reason = settle(config)
     check_ratio(config.allocate.ratio)
     options_of(config.score.criterion, config.score.seed, config.score.options)
     choose_device(config.score.device)
@@ -41,11 +45,13 @@ def plan_of_work(config: CompressConfig) -> str:
     if config.score.parts > 1:
         scoring += f", in {config.score.parts} parallel steps"
     lines = [
+        *([("method", reason)] if reason else []),
         ("resolve", _model_line(config.model, checkpoint)),
         *((" text", f"{name}: {_text_line(source)}") for name, source in config.texts.items()),
         ("calibrate", windows),
         ("score", scoring),
         ("allocate", _allocate_line(config, checkpoint)),
+        ("compensate", _compensate_line(config, checkpoint)),
         ("prune", f"shards of at most {config.prune.shard_bytes / 1e9:g} GB"),
         ("recover", _recover_line(config)),
         ("evaluate", f"perplexity on {', '.join(evaluate.texts) or 'nothing'}; "
@@ -94,6 +100,20 @@ def _allocate_line(config: CompressConfig, checkpoint: Checkpoint | None) -> str
         f"{asked}: keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups "
         f"and {widths.ffn_channels} of {shape.intermediate_size} FFN channels in every block"
     )
+
+
+def _compensate_line(config: CompressConfig, checkpoint: Checkpoint | None) -> str:
+    section, calibrate = config.compensate, config.calibrate
+    request = CompensationRequest(section.form or "none", section.options)
+    if checkpoint is not None:
+        request.check(checkpoint, calibrate.samples, calibrate.seqlen)
+    if request.chosen == "none":
+        return "none"
+    way = "in order, on the pruned stream" if request.settings.sequential else "on dense inputs"
+    if checkpoint is None:
+        return f"{request.form}, {way}"
+    need = gigabytes(needed_bytes(checkpoint, request.chosen, request.settings))
+    return f"{request.form}, {way}; {need} for one block's moments, solves and versions"
 
 
 def _recover_line(config: CompressConfig) -> str:

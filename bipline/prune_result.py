@@ -21,7 +21,7 @@ from bipline.model.memory import PeakMemory
 from bipline.quality.protocols import torch_dtype
 
 if TYPE_CHECKING:
-    from bipline.prune_job import PruneRequest
+    from bipline.prune_request import PruneRequest
 
 # Below this, start-up and small files are most of a stage, and a floor says nothing.
 FLOOR_FROM_SECONDS = 5.0

@@ -1,6 +1,6 @@
 """The compress pipeline: one model in, one registered package out.
 
-This page is the product: nine stages, top to bottom. Each gets its own section of the
+This page is the product: ten stages, top to bottom. Each gets its own section of the
 configuration and what the stages before it made, so an edit of one section re-runs that stage
 and what depends on it.
 """
@@ -17,6 +17,7 @@ from bipline.config import CompressConfig, ScoreSection
 from pipelines.provenance import provenance
 from steps.allocate import allocate
 from steps.calibrate import calibrate
+from steps.compensate import compensate
 from steps.evaluate import evaluate, evaluate_dense
 from steps.export import export
 from steps.promote import promote
@@ -29,12 +30,15 @@ from steps.score import reduce_scores, score, score_part
 # The first failure ends the run, so that its own exception reaches the caller.
 @pipeline(name="compress", execution_mode=ExecutionMode.FAIL_FAST)
 def compress(config: CompressConfig) -> None:
-    """Resolve, calibrate, score, allocate, prune, recover, evaluate, export, promote."""
+    """From a model and its texts to a registered package, one stage after the other."""
     model, calibration_inputs, recovery_inputs, evaluation_inputs = resolve(**names_of(config))
     calibration = calibrate(calibration_inputs, evaluation_inputs, config.calibrate)
     statistics = scored(model, calibration, config.score)
     plan = allocate(model, calibration, statistics, config.allocate)
-    pruned = subject = prune(model, plan, config.prune)
+    corrected: dict[str, Any] = {}
+    if config.compensate.form != "none":
+        plan, corrected["corrections"] = compensate(model, calibration, plan, config.compensate)
+    pruned = subject = prune(model, plan, config.prune, **corrected)
     recovered: dict[str, Any] = {}
     if config.recover.enabled:
         subject, recovered["recovery"] = recover(pruned, recovery_inputs, config.recover)

@@ -18,6 +18,7 @@ from bipline.artifacts.errors import BiplineError, EnvironmentFailure
 from bipline.artifacts.progress import note
 from bipline.artifacts.summary import RunSummary, StageSummary
 from bipline.config import CompressConfig
+from bipline.settle import settle
 from pipelines.local_stack import activate_local_stack, close_tracking, isolate
 from pipelines.provenance import provenance
 
@@ -32,6 +33,9 @@ def run_compress(config: CompressConfig, reuse: bool = True) -> RunSummary:
     happens when the cache answered with a directory that was deleted since.
     Raises what the failing stage raised, so that an error keeps its exit code.
     """
+    config, reason = settle(config)
+    if reason:
+        note(reason)
     state = Path(config.state).absolute()
     isolate(state)
     with (

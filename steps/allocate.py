@@ -12,15 +12,10 @@ from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
 from bipline.compression import allocate as core
 from bipline.compression.allocation import RULES, rule_module
-from bipline.compression.allocation.problem import Windows
-from bipline.compression.calibrate import load_calibration
-from bipline.compression.computing import Computing
 from bipline.compression.statistics import load_statistics
 from bipline.config import AllocateSection
-from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
-from bipline.quality.protocols import torch_dtype
-from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
+from steps.stage import FROM_JSON, Stage, cached_by, calibration_windows, dense_checkpoint
 
 VERSION = "2"
 CORE = "bipline.compression.allocate"
@@ -51,14 +46,9 @@ def allocate(
     def produce() -> PruningPlan:
         checkpoint = dense_checkpoint(model)
         _, scores = load_statistics(Path(statistics.location))
-        windows = _windows(checkpoint, calibration, section) if measures else None
+        windows = None
+        if measures:
+            windows = calibration_windows(checkpoint, calibration, section.dtype, section.device)
         return core.allocate(checkpoint, scores, request, windows)
 
     return STAGE.stored_value(STAGE.key(inputs, section), "plan", PruningPlan, produce)
-
-
-def _windows(checkpoint: Checkpoint, calibration: Handle, section: AllocateSection) -> Windows:
-    drawn = load_calibration(Path(calibration.location))
-    computing = Computing(torch_dtype(section.dtype), choose_device(section.device))
-    fitting = computing.within(None, checkpoint, drawn.token_ids)
-    return Windows(drawn.token_ids, fitting, drawn.digest)

@@ -1,4 +1,4 @@
-"""Prune: a model and a plan become a smaller model."""
+"""Prune: a model and a plan, perhaps with corrections, become a smaller model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
 from bipline.compression import prune as core
+from bipline.compression.corrections import open_corrections
 from bipline.config import PruneSection
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 
-VERSION = "1"
+VERSION = "2"
 STAGE = Stage("prune", VERSION, ("bipline.compression.prune",))
 
 
@@ -26,13 +27,19 @@ def fingerprint() -> str:
 
 @step(cache_policy=cached_by(f"{__name__}.fingerprint"))
 def prune(
-    model: Resolution, plan: PruningPlan, section: Annotated[PruneSection, FROM_JSON]
+    model: Resolution,
+    plan: PruningPlan,
+    section: Annotated[PruneSection, FROM_JSON],
+    corrections: Handle | None = None,
 ) -> Annotated[Handle, ArtifactConfig(name="pruned_model", artifact_type=ArtifactType.MODEL)]:
-    """Write the smaller model."""
+    """Write the smaller model, with corrections where the plan was compensated."""
     inputs = {"model": model.digest, "plan": plan.digest}
+    if corrections:
+        inputs["corrections"] = corrections.digest
 
     def produce(writer: DirectoryWriter) -> None:
         checkpoint = dense_checkpoint(model)
-        core.write_pruned(checkpoint, plan, writer, section.shard_bytes)
+        held = open_corrections(corrections.open())[1] if corrections else None
+        core.write_pruned(checkpoint, plan, writer, section.shard_bytes, held)
 
     return STAGE.stored(STAGE.key(inputs, section), core.KIND, produce)

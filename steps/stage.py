@@ -27,8 +27,13 @@ from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.stage_key import code_digest, numerics, stage_key
 from bipline.artifacts.store import Handle, LocalStore, store_at
 from bipline.artifacts.work import work_directory
+from bipline.compression.allocation.problem import Windows
+from bipline.compression.calibrate import load_calibration
+from bipline.compression.computing import Computing
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
+from bipline.quality.protocols import torch_dtype
 
 Value = TypeVar("Value", bound=BaseModel)
 VALUE_NAME = "value.json"
@@ -138,6 +143,16 @@ def dense_checkpoint(inputs: Resolution) -> Checkpoint:
     taking the digest then raises Refused when it changed since.
     """
     return open_checkpoint(inputs.model.location, inputs.model.tensor_digest)
+
+
+def calibration_windows(
+    checkpoint: Checkpoint, calibration: Handle, dtype: str, device: str
+) -> Windows:
+    """The windows of a stored calibration set and how a stage runs them."""
+    drawn = load_calibration(Path(calibration.location))
+    computing = Computing(torch_dtype(dtype), choose_device(device))
+    fitting = computing.within(None, checkpoint, drawn.token_ids)
+    return Windows(drawn.token_ids, fitting, drawn.digest)
 
 
 def text_digest(inputs: Resolution) -> str:

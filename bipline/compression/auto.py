@@ -41,15 +41,18 @@ class Method:
         return CompensationRequest(self.compensation or "none", self.compensation_options)
 
 
-CHOSEN = Method(criterion="llm-bip-exact", rule="error-aware", compensation="obs")
+CHOSEN = Method(criterion="llm-bip-exact", rule="compensated", compensation="obs")
 REASON = (
     "auto: {criterion} scores, {rule} splits, {compensation} corrects; chosen by the perplexity "
     "that was left on two models (docs/auto.md)"
 )
 
 
-def settled(method: Method) -> tuple[Method, str]:
-    """The method with ``auto`` replaced by what it stands for, and the reason; else as it is."""
+def settled(method: Method, layout: str = "uniform") -> tuple[Method, str]:
+    """The method with ``auto`` replaced by what it stands for, and the reason; else as it is.
+
+    What it stands for may differ between the layouts.
+    """
     if method.criterion != AUTO:
         return replace(method, compensation=method.compensation or "none"), ""
     chosen = replace(

@@ -18,6 +18,7 @@ from bipline.artifacts.record import EvaluationRecord
 from bipline.compression.criteria import CRITERIA
 from bipline.compression.criteria.interface import BlockScores
 from bipline.compression.methods import criterion_method
+from bipline.delivery.compensation_text import compensation_lines
 from bipline.delivery.contents import PackageContents, measures, percent
 
 # What a Hugging Face licence identifier looks like; anything else is a name.
@@ -140,7 +141,8 @@ def _removed(contents: PackageContents) -> str:
             *_kept(plan, scores.blocks[0]),
             f"* asked for: {percent(plan.budget.asked)} of {_of(plan.budget.of)}",
             f"* chosen by {method_text(plan.criterion)}",
-            f"* split between blocks: `{plan.allocation}`; compensation: `{plan.compensation}`",
+            f"* split between blocks: `{plan.allocation}`",
+            *(f"* {line}" for line in compensation_lines(plan)),
             f"* calibration tokens: digest `{statistics.calibration_digest}`",
             *notes,
             "",

@@ -20,6 +20,7 @@ from bipline import __version__
 from bipline.artifacts.record import EvaluationRecord
 from bipline.compression.criteria import CRITERIA
 from bipline.compression.methods import criterion_method
+from bipline.delivery.compensation_text import HEADER, compensation_lines, compensation_rows
 from bipline.delivery.contents import (
     PackageContents,
     measures,
@@ -120,10 +121,21 @@ def importance_part(contents: PackageContents) -> Markup:
     plan = contents.plan
     told = f", {criterion_method(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
     lead = (
-        f"Scores by {plan.criterion}{told} Within a block the highest stay; a higher score "
-        f"elsewhere may go, because allocation {plan.allocation} decides what each block keeps."
+        f"Scores by {plan.criterion}{told} Within a block the highest stay"
+        f"{', unless compensation chose again' if plan.compensation == 'obs' else ''}; a higher "
+        f"score elsewhere may go, because allocation {plan.allocation} decides what each block "
+        "keeps."
     )
     return _part("importance", "Importance per block", lead, head_figure + channel_figure)
+
+
+def compensation_part(contents: PackageContents) -> Markup:
+    """What was done to the weights that stay, and what it did to each block."""
+    lead, *more = compensation_lines(contents.plan)
+    lead = ". ".join([lead.replace("`", "").removesuffix("."), *more])
+    rows = compensation_rows(contents.plan)
+    table = _table(rows, HEADER, numeric=True) if rows else Markup("")
+    return _part("compensation", "Compensation", f"{lead[0].upper()}{lead[1:]}.", table)
 
 
 def evaluation_part(contents: PackageContents) -> Markup:
@@ -199,6 +211,7 @@ PARTS: tuple[tuple[str, str, Callable[[PackageContents], Markup]], ...] = (
     ("summary", "Summary", summary_part),
     ("widths", "Widths kept", widths_part),
     ("importance", "Importance per block", importance_part),
+    ("compensation", "Compensation", compensation_part),
     ("evaluation", "Evaluation", evaluation_part),
     ("recovery", "Recovery", recovery_part),
     ("configuration", "Configuration", configuration_part),

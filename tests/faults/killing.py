@@ -69,7 +69,7 @@ class DyingFile:
 def install(events: Events) -> None:
     """Put the events into everything that the core writes and renames with."""
     from bipline.artifacts import synced_file
-    from bipline.compression import score_progress, statistics
+    from bipline.compression import corrections, score_progress, statistics
 
     opened, replaced, renamed = Path.open, Path.replace, Path.rename
     write_all, save_file = synced_file._write_all, score_progress.save_file
@@ -102,7 +102,7 @@ def install(events: Events) -> None:
     Path.open = open_  # type: ignore[method-assign]
     Path.replace = moving("replace", replaced)  # type: ignore[method-assign, assignment]
     Path.rename = moving("rename", renamed)  # type: ignore[method-assign, assignment]
-    score_progress.save_file = statistics.save_file = saved
+    score_progress.save_file = statistics.save_file = corrections.save_file = saved
     synced_file._write_all = flushed
 
 

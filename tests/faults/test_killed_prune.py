@@ -32,8 +32,9 @@ KINDS = {
     "write .config.json.partial", "replace config.json",
     "write .pruning_plan.json.partial", "replace pruning_plan.json",
     "write generation_config.json", "write tokenizer.json", "write tokenizer_config.json",
-    "write .manifest.json.partial", "replace manifest.json", "rename out",
+    "write .manifest.json.partial", "replace manifest.json", "rename corrections", "rename out",
 }  # fmt: skip
+WRITTEN = ("out", "statistics", "corrections")
 
 
 class Runs:
@@ -80,7 +81,9 @@ def arguments(model: Path, folder: Path, **changed: object) -> list[str]:
     """``bipline prune`` of a model in several shards, with everything it can write."""
     options: dict[str, object] = {
         "ratio": 0.3, "calibration": model.parent / "text.txt", "samples": 40, "seqlen": 16,
-        "shard-size": 30_000, "out": folder / "out", "statistics": folder / "statistics",
+        "criterion": "llm-bip-glu", "compensation": "obs", "shard-size": 30_000,
+        "out": folder / "out", "statistics": folder / "statistics",
+        "corrections": folder / "corrections",
         "state": model.parent / "state", **changed,
     }  # fmt: skip
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
@@ -119,7 +122,7 @@ def test_killed_anywhere_and_run_again(runs: Runs, model: Path, tmp_path: Path) 
         assert (folder / "out").exists() == (after and events[number] == "rename out")
         assert runs.run(arguments(model, folder)) == 0, (events[number], runs.screen)
         assert contents(folder) == expected, events[number]
-        assert {path.name for path in folder.iterdir()} == {"out", "statistics"}, events[number]
+        assert {path.name for path in folder.iterdir()} == set(WRITTEN), events[number]
 
 
 def test_killed_twice_in_one_job(runs: Runs, model: Path, tmp_path: Path) -> None:

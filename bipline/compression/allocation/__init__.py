@@ -18,6 +18,7 @@ from bipline.compression.options import BaseOptions, options_from
 
 RULES = {
     "block-influence": "block_influence",
+    "compensated": "compensated",
     "depth": "depth",
     "error-aware": "error_aware",
     "learned": "learned",

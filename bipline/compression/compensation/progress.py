@@ -51,7 +51,8 @@ class FolderProgress:
             "plan": correction.plan.model_dump(mode="json"),
             "record": correction.record.model_dump(mode="json"),
         }
-        write_text(self._record(index), json.dumps(value, indent=1, sort_keys=True) + "\n")
+        # Not sorted: a plan of blocks that were taken up must be the same text.
+        write_text(self._record(index), json.dumps(value, indent=1) + "\n")
 
     def _record(self, index: int) -> Path:
         return self.folder / f"{Path(block_name(index)).stem}.json"

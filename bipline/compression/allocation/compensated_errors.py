@@ -1,0 +1,108 @@
+"""What every width costs a block when least squares makes up for what goes.
+
+One elimination by structured OBS (:mod:`bipline.compression.compensation.obs`) visits every
+count from all groups down to the fewest allowed; the sum of the costs on the way down to a count
+is the squared error that is left there, with the rest corrected. So all counts of a matrix cost
+one Gram matrix and one elimination, and no forward pass of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bipline.artifacts.progress import track
+from bipline.compression.allocation.block_errors import BlockErrors
+from bipline.compression.allocation.problem import Problem
+from bipline.compression.compensation.moments import MomentSums
+from bipline.compression.compensation.obs import elimination_of
+from bipline.compression.criteria.interface import DEFAULT_EPS, widened
+from bipline.model.block_loop import Activations
+from bipline.model.block_loop import Block as LoopBlock
+
+
+def measure_compensated_errors(problem: Problem, samples: int, ridge: float) -> list[BlockErrors]:
+    """Errors of every block for its ``choices``, relative to what each half puts out.
+
+    Token by token the squared error is divided by the mean square of the stream behind the half,
+    as an RMSNorm would; dense inputs, ``samples`` windows.
+    """
+    windows = problem.windows
+    token_ids = windows.token_ids[:samples]
+    loop = windows.computing.loop(problem.checkpoint)
+    states = loop.states(token_ids)
+    loop.embed_into(states, token_ids)
+    eps = float(problem.checkpoint.config.get("rms_norm_eps", DEFAULT_EPS))
+    errors = []
+    for block in track(loop.blocks(), "measure compensated errors", len(problem.choices)):
+        sums = _Moments(block, eps)
+        block.advance(states, sums.observe)
+        choices = problem.choices[block.index]
+        width = choices.shape.head_dim * choices.shape.queries_per_group
+        errors.append(
+            BlockErrors(
+                sums.attention.errors(ridge, width, choices.attention_groups),
+                sums.ffn.errors(ridge, 1, choices.ffn_channels),
+            )
+        )
+    return errors
+
+
+@dataclass
+class _Matrix:
+    """One matrix ``[d, n]`` and the moments of its inputs."""
+
+    weight: Tensor
+    sums: MomentSums
+    tokens: int = 0
+    token_weights: float = 0.0
+
+    @classmethod
+    def of(cls, weight: Tensor) -> _Matrix:
+        """With no tokens seen yet."""
+        return cls(weight, MomentSums(weight.shape[1], 0, weight.device))
+
+    def add(self, inputs: Tensor, weights: Tensor) -> None:
+        """Add tokens ``[tokens, n]`` and what each of them counts, ``[tokens]``."""
+        self.sums.add(inputs, weights)
+        self.tokens += len(inputs)
+        self.token_weights += float(weights.sum(dtype=torch.float64))
+
+    def errors(self, ridge: float, width: int, allowed: tuple[int, ...]) -> Tensor:
+        """Mean square error per hidden channel for each allowed count of groups, on the CPU."""
+        second = self.sums.moments().second
+        elimination = elimination_of(self.weight.double(), second, ridge, width)
+        groups = self.weight.shape[1] // width
+        costs = torch.zeros(groups + 1, dtype=torch.float64)
+        for kept in range(groups - 1, allowed[0] - 1, -1):
+            now = elimination.costs()
+            group = int(now.argmin())
+            costs[kept] = costs[kept + 1] + float(now[group])
+            elimination.remove(group)
+        # E_g is half a squared norm over all hidden channels, and moments are weighted means: their
+        # tokens' weights, one over a mean square, have been divided by the weights' sum.
+        scale = 2 / len(self.weight) * self.token_weights / self.tokens
+        return costs[list(allowed)] * scale
+
+
+class _Moments:
+    """Adds up the moments of one block's two matrices."""
+
+    def __init__(self, block: LoopBlock, eps: float) -> None:
+        source = block.source_weights()
+        device = block.loop.device
+        self._eps = eps
+        self.attention = _Matrix.of(source["self_attn.o_proj.weight"].to(device))
+        self.ffn = _Matrix.of(source["mlp.down_proj.weight"].to(device))
+
+    def observe(self, _chunk: int, seen: Activations) -> None:
+        """Add one micro-batch."""
+        residual = widened(seen["residual"])
+        output = residual + widened(seen["ffn_output"])
+        self.attention.add(seen["attention_output"], self._weights(residual))
+        self.ffn.add(seen["ffn_activation"], self._weights(output))
+
+    def _weights(self, stream: Tensor) -> Tensor:
+        return (stream.square().mean(1) + self._eps).reciprocal()

@@ -1,0 +1,75 @@
+"""Widths of the least sum of measured errors: what ``error-aware`` and ``compensated`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bipline.compression.allocation.block_errors import BlockErrors, grid_of
+from bipline.compression.allocation.knapsack import Part, cheapest
+from bipline.compression.allocation.problem import Problem
+from bipline.compression.allocation.shares import filled
+from bipline.compression.allocation.split import uniform_candidates
+from bipline.compression.allocation.widths import Choices, Widths
+
+# Counts of channels that are weighed against each other; steps between them are filled in after.
+MOST_COUNTS = 256
+
+Measure = Callable[[Problem], list[BlockErrors]]
+
+
+def least_errors(problem: Problem, measure: Measure) -> list[Widths]:
+    """The widths of the smallest sum of the errors that ``measure`` finds for the choices."""
+    if problem.layout == "uniform":
+        return _uniform(problem, measure(problem))
+    thinned = replace(problem, choices=tuple(map(_thinned, problem.choices)))
+    parts: list[Part] = []
+    for choices, error in zip(thinned.choices, measure(thinned), strict=True):
+        parts += _parts(choices, error)
+    chosen = cheapest(parts, problem.target)
+    found = [
+        Widths(choices.attention_groups[groups], choices.ffn_channels[channels])
+        for choices, groups, channels in zip(
+            thinned.choices, chosen[::2], chosen[1::2], strict=True
+        )
+    ]
+    if thinned.choices == problem.choices:
+        return found
+    pairs = zip(problem.choices, found, strict=True)
+    losses = [each.removed_weights(choices.shape) for choices, each in pairs]
+    return filled(problem, losses, [each.attention_groups for each in found])
+
+
+def _thinned(choices: Choices) -> Choices:
+    """The same choices with so few counts of channels that all combinations can be weighed."""
+    counts = choices.ffn_channels
+    if len(counts) <= MOST_COUNTS:
+        return choices
+    return replace(choices, ffn_channels=grid_of(counts, MOST_COUNTS))
+
+
+def _parts(choices: Choices, error: BlockErrors) -> list[Part]:
+    shape = choices.shape
+    kinds = (
+        (choices.attention_groups, shape.group_weights, error.attention_groups),
+        (choices.ffn_channels, shape.channel_weights, error.ffn_channels),
+    )
+    return [
+        Part(tuple((allowed[-1] - count) * weight for count in allowed), tuple(costs.tolist()))
+        for allowed, weight, costs in kinds
+    ]
+
+
+def _uniform(problem: Problem, errors: list[BlockErrors]) -> list[Widths]:
+    choices = problem.choices[0]
+
+    def total(widths: Widths) -> float:
+        groups = choices.attention_groups.index(widths.attention_groups)
+        channels = choices.ffn_channels.index(widths.ffn_channels)
+        held: list[Tensor] = [e.attention_groups[groups] + e.ffn_channels[channels] for e in errors]
+        return float(torch.stack(held).sum())
+
+    return [min(uniform_candidates(problem), key=total)] * len(problem.choices)

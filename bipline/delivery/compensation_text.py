@@ -1,0 +1,52 @@
+"""What a package says of compensation: what the form is, and what each block took."""
+
+from __future__ import annotations
+
+from bipline.artifacts.compensation import Form, SublayerRecord
+from bipline.artifacts.plan import PruningPlan
+
+IDEAS: dict[Form, str] = {
+    "none": "the weights that stay are as they were.",
+    "bias": "biases take the mean of what went (FLAP, arXiv 2312.11983).",
+    "least-squares": "the weights that stay were corrected in closed form, by regression of what "
+    "went on what stays.",
+    "obs": "groups were chosen again by structured OBS (OSSCAR, arXiv 2403.12983; SlimGPT, "
+    "2412.18110), and the weights that stay corrected in closed form.",
+}
+HEADER = ["Block", "Attention", "FFN", "Error without", "Error with"]
+
+
+def compensation_lines(plan: PruningPlan) -> list[str]:
+    """Sentences: the form, how many matrices took which, and the errors of all blocks."""
+    record = plan.compensated
+    if record is None:
+        return [f"compensation `{plan.compensation}`: {IDEAS[plan.compensation]}"]
+    order = "in order, towards the dense model" if record.options["sequential"] else "each alone"
+    forms = ", ".join(f"{count} {form}" for form, count in record.forms().items())
+    without = sum(block.error_without for block in record.blocks)
+    error = sum(block.error for block in record.blocks)
+    return [
+        f"compensation `{plan.compensation}`, blocks {order}: {IDEAS[plan.compensation]}",
+        f"matrices took {forms}; error of all blocks on held-out calibration windows "
+        f"{without:.4f} without and {error:.4f} with it ({record.fitted_tokens:,} tokens fitted, "
+        f"{record.held_out_tokens:,} held out)",
+    ]
+
+
+def compensation_rows(plan: PruningPlan) -> list[list[str]]:
+    """A row for each block: what its matrices took, and its errors; none without compensation."""
+    blocks = plan.compensated.blocks if plan.compensated else ()
+    return [
+        [
+            str(block.index), _taken(block.attention), _taken(block.ffn),
+            f"{block.error_without:.4f}", f"{block.error:.4f}",
+        ]
+        for block in blocks
+    ]  # fmt: skip
+
+
+def _taken(sublayer: SublayerRecord | None) -> str:
+    if sublayer is None:
+        return "gone"
+    replaced = f", {sublayer.replaced} chosen again" if sublayer.replaced else ""
+    return f"{sublayer.form}{replaced}"

@@ -1,0 +1,48 @@
+"""A plan that is realised in a test, and the dense model with the corrections in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bipline.artifacts.directory import atomic_directory
+from bipline.artifacts.plan import PruningPlan
+from bipline.compression.allocation.problem import Windows
+from bipline.compression.compensation.realise import CompensationRequest, realise
+from bipline.compression.computing import Computing
+from bipline.compression.corrections import KIND, Corrections, open_corrections
+from bipline.compression.slicing import kept_indices
+from bipline.model.checkpoint import Checkpoint
+from tests.tiny import token_windows
+
+WINDOWS = Windows(token_windows(12, 24, seed=5), Computing(torch.float64), "windows")
+
+
+def realised(
+    checkpoint: Checkpoint, plan: PruningPlan, folder: Path, form: str, **options: Any
+) -> tuple[PruningPlan, Corrections]:
+    """The realised plan and its corrections, written below ``folder``."""
+    request = CompensationRequest(form, options)
+    with atomic_directory(folder / "corrections", KIND) as writer:
+        realise(checkpoint, plan, WINDOWS, request, writer, folder / "work")
+    return open_corrections(folder / "corrections")
+
+
+@torch.no_grad()
+def put_in_place(model: Any, checkpoint: Checkpoint, plan: PruningPlan, held: Corrections) -> None:
+    """Set the corrected columns and biases of a dense model whose cut groups are silent."""
+    for index in held.blocks:
+        layer = model.model.layers[index]
+        kept = kept_indices(plan.blocks[index], checkpoint.shape)
+        for name in held.shapes(index):
+            module, kind = name.rsplit(".", 1)
+            linear: nn.Linear = layer.get_submodule(module)
+            tensor = held.tensor(index, name)
+            if kind == "bias":
+                linear.bias = nn.Parameter(tensor)
+                continue
+            axis = "query_heads" if module.endswith("o_proj") else "ffn_channels"
+            linear.weight[:, kept[axis]] = tensor

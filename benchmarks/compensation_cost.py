@@ -45,6 +45,7 @@ from bipline.model.opening import open_checkpoint
 
 TARGET_BYTES = 8_000_000_000
 SEQLEN = 128
+LEAST_TOKENS_PER_COLUMN = moments.TOKENS_PER_COLUMN
 # Two, so that there is a next block to be read ahead; the first is compensated.
 BLOCKS = 2
 VOCABULARY = 4096
@@ -168,7 +169,7 @@ def _measured(checkpoint: Checkpoint, given: argparse.Namespace) -> dict[str, An
 
 def _windows(checkpoint: Checkpoint, options: CompensationOptions, asked: int | None) -> Any:
     columns = checkpoint.shape.intermediate_size
-    least = moments.TOKENS_PER_COLUMN * columns
+    least = LEAST_TOKENS_PER_COLUMN * columns
     count = 2
     while streams.divided(torch.zeros(count, 1), options.held_out)[0].numel() * SEQLEN < least:
         count += 1

@@ -94,6 +94,7 @@ RULES = (
     "with criterion auto)"
 )
 
+COMPARED = "auto,llm-bip-glu,wanda-sp,magnitude,random"
 METHOD = "comma-separated; with options NAME:KEY=VALUE, such as"
 
 Model = Annotated[str, typer.Argument(help="model directory, or s3://bucket/prefix")]
@@ -168,16 +169,35 @@ Calibrations = Annotated[
 Texts = Annotated[
     list[str] | None, typer.Option("--text", help="NAME=FILE to measure on; may be repeated")
 ]
-Criteria = Annotated[str, typer.Option(help=f"{METHOD} flap:metric=ifv")]
+Criteria = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{METHOD} flap:metric=ifv (default: {COMPARED}; none where a --method is given)",
+        show_default=False,
+    ),
+]
 Allocations = Annotated[
     str | None,
     typer.Option(
-        help=f"{METHOD} threshold:tokens=4000 [default: the rule that goes with the criterion]",
+        help=f"{METHOD} threshold:tokens=4000 (default: the rule that goes with the criterion)",
         show_default=False,
     ),
 ]
 Layouts = Annotated[str, typer.Option(help="comma-separated: uniform, per-layer")]
-Compensations = Annotated[str, typer.Option(help="comma-separated: none")]
+Compensations = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{METHOD} none,obs:ridge=0.1 (default: none; for auto its own)", show_default=False
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="CRITERION/ALLOCATION/COMPENSATION beside the axes, such as flap/uniform/bias; a part "
+        "left out goes with the criterion; may be repeated",
+    ),
+]
 Ratios = Annotated[str, typer.Option(help="comma-separated shares to remove")]
 Seeds = Annotated[
     str, typer.Option(help="comma-separated; each draws its windows, the table shows the spread")

@@ -17,6 +17,7 @@ from bipline.model.devices import choose_device
 from bipline.quality.comparison.engine import compare
 from bipline.quality.comparison.grid import Common, Grid, check_grid, choices
 from bipline.quality.comparison.inputs import Settings, named, resolve_inputs
+from bipline.quality.comparison.methods import methods
 from bipline.quality.protocols import Protocol
 
 RESULTS = {"json": comparison_json, "csv": comparison_csv, "html": render_comparison}
@@ -33,6 +34,7 @@ class CompareRequest:
     allocations: tuple[str, ...]
     layouts: tuple[str, ...]
     compensations: tuple[str, ...]
+    methods: tuple[str, ...]
     ratios: tuple[float, ...]
     seeds: tuple[int, ...]
     common: Common
@@ -63,9 +65,10 @@ def compare_job(request: CompareRequest) -> Comparison:
         criteria=choices(request.criteria),
         allocations=choices(request.allocations),
         layouts=request.layouts,
-        compensations=request.compensations,
+        compensations=choices(request.compensations),
         ratios=request.ratios,
         seeds=request.seeds,
+        methods=methods(request.methods),
         common=request.common,
     )
     check_grid(grid)

@@ -68,7 +68,7 @@ def _refused(comparison: Comparison, found: list[Repeated]) -> list[str]:
     ratios: dict[tuple[str, str], list[str]] = {}
     for each in found:
         for reason in each.refusals:
-            held = ratios.setdefault((_name(comparison, each), reason), [])
+            held = ratios.setdefault((_name(comparison, each, each.combination.method), reason), [])
             held.append(f"{each.combination.ratio:g}")
     return [
         f"refused: {name}, ratio {', '.join(held)}: {reason}"
@@ -80,14 +80,14 @@ def _table(comparison: Comparison, model: str, found: list[Repeated]) -> Table:
     table = Table(
         box=None, pad_edge=False, header_style="bold", title=Text(model), title_justify="left"
     )
-    for name in ("method", "ratio"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    for name in ("method", "compensation", "ratio"):
+        table.add_column(name, justify="right" if name == "ratio" else "left")
     change = f"NLL, {comparison.texts[0]}"
     for name in ("parameters", *comparison.texts, change, "seconds", "MB"):
         table.add_column(Text(name), justify="right")
     dense = comparison.models[model].record
     figures = [f"{dense.perplexity[text].value:,.2f}" for text in comparison.texts]
-    table.add_row("dense", "", f"{dense.parameters:,}", *figures, "", "", "")
+    table.add_row("dense", "", "", f"{dense.parameters:,}", *figures, "", "", "")
     for each in found:
         table.add_row(*map(Text, _cells(comparison, each)))
     return table
@@ -105,7 +105,8 @@ def _cells(comparison: Comparison, each: Repeated) -> list[str]:
     memory = each.over(lambda row, _: row.cost.peak_anonymous_bytes / 1e6)
     shared = "*" if any(row.cost.sums_from for row in each.rows) else ""
     return [
-        _name(comparison, each),
+        _name(comparison, each, each.combination.selection),
+        each.compensation,
         f"{each.combination.ratio:g}",
         f"{parameters.mean:,.0f}" if parameters else "",
         *map(_spread, perplexities),
@@ -115,10 +116,9 @@ def _cells(comparison: Comparison, each: Repeated) -> list[str]:
     ]
 
 
-def _name(comparison: Comparison, each: Repeated) -> str:
-    tried = each.combination
+def _name(comparison: Comparison, each: Repeated, name: str) -> str:
     several = len(comparison.calibrations) > 1
-    return f"{tried.method}, on {tried.calibration}" if several else tried.method
+    return f"{name}, on {each.combination.calibration}" if several else name
 
 
 def _spread(spread: Spread | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bipline.artifacts.comparison import Choice
+from bipline.artifacts.combination import Choice
 from bipline.artifacts.errors import InvalidInput
 from bipline.config import (
     CalibrateSection,
@@ -21,6 +21,7 @@ from bipline.config import (
     config_schema,
     load,
 )
+from bipline.quality.comparison.methods import Asked
 from bipline.quality.comparison.selection import Selection
 from bipline.quality.protocols import DtypeName, Protocol
 
@@ -30,8 +31,9 @@ DEVICE = "auto (a GPU where there is one), cpu, cuda or cuda:N"
 class GridSection(Section):
     """What is tried: every combination of these."""
 
-    criteria: tuple[str, ...] = Field(
-        default=("llm-bip-glu",), min_length=1, description="NAME or NAME:KEY=VALUE"
+    criteria: tuple[str, ...] | None = Field(
+        default=None,
+        description="NAME or NAME:KEY=VALUE, auto too; null is auto where there are no methods",
     )
     allocations: tuple[str, ...] = Field(
         default=(),
@@ -40,7 +42,16 @@ class GridSection(Section):
     layouts: tuple[Literal["uniform", "per-layer"], ...] = Field(
         default=("uniform",), min_length=1, description="uniform and per-layer"
     )
-    compensations: tuple[str, ...] = Field(default=("none",), min_length=1, description="none")
+    compensations: tuple[str, ...] = Field(
+        default=(),
+        description="NAME or NAME:KEY=VALUE; none is what goes with the criterion: auto's own, or "
+        "no compensation",
+    )
+    methods: tuple[str, ...] = Field(
+        default=(),
+        description="CRITERION/ALLOCATION/COMPENSATION beside the product of the three above; a "
+        "part left out is what goes with the criterion",
+    )
     ratios: tuple[float, ...] = Field(
         default=(0.2, 0.35, 0.5), min_length=1, description="shares of parameters to remove"
     )
@@ -50,9 +61,18 @@ class GridSection(Section):
 
     @model_validator(mode="after")
     def _readable(self) -> GridSection:
-        for text in (*self.criteria, *self.allocations):
+        for text in (*self.scored, *self.allocations, *self.compensations):
             Choice.parse(text)
+        for text in self.methods:
+            Asked.parse(text)
         return self
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The criteria: auto where neither a criterion nor a method is named."""
+        if self.criteria is None:
+            return () if self.methods else ("auto",)
+        return self.criteria
 
 
 class DrawSection(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bipline.artifacts.comparison import Combination
+from bipline.artifacts.combination import Combination
 from bipline.artifacts.documents import read_documents
 from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
@@ -16,6 +16,7 @@ from bipline.quality.comparison.grid import (
     combinations,
     refusal_of,
 )
+from bipline.quality.comparison.methods import methods
 from bipline.sweep_config import SweepConfig
 
 
@@ -24,12 +25,13 @@ def combinations_of(config: SweepConfig) -> list[Combination]:
     grid = Grid(
         models=(model_name(config.model),),
         calibrations=("+".join(config.calibrate.texts),),
-        criteria=choices(config.grid.criteria),
+        criteria=choices(config.grid.scored),
         allocations=choices(config.grid.allocations),
         layouts=config.grid.layouts,
-        compensations=config.grid.compensations,
+        compensations=choices(config.grid.compensations),
         ratios=config.grid.ratios,
         seeds=config.grid.seeds,
+        methods=methods(config.grid.methods),
         common=Common(**config.allocate.model_dump()),
     )
     check_grid(grid)
@@ -53,7 +55,9 @@ def plan_of_sweep(config: SweepConfig) -> str:
         if not source.startswith("hf:"):
             read_documents(Path(source))
     refused = _refused(config, rows)
-    criteria, seeds = len(config.grid.criteria), len(config.grid.seeds)
+    seeds = len(config.grid.seeds)
+    criteria = len({row.criterion.label for row in rows})
+    corrected = sum(row.compensates for row in rows)
     calibrate, select = config.calibrate, config.select
     limits = ", ".join(f"{name} at most {most:g}" for name, most in select.at_most.items()) if (
         select
@@ -62,8 +66,8 @@ def plan_of_sweep(config: SweepConfig) -> str:
         ("resolve", config.model),
         ("calibrate", f"{seeds} times {calibrate.samples} windows of {calibrate.seqlen} tokens"),
         ("score", f"{criteria} criteria on each, {criteria * seeds} passes"),
-        ("evaluate", f"the dense model, then {len(rows)} rows, perplexity on "
-                     f"{', '.join(config.evaluate.texts)}"),
+        ("evaluate", f"the dense model, then {len(rows)} rows, {corrected} of them compensated; "
+                     f"perplexity on {', '.join(config.evaluate.texts)}"),
         ("collect", "table, report, one MLflow run a row"),
         ("select", f"least {select.minimise}{', ' if limits else ''}{limits}" if select else "off"),
         *(("refused", text) for text in refused),
@@ -75,5 +79,6 @@ def _refused(config: SweepConfig, rows: list[Combination]) -> list[str]:
     if "://" in config.model or config.model.startswith("hf:"):
         return []
     checkpoint = open_checkpoint(config.model)
-    told = ((row, refusal_of(checkpoint, row)) for row in rows)
+    windows = (config.calibrate.samples, config.calibrate.seqlen)
+    told = ((row, refusal_of(checkpoint, row, windows)) for row in rows)
     return [f"{row.label}: {reason}" for row, reason in told if reason]

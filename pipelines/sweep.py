@@ -13,7 +13,7 @@ from typing import Any
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
-from bipline.artifacts.comparison import Combination
+from bipline.artifacts.combination import Combination
 from bipline.sweep_config import SweepConfig
 from bipline.sweep_plan import combinations_of
 from pipelines.provenance import provenance
@@ -75,8 +75,8 @@ def scoring_name(row: Combination) -> str:
 
 
 def section_of(config: SweepConfig, row: Combination) -> RowSection:
-    """What of the configuration a row depends on."""
-    return RowSection(combination=row, compute=config.compute, evaluate=config.evaluate)
+    """What of the configuration a row depends on; by whatever name it was asked for."""
+    return RowSection(combination=row.unnamed, compute=config.compute, evaluate=config.evaluate)
 
 
 def names_of(config: SweepConfig) -> dict[str, Any]:

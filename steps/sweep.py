@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from zenml import get_step_context, log_metadata, step
 
 import materializers.comparison_value  # noqa: F401  (its import tells ZenML how rows are stored)
+from bipline.artifacts.combination import Choice, Combination
 from bipline.artifacts.comparison import (
-    Choice,
-    Combination,
     ComparedCalibration,
     ComparedModel,
     Comparison,
@@ -28,7 +27,6 @@ from bipline.artifacts.progress import heading, note
 from bipline.artifacts.record import EvaluationRecord
 from bipline.artifacts.resolution import Resolution
 from bipline.artifacts.store import Handle
-from bipline.compression.allocate import needs_windows
 from bipline.compression.allocation import RULES, rule_module
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.calibrate import load_calibration
@@ -43,7 +41,7 @@ from bipline.delivery.comparison_report import render_comparison
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
 from bipline.quality.comparison import measure as core
-from bipline.quality.comparison.grid import refusal_of, request_of
+from bipline.quality.comparison.grid import refusal_of, runs_windows
 from bipline.quality.comparison.scoring import Wanted, take
 from bipline.quality.comparison.selection import Selection, best
 from bipline.quality.evaluate import Running
@@ -52,7 +50,7 @@ from bipline.sweep_config import ComputeSection, DrawSection, MeasureSection
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint, store, text_digest
 from steps.tracked import flattened
 
-VERSION = "1"
+VERSION = "2"
 CORE = "bipline.quality.comparison.measure"
 SCORING = "bipline.quality.comparison.scoring"
 REFUSAL, REFUSAL_NAME = "refusal", "refusal.txt"
@@ -129,8 +127,7 @@ def measure_row(
     evaluation_inputs: Resolution,
     section: Annotated[RowSection, FROM_JSON],
 ) -> Annotated[Outcome, "outcome"]:
-    """Allocate, prune, measure and forget one model: its figures, or why it cannot be."""
-    request = request_of(section.combination)
+    """Allocate, compensate, prune, measure, forget: one model's figures, or why it cannot be."""
     inputs = {
         "model": model.digest,
         "statistics": statistics.digest,
@@ -138,27 +135,31 @@ def measure_row(
         "dense": dense_record.tensor_digest,
         "device": choose_device(section.evaluate.device).type,
     }
-    if measures := needs_windows(request):
+    if measures := runs_windows(section.combination):
         inputs["calibration"] = calibration.digest
+
+    key = ROW.key(inputs, section, (CORE, rule_module(section.combination.allocation.name)))
 
     def produce() -> Outcome:
         place, checkpoint = Path(statistics.location), dense_checkpoint(model)
-        reason = refusal_of(checkpoint, section.combination)
+        samples, seqlen = load_calibration(Path(calibration.location)).token_ids.shape
+        reason = refusal_of(checkpoint, section.combination, (samples, seqlen))
         if reason is None and statistics.kind == REFUSAL:
             reason = (place / REFUSAL_NAME).read_text(encoding="utf-8")
         if reason is not None:
             return Outcome(refusal=reason)
         windows = _windows(checkpoint, calibration, section.compute) if measures else None
         # Beside the store, because a model must have room there.
-        with TemporaryDirectory(prefix="row-", dir=store().root) as folder:
+        with (
+            TemporaryDirectory(prefix="row-", dir=store().root) as folder,
+            ROW.work(key) as work,
+        ):
             return core.measure(
                 checkpoint, place, section.combination, windows,
                 _evaluation(evaluation_inputs, section.evaluate), dense_record,
-                Path(folder) / "pruned",
+                Path(folder) / "pruned", work,
             )  # fmt: skip
 
-    modules = (CORE, rule_module(section.combination.allocation.name))
-    key = ROW.key(inputs, section, modules)
     return ROW.stored_value(key, "outcome", Outcome, produce)
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bipline.artifacts.comparison import Comparison
+from bipline.cli_options import several
 from bipline.quality.comparison.engine import compare
 from bipline.quality.comparison.grid import Common, Grid, choices
 from bipline.quality.comparison.inputs import Inputs, Settings, named, resolve_inputs
+from bipline.quality.comparison.methods import methods
 from bipline.quality.protocols import Protocol
 from tests.compression.test_calibrate import prose
 
@@ -39,16 +41,24 @@ class Bench:
         models = named("MODEL", [str(self.model)])
         return resolve_inputs(models, calibrations, self.texts, self.folder / "downloads")
 
-    def grid(self, criteria: str = "wanda-sp", allocations: str = "", **axes: Any) -> Grid:
+    def grid(
+        self,
+        criteria: str = "wanda-sp",
+        allocations: str = "",
+        compensations: str = "",
+        named: tuple[str, ...] = (),
+        **axes: Any,
+    ) -> Grid:
         usual: dict[str, Any] = {
-            "layouts": ("uniform",), "compensations": ("none",), "ratios": (0.3,), "seeds": (0,),
-            "common": Common(),
+            "layouts": ("uniform",), "ratios": (0.3,), "seeds": (0,), "common": Common(),
         }  # fmt: skip
         return Grid(
             models=(self.model.name,),
             calibrations=("calibration",),
-            criteria=choices(criteria.split(",")),
-            allocations=choices(allocations.split(",") if allocations else ()),
+            criteria=choices(several(criteria)),
+            allocations=choices(several(allocations)),
+            compensations=choices(several(compensations)),
+            methods=methods(named),
             **{**usual, **axes},
         )
 

@@ -11,83 +11,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bipline.artifacts.combination import Combination
+from bipline.artifacts.compensation import CompensationRecord
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.plan import Budget
 from bipline.artifacts.record import EvaluationRecord, Perplexity
 from bipline.artifacts.summary import StageSummary
 
-SCHEMA_VERSION: Literal[1] = 1
-Scalar = str | int | float | bool
-# What goes without saying in the name of a method.
-USUAL = {"layout": "uniform", "compensation": "none"}
+# Version 1 named a compensation by a word alone, and knew no method by another name.
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Choice(_Frozen):
-    """A criterion or a rule with the options it is given, written ``flap:metric=ifv``."""
-
-    name: str
-    options: dict[str, Scalar] = Field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str) -> Choice:
-        """Read ``NAME[:KEY=VALUE]...``. Raises ValueError for anything else."""
-        name, *pairs = (part.strip() for part in text.split(":"))
-        options: dict[str, Scalar] = {}
-        for pair in pairs:
-            key, equals, value = pair.partition("=")
-            if not (key and equals and value) or key in options:
-                raise ValueError(f"{text!r}: write NAME or NAME:KEY=VALUE, each key once")
-            options[key] = value
-        if not name:
-            raise ValueError(f"{text!r}: a name is missing")
-        return cls(name=name, options=options)
-
-    @property
-    def label(self) -> str:
-        """The choice as it is written."""
-        return ":".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
-
-
-class Combination(_Frozen):
-    """One thing to try. ``ratio`` is a share of what ``ratio_of`` says."""
-
-    model: str
-    calibration: str
-    criterion: Choice
-    allocation: Choice
-    layout: str = "uniform"
-    compensation: str = "none"
-    ratio: float
-    seed: int = 0
-    ratio_of: str = "blocks"
-    ffn_multiple: int | None = None
-    keep_first: int = 0
-    keep_last: int = 0
-    divisible_by: int = 1
-
-    @property
-    def method(self) -> str:
-        """What is chosen between: criterion, rule, and what is not as usual."""
-        unusual = [getattr(self, name) for name in USUAL if getattr(self, name) != USUAL[name]]
-        return ", ".join([self.criterion.label, self.allocation.label, *unusual])
-
-    @property
-    def label(self) -> str:
-        """One line that names the combination among those of its model."""
-        return f"{self.method}, ratio {self.ratio:g}, seed {self.seed}"
-
-    @property
-    def but_seed(self) -> str:
-        """The digest of everything except the seed: what is alike in repetitions."""
-        return digest_json(self.model_dump(mode="json", exclude={"seed"}))
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that decides the outcome besides the content of model and texts."""
-        return self.model_dump(mode="json", exclude={"model", "calibration"})
 
 
 class Change(_Frozen):
@@ -109,6 +45,36 @@ class Parameters(_Frozen):
         return self.after / self.before
 
 
+class Compensated(_Frozen):
+    """What compensation did: how many matrices took which form, and errors block by block.
+
+    ``error`` is that on held-out windows as it was chosen, ``error_without`` that of the same
+    block with nothing corrected (see :class:`bipline.artifacts.compensation.BlockRecord`).
+    """
+
+    forms: dict[str, int]
+    fitted_tokens: int
+    held_out_tokens: int
+    error_without: tuple[float, ...]
+    error: tuple[float, ...]
+
+    @classmethod
+    def of(cls, record: CompensationRecord) -> Compensated:
+        """The short form of a plan's record."""
+        return cls(
+            forms=record.forms(),
+            fitted_tokens=record.fitted_tokens,
+            held_out_tokens=record.held_out_tokens,
+            error_without=tuple(block.error_without for block in record.blocks),
+            error=tuple(block.error for block in record.blocks),
+        )
+
+    @property
+    def told(self) -> str:
+        """The forms as users read them."""
+        return ", ".join(f"{count} {form}" for form, count in self.forms.items())
+
+
 class Measured(_Frozen):
     """The figures of a pruned model. ``widths``: attention groups and FFN channels by block."""
 
@@ -118,6 +84,7 @@ class Measured(_Frozen):
     parameters: Parameters
     ratio: Budget
     widths: tuple[tuple[int, int], ...]
+    compensated: Compensated | None = None
     file_bytes: int
     perplexity: dict[str, Perplexity]
     change: dict[str, Change]
@@ -159,8 +126,12 @@ class Outcome(_Frozen):
 
     @property
     def digest(self) -> str:
-        """The digest of all but seconds and memory, which no two runs share."""
-        return digest_json(self.model_dump(mode="json", exclude={"cost"}))
+        """The digest of all but seconds and memory, which no two runs share.
+
+        Where nothing was compensated it is what it was when nothing could be.
+        """
+        value = self.model_dump(mode="json", exclude={"cost"})
+        return digest_json(_without_compensated(value))
 
 
 class Row(_Frozen):
@@ -200,7 +171,7 @@ class ComparedCalibration(_Frozen):
 class Comparison(_Frozen):
     """Everything a comparison tells; models and calibrations by the names rows use."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     models: dict[str, ComparedModel]
     calibrations: dict[str, ComparedCalibration]
     rows: tuple[Row, ...]
@@ -210,6 +181,12 @@ class Comparison(_Frozen):
         """Names of the evaluation texts, in the order they were given."""
         first = next(iter(self.models.values()))
         return list(first.record.perplexity)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the content; that of an older version is what it always was."""
+        value = self.model_dump(mode="json")
+        return digest_json(_as_version_1(value) if self.schema_version == 1 else value)
 
 
 class Best(_Frozen):
@@ -230,7 +207,7 @@ class Tracked(_Frozen):
 class SweepSummary(_Frozen):
     """One sweep from its first stage to its last; ``best`` is None where nothing qualified."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     run_name: str
     run_id: str
     mlflow_run_id: str
@@ -240,3 +217,22 @@ class SweepSummary(_Frozen):
     comparison: Comparison
     best: Best | None
     report: str
+
+
+def _as_version_1(comparison: dict[str, Any]) -> dict[str, Any]:
+    """A comparison's JSON value as the first version wrote it."""
+    rows = [_without_compensated(row) for row in comparison["rows"]]
+    for row in rows:
+        tried = row["combination"]
+        del tried["alias"]
+        tried["compensation"] = tried["compensation"]["name"]
+    return {**comparison, "rows": rows}
+
+
+def _without_compensated(outcome: dict[str, Any]) -> dict[str, Any]:
+    """An outcome's JSON value without the field that says nothing was compensated."""
+    measured = outcome["measured"]
+    if measured is None or measured["compensated"] is not None:
+        return outcome
+    kept = {name: value for name, value in measured.items() if name != "compensated"}
+    return {**outcome, "measured": kept}

@@ -10,7 +10,7 @@ from typing import Any
 from bipline.artifacts.comparison import Comparison, Measured, Row
 from bipline.quality.comparison.spread import Repeated, repeated
 
-STAGES = ("score", "allocate", "prune", "evaluate")
+STAGES = ("score", "allocate", "compensate", "prune", "evaluate")
 DENSE = "dense"
 
 
@@ -71,9 +71,10 @@ def _spread(each: Repeated) -> dict[str, Any]:
 def _columns(comparison: Comparison) -> list[str]:
     figures = ("perplexity", "nll", "perplexity_change", "nll_change")
     return [
-        "model", "calibration", "criterion", "allocation", "layout", "compensation", "ratio",
-        "ratio_of", "seed", "refusal", "parameters_before", "parameters_after", "reached_blocks",
-        "reached_total", "file_bytes",
+        "model", "calibration", "method", "alias", "criterion", "allocation", "layout",
+        "compensation", "ratio", "ratio_of", "seed", "refusal", "parameters_before",
+        "parameters_after", "reached_blocks", "reached_total", "file_bytes", "corrected",
+        "error_without", "error",
         *(f"{figure}.{text}" for text in comparison.texts for figure in figures),
         *(f"seconds.{stage}" for stage in STAGES), "seconds", "peak_anonymous_bytes",
         "peak_device_bytes", "sums_from", "plan_digest", "tensor_digest", "directory",
@@ -83,9 +84,9 @@ def _columns(comparison: Comparison) -> list[str]:
 def _dense(comparison: Comparison, name: str) -> dict[str, Any]:
     record = comparison.models[name].record
     line = {
-        "model": name, "criterion": DENSE, "ratio": 0, "parameters_before": record.parameters,
-        "parameters_after": record.parameters, "file_bytes": record.file_bytes,
-        "tensor_digest": record.tensor_digest,
+        "model": name, "method": DENSE, "criterion": DENSE, "ratio": 0,
+        "parameters_before": record.parameters, "parameters_after": record.parameters,
+        "file_bytes": record.file_bytes, "tensor_digest": record.tensor_digest,
     }  # fmt: skip
     for text, found in record.perplexity.items():
         line |= {f"perplexity.{text}": found.value, f"nll.{text}": found.nll}
@@ -95,9 +96,10 @@ def _dense(comparison: Comparison, name: str) -> dict[str, Any]:
 def _line(row: Row) -> dict[str, Any]:
     tried = row.combination
     line: dict[str, Any] = {
-        "model": tried.model, "calibration": tried.calibration,
+        "model": tried.model, "calibration": tried.calibration, "method": tried.method,
+        "alias": tried.alias,
         "criterion": tried.criterion.label, "allocation": tried.allocation.label,
-        "layout": tried.layout, "compensation": tried.compensation, "ratio": tried.ratio,
+        "layout": tried.layout, "compensation": tried.compensation.label, "ratio": tried.ratio,
         "ratio_of": tried.ratio_of, "seed": tried.seed, "refusal": row.refusal,
         "directory": row.directory,
     }  # fmt: skip
@@ -114,6 +116,12 @@ def _figures(measured: Measured) -> dict[str, Any]:
         "plan_digest": measured.plan_digest,
         "tensor_digest": measured.tensor_digest,
     }
+    if did := measured.compensated:
+        line |= {
+            "corrected": did.told,
+            "error_without": sum(did.error_without),
+            "error": sum(did.error),
+        }
     for text, found in measured.perplexity.items():
         change = measured.change[text]
         line |= {

@@ -28,6 +28,12 @@ from bipline.delivery.report import Part
 from bipline.quality.comparison.spread import Repeated, Spread, ranked
 
 TEMPLATE = "comparison.html.j2"
+FORM_IDEAS = {
+    "bias": "What the cut channels added on average is added back, as a bias.",
+    "least-squares": "The columns that stay are solved for anew, to give what all of them gave.",
+    "obs": "Structured optimal brain surgeon: groups are chosen again, one after the other, by "
+    "what each costs when the rest makes up for it; then the columns that stay are solved for.",
+}
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -84,7 +90,7 @@ def cost_part(comparison: Comparison) -> Markup:
                 [(name, peak / 1e6) for name, _, peak in costs], f"memory by method, {model}", "MB"
             )
             captions = (
-                "Seconds to score, allocate and prune, mean over rows.",
+                "Seconds to score, allocate, compensate and prune, mean over rows.",
                 "Highest private memory of the process, evaluation included.",
             )
             figures = [
@@ -105,10 +111,19 @@ def cost_part(comparison: Comparison) -> Markup:
 
 
 def methods_part(comparison: Comparison) -> Markup:
-    """Each criterion in its own words."""
-    names = dict.fromkeys(row.combination.criterion.name for row in comparison.rows)
-    rows = [[name, criterion_method(name).idea] for name in names]
-    return _part("methods", "Criteria", "", _table(rows))
+    """What names stand for, and each criterion and compensation in words of its own."""
+    tried = [row.combination for row in comparison.rows]
+    named = dict.fromkeys((each.alias, each.unnamed.method) for each in tried if each.alias)
+    rows = [[alias, f"stands for {method}"] for alias, method in named]
+    rows += [
+        [name, criterion_method(name).idea]
+        for name in dict.fromkeys(each.criterion.name for each in tried)
+    ]
+    rows += [
+        [name, FORM_IDEAS.get(name, "")]
+        for name in dict.fromkeys(each.compensation.name for each in tried if each.compensates)
+    ]
+    return _part("methods", "Criteria and compensations", "", _table(rows))
 
 
 def refused_part(comparison: Comparison) -> Markup:
@@ -146,7 +161,7 @@ PARTS: tuple[tuple[str, str, Callable[[Comparison], Markup]], ...] = (
     ("table", "All combinations", table_part),
     ("curves", "Quality against size", curves_part),
     ("cost", "What it costs", cost_part),
-    ("methods", "Criteria", methods_part),
+    ("methods", "Criteria and compensations", methods_part),
     ("refused", "Refused", refused_part),
     ("protocol", "Protocol and sources", protocol_part),
 )
@@ -155,11 +170,12 @@ PARTS: tuple[tuple[str, str, Callable[[Comparison], Markup]], ...] = (
 def _model_table(comparison: Comparison, model: str) -> Markup:
     dense, texts = comparison.models[model].record, comparison.texts
     head = [
-        model, "Ratio", "Parameters", "Left", "On disk", *(f"Perplexity, {t}" for t in texts),
-        *(f"NLL change, {t}" for t in texts), "Seconds", "Memory",
+        model, "Compensation", "Ratio", "Parameters", "Left", "On disk",
+        *(f"Perplexity, {t}" for t in texts), *(f"NLL change, {t}" for t in texts), "Seconds",
+        "Memory",
     ]  # fmt: skip
     figures = [perplexity_text(dense.perplexity[text].value) for text in texts]
-    first = ["dense", "", f"{dense.parameters:,}", percent(1), byte_size(dense.file_bytes)]
+    first = ["dense", "", "", f"{dense.parameters:,}", percent(1), byte_size(dense.file_bytes)]
     rows = [[*first, *figures, *("" for _ in texts), "", ""]]
     rows += [_cells(comparison, each) for each in ranked(comparison, model) if each.measured]
     return _table(rows, head, numeric=True)
@@ -168,7 +184,8 @@ def _model_table(comparison: Comparison, model: str) -> Markup:
 def _cells(comparison: Comparison, each: Repeated) -> list[str]:
     texts, (row, measured) = comparison.texts, each.measured[0]
     return [
-        _name(comparison, each),
+        _name(comparison, each, each.combination.selection),
+        each.compensation,
         f"{row.combination.ratio:g}",
         _shown(each.over(lambda _, m: m.parameters.after), "{:,.0f}".format),
         _shown(each.over(lambda _, m: m.parameters.ratio), percent),
@@ -206,7 +223,7 @@ def _curves(comparison: Comparison, model: str, text: str) -> list[Curve]:
         left = each.over(lambda _, measured: measured.parameters.after)
         if spread is None or left is None:
             continue
-        name = _name(comparison, each)
+        name = _name(comparison, each, each.combination.method)
         title = f"{name}, ratio {each.combination.ratio:g}: {spread.mean:+.4g}"
         found.setdefault(name, []).append(Point(left.mean, spread, title))
     numbers = {name: number for number, name in enumerate(_names(comparison))}
@@ -222,7 +239,8 @@ def _costs(comparison: Comparison, model: str) -> list[tuple[str, float, float]]
     for each in ranked(comparison, model):
         for row, _ in each.measured:
             spent = row.cost.total_seconds - row.cost.seconds.get("evaluate", 0.0)
-            held = found.setdefault(_name(comparison, each), [])
+            name = _name(comparison, each, each.combination.method)
+            held = found.setdefault(name, [])
             held.append((spent, row.cost.peak_anonymous_bytes))
     return [
         (name, sum(s for s, _ in held) / len(held), max(peak for _, peak in held))
@@ -233,13 +251,12 @@ def _costs(comparison: Comparison, model: str) -> list[tuple[str, float, float]]
 def _names(comparison: Comparison) -> list[str]:
     """The methods, each once, in the order of the grid."""
     rows = (Repeated((row,)) for row in comparison.rows)
-    return list(dict.fromkeys(_name(comparison, each) for each in rows))
+    return list(dict.fromkeys(_name(comparison, each, each.combination.method) for each in rows))
 
 
-def _name(comparison: Comparison, each: Repeated) -> str:
-    tried = each.combination
+def _name(comparison: Comparison, each: Repeated, name: str) -> str:
     several = len(comparison.calibrations) > 1
-    return f"{tried.method}, on {tried.calibration}" if several else tried.method
+    return f"{name}, on {each.combination.calibration}" if several else name
 
 
 @cache

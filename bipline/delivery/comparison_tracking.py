@@ -59,12 +59,11 @@ def _log_row(mlflow: ModuleType, row: Row, name: str) -> None:
 
 
 def _tried(row: Row) -> dict[str, str]:
-    tried = row.combination.model_dump(mode="json", exclude={"criterion", "allocation"})
-    named = {
-        "criterion": row.combination.criterion.label,
-        "allocation": row.combination.allocation.label,
-    }
-    return {name: str(value) for name, value in {**tried, **named}.items()}
+    tried, choices = row.combination, ("criterion", "allocation", "compensation")
+    plain = tried.model_dump(mode="json", exclude={*choices, "alias"})
+    named = {name: getattr(tried, name).label for name in choices}
+    aliased = {"alias": tried.alias} if tried.alias else {}
+    return {name: str(value) for name, value in {**plain, **named, **aliased}.items()}
 
 
 def _figures(row: Row, measured: Measured) -> Iterator[tuple[str, float]]:
@@ -75,6 +74,9 @@ def _figures(row: Row, measured: Measured) -> Iterator[tuple[str, float]]:
     yield "file_bytes", float(measured.file_bytes)
     yield "seconds", row.cost.total_seconds
     yield "peak_anonymous_bytes", float(row.cost.peak_anonymous_bytes)
+    if did := measured.compensated:
+        yield "block_error_without", sum(did.error_without)
+        yield "block_error", sum(did.error)
     for text, found in measured.perplexity.items():
         yield f"perplexity.{text}", found.value
         yield f"nll.{text}", found.nll

@@ -87,7 +87,7 @@ def test_measuring_rules_meet_the_budget(llama: Path, rule: str, layout: Layout)
         allocate(checkpoint, scores, request)
 
 
-@pytest.mark.parametrize("rule", ["error-aware", "learned"])
+@pytest.mark.parametrize("rule", ["compensated", "error-aware", "learned"])
 @pytest.mark.parametrize("silent", ["self_attn.o_proj.weight", "mlp.down_proj.weight"])
 def test_what_adds_nothing_goes_first(tmp_path: Path, rule: str, silent: str) -> None:
     """With a sublayer's output at zero its weights cost nothing, so they take what they can."""
@@ -170,15 +170,16 @@ def test_learned_widths_are_not_the_uniform_ones_renamed(reference: Path) -> Non
     assert float(torch.corrcoef(torch.stack(kept))[0, 1]) < 0.99
 
 
-def test_error_aware_with_few_counts_still_meets_the_budget(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rule", ["compensated", "error-aware"])
+def test_with_few_counts_the_budget_is_still_met(
+    llama: Path, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where not all counts are weighed, the steps between them are filled in afterwards."""
-    from bipline.compression.allocation import error_aware
+    from bipline.compression.allocation import least_errors
 
-    monkeypatch.setattr(error_aware, "MOST_COUNTS", 4)
+    monkeypatch.setattr(least_errors, "MOST_COUNTS", 4)
     checkpoint = open_checkpoint(llama)
-    request = AllocationRequest(0.4, rule="error-aware", layout="per-layer", ffn_multiple=1)
+    request = AllocationRequest(0.4, rule=rule, layout="per-layer", ffn_multiple=1)
     plan = allocate(checkpoint, scores_of(llama), request, WINDOWS)
     shape = checkpoint.shape
     step = shape.group_weights / (2 * shape.block_weights)

@@ -8,14 +8,15 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from bipline.artifacts.combination import Choice, Combination
 from bipline.artifacts.comparison import (
     Change,
-    Choice,
-    Combination,
     ComparedCalibration,
     ComparedModel,
     Comparison,
+    Compensated,
     Cost,
     Measured,
     Outcome,
@@ -24,6 +25,7 @@ from bipline.artifacts.comparison import (
 )
 from bipline.artifacts.plan import Budget
 from bipline.artifacts.record import EvaluationRecord, Perplexity
+from bipline.comparison_table import print_tables
 from bipline.delivery import comparison_pictures
 from bipline.delivery.comparison_files import comparison_csv, comparison_json
 from bipline.delivery.comparison_report import PARTS, render_comparison
@@ -31,6 +33,10 @@ from bipline.quality.comparison.selection import Selection, best
 from bipline.quality.comparison.spread import Spread
 from tests.delivery.test_report import HOSTILE, Page
 
+DID = Compensated(
+    forms={"none": 1, "obs": 3}, fitted_tokens=90, held_out_tokens=10, error_without=(0.5, 0.25),
+    error=(0.25, 0.125),
+)  # fmt: skip
 PROTOCOL = {"seqlen": 16, "texts": {"one": "aa"}}
 
 
@@ -42,9 +48,11 @@ def row(
     criterion: str, ratio: float, seed: int = 0, value: float | None = 60.0, **more: str
 ) -> Row:
     text = more.get("text", "one")
+    compensation = Choice.parse(more.get("compensation", "none"))
     combination = Combination(
         model=more.get("model", "llama"), calibration="books", criterion=Choice.parse(criterion),
-        allocation=Choice(name="uniform"), ratio=ratio, seed=seed,
+        allocation=Choice(name="uniform"), ratio=ratio, seed=seed, alias=more.get("alias"),
+        compensation=compensation,
     )  # fmt: skip
     if value is None:
         return Row.of(combination, Outcome(refusal=more.get("refusal", "it cannot be")))
@@ -54,6 +62,7 @@ def row(
         ratio=Budget(asked=ratio, of="blocks", reached_blocks=ratio, reached_total=ratio / 2),
         widths=((2, 8),), file_bytes=4000, perplexity={text: perplexity(value)},
         change={text: Change(nll=(value - 50) / 100, perplexity=value - 50)},
+        compensated=DID if combination.compensates else None,
     )  # fmt: skip
     cost = Cost(seconds={"score": 1.0, "allocate": 0.5, "prune": 0.25, "evaluate": 8.0})
     return Row.of(combination, Outcome(measured=measured, cost=cost))
@@ -142,9 +151,65 @@ def test_a_flat_curve_and_a_single_point_can_be_drawn() -> None:
     assert "<svg" in str(comparison_pictures.curves_picture([curve], "x"))
 
 
+@pytest.fixture
+def corrected() -> Comparison:
+    return comparison(
+        row("wanda-sp", 0.2, value=65.0), row("wanda-sp", 0.4, value=70.0),
+        row("wanda-sp", 0.2, value=60.0, compensation="obs:ridge=0.1"),
+        row("wanda-sp", 0.4, value=66.0, compensation="obs:ridge=0.1"),
+        row("llm-bip-exact", 0.4, value=62.0, compensation="obs", alias="auto"),
+    )  # fmt: skip
+
+
+def test_compensation_has_a_column_and_a_curve(corrected: Comparison) -> None:
+    text = render_comparison(corrected)
+    words = " ".join(Page(text).words)
+    assert "Compensation" in words and "obs:ridge=0.1 (1 none, 3 obs)" in words
+    assert "stands for llm-bip-exact, uniform, obs" in words
+    names = ["wanda-sp, uniform", "wanda-sp, uniform, obs:ridge=0.1",
+             "auto (llm-bip-exact, uniform, obs)"]  # fmt: skip
+    for part in ("curves", "cost"):
+        section = text[text.index(f'<section id="{part}">') :]
+        shown = " ".join(Page(section[: section.index("</section>") + len("</section>")]).words)
+        assert all(name in shown for name in names)
+
+
+def test_csv_and_json_say_what_was_corrected(corrected: Comparison) -> None:
+    lines = list(csv.DictReader(io.StringIO(comparison_csv(corrected))))[1:]
+    rows = json.loads(comparison_json(corrected))["rows"]
+    assert [line["compensation"] for line in lines] == [
+        "none", "none", "obs:ridge=0.1", "obs:ridge=0.1", "obs",
+    ]  # fmt: skip
+    assert rows[2]["combination"]["compensation"] == {"name": "obs", "options": {"ridge": "0.1"}}
+    assert rows[2]["measured"]["compensated"]["forms"] == {"none": 1, "obs": 3}
+    assert lines[0]["corrected"] == lines[0]["error"] == ""
+    assert lines[2]["corrected"] == "1 none, 3 obs"
+    assert (float(lines[2]["error_without"]), float(lines[2]["error"])) == (0.75, 0.375)
+    assert lines[4]["alias"] == rows[4]["combination"]["alias"] == "auto"
+    assert lines[4]["method"] == "auto (llm-bip-exact, uniform, obs)"
+    assert lines[4]["criterion"] == "llm-bip-exact"
+
+
+def test_the_table_of_the_console_has_it_too(corrected: Comparison) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_tables(console, corrected)
+    lines = console.export_text().splitlines()
+    [head] = [line for line in lines if line.startswith("method")]
+    assert head.split()[:3] == ["method", "compensation", "ratio"]
+    [auto] = [line for line in lines if line.startswith("auto (llm-bip-exact, uniform) ")]
+    assert "obs (1 none, 3 obs)" in auto
+
+
+def test_the_best_may_be_a_compensated_row(corrected: Comparison) -> None:
+    at_most = {"parameters_ratio": 0.7, "perplexity_increase.one": 0.3}
+    found = best(corrected, Selection(minimise="perplexity.one", at_most=at_most))
+    assert found and found.value == 62.0
+    assert found.rows[0].combination.method == "auto (llm-bip-exact, uniform, obs)"
+
+
 def test_json_has_a_version_and_the_spread(compared: Comparison) -> None:
     value = json.loads(comparison_json(compared))
-    assert value["schema_version"] == 1
+    assert value["schema_version"] == 2
     assert len(value["rows"]) == 7
     first = value["spread"][0]
     assert first["seeds"] == [0, 1, 2]

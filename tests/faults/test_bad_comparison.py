@@ -42,7 +42,7 @@ def test_good_input_is_good(compare: Compare, bench: Bench) -> None:
     for name, path in copies.items():
         assert path.read_bytes() == (bench.folder / "out" / f"comparison.{name}").read_bytes()
     value = json.loads(copies["json"].read_text())
-    assert value["schema_version"] == 1 and len(value["rows"]) == 4
+    assert value["schema_version"] == 2 and len(value["rows"]) == 4
     assert len(list(csv.reader(copies["csv"].open()))) == 6
     lines = outcome.output.splitlines()
     [dense] = [number for number, line in enumerate(lines) if line.startswith("dense")]
@@ -74,11 +74,21 @@ def test_the_same_command_gives_the_same_files(compare: Compare, bench: Bench) -
         ({"criteria": "flap:metric=best"}, ["flap", "metric=best"]),
         ({"criteria": "flap:colour=red"}, ["flap", "no option 'colour'", "its options: metric"]),
         ({"criteria": "wanda-sp,wanda-sp"}, ["wanda-sp is given twice"]),
-        ({"criteria": ","}, ["criteria", "at least one"]),
+        ({"criteria": ","}, ["criteria", "at least one", "a method"]),
+        ({"criteria": "auto:ridge=1"}, ["criterion auto has no options"]),
         ({"allocations": "fair"}, ["allocation 'fair'", "uniform"]),
         ({"allocations": "uniform:x=1"}, ["allocation uniform", "no option 'x'"]),
         ({"layouts": "square"}, ["layout 'square'", "uniform, per-layer"]),
-        ({"compensations": "money"}, ["compensation 'money'", "known: none"]),
+        ({"compensations": "money"}, ["compensation 'money'", "known: none, bias"]),
+        ({"compensations": "obs:colour=red"}, ["compensation obs", "no option 'colour'", "ridge"]),
+        ({"compensations": "obs:ridge=0"}, ["compensation obs", "ridge=0"]),
+        ({"compensations": "none:ridge=1"}, ["compensation none has no options"]),
+        ({"method": "flap/uniform/bias/a"}, ["'flap/uniform/bias/a'", "CRITERION/ALLOCATION"]),
+        ({"method": "/uniform"}, ["a name is missing"]),
+        ({"method": "flap/fair"}, ["allocation 'fair'"]),
+        ({"method": "wanda-sp"}, ["wanda-sp/uniform/none is given twice"]),
+        ({"method": ["auto", "auto"]}, ["methods", "auto", "given twice"]),
+        ({"criteria": None, "method": "auto", "compensations": "obs"}, ["compensations go with"]),
         ({"ratios": "0.2,half"}, ["'0.2,half'", "numbers"]),
         ({"ratios": "0.2,1"}, ["ratio 1", "between 0 and 1"]),
         ({"ratios": "nan"}, ["ratio nan"]),
@@ -145,7 +155,7 @@ def test_a_full_disk_is_the_environments_fault(
 ) -> None:
     full = OSError(28, "No space left on device", "/somewhere")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise full
 
     with monkeypatch.context() as patched:
@@ -211,7 +221,9 @@ def test_a_dry_run_tells_the_work_and_does_none(
     [
         ("grid.criterion=x", ["'grid.criterion'", "did you mean 'criteria'"]),
         ("grid.criteria=[best]", ["'best'", "llm-bip-glu"]),
-        ("grid.criteria=[]", ["grid.criteria", "at least 1"]),
+        ("grid.criteria=[]", ["criteria", "at least one", "a method"]),
+        ("grid.methods=[wanda-sp]", ["wanda-sp/uniform/none is given twice"]),
+        ("grid.methods=[a/b/c/d]", ["'a/b/c/d'", "CRITERION/ALLOCATION/COMPENSATION"]),
         ('grid.criteria=["flap:"]', ["'flap:'", "NAME:KEY=VALUE"]),
         ("grid.compensations=[money]", ["compensation 'money'"]),
         ("grid.layouts=[square]", ["grid.layouts.0", "square"]),

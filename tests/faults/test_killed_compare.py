@@ -86,6 +86,25 @@ def test_killed_again_and_again(runs: Runs, bench: Bench) -> None:
     assert rows(bench, "killed") == rows(bench, "whole")
 
 
+@pytest.mark.timeout(600)
+def test_killed_while_it_compensates(runs: Runs, bench: Bench) -> None:
+    axes: dict[str, Any] = {"criteria": None, "method": "wanda-sp//obs", "ratios": "0.3"}
+    assert runs.run(command(bench, "whole", **axes)) == 0, runs.screen
+    events, expected = runs.events, rows(bench, "whole")
+    assert expected[0]["measured"]["compensated"]
+    own = [event for event in dict.fromkeys(events) if "block-" in event or "correct" in event]
+    for event in own:
+        # Scoring writes files of these names too: the last are those of corrections.
+        number = len(events) - 1 - events[::-1].index(event)
+        out = f"killed-{number}"
+        assert runs.run(command(bench, out, **axes), number) == -9, event
+        assert runs.run(command(bench, out, **axes)) == 0, (event, runs.screen)
+        assert rows(bench, out) == expected, event
+        left = [path.name for path in (bench.folder / out).rglob("*")]
+        assert not [name for name in left if name.endswith((".partial", ".work"))], event
+        assert len(list((bench.folder / out / "models").iterdir())) == 2, event
+
+
 @pytest.mark.timeout(240)
 def test_killed_with_workers(bench: Bench) -> None:
     """The workers end with the process that started them, and a rerun goes on."""

@@ -19,9 +19,10 @@ from tests.pipeline.conftest import Run
 Sweep = Callable[..., SweepSummary]
 GRID: dict[str, Any] = {
     "criteria": ("wanda-sp", "flap:metric=ifv", "saap"), "ratios": (0.3, 0.98), "seeds": (0, 1),
+    "methods": ("wanda-sp//obs",),
 }  # fmt: skip
 NEVER_CACHED = {"resolve", "track"}
-ROWS = [f"row_{number:03d}" for number in range(1, 13)]
+ROWS = [f"row_{number:03d}" for number in range(1, 17)]
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +80,17 @@ def test_rows_are_those_of_compare(
     first: SweepSummary, bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = bench.arguments(
-        "compared", criteria=",".join(GRID["criteria"]), ratios="0.3,0.98", seeds="0,1", samples=16
-    )
+        "compared", criteria=",".join(GRID["criteria"]), method=list(GRID["methods"]),
+        ratios="0.3,0.98", seeds="0,1", samples=16,
+    )  # fmt: skip
     assert command(capfd, *arguments).code == 0
     compared = json.loads((bench.folder / "compared" / "comparison.json").read_text())
     found = figures(first.comparison)
     for ours, theirs in zip(found, figures(compared), strict=True):
         # The command shares passes between criteria; what comes out is the same.
         assert {**ours, "sums_from": None} == {**theirs, "sums_from": None}
-    assert [bool(row["measured"]) for row in found].count(True) == 4
+    assert [bool(row["measured"]) for row in found].count(True) == 6
+    assert all(row["measured"]["compensated"] for row in found[-4:-2])
 
 
 def test_refusals_tell_their_reason_and_stop_nothing(first: SweepSummary) -> None:
@@ -105,14 +108,15 @@ def test_the_best_row_meets_the_limits(first: SweepSummary) -> None:
     means: dict[str, float] = {}
     for row in first.comparison.rows:
         if row.measured:
-            name = row.combination.criterion.label
+            name = row.combination.method
             means[name] = means.get(name, 0.0) + row.measured.perplexity["one"].value / 2
     tried = first.best.rows[0].combination
     assert first.best.value == pytest.approx(min(means.values()), rel=1e-12)
-    assert means[tried.criterion.label] == pytest.approx(first.best.value, rel=1e-12)
+    assert means[tried.method] == pytest.approx(first.best.value, rel=1e-12)
     for row in first.best.rows:
         assert row.measured and row.measured.parameters.ratio <= 0.9
-        assert row.cost.seconds.keys() == {"score", "allocate", "prune", "evaluate"}
+        stages = {"score", "allocate", "prune", "evaluate"}
+        assert row.cost.seconds.keys() == stages | ({"compensate"} if tried.compensates else set())
 
 
 def test_mlflow_has_a_child_run_for_every_row(first: SweepSummary, bench: Bench) -> None:
@@ -127,11 +131,12 @@ def test_mlflow_has_a_child_run_for_every_row(first: SweepSummary, bench: Bench)
     children = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{first.mlflow_run_id}'"
     )
-    assert len(children) == 12
+    assert len(children) == len(ROWS)
     runs = {run.info.run_name: run.data for run in children}
     for number, row in enumerate(first.comparison.rows, start=1):
         data = runs[f"row-{number:03d}"]
         assert data.params["criterion"] == row.combination.criterion.label
+        assert data.params["compensation"] == row.combination.compensation.label
         if row.measured:
             assert data.metrics["perplexity.one"] == row.measured.perplexity["one"].value
         else:
@@ -156,7 +161,8 @@ def test_second_run_computes_nothing(first: SweepSummary, sweep: Sweep) -> None:
 
 def test_a_new_ratio_runs_its_rows_alone(first: SweepSummary, sweep: Sweep) -> None:
     """Statistics are known, and so are rows whatever their number is now."""
-    changed = sweep(grid={**GRID, "criteria": ("wanda-sp",), "ratios": (0.4, 0.3)})
+    grid = {**GRID, "criteria": ("wanda-sp",), "ratios": (0.4, 0.3), "methods": ()}
+    changed = sweep(grid=grid)
     assert ran(changed) == NEVER_CACHED | {"row_001", "row_002", "collect"}
     assert changed.comparison.rows[2] == first.comparison.rows[0]
 
@@ -179,7 +185,7 @@ def test_nothing_qualified_is_a_refusal(
     outcome.assert_one_line(1, "no combination meets the limits")
     assert "best" in outcome.output and "nothing was selected" in outcome.output
     value = json.loads(told.read_text())
-    assert value["schema_version"] == 1 and value["best"] is None
+    assert value["schema_version"] == 2 and value["best"] is None
     config["select"]["at_most"] = {}
     path.write_text(json.dumps(config))
     outcome = command(capfd, "sweep", path)

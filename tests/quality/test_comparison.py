@@ -14,7 +14,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from bipline.artifacts.comparison import Choice, Comparison
+from bipline.artifacts.combination import Choice
+from bipline.artifacts.comparison import Comparison
 from bipline.artifacts.directory import locked
 from bipline.artifacts.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.artifacts.manifest import verify_directory
@@ -207,6 +208,7 @@ def test_two_processes_give_the_rows_of_one(bench: Bench, monkeypatch: pytest.Mo
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     axes: dict[str, Any] = {
         "criteria": "wanda-sp,llm-bip-glu,saap", "seeds": (0, 1), "ratios": (0.3, 0.98),
+        "named": ("wanda-sp//obs",),
     }  # fmt: skip
     assert figures(bench.compare("one", **axes)) == figures(bench.compare("two", jobs=2, **axes))
 

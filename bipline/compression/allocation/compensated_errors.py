@@ -16,7 +16,7 @@ from torch import Tensor
 from bipline.artifacts.progress import track
 from bipline.compression.allocation.block_errors import BlockErrors
 from bipline.compression.allocation.problem import Problem
-from bipline.compression.compensation.moments import MomentSums
+from bipline.compression.compensation.moments import MomentSums, check_tokens
 from bipline.compression.compensation.obs import elimination_of
 from bipline.compression.criteria.interface import DEFAULT_EPS, widened
 from bipline.model.block_loop import Activations
@@ -31,6 +31,7 @@ def measure_compensated_errors(problem: Problem, samples: int, ridge: float) -> 
     """
     windows = problem.windows
     token_ids = windows.token_ids[:samples]
+    _check_enough(problem, token_ids)
     loop = windows.computing.loop(problem.checkpoint)
     states = loop.states(token_ids)
     loop.embed_into(states, token_ids)
@@ -48,6 +49,13 @@ def measure_compensated_errors(problem: Problem, samples: int, ridge: float) -> 
             )
         )
     return errors
+
+
+def _check_enough(problem: Problem, token_ids: Tensor) -> None:
+    """Raise InvalidInput for fewer tokens than twice the columns."""
+    shape = problem.checkpoint.shape
+    columns = max(shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
+    check_tokens(token_ids.numel(), columns, token_ids.shape[1], 1.0)
 
 
 @dataclass

@@ -21,10 +21,13 @@ MOST_COUNTS = 256
 Measure = Callable[[Problem], list[BlockErrors]]
 
 
-def least_errors(problem: Problem, measure: Measure) -> list[Widths]:
-    """The widths of the smallest sum of the errors that ``measure`` finds for the choices."""
+def least_errors(problem: Problem, measure: Measure, power: float = 1.0) -> list[Widths]:
+    """The widths of the smallest sum of the errors that ``measure`` finds for the choices.
+
+    With the uniform layout each block's error counts to this ``power``.
+    """
     if problem.layout == "uniform":
-        return _uniform(problem, measure(problem))
+        return _uniform(problem, measure(problem), power)
     thinned = replace(problem, choices=tuple(map(_thinned, problem.choices)))
     parts: list[Part] = []
     for choices, error in zip(thinned.choices, measure(thinned), strict=True):
@@ -63,13 +66,13 @@ def _parts(choices: Choices, error: BlockErrors) -> list[Part]:
     ]
 
 
-def _uniform(problem: Problem, errors: list[BlockErrors]) -> list[Widths]:
+def _uniform(problem: Problem, errors: list[BlockErrors], power: float) -> list[Widths]:
     choices = problem.choices[0]
 
     def total(widths: Widths) -> float:
         groups = choices.attention_groups.index(widths.attention_groups)
         channels = choices.ffn_channels.index(widths.ffn_channels)
         held: list[Tensor] = [e.attention_groups[groups] + e.ffn_channels[channels] for e in errors]
-        return float(torch.stack(held).sum())
+        return float(torch.stack(held).pow(power).sum())
 
     return [min(uniform_candidates(problem), key=total)] * len(problem.choices)

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from bipline.artifacts.combination import Combination
 from bipline.artifacts.comparison import (
-    Combination,
     ComparedCalibration,
     ComparedModel,
     Comparison,
@@ -113,10 +113,14 @@ class _Work:
             for calibration in self.grid.calibrations
             for seed in self.grid.seeds
         ]  # fmt: skip
+        windows = (self.settings.samples, self.settings.seqlen)
+        left = []
         for each in self._of(model):
-            if reason := refusal_of(checkpoint, each):
+            if reason := refusal_of(checkpoint, each, windows, self.settings.max_memory):
                 self.outcomes[self._key(each)] = Outcome(refusal=reason)
-        return check_windows(self.inputs, self.settings, model, self.grid, drawn)
+            else:
+                left.append(each)
+        return check_windows(self.inputs, self.settings, model, left, drawn)
 
     def run(self, model: str, perform: Perform) -> None:
         """Dense record, statistics and rows of one model, as far as they are not finished."""
@@ -241,7 +245,8 @@ class _Work:
         """Where a kept model goes: a name to read, and its key to tell alike ones apart."""
         if not self.keep:
             return None
-        words = f"{combination.model} {combination.label}"
+        # By its own names: what auto stands for is the same model, and kept once.
+        words = f"{combination.model} {combination.unnamed.label}"
         name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")
         return self.out / MODELS / f"{name}-{self._key(combination)[:8]}"
 

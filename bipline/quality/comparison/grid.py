@@ -7,23 +7,27 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, get_args
 
-from bipline.artifacts.comparison import Choice, Combination
+from bipline.artifacts.combination import Choice, Combination
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import Layout
 from bipline.compression.allocate import (
-    DEPTH,
     AllocationRequest,
     RatioOf,
     check_ratio,
     check_request,
+    needs_windows,
 )
-from bipline.compression.allocation import rule_options
+from bipline.compression.compensation.realise import needed_bytes
 from bipline.compression.criteria import options_of
 from bipline.compression.criteria.interface import Options
 from bipline.model.checkpoint import Checkpoint
-
-# The one list of compensations that may be asked for.
-COMPENSATIONS = ("none",)
+from bipline.quality.comparison.methods import (
+    Asked,
+    Settled,
+    check_method,
+    compensation_of,
+    settle,
+)
 
 
 @dataclass(frozen=True)
@@ -39,21 +43,36 @@ class Common:
 
 @dataclass(frozen=True)
 class Grid:
-    """The axes. No ``allocations`` means the rule that goes with the criterion."""
+    """The axes. No ``allocations`` or ``compensations`` means what goes with the criterion.
+
+    ``methods`` are tried beside the product of criteria, allocations and compensations.
+    """
 
     models: tuple[str, ...]
     calibrations: tuple[str, ...]
     criteria: tuple[Choice, ...]
     allocations: tuple[Choice, ...]
     layouts: tuple[str, ...]
-    compensations: tuple[str, ...]
+    compensations: tuple[Choice, ...]
     ratios: tuple[float, ...]
     seeds: tuple[int, ...]
+    methods: tuple[Asked, ...] = ()
     common: Common = Common()
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """Every method that is tried, those of the axes first."""
+        axes = (self.criteria, self.allocations or (None,), self.compensations or (None,))
+        spanned = (Asked(*parts) for parts in product(*axes))
+        return (*spanned, *self.methods)
+
+    def settled(self, layout: str) -> tuple[Settled, ...]:
+        """What they stand for in a layout."""
+        return tuple(settle(asked, layout) for asked in self.asked)
 
 
 def choices(texts: Iterable[str]) -> tuple[Choice, ...]:
-    """Criteria or rules as users write them. Raises InvalidInput for what is none."""
+    """Criteria, rules or compensations as users write them. Raises InvalidInput for others."""
     try:
         return tuple(Choice.parse(text) for text in texts)
     except ValueError as error:
@@ -62,42 +81,37 @@ def choices(texts: Iterable[str]) -> tuple[Choice, ...]:
 
 def check_grid(grid: Grid) -> None:
     """Raise InvalidInput for an axis that is empty, holds a thing twice, or an unknown one."""
-    for axis in ("criteria", "layouts", "compensations", "ratios", "seeds"):
-        if not getattr(grid, axis):
-            raise InvalidInput(f"{axis}: give at least one")
-    for criterion in grid.criteria:
-        options_of(criterion.name, 0, criterion.options)
-    for rule in grid.allocations:
-        rule_options(rule.name, 0, rule.options)
-    for ratio in grid.ratios:
-        check_ratio(ratio)
-    _check_known("layout", grid.layouts, get_args(Layout))
-    _check_known("compensation", grid.compensations, COMPENSATIONS)
-    _check_known("ratio_of", [grid.common.ratio_of], get_args(RatioOf))
+    _check_filled(grid)
     for name, value in vars(grid).items():
         if isinstance(value, tuple):
             _check_once(name, value)
+    _check_known("layout", grid.layouts, get_args(Layout))
+    for layout in grid.layouts:
+        methods = grid.settled(layout)
+        _check_once("methods", methods)
+        for method in methods:
+            check_method(method)
+    for ratio in grid.ratios:
+        check_ratio(ratio)
+    _check_known("ratio_of", [grid.common.ratio_of], get_args(RatioOf))
 
 
 def combinations(grid: Grid) -> list[Combination]:
     """Every combination of the axes, models outermost and seeds innermost."""
     axes = (
-        grid.models, grid.calibrations, grid.criteria, grid.allocations or (None,), grid.layouts,
-        grid.compensations, grid.ratios, grid.seeds,
+        grid.models, grid.calibrations, grid.asked, grid.layouts, grid.ratios, grid.seeds,
     )  # fmt: skip
     return [
         Combination(
             model=model,
             calibration=calibration,
-            criterion=criterion,
-            allocation=rule or _usual_rule(criterion),
             layout=layout,
-            compensation=compensation,
             ratio=ratio,
             seed=seed,
+            **vars(settle(asked, layout)),
             **vars(grid.common),
         )
-        for model, calibration, criterion, rule, layout, compensation, ratio, seed in product(*axes)
+        for model, calibration, asked, layout, ratio, seed in product(*axes)
     ]
 
 
@@ -122,19 +136,47 @@ def request_of(combination: Combination) -> AllocationRequest:
     )
 
 
-def refusal_of(checkpoint: Checkpoint, combination: Combination) -> str | None:
-    """Why a combination cannot be, as far as it shows without scores; None where it may run."""
+def runs_windows(combination: Combination) -> bool:
+    """Whether the windows are run again when everything is scored: by the rule, or to correct."""
+    return combination.compensates or needs_windows(request_of(combination))
+
+
+def compensation_bytes_of(checkpoint: Checkpoint, combination: Combination) -> int:
+    """Bytes that a combination's compensation needs beside the forward pass."""
+    request = compensation_of(combination.compensation)
+    return needed_bytes(checkpoint, request.chosen, request.settings)
+
+
+def refusal_of(
+    checkpoint: Checkpoint,
+    combination: Combination,
+    windows: tuple[int, int],
+    max_memory: int | None = None,
+) -> str | None:
+    """Why a combination cannot be, as far as it shows without scores; None where it may run.
+
+    ``windows`` are how many there are and their length, ``max_memory`` the user's limit in bytes.
+    """
     try:
         options = scoring_options(combination).to_json_value()
         check_request(checkpoint, request_of(combination), combination.criterion.name, options)
+        compensation_of(combination.compensation).check(checkpoint, *windows, max_memory)
     except InvalidInput as refusal:
         return str(refusal)
     return None
 
 
-def _usual_rule(criterion: Choice) -> Choice:
-    prunes = options_of(criterion.name, 0, criterion.options).prunes
-    return Choice(name="uniform" if prunes == "groups" else DEPTH)
+def _check_filled(grid: Grid) -> None:
+    for axis in ("layouts", "ratios", "seeds"):
+        if not getattr(grid, axis):
+            raise InvalidInput(f"{axis}: give at least one")
+    if grid.criteria:
+        return
+    if not grid.methods:
+        raise InvalidInput("criteria: give at least one, or a method")
+    for axis in ("allocations", "compensations"):
+        if getattr(grid, axis):
+            raise InvalidInput(f"{axis} go with criteria; name some, or write them into methods")
 
 
 def _check_known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -146,5 +188,5 @@ def _check_known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
 def _check_once(axis: str, values: tuple[Any, ...]) -> None:
     for number, value in enumerate(values):
         if value in values[:number]:
-            shown = value.label if isinstance(value, Choice) else value
+            shown = getattr(value, "label", value)
             raise InvalidInput(f"{axis}: {shown} is given twice")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from bipline.artifacts.combination import Combination
 from bipline.artifacts.documents import read_documents
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.resolution import Resolution, ResolvedText
@@ -27,7 +28,7 @@ from bipline.model.memory import memory_need
 from bipline.model.opening import open_checkpoint
 from bipline.model.resolve import resolve_model, resolve_text
 from bipline.model.tokenizer import tokenizer_of
-from bipline.quality.comparison.grid import Grid
+from bipline.quality.comparison.grid import compensation_bytes_of
 from bipline.quality.perplexity import text_windows
 from bipline.quality.protocols import Protocol, torch_dtype
 
@@ -124,10 +125,15 @@ def draw_windows(
 
 
 def check_windows(
-    inputs: Inputs, settings: Settings, model: str, grid: Grid, drawn: Sequence[torch.Tensor]
+    inputs: Inputs,
+    settings: Settings,
+    model: str,
+    tried: Sequence[Combination],
+    drawn: Sequence[torch.Tensor],
 ) -> int:
     """Hold all windows of a model against it; the memory in bytes that one process needs at most.
 
+    ``tried`` are the combinations that are not refused yet.
     Raises InvalidInput for windows that the model cannot take.
     """
     checkpoint = opened(inputs.models[model])
@@ -140,13 +146,16 @@ def check_windows(
         loop.check(windows)
         needs.append(memory_need(loop, windows, logits=True).total)
     backwards = any(
-        load_criterion(c.name).NEEDS not in (*FORWARD, "weights") for c in grid.criteria
+        load_criterion(each.criterion.name).NEEDS not in (*FORWARD, "weights") for each in tried
     )
+    # Beside the pass over the same windows.
+    corrects = max((compensation_bytes_of(checkpoint, each) for each in tried), default=0)
     for windows in drawn:
         loop.check(windows)
         # Searches keep what a backward pass keeps.
-        need = gradient_memory(loop, windows) if backwards else memory_need(loop, windows, False)
-        needs.append(need.total)
+        forward = memory_need(loop, windows, logits=False).total
+        backward = gradient_memory(loop, windows).total if backwards else 0
+        needs.append(max(forward + corrects, backward))
     return max(needs)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from bipline.artifacts.comparison import Combination
+from bipline.artifacts.combination import Combination
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.stage_key import code_digest, numerics
 from bipline.compression.allocation import rule_module
@@ -74,8 +74,9 @@ class Keys:
             "statistics": self.statistics(combination),
         }
         section = {**combination.settings(), **self._computing, "protocol": self._protocol}
-        rule = rule_module(combination.allocation.name)
-        return self._key("row", ["bipline.quality.comparison.measure", rule], inputs, section)
+        # What measures reaches the code of compensation by its imports.
+        modules = ["bipline.quality.comparison.measure", rule_module(combination.allocation.name)]
+        return self._key("row", modules, inputs, section)
 
     def _key(self, stage: str, modules: list[str], inputs: Mapping[str, str], section: Any) -> str:
         return digest_json(

@@ -1,4 +1,4 @@
-"""Measure: one combination becomes figures. Allocate, prune, evaluate, and compare with dense.
+"""Measure: a combination becomes figures. Allocate, compensate, prune, evaluate beside dense.
 
 A combination that turns out to be impossible on the way is an outcome like any other, with its
 reason. What fails for other reasons (a full disk, a model that changed) is raised.
@@ -6,27 +6,28 @@ reason. What fails for other reasons (a full disk, a model that changed) is rais
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bipline.artifacts.comparison import (
-    Change,
-    Combination,
-    Measured,
-    Outcome,
-    Parameters,
-)
+from bipline.artifacts.combination import Combination
+from bipline.artifacts.comparison import Change, Compensated, Measured, Outcome, Parameters
+from bipline.artifacts.directory import atomic_directory
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.record import EvaluationRecord
 from bipline.compression.allocate import allocate
 from bipline.compression.allocation.problem import Windows
+from bipline.compression.compensation.realise import realise
+from bipline.compression.corrections import KIND as CORRECTIONS
+from bipline.compression.corrections import Corrections, open_corrections
 from bipline.compression.prune import prune
 from bipline.compression.statistics import load_statistics
 from bipline.model.checkpoint import Checkpoint
 from bipline.quality.comparison.grid import request_of
 from bipline.quality.comparison.meter import metered
+from bipline.quality.comparison.methods import compensation_of
 from bipline.quality.comparison.scoring import cost_of
 from bipline.quality.evaluate import Running, evaluate
 from bipline.quality.protocols import Protocol
@@ -53,11 +54,13 @@ def measure(
     evaluation: Evaluation,
     dense: EvaluationRecord,
     place: Path,
+    work: Path,
 ) -> Outcome:
     """Prune ``checkpoint`` into ``place``, which must not exist, and measure what lies there.
 
     ``statistics`` is where :mod:`.scoring` wrote them; what they cost counts too. ``windows`` are
-    for rules that run some; ``dense`` is the record the changes are against.
+    for rules that run some and for compensation; ``dense`` is the record the changes are against.
+    Corrections come to lie in ``work``, with the blocks that a killed run had corrected.
     Raises Refused or EnvironmentFailure where something other than the combination is at fault.
     """
     _, scores = load_statistics(statistics)
@@ -66,14 +69,36 @@ def measure(
         try:
             with meter.stage("allocate"):
                 plan = allocate(checkpoint, scores, request_of(combination), windows)
+            corrections = None
+            if combination.compensates:
+                with meter.stage("compensate"):
+                    plan, corrections = _corrected(checkpoint, plan, combination, windows, work)
             with meter.stage("prune"):
-                prune(checkpoint, plan, place)
+                prune(checkpoint, plan, place, corrections=corrections)
             with meter.stage("evaluate"):
                 record = evaluation.record(place)
         except InvalidInput as refusal:
-            # A directory that only this run used is no part of the reason.
-            return Outcome(refusal=str(refusal).replace(f"{place}: ", ""), cost=scored)
+            # Directories that only this run used are no part of the reason.
+            reason = str(refusal).replace(f"{place}: ", "").replace(f"{work}: ", "")
+            return Outcome(refusal=reason, cost=scored)
         return Outcome(measured=_measured(plan, record, dense), cost=scored.plus(meter.cost()))
+
+
+def _corrected(
+    checkpoint: Checkpoint,
+    plan: PruningPlan,
+    combination: Combination,
+    windows: Windows | None,
+    work: Path,
+) -> tuple[PruningPlan, Corrections]:
+    """The plan as it is carried out, and its corrections."""
+    if windows is None:
+        raise ValueError("compensation needs the windows")
+    place, request = work / CORRECTIONS, compensation_of(combination.compensation)
+    shutil.rmtree(place, ignore_errors=True)  # a killed run's: made again of its blocks
+    with atomic_directory(place, CORRECTIONS) as writer:
+        realise(checkpoint, plan, windows, request, writer, work / "compensate")
+    return open_corrections(place)
 
 
 def _measured(plan: PruningPlan, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:
@@ -91,6 +116,7 @@ def _measured(plan: PruningPlan, record: EvaluationRecord, dense: EvaluationReco
         parameters=Parameters(before=dense.parameters, after=record.parameters),
         ratio=plan.budget,
         widths=tuple(block.widths for block in plan.blocks),
+        compensated=Compensated.of(plan.compensated) if plan.compensated else None,
         file_bytes=record.file_bytes,
         perplexity=record.perplexity,
         change=changes,

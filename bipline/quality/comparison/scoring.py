@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bipline.artifacts.comparison import Choice, Cost
+from bipline.artifacts.combination import Choice
+from bipline.artifacts.comparison import Cost
 from bipline.artifacts.directory import DirectoryWriter, write_text
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.progress import note

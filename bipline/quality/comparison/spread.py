@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from bipline.artifacts.comparison import Combination, Comparison, Measured, Row
+from bipline.artifacts.combination import Combination
+from bipline.artifacts.comparison import Comparison, Measured, Row
 
 
 class Spread(BaseModel):
@@ -53,6 +54,13 @@ class Repeated:
     def refusals(self) -> list[str]:
         """The reasons of the rows that have none, each once."""
         return list(dict.fromkeys(row.refusal for row in self.rows if row.refusal))
+
+    @property
+    def compensation(self) -> str:
+        """What was to be corrected, and by what the matrices of the first row were."""
+        tried = self.combination.compensation.label
+        first = self.measured[0][1].compensated if self.measured else None
+        return f"{tried} ({first.told})" if first else tried
 
     def over(self, figure: Callable[[Row, Measured], float]) -> Spread | None:
         """The spread of a figure over the measured rows; None without one."""

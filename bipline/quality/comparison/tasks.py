@@ -12,20 +12,22 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from bipline.artifacts.comparison import Choice, Combination, Outcome
+from bipline.artifacts.combination import Choice, Combination
+from bipline.artifacts.comparison import Outcome
 from bipline.artifacts.directory import write_text
 from bipline.artifacts.progress import silently
 from bipline.artifacts.record import EvaluationRecord
 from bipline.artifacts.store import LocalStore
-from bipline.compression.allocate import needs_windows
+from bipline.artifacts.work import work_directory
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.calibrate import load_calibration
 from bipline.compression.computing import Computing
+from bipline.compression.corrections import KIND as CORRECTIONS
 from bipline.compression.score import Calibration
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
-from bipline.quality.comparison.grid import request_of
+from bipline.quality.comparison.grid import runs_windows
 from bipline.quality.comparison.measure import Evaluation, measure
 from bipline.quality.comparison.scoring import STAGE, Wanted, score_family
 from bipline.quality.evaluate import Running
@@ -133,7 +135,10 @@ class ScoreTask(Task):
 
 
 class RowTask(Task):
-    """Measure one combination; ``directory`` is where its model goes, or nowhere."""
+    """Measure one combination; ``directory`` is where its model goes, or nowhere.
+
+    Its corrections go beside it.
+    """
 
     key: str
     combination: Combination
@@ -147,27 +152,34 @@ class RowTask(Task):
 
         A refusal is not kept: it costs little to find again, and it may have been the memory's.
         """
-        with silently():
-            outcome = self._outcome()
-        # Measured before, and now again for its model alone: the first figures and cost stay.
-        known = read_outcome(self.setting.kept, self.key)
-        if outcome.measured and known is None:
-            _write(self.setting.kept, "row", self.key, outcome)
+        store = self.setting.kept
+        row = store.place("row", self.key)
+        with silently(), work_directory(row.with_name(f"{row.name}.work")) as work:
+            outcome = self._outcome(work)
+            # Measured before, and now again for its model alone: the first figures and cost stay.
+            known = read_outcome(store, self.key)
+            # Inside, because the work directory goes when what it was for is stored.
+            if outcome.measured and known is None:
+                _write(store, "row", self.key, outcome)
         return (known or outcome).model_dump_json()
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self, work: Path) -> Outcome:
         store, checkpoint = self.setting.kept, self.opened()
-        measures = needs_windows(request_of(self.combination))
+        measures = runs_windows(self.combination)
         windows = self.windows(self.calibration, checkpoint) if measures else None
         place = store.place(PRUNED, self.key)
         shutil.rmtree(place, ignore_errors=True)
         try:
             outcome = measure(
                 checkpoint, store.place(STAGE, self.statistics), self.combination, windows,
-                self.setting.evaluation, read_record(store, self.dense), place,
+                self.setting.evaluation, read_record(store, self.dense), place, work,
             )  # fmt: skip
             if outcome.measured and self.directory:
-                _move(place, Path(self.directory))
+                final = Path(self.directory)
+                # First, because a model that has its name is finished.
+                if self.combination.compensates:
+                    _move(work / CORRECTIONS, final.with_name(f"{final.name}.{CORRECTIONS}"))
+                _move(place, final)
         finally:
             shutil.rmtree(place, ignore_errors=True)
         return outcome

@@ -1,0 +1,83 @@
+"""The rule ``compensated``: its errors in closed form, its sensitivities by what noise does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.compression.allocation.compensated_errors import measure_compensated_errors
+from bipline.compression.allocation.problem import Problem, Windows
+from bipline.compression.allocation.sensitivity import sensitivities
+from bipline.compression.compensation.obs import elimination_of, remove_greedily
+from bipline.compression.computing import Computing
+from bipline.model.block_loop import BlockLoop
+from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from tests.compression.test_measuring_rules import problem_of
+from tests.tiny import token_windows
+
+DOUBLE = torch.float64
+RIDGE = 1e-2
+TOKENS = token_windows(windows=20, seqlen=12)
+
+
+def left(weight: Tensor, second: Tensor, removed: list[int], width: int) -> float:
+    """min over W' of E||(W - W'_S) x||^2 + lambda ||.||^2 with these groups at zero, directly."""
+    columns = torch.tensor([g * width + i for g in removed for i in range(width)], dtype=int)
+    regular = second + RIDGE * second.diagonal().mean() * torch.eye(len(second), dtype=DOUBLE)
+    block = torch.linalg.inv(regular)[columns][:, columns]
+    gone = weight[:, columns]
+    return float(torch.trace(gone @ torch.linalg.solve(block, gone.T)))
+
+
+@pytest.mark.parametrize("name", [O_PROJ, DOWN_PROJ])
+def test_errors_are_those_of_the_best_weights(llama: Path, name: str) -> None:
+    problem = problem_of(llama)
+    errors = measure_compensated_errors(problem, len(TOKENS), RIDGE)
+    loop = BlockLoop(problem.checkpoint, DOUBLE)
+    hidden, shape = loop.embed(TOKENS), problem.checkpoint.shape
+    eps = float(problem.checkpoint.config["rms_norm_eps"])
+    for index, error in enumerate(errors):
+        halves = Halves.of(loop.block(index))
+        residual = halves.after_attention(hidden)
+        inputs, behind = halves.ffn_activation(residual), halves.after_ffn(residual)
+        found, width = error.ffn_channels, 1
+        allowed = problem.choices[index].ffn_channels
+        if name == O_PROJ:
+            inputs, behind = halves.attention_output(hidden), residual
+            found, width = error.attention_groups, shape.head_dim * shape.queries_per_group
+            allowed = problem.choices[index].attention_groups
+        weights = 1 / (behind.square().mean(-1) + eps).flatten()
+        x = inputs.flatten(0, 1)
+        second = x.T @ (weights[:, None] * x) / weights.sum()
+        weight = halves.weights[f"{name}.weight"]
+        groups = weight.shape[1] // width
+        order = remove_greedily(elimination_of(weight, second, RIDGE, width), groups - allowed[0])
+        expected = [left(weight, second, order[: groups - count], width) for count in allowed]
+        scale = weights.mean() / len(weight)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE) * scale)
+        assert found[-1] == 0 and bool((found.diff() <= 0).all())
+        hidden = halves.after_ffn(residual)
+
+
+def test_too_few_tokens_are_refused(llama: Path) -> None:
+    problem = problem_of(llama)
+    few = Problem(**{**vars(problem), "measuring": Windows(TOKENS[:6], Computing(DOUBLE))})
+    with pytest.raises(InvalidInput, match="it needs 80, so at least 7 samples of seqlen 12"):
+        measure_compensated_errors(few, 6, RIDGE)
+
+
+def test_noise_behind_the_last_block_moves_the_output_by_its_share(llama: Path) -> None:
+    """Nothing reads it but the norm, so the weight is one, less what a longer stream hides."""
+    weights = sensitivities(problem_of(llama), 20, 0.01, 0)
+    assert len(weights) == 2 and all(value > 0 for pair in weights for value in pair)
+    assert weights[-1][1] == pytest.approx(1, rel=0.1)
+
+
+def test_sensitivities_are_slopes(llama: Path) -> None:
+    small, smaller = (sensitivities(problem_of(llama), 20, share, 0) for share in (4e-3, 1e-3))
+    for pair, other in zip(small, smaller, strict=True):
+        assert pair == pytest.approx(other, rel=0.3)

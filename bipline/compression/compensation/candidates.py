@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bipline.artifacts.compensation import FORMS, Form
 from bipline.compression.compensation.closed_forms import (
+    ROWS_TOGETHER,
     Correction,
     LeastSquares,
     bias_correction,
@@ -89,13 +90,16 @@ def uncorrected(sublayer: Sublayer) -> Candidate:
 def candidates(
     sublayer: Sublayer, moments: Moments, form: Form, options: CompensationOptions
 ) -> Iterator[Candidate]:
-    """Versions of all forms up to ``form``, the simplest first.
+    """Versions of all forms up to ``form``, the simplest first, made when they are asked for.
 
-    Where nothing is pruned and no drift is to be corrected, there is only the matrix itself.
+    The moments are used up. Where nothing is pruned and no drift is to be corrected, there is only
+    the matrix itself.
     """
     yield uncorrected(sublayer)
     if sublayer.whole and moments.drift is None:
         return
+    if sublayer.intercept:
+        moments = moments.centre()
     wanted = FORMS[: FORMS.index(form) + 1]
     if "bias" in wanted and sublayer.intercept:
         yield from _with_bias(sublayer, moments, options)
@@ -109,9 +113,8 @@ def candidates(
 
 def chosen_groups(sublayer: Sublayer, moments: Moments, ridge: float) -> tuple[int, ...]:
     """As many groups as the plan keeps, by greedy structured OBS; ascending."""
-    used = moments.centred() if sublayer.intercept else moments
-    weight = sublayer.weight.double()
-    elimination = elimination_of(weight, used.second, ridge, sublayer.width, sublayer.importance)
+    weight, second = sublayer.weight.to(moments.products), moments.second
+    elimination = elimination_of(weight, second, ridge, sublayer.width, sublayer.importance)
     removed = set(remove_greedily(elimination, sublayer.groups - len(sublayer.kept)))
     return tuple(g for g in range(sublayer.groups) if g not in removed)
 
@@ -120,10 +123,10 @@ def _with_bias(
     sublayer: Sublayer, moments: Moments, options: CompensationOptions
 ) -> Iterator[Candidate]:
     columns, others = sublayer.columns(sublayer.kept), sublayer.others(sublayer.kept)
-    own, drift = bias_correction(sublayer.weight.double(), moments, columns, others)
+    weight = sublayer.weight.to(moments.products)
+    own, drift = bias_correction(weight, moments, columns, others)
     for beta in _betas(options, drift):
-        change = own.blend(drift, beta or 0.0)
-        yield _version(sublayer, "bias", sublayer.kept, change, beta=beta)
+        yield _version(sublayer, "bias", sublayer.kept, own, drift, beta=beta)
 
 
 def _regressed(
@@ -134,13 +137,12 @@ def _regressed(
     options: CompensationOptions,
 ) -> Iterator[Candidate]:
     columns, others = sublayer.columns(kept), sublayer.others(kept)
-    weight = sublayer.weight.double()
-    problem = LeastSquares(weight, moments, columns, others, sublayer.intercept)
+    problem = LeastSquares(sublayer.weight.to(moments.products), moments, columns, others)
     for ridge in (options.ridge * each for each in options.ridge_factors):
         own, drift = problem.solve(ridge)
         for beta in _betas(options, drift):
-            change = own.blend(drift, beta or 0.0)
-            yield _version(sublayer, form, kept, change, ridge, beta)
+            yield _version(sublayer, form, kept, own, drift, ridge, beta)
+        del own, drift  # before the next ones are solved for
 
 
 def _betas(options: CompensationOptions, drift: Correction | None) -> tuple[float | None, ...]:
@@ -151,14 +153,19 @@ def _version(
     sublayer: Sublayer,
     form: Form,
     kept: tuple[int, ...],
-    change: Correction,
+    own: Correction,
+    drift: Correction | None,
     ridge: float | None = None,
     beta: float | None = None,
 ) -> Candidate:
-    columns, dtype = sublayer.columns(kept), sublayer.dtype
-    weight = (sublayer.weight[:, columns].double() + change.weight).to(dtype)
-    bias = sublayer.bias
+    columns, dtype, bias = sublayer.columns(kept), sublayer.dtype, sublayer.bias
+    weight = sublayer.weight.new_empty(len(sublayer.weight), len(columns), dtype=dtype)
+    for first in range(0, len(weight), ROWS_TOGETHER):
+        rows = slice(first, first + ROWS_TOGETHER)
+        change = own.rows(rows).blend(drift and drift.rows(rows), beta or 0.0)
+        weight[rows] = sublayer.weight[rows][:, columns].to(change.weight) + change.weight
     if sublayer.intercept:
-        bias = change.bias if bias is None else bias.double() + change.bias
+        added = own.bias if drift is None else own.bias + (beta or 0.0) * drift.bias
+        bias = added if bias is None else bias.to(added) + added
     bias = None if bias is None else bias.to(dtype)
     return Candidate(form, kept, columns, weight, bias, ridge, beta)

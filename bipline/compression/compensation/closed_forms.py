@@ -1,7 +1,8 @@
 """The closed forms: what is added to the weights that stay, from the moments of their inputs.
 
 Least squares is anchored at the ORIGINAL kept weights: the ridge pulls the correction towards
-zero, not the weights. Solves are float64 Cholesky, with jitter where a matrix has lost rank.
+zero, not the weights. Factors are float64 Cholesky, with jitter where a matrix has lost rank; a
+factor is applied in the dtype that the moments' products were taken in, which is that of W here.
 
 Shapes: W ``[d, n]``, kept columns S ``[s]``, pruned columns P.
 """
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from bipline.compression.compensation.moments import Moments
+from bipline.compression.compensation.triangles import FIRST_JITTER, Triangles
 
-# What is added to a diagonal that a Cholesky factorisation failed on, as a share of its mean.
-FIRST_JITTER = 1e-12
+# Outputs that are solved for together, and pruned columns that are read together.
+ROWS_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,15 @@ class Correction:
     weight: Tensor
     bias: Tensor
 
+    def rows(self, rows: slice) -> Correction:
+        """Those of some outputs."""
+        return Correction(self.weight[rows], self.bias[rows])
+
     def blend(self, other: Correction | None, share: float) -> Correction:
         """This plus a share of another."""
         if other is None or share == 0:
             return self
         return Correction(self.weight + share * other.weight, self.bias + share * other.bias)
-
-
-def ridge_term(second: Tensor, ridge: float) -> float:
-    """lambda = ridge * mean(diag H)."""
-    return ridge * float(second.diagonal().mean())
 
 
 def factor(matrix: Tensor) -> Tensor:
@@ -57,8 +58,8 @@ def bias_correction(
 
     (FLAP, arXiv 2312.11983.) The kept weights stay as they are.
     """
-    unchanged = torch.zeros_like(weight[:, kept])
-    own = Correction(unchanged, weight[:, pruned] @ moments.mean[pruned])
+    unchanged = weight.new_zeros(1, 1).expand(len(weight), len(kept))
+    own = Correction(unchanged, _mean_output(weight, moments, pruned))
     if moments.drift_mean is None:
         return own, None
     return own, Correction(unchanged, moments.drift_mean)
@@ -71,32 +72,51 @@ class LeastSquares:
     drift  E[e x_S^T] (H_SS + lambda I)^-1                    (methods 5.5; e as in Moments)
 
     own + beta * drift is beta times the error-aware weights plus 1 - beta times those of 5.2.
-    With ``intercept`` the moments are centred and the bias takes what the means leave.
+    With centred moments the bias takes what the means leave. The moments stay as they are, but
+    not the room beside their second ones. Column indices are ascending.
     """
 
-    def __init__(
-        self, weight: Tensor, moments: Moments, kept: Tensor, pruned: Tensor, intercept: bool
-    ) -> None:
-        used = moments.centred() if intercept else moments
-        self._moments, self._kept, self._intercept = moments, kept, intercept
-        self._second = used.second[kept][:, kept]
-        self._diagonal = float(used.second.diagonal().mean())
-        self._sides = [weight[:, pruned] @ used.second[pruned][:, kept]]
-        self._means = [weight[:, pruned] @ moments.mean[pruned]]
-        if used.drift is not None and used.drift_mean is not None:
-            self._sides.append(used.drift[:, kept])
-            self._means.append(used.drift_mean)
+    def __init__(self, weight: Tensor, moments: Moments, kept: Tensor, pruned: Tensor) -> None:
+        self._moments, self._kept = moments, kept
+        second = moments.second
+        self._second = second.part(kept) if len(pruned) else second
+        self._mean_square = float(second.diagonal.mean())
+        self._side = _predicted_part(weight, second, kept, pruned) if len(pruned) else None
+        self._unchanged = weight.new_zeros(1, 1).expand(len(weight), len(kept))
+        self._mean = _mean_output(weight, moments, pruned)
 
     def solve(self, ridge: float) -> tuple[Correction, Correction | None]:
         """Corrections of what is gone and, where there is one, of the drift."""
-        regular = self._second.clone()
-        regular.diagonal().add_(ridge * self._diagonal)
-        lower = factor(regular)
-        solved = [self._correction(lower, *pair) for pair in zip(self._sides, self._means)]  # noqa: B905
-        return solved[0], solved[1] if len(solved) > 1 else None
+        self._second.factor(ridge * self._mean_square)
+        own, moments = self._unchanged, self._moments
+        if self._side is not None:
+            own = self._solved(self._side.clone())
+        if moments.drift is None or moments.drift_mean is None:
+            return self._correction(own, self._mean), None
+        drift = self._solved(moments.drift[:, self._kept].to(own))
+        return self._correction(own, self._mean), self._correction(drift, moments.drift_mean)
 
-    def _correction(self, lower: Tensor, side: Tensor, mean: Tensor) -> Correction:
-        weight = torch.cholesky_solve(side.T, lower).T
-        if not self._intercept:
+    def _solved(self, sides: Tensor) -> Tensor:
+        for rows in sides.split(ROWS_TOGETHER):
+            self._second.solve_(rows)
+        return sides
+
+    def _correction(self, weight: Tensor, mean: Tensor) -> Correction:
+        if not self._moments.centred:
             return Correction(weight, torch.zeros_like(mean))
-        return Correction(weight, mean - weight @ self._moments.mean[self._kept])
+        there = self._moments.mean[self._kept].to(weight)
+        return Correction(weight, mean - (weight @ there).to(mean))
+
+
+def _predicted_part(weight: Tensor, second: Triangles, kept: Tensor, pruned: Tensor) -> Tensor:
+    """W_P H_PS, ``[d, s]``."""
+    side = weight.new_zeros(len(weight), len(kept))
+    for gone in pruned.split(ROWS_TOGETHER):
+        side.addmm_(weight[:, gone], second.rows(gone)[:, kept].to(weight))
+    return side
+
+
+def _mean_output(weight: Tensor, moments: Moments, columns: Tensor) -> Tensor:
+    """What some columns give on average, float64 ``[d]``."""
+    mean = moments.mean
+    return (weight[:, columns] @ mean[columns].to(weight)).to(mean)

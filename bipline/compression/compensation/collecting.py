@@ -7,6 +7,7 @@ on the pruned stream, when attention is fixed.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bipline.compression.compensation.moments import Moments, MomentSums
@@ -28,31 +29,40 @@ class Collecting:
         self._dense, self._sequential, self._weighed = dense, sequential, weighed
         self._index = dense.index
         self._gains: Sums = {}
-        self._sums = {name: self._empty(name) for name in wanted}
+        self._wanted = wanted
+        self._sums: dict[str, MomentSums] = {}
 
-    def _empty(self, name: str) -> MomentSums:
-        weight = self._dense.weights[f"{name}.weight"]
-        outputs, columns = weight.shape
-        return MomentSums(columns, outputs if self._sequential else 0, weight.device)
+    def _sums_of(self, name: str) -> MomentSums:
+        """Made when the first inputs come, so that both matrices' need not be there at a time."""
+        if name not in self._sums:
+            weight = self._dense.weights[f"{name}.weight"]
+            outputs, columns = weight.shape
+            products = torch.promote_types(weight.dtype, torch.float32)
+            drift = outputs if self._sequential else 0
+            self._sums[name] = MomentSums(columns, drift, weight.device, products)
+        return self._sums[name]
 
     def see(self, seen: Seen) -> None:
         """Take up a micro-batch of the dense stream and of the other stream beside it."""
         self._add_gains(seen)
-        if sums := self._sums.get(O_PROJ):
+        if O_PROJ in self._wanted:
+            sums = self._sums_of(O_PROJ)
             if self._sequential:
                 inputs = self._dense.attention_output(seen.stream)
                 behind = seen.stream + self._dense.project(O_PROJ, inputs)
                 sums.add(_flat(inputs), self._weights(seen.residual), _flat(seen.residual - behind))
             else:
                 sums.add(_flat(seen.widths["attention_output"]), self._weights(seen.residual))
-        if (sums := self._sums.get(DOWN_PROJ)) and not self._sequential:
-            sums.add(_flat(seen.widths["ffn_activation"]), self._weights(seen.output))
+        if DOWN_PROJ in self._wanted and not self._sequential:
+            self._sums_of(DOWN_PROJ).add(
+                _flat(seen.widths["ffn_activation"]), self._weights(seen.output)
+            )
 
     def see_ffn(self, streams: Streams, before: Halves) -> None:
         """Sequentially, take up down_proj's inputs behind the attention half of ``before``."""
-        sums = self._sums.get(DOWN_PROJ)
-        if sums is None or not self._sequential:
+        if DOWN_PROJ not in self._wanted or not self._sequential:
             return
+        sums = self._sums_of(DOWN_PROJ)
         for stream, target in streams.pairs():
             residual = before.after_attention(stream)
             inputs = self._dense.ffn_activation(residual)

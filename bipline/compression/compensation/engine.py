@@ -30,7 +30,7 @@ from bipline.compression.compensation.candidates import (
     uncorrected,
 )
 from bipline.compression.compensation.collecting import Collecting
-from bipline.compression.compensation.held_out import HeldOut, best_of
+from bipline.compression.compensation.held_out import HeldOut, attention_half, best_of
 from bipline.compression.compensation.moments import check_tokens
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import Streams, divided, held_out_windows
@@ -159,7 +159,7 @@ class _Engine:
                 weighed, collecting, held_out.attention_errors
             )
         if self.options.sequential:
-            before = pruned.halves(chosen)
+            before = attention_half(pruned.halves(chosen))
         collecting.see_ffn(self.fitted, before)
         if sublayer := sublayers.get(DOWN_PROJ):
             chosen[DOWN_PROJ], records[DOWN_PROJ] = self._fixed(
@@ -207,8 +207,9 @@ class _Engine:
         self, sublayer: Sublayer, collecting: Collecting, errors: Errors
     ) -> tuple[Candidate, SublayerRecord]:
         moments = collecting.moments(sublayer.name)
-        versions = list(candidates(sublayer, moments, self.form, self.options))
-        return best_of(sublayer, versions, errors(versions))
+        versions = candidates(sublayer, moments, self.form, self.options)
+        del moments  # so that the versions alone hold them
+        return best_of(sublayer, versions, errors)
 
     def _sublayers(self, pruned: PrunedBlock) -> dict[str, Sublayer]:
         bias = self.options.bias

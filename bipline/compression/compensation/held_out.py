@@ -8,7 +8,9 @@ corrected at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -19,6 +21,10 @@ from bipline.compression.compensation.candidates import Candidate, Sublayer
 from bipline.compression.compensation.streams import Streams
 from bipline.compression.criteria.interface import widened
 from bipline.model.halves import Halves
+
+# Versions that are measured in one pass over the held-out windows: their inputs are computed anew
+# for every pass, and all of them are in memory.
+VERSIONS_TOGETHER = 4
 
 Outputs = Callable[[Tensor], Iterable[Tensor]]
 
@@ -64,6 +70,12 @@ class HeldOut:
         return [total / self._streams.tokens for total in totals]
 
 
+def attention_half(block: Halves) -> Halves:
+    """The same without its FFN, which nothing need hold while the FFN is fitted."""
+    there = block.weights.items()
+    return block.changed({name: held for name, held in there if not name.startswith("mlp.")})
+
+
 def difference(version: Tensor, target: Tensor, eps: float) -> float:
     """Sum over tokens of the mean square difference of two streams behind an RMSNorm.
 
@@ -84,13 +96,24 @@ def applied(version: Candidate, inputs: Tensor) -> Tensor:
 
 
 def best_of(
-    sublayer: Sublayer, versions: Sequence[Candidate], errors: Sequence[float]
+    sublayer: Sublayer,
+    versions: Iterator[Candidate],
+    errors: Callable[[Sequence[Candidate]], list[float]],
 ) -> tuple[Candidate, SublayerRecord]:
-    """The version with the least error, of equal ones the simplest, and the record of it."""
-    chosen = versions[min(range(len(versions)), key=lambda place: errors[place])]
+    """The version with the least error, of equal ones the simplest, and the record of it.
+
+    ``errors`` measures a few versions together; no more than these and the best are kept.
+    """
+    chosen, least = next(versions), math.inf
     by_form: dict[str, float] = {}
-    for version, error in zip(versions, errors, strict=True):
-        by_form[version.form] = min(error, by_form.get(version.form, error))
+    coming = chain([chosen], versions)
+    while few := list(islice(coming, VERSIONS_TOGETHER)):
+        for version, error in zip(few, errors(few), strict=True):
+            by_form[version.form] = min(error, by_form.get(version.form, error))
+            if error < least:
+                chosen, least = version, error
+        few.clear()
+        del version
     return chosen, SublayerRecord(
         form=chosen.form,
         ridge=chosen.ridge,

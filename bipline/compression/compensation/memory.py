@@ -3,32 +3,63 @@
 from __future__ import annotations
 
 from bipline.artifacts.compensation import FORMS, Form
-from bipline.compression.compensation.moments import DOUBLE, moments_bytes
+from bipline.compression.compensation.held_out import VERSIONS_TOGETHER
+from bipline.compression.compensation.moments import moments_bytes
 from bipline.compression.compensation.obs import obs_bytes
 from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.triangles import DOUBLE, TILE_COLUMNS, triangles_bytes
 from bipline.model.shapes import ModelShape
 
-# Square matrices of a solve: the centred moments, their kept part, the same with its ridge, and
-# its factor.
-SOLVED = 4
+# Strips of a triangle that exist at once while it is worked on: of n columns, TILE_COLUMNS each.
+STRIPS = 6
+# Versions of a matrix beside those that are measured together: the best so far, what the plan
+# gives, and one widened to the computing dtype to be applied.
+OTHER_VERSIONS = 2
 
 
 def compensation_bytes(
-    shape: ModelShape, form: Form, options: CompensationOptions, weight_bytes: int
+    shape: ModelShape,
+    form: Form,
+    options: CompensationOptions,
+    weight_bytes: int,
+    computing_bytes: int = 4,
+    ratio: float = 0.0,
 ) -> int:
-    """Bytes at the fitting of the widest block: moments, solves and all versions of a matrix.
+    """Bytes at the fitting of the widest block: moments, solves and some versions of a matrix.
 
-    ``weight_bytes`` is what one weight takes as it is written. Hidden states of the second stream
-    are not counted: they may go to the disk.
+    ``weight_bytes`` is what one weight takes as it is written, ``computing_bytes`` in the dtype
+    that is computed with. ``ratio`` is the least share of a matrix's columns that the plan cuts;
+    0 holds for every plan. Hidden states of the second stream are not counted: they may go to the
+    disk.
     """
     if form == "none":
         return 0
     outputs = shape.hidden_size
-    matrices = (shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
-    held = [moments_bytes(n, outputs if options.sequential else 0) for n in matrices]
-    work = max(_fitting_bytes(n, outputs, form, options, weight_bytes) for n in matrices)
+    o_proj, down_proj = shape.num_attention_heads * shape.head_dim, shape.intermediate_size
+    products = max(4, computing_bytes)
+    drift = outputs if options.sequential else 0
+
+    def held(columns: int) -> int:
+        return moments_bytes(columns, drift, products)
+
+    def fitted(columns: int) -> int:
+        there = columns - int(ratio * columns)
+        # Of the kept moments with their factor; of the side, and of one or two solutions.
+        solve = triangles_bytes(there) + products * outputs * there * (3 if drift else 2)
+        versions = (VERSIONS_TOGETHER + OTHER_VERSIONS) * weight_bytes + computing_bytes
+        chosen = obs_bytes(columns, outputs, products) if form == "obs" else 0
+        # The matrix is copied where it is read in a narrower dtype than is fitted in.
+        widened = products * outputs * columns if computing_bytes < products else 0
+        strips = STRIPS * DOUBLE * TILE_COLUMNS * columns
+        return max(solve + versions * outputs * there, chosen) + widened + strips
+
     # Sequentially down_proj's moments are taken when those of o_proj are used up.
-    return sum(held) + work
+    first, second = held(o_proj) + fitted(o_proj), held(down_proj) + fitted(down_proj)
+    if not options.sequential:
+        return max(first + held(down_proj), second)
+    # Behind the pruned attention half, of which there is a copy.
+    keys_and_values = 2 * shape.num_key_value_heads * shape.head_dim
+    return max(first, second + computing_bytes * outputs * (2 * o_proj + keys_and_values))
 
 
 def moments_operations(shape: ModelShape, tokens: int, sequential: bool) -> int:
@@ -44,14 +75,3 @@ def versions_of(form: Form, options: CompensationOptions) -> int:
     solved = len(options.ridge_factors) * betas
     by_form = {"none": 1, "bias": betas, "least-squares": solved, "obs": solved}
     return sum(by_form[each] for each in FORMS[: FORMS.index(form) + 1])
-
-
-def _fitting_bytes(
-    columns: int, outputs: int, form: Form, options: CompensationOptions, weight_bytes: int
-) -> int:
-    versions = versions_of(form, options) * outputs * columns * weight_bytes
-    # The source's matrix widened, both sides of the equations and both solutions.
-    matrices = 5 * DOUBLE * outputs * columns
-    solve = SOLVED * DOUBLE * columns * columns
-    chosen = obs_bytes(columns) if form == "obs" else 0
-    return versions + matrices + max(solve, chosen)

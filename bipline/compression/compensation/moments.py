@@ -1,60 +1,72 @@
 """Moments of one matrix's inputs: what every closed form is made of, for one block at a time.
 
-Products of a micro-batch are taken in at least float32 and added up in float64, for the upper
-triangle alone. They are never saved: with f = 11008 channels they are a gigabyte.
+Products of a micro-batch are taken in at least float32. Those that become H are added up in
+float64, for one triangle alone; those with the drift stay as they are, because no factorisation
+rests on them. They are never saved: with f = 14336 channels they are two gigabytes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bipline.artifacts.errors import InvalidInput
+from bipline.compression.compensation.triangles import DOUBLE, Triangles, triangles_bytes
 from bipline.compression.criteria.interface import widened
 
-# Columns of H that are computed together: below a thousand of them a product is slower, and the
-# triangle that is left out is coarser above.
-TILE_COLUMNS = 1024
-DOUBLE = 8
 # Tokens for each column below which H is too near to singular to be trusted.
 TOKENS_PER_COLUMN = 2
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Weighted means over tokens, float64: ``second`` = E[x x^T] ``[n, n]``, ``mean`` = E[x].
+    """Weighted means over tokens: ``second`` = E[x x^T] ``[n, n]`` and ``mean`` = E[x], float64.
 
     ``drift`` = E[e x^T] ``[d, n]`` and ``drift_mean`` = E[e] ``[d]`` are of e, what the dense
     model's stream is ahead of this one after the whole matrix was applied; None where both
-    streams are one.
+    streams are one. ``products`` is what products were taken in, and what solutions are held in.
+    With ``centred``, ``second`` and ``drift`` are covariances: what a fit with intercept is of.
     """
 
-    second: Tensor
+    second: Triangles
     mean: Tensor
     drift: Tensor | None
     drift_mean: Tensor | None
     tokens: int
+    products: torch.dtype = torch.float64
+    centred: bool = False
 
-    def centred(self) -> Moments:
-        """Covariances in place of second moments: what a fit with intercept is made of."""
-        drift = self.drift
-        if drift is not None and self.drift_mean is not None:
-            drift = drift - torch.outer(self.drift_mean, self.mean)
-        second = self.second - torch.outer(self.mean, self.mean)
-        return Moments(second, self.mean, drift, self.drift_mean, self.tokens)
+    def centre(self) -> Moments:
+        """The same, centred, in the same memory: these are used up."""
+        if self.centred:
+            return self
+        self.second.add_outer(self.mean, -1.0)
+        if self.drift is not None and self.drift_mean is not None:
+            self.drift.addr_(self.drift_mean.to(self.drift), self.mean.to(self.drift), alpha=-1)
+        return replace(self, centred=True)
 
 
 class MomentSums:
-    """Adds up moments over micro-batches: ``columns`` = n, ``outputs`` = d with a drift, else 0."""
+    """Adds up moments over micro-batches: ``columns`` = n, ``outputs`` = d with a drift, else 0.
 
-    def __init__(self, columns: int, outputs: int, device: torch.device) -> None:
+    ``products`` is the dtype that products are taken in, float32 or float64.
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        outputs: int,
+        device: torch.device,
+        products: torch.dtype = torch.float64,
+    ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self._second, self._mean = zeros(columns, columns), zeros(columns)
-        self._drift, self._drift_mean = zeros(outputs, columns), zeros(outputs)
+        self._second, self._mean = Triangles(columns, device), zeros(columns)
+        self._drift = torch.zeros(outputs, columns, dtype=products, device=device)
+        self._drift_mean = zeros(outputs)
         self._tokens = 0
         self._weight = zeros()
 
@@ -65,39 +77,41 @@ class MomentSums:
         """
         roots = widened(weights).sqrt()[:, None]
         x = widened(inputs) * roots
-        for start in range(0, x.shape[1], TILE_COLUMNS):
-            rows = slice(start, start + TILE_COLUMNS)
-            self._second[rows, start:] += x[:, rows].T @ x[:, start:]
+        self._second.add_product(x)
         self._mean += (roots.T @ x)[0]
         self._tokens += len(x)
         self._weight += roots.square().sum(dtype=torch.float64)
         if drift is not None:
             e = widened(drift) * roots
-            self._drift += e.T @ x
+            self._drift.addmm_(e.T, x)
             self._drift_mean += (roots.T @ e)[0]
 
     def moments(self, block: int = 0) -> Moments:
         """The means; the sums are used up. Raises InvalidInput where they are not finite."""
-        second = self._second.triu_()
-        second += second.triu(1).T
-        if not bool(second.isfinite().all() and self._drift.isfinite().all()):
+        if not (self._second.is_finite() and bool(self._drift.isfinite().all())):
             raise InvalidInput(
                 f"block {block}: activations are not finite; the weights hold NaN or infinity, "
                 "or dtype overflows"
             )
         drifts = bool(self._drift.any() or self._drift_mean.any())
+        self._second.divide(self._weight)
         return Moments(
-            second.div_(self._weight),
+            self._second,
             self._mean / self._weight,
             self._drift.div_(self._weight) if drifts else None,
             self._drift_mean / self._weight if drifts else None,
             self._tokens,
+            self._drift.dtype,
         )
 
 
-def moments_bytes(columns: int, outputs: int) -> int:
-    """Bytes of :class:`MomentSums` with n columns and d outputs (0 without a drift)."""
-    return DOUBLE * (columns * columns + columns + outputs * columns + outputs + 1)
+def moments_bytes(columns: int, outputs: int, product_bytes: int = DOUBLE) -> int:
+    """Bytes of :class:`MomentSums` with n columns and d outputs (0 without a drift).
+
+    ``product_bytes`` is what one number of the products takes.
+    """
+    sums = DOUBLE * (columns + outputs + 1)
+    return triangles_bytes(columns) + product_bytes * outputs * columns + sums
 
 
 def check_tokens(tokens: int, columns: int, seqlen: int, share: float) -> None:

@@ -8,7 +8,8 @@ output; it changes the choice and not the corrected weights, because rows are in
 
 Only E is needed on the way, so W^T D W is kept in place of W. Updates wait until some are
 together and are then applied as one matrix product; until then every row that is read has them
-subtracted. That is exact, and it turns thousands of passes over H^-1 into dozens.
+subtracted. That is exact, and it turns thousands of passes over H^-1 into dozens. Of H^-1 and of
+W^T D W only the lower triangles are kept up to date: H^-1 lies in the room beside H.
 """
 
 from __future__ import annotations
@@ -17,15 +18,23 @@ import torch
 from torch import Tensor
 
 from bipline.compression.compensation.closed_forms import factor
+from bipline.compression.compensation.triangles import (
+    TILE_COLUMNS,
+    Triangles,
+    lower_rows,
+    lower_subtract,
+)
 
-# Removed columns whose updates wait to be applied together.
-PENDING_COLUMNS = 64
+# Removed columns whose updates wait to be applied together: more of them make every row dearer to
+# read, fewer make for more passes over the triangles.
+PENDING_COLUMNS = 128
 
 
 class Elimination:
     """Removes groups of ``width`` neighbouring columns; ``costs`` are E_g of those still there.
 
-    ``inverse`` = (H + lambda I)^-1 and ``gram`` = W^T D W, float64 ``[n, n]``; both are used up.
+    ``inverse`` = (H + lambda I)^-1, float64, and ``gram`` = W^T D W, float32 or float64, are
+    ``[n, n]`` with only the lower triangle read and written; both are used up.
     """
 
     def __init__(self, inverse: Tensor, gram: Tensor, width: int) -> None:
@@ -33,7 +42,7 @@ class Elimination:
         groups = len(inverse) // width
         self._there = torch.ones(groups, dtype=torch.bool, device=inverse.device)
         self._inverse_blocks = _diagonal_blocks(inverse, width)
-        self._gram_blocks = _diagonal_blocks(gram, width)
+        self._gram_blocks = _diagonal_blocks(gram, width).to(inverse)
         room = max(PENDING_COLUMNS, width)
         self._held = 0
         # Rows of what waits: H^-1 -= U^T U, gram -= K^T A + A^T K.
@@ -56,11 +65,12 @@ class Elimination:
         columns = slice(group * self._width, (group + 1) * self._width)
         u, k, a, held = self._u, self._k, self._a, slice(0, self._held)
         there = self._there.repeat_interleave(self._width)
-        rows = self._inverse[columns] - u[held, columns].T @ u[held]
+        rows = lower_rows(self._inverse, columns) - u[held, columns].T @ u[held]
         lower = factor(rows[:, columns])
         new_u = torch.linalg.solve_triangular(lower, rows * there, upper=False)
         new_k = torch.linalg.solve_triangular(lower.T, new_u, upper=True)
-        rows = self._gram[columns] - k[held, columns].T @ a[held] - a[held, columns].T @ k[held]
+        rows = lower_rows(self._gram, columns).to(a)
+        rows -= k[held, columns].T @ a[held] + a[held, columns].T @ k[held]
         new_a = rows * there - rows[:, columns] @ new_k / 2
         place = slice(self._held, self._held + self._width)
         u[place], k[place], a[place] = new_u, new_k, new_a
@@ -85,12 +95,13 @@ class Elimination:
     def _close(self, group: int) -> None:
         self._there[group] = False
         self._gram_blocks[group] = 0
-        self._inverse_blocks[group] = torch.eye(self._width).to(self._gram)
+        self._inverse_blocks[group] = torch.eye(self._width).to(self._inverse)
 
     def _apply(self) -> None:
         u, k, a = (rows[: self._held] for rows in (self._u, self._k, self._a))
-        self._inverse.addmm_(u.T, u, alpha=-1)
-        self._gram.addmm_(k.T, a, alpha=-1).addmm_(a.T, k, alpha=-1)
+        lower_subtract(self._inverse, u, u)
+        pair = torch.cat([k, a]).to(self._gram), torch.cat([a, k]).to(self._gram)
+        lower_subtract(self._gram, *pair)
         self._held = 0
 
 
@@ -104,23 +115,37 @@ def remove_greedily(elimination: Elimination, count: int) -> list[int]:
 
 
 def elimination_of(
-    weight: Tensor, second: Tensor, ridge: float, width: int, importance: Tensor | None = None
+    weight: Tensor, second: Triangles, ridge: float, width: int, importance: Tensor | None = None
 ) -> Elimination:
-    """The start: W ``[d, n]``, H ``[n, n]``, lambda = ridge * mean(diag H), diag D ``[d]``."""
-    regular = second.clone()
-    regular.diagonal().add_(ridge * float(second.diagonal().mean()))
-    inverse = torch.cholesky_inverse(factor(regular))
-    weighed = weight if importance is None else weight * importance[:, None]
-    return Elimination(inverse, weighed.T @ weight, width)
+    """The start: W ``[d, n]``, H ``[n, n]``, lambda = ridge * mean(diag H), diag D ``[d]``.
+
+    H stays; the inverse is made in the room beside it. W^T D W is in the dtype of W.
+    """
+    second.factor(ridge * float(second.diagonal.mean()))
+    second.invert()
+    return Elimination(second.lower, _gram(weight, importance), width)
 
 
-def obs_bytes(columns: int) -> int:
-    """Bytes of a selection among n columns: H regularised, its factor, H^-1 and W^T D W."""
-    return 8 * 4 * columns * columns
+def obs_bytes(columns: int, outputs: int, product_bytes: int) -> int:
+    """Bytes of a selection among n columns beside H: W^T D W, weighed weights, waiting updates."""
+    waiting = 5 * 8 * PENDING_COLUMNS * columns
+    return product_bytes * columns * (columns + outputs) + waiting
 
 
-def _diagonal_blocks(matrix: Tensor, width: int) -> Tensor:
+def _gram(weight: Tensor, importance: Tensor | None) -> Tensor:
+    """The lower triangle of W^T D W; what is above is not set."""
+    weighed = weight if importance is None else weight * importance[:, None].to(weight)
+    size = weight.shape[1]
+    gram = weight.new_empty(size, size)
+    for start in range(0, size, TILE_COLUMNS):
+        rows = slice(start, start + TILE_COLUMNS)
+        gram[rows, : rows.stop] = weighed[:, rows].T @ weight[:, : rows.stop]
+    return gram
+
+
+def _diagonal_blocks(lower: Tensor, width: int) -> Tensor:
     """The blocks on the diagonal: ``[n, n] -> [n / width, width, width]``."""
-    groups = len(matrix) // width
-    blocks = matrix.view(groups, width, groups, width).diagonal(dim1=0, dim2=2)
-    return blocks.movedim(2, 0).clone()
+    groups = len(lower) // width
+    blocks = lower.unflatten(0, (groups, width)).unflatten(2, (groups, width))
+    blocks = blocks.diagonal(dim1=0, dim2=2).movedim(2, 0).tril()
+    return blocks + blocks.tril(-1).mT

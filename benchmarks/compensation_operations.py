@@ -1,0 +1,86 @@
+"""Operations of compensating one block as ``obs``, sequentially: counted from sizes, by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bipline.compression.compensation.held_out import VERSIONS_TOGETHER
+from bipline.compression.compensation.memory import moments_operations, versions_of
+from bipline.compression.compensation.options import CompensationOptions
+from bipline.model.shapes import ModelShape
+
+# Floating-point operations by part.
+Operations = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A block, the share of it that is cut, and how many tokens are fitted on and held out."""
+
+    shape: ModelShape
+    ratio: float
+    fitted: int
+    held: int
+    options: CompensationOptions
+
+    @property
+    def output_columns(self) -> int:
+        """Columns of o_proj."""
+        return self.shape.num_attention_heads * self.shape.head_dim
+
+    @property
+    def before_attention(self) -> int:
+        """Weights of q, k and v."""
+        columns = self.output_columns + 2 * self.shape.num_key_value_heads * self.shape.head_dim
+        return self.shape.hidden_size * columns
+
+
+def operations_of(work: Work) -> Operations:
+    """Operations by the parts that the benchmark times; attention's scores are left out."""
+    found = dict.fromkeys(("factors", "inverse", "elimination", "start of OBS", "sides"), 0.0)
+    found |= {"solves": 0.0, "moments": 0.0}
+    found["moments"] = float(moments_operations(work.shape, work.fitted, True))
+    for columns in (work.output_columns, work.shape.intermediate_size):
+        for part, operations in _fit(work, columns).items():
+            found[part] += operations
+    return {**found, "passes": _passes(work), "held-out windows": _measuring(work)}
+
+
+def _fit(work: Work, columns: int) -> Operations:
+    """Both forms' fits of one matrix: least squares as planned, OBS, least squares as chosen."""
+    outputs, there = work.shape.hidden_size, round((1 - work.ratio) * columns)
+    gone, ridges = columns - there, len(work.options.ridge_factors)
+    return {
+        "factors": 2 * ridges * there**3 / 3 + columns**3 / 3,
+        "inverse": 2 * columns**3 / 3,
+        # A triangle of the inverse, and two of W^T D W: one product more each is not counted.
+        "elimination": 3.0 * gone * columns**2,
+        "start of OBS": 1.0 * outputs * columns**2,
+        "sides": 2 * 2.0 * outputs * gone * there,
+        "solves": 2 * ridges * 2 * 2.0 * outputs * there**2,
+    }
+
+
+def _passes(work: Work) -> float:
+    """Both streams through the block: dense, to o_proj's and down_proj's inputs, and pruned."""
+    hidden, channels = work.shape.hidden_size, work.shape.intermediate_size
+    first, second = work.before_attention, hidden * work.output_columns
+    block = first + second + 3 * hidden * channels
+    kept = 1 - work.ratio
+    fitted = block + first + second + kept * (first + second) + 3 * hidden * channels + kept * block
+    return 2.0 * (work.fitted * fitted + work.held * (block + kept * block))
+
+
+def _measuring(work: Work) -> float:
+    """Versions of both matrices on held-out windows, with inputs made anew for every few."""
+    hidden, channels = work.shape.hidden_size, work.shape.intermediate_size
+    versions, kept = versions_of("obs", work.options), 1 - work.ratio
+    # A form that may only change the bias is not tried where there is none.
+    versions -= len(work.options.betas)
+    rounds = -(-versions // VERSIONS_TOGETHER)
+    first, second = work.before_attention, hidden * work.output_columns
+    attention = versions * (kept * second + 3 * hidden * channels) + rounds * first
+    inputs = kept * (first + second) + 2 * hidden * channels
+    ffn = versions * kept * hidden * channels + rounds * inputs
+    whole = 2 * kept * (first + second + 3 * hidden * channels)
+    return 2.0 * work.held * (attention + ffn + whole)

@@ -13,6 +13,7 @@ from bipline.compression.allocation.compensated_errors import measure_compensate
 from bipline.compression.allocation.problem import Problem, Windows
 from bipline.compression.allocation.sensitivity import sensitivities
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
+from bipline.compression.compensation.triangles import Triangles
 from bipline.compression.computing import Computing
 from bipline.model.block_loop import BlockLoop
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
@@ -55,7 +56,8 @@ def test_errors_are_those_of_the_best_weights(llama: Path, name: str) -> None:
         second = x.T @ (weights[:, None] * x) / weights.sum()
         weight = halves.weights[f"{name}.weight"]
         groups = weight.shape[1] // width
-        order = remove_greedily(elimination_of(weight, second, RIDGE, width), groups - allowed[0])
+        elimination = elimination_of(weight, Triangles.of(second), RIDGE, width)
+        order = remove_greedily(elimination, groups - allowed[0])
         expected = [left(weight, second, order[: groups - count], width) for count in allowed]
         scale = weights.mean() / len(weight)
         torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE) * scale)

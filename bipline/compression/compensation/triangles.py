@@ -33,6 +33,13 @@ class Triangles:
         self._array = torch.zeros(size, size + 1, dtype=torch.float64, device=device)
         self.upper, self.lower = self._array[:, 1:], self._array[:, :-1]
 
+    @classmethod
+    def of(cls, matrix: Tensor) -> Triangles:
+        """A symmetric matrix ``[n, n]``, copied."""
+        result = cls(len(matrix), matrix.device)
+        result.upper.copy_(matrix)
+        return result
+
     def __len__(self) -> int:
         return len(self._array)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bipline.artifacts.errors import InvalidInput
 from bipline.compression.compensation.realise import CompensationRequest
 
 AUTO = "auto"
@@ -51,10 +52,13 @@ REASON = (
 def settled(method: Method, layout: str = "uniform") -> tuple[Method, str]:
     """The method with ``auto`` replaced by what it stands for, and the reason; else as it is.
 
-    What it stands for may differ between the layouts.
+    What it stands for may differ between the layouts. Raises InvalidInput for options of a
+    criterion that ``auto`` chooses.
     """
     if method.criterion != AUTO:
         return replace(method, compensation=method.compensation or "none"), ""
+    if method.criterion_options:
+        raise InvalidInput("criterion auto has no options of its own; name a criterion to set them")
     chosen = replace(
         CHOSEN,
         rule=method.rule or CHOSEN.rule,

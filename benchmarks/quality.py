@@ -1,6 +1,6 @@
 """Quality side by side: perplexity that every method leaves, on common ground, no fine-tuning.
 
-    .venv/bin/python -m benchmarks.quality [--data ../shared/data] [--jobs 2] [--only uniform]
+    .venv/bin/python -m benchmarks.quality [--data ../shared/data] [--jobs 2] [--brief]
 
 Runs ``bipline compare`` on three trained models, in both layouts, and writes the project's standing
 table into benchmarks/RESULTS.md, between two markers. Killed, it goes on where it was. In the
@@ -39,6 +39,9 @@ PUBLISHED = {
 FAITHFUL = ("llm-bip", "llm-bip-glu")
 OURS = ("llm-bip-exact", "llm-bip-adjoint")
 ALLOCATIONS = ("standardized", "log-increase", "error-aware")
+BRIEFLY_LEFT_OUT = (
+    "llm-pruner:importance=element-mixed", "magnitude", "llm-bip-exact", "llm-bip-glu",
+)  # fmt: skip
 RATIOS = ("0.2", "0.35", "0.5")
 
 
@@ -68,10 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=("uniform", "per-layer", "tables"))
     parser.add_argument("--models", nargs="*", default=[subject.model for subject in SUBJECTS])
     parser.add_argument("--ratios", nargs="*", default=list(RATIOS))
+    parser.add_argument("--brief", action="store_true", help="fewer methods")
     asked = parser.parse_args(arguments)
     facts = machine(OUT.parent)
     for subject in (each for each in SUBJECTS if each.model in asked.models):
-        bench = Bench(subject, asked.data, asked.jobs, tuple(asked.ratios))
+        bench = Bench(subject, asked.data, asked.jobs, tuple(asked.ratios), asked.brief)
         if asked.only in (None, "uniform"):
             bench.uniform()
         if asked.only in (None, "per-layer"):
@@ -87,18 +91,23 @@ class Bench:
     data: Path
     jobs: int
     ratios: tuple[str, ...]
+    brief: bool
 
     def uniform(self) -> None:
         """Published methods, LLM-BIP's forms, compensated ones and auto; same widths everywhere."""
         methods = [f"{name}/uniform/{form}" for name, form in PUBLISHED.items()]
-        methods += [f"{name}/uniform/none" for name in (*FAITHFUL, *OURS)]
-        methods += ["flap/uniform/none", "wanda-sp/uniform/obs", "llm-bip-exact/uniform/obs", AUTO]
+        methods += [AUTO, *(f"{name}/uniform/none" for name in FAITHFUL)]
+        if not self.brief:
+            methods += [f"{name}/uniform/none" for name in (*OURS, "flap")]
+            methods += [f"{name}/uniform/obs" for name in ("wanda-sp", "llm-bip-exact")]
         self._compare("uniform", methods, self.subject.texts)
 
     def per_layer(self) -> None:
         """Every criterion with its best allocation, and auto; blocks that differ."""
         first = dict(list(self.subject.texts.items())[:1])
         compensated = {**PUBLISHED, "llm-bip-glu": "none", "llm-bip-exact": "none"}
+        for name in BRIEFLY_LEFT_OUT if self.brief else ():
+            compensated.pop(name)
         searched = [
             f"{name}/{rule}/{form}" for name, form in compensated.items() for rule in ALLOCATIONS
         ]

@@ -13,12 +13,14 @@ import pytest
 
 from bipline.artifacts.errors import InvalidInput, Refused
 from bipline.artifacts.manifest import MANIFEST_NAME, verify_directory
+from bipline.artifacts.plan import read_plan
 from bipline.artifacts.stage_key import PROJECT_ROOT
 from bipline.artifacts.summary import RunSummary
+from bipline.compression.auto import CHOSEN
 from tests.pipeline.conftest import Run, configuration
 
 STEPS = [
-    "resolve", "calibrate", "score", "allocate", "prune", "recover",
+    "resolve", "calibrate", "score", "allocate", "compensate", "prune", "recover",
     "evaluate_dense", "evaluate_pruned", "evaluate_recovered", "export", "promote",
 ]  # fmt: skip
 NEVER_CACHED = {"resolve", "promote"}
@@ -41,6 +43,20 @@ def test_first_run_goes_through_every_stage_in_order(first: RunSummary) -> None:
     assert verify_directory(package).digest == first.package.digest
     assert Path(first.report).is_file()
     assert not first.registration.reused
+
+
+def test_the_package_tells_what_compensation_did(first: RunSummary) -> None:
+    package = Path(first.package.location)
+    plan = read_plan(package / "pruning_plan.json")
+    assert (plan.criterion, plan.allocation, plan.compensation) == (
+        CHOSEN.criterion, CHOSEN.rule, CHOSEN.compensation,
+    )  # fmt: skip
+    assert plan.compensated is not None
+    for block in plan.compensated.blocks:
+        assert block.error <= block.error_without
+    for page in ("README.md", "report.html"):
+        text = (package / page).read_text(encoding="utf-8")
+        assert "error of all blocks on held-out calibration windows" in text, page
 
 
 def test_zenml_and_mlflow_name_each_other(first: RunSummary, folder: Path) -> None:

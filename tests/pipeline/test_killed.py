@@ -51,12 +51,12 @@ def finish(config: Path, state: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_killed_in_three_stages(llama: Path, folder: Path, tmp_path: Path) -> None:
+def test_killed_in_four_stages(llama: Path, folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     values = configuration(llama, folder).model_dump(mode="json", exclude={"state"})
     config.write_text(yaml.safe_dump(values))
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for stage in ("score", "recover", "export"):
+    for stage in ("score", "compensate", "recover", "export"):
         kill_in(stage, config, killed)
     survived, unbroken = finish(config, killed), finish(config, whole)
     assert survived["package"]["digest"] == unbroken["package"]["digest"]  # type: ignore[index]

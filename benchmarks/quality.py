@@ -39,9 +39,7 @@ PUBLISHED = {
 FAITHFUL = ("llm-bip", "llm-bip-glu")
 OURS = ("llm-bip-exact", "llm-bip-adjoint")
 ALLOCATIONS = ("standardized", "log-increase", "error-aware")
-BRIEFLY_LEFT_OUT = (
-    "llm-pruner:importance=element-mixed", "magnitude", "llm-bip-exact", "llm-bip-glu",
-)  # fmt: skip
+BRIEFLY_LEFT_OUT = ("llm-pruner:importance=element-mixed", "magnitude")
 RATIOS = ("0.2", "0.35", "0.5")
 
 
@@ -95,7 +93,7 @@ class Bench:
 
     def uniform(self) -> None:
         """Published methods, LLM-BIP's forms, compensated ones and auto; same widths everywhere."""
-        methods = [f"{name}/uniform/{form}" for name, form in PUBLISHED.items()]
+        methods = [f"{name}/uniform/{form}" for name, form in self._published.items()]
         methods += [AUTO, *(f"{name}/uniform/none" for name in FAITHFUL)]
         if not self.brief:
             methods += [f"{name}/uniform/none" for name in (*OURS, "flap")]
@@ -105,9 +103,9 @@ class Bench:
     def per_layer(self) -> None:
         """Every criterion with its best allocation, and auto; blocks that differ."""
         first = dict(list(self.subject.texts.items())[:1])
-        compensated = {**PUBLISHED, "llm-bip-glu": "none", "llm-bip-exact": "none"}
-        for name in BRIEFLY_LEFT_OUT if self.brief else ():
-            compensated.pop(name)
+        compensated = self._published
+        if not self.brief:
+            compensated |= {"llm-bip-glu": "none", "llm-bip-exact": "none"}
         searched = [
             f"{name}/{rule}/{form}" for name, form in compensated.items() for rule in ALLOCATIONS
         ]
@@ -116,6 +114,11 @@ class Bench:
         best = {best_of(rows, text) for rows in by_criterion(load(self._folder("search")))}
         methods = sorted({method_of(row) for row in best})
         self._compare("per-layer", [*methods, AUTO], self.subject.texts)
+
+    @property
+    def _published(self) -> dict[str, str]:
+        left_out = BRIEFLY_LEFT_OUT if self.brief else ()
+        return {name: form for name, form in PUBLISHED.items() if name not in left_out}
 
     def _compare(self, name: str, methods: Iterable[str], texts: dict[str, str]) -> None:
         """One ``bipline compare``; a text that is added measures rows again, and nothing else."""

@@ -141,6 +141,7 @@ def prune(
     arguments = [
         "-m", "bipline.cli", "prune", model, "--ratio", "0.3", "--calibration", text,
         "--samples", samples, "--seqlen", "16", "--out", out, "--state", text.parent / "state",
+        "--criterion", CRITERION,
         "--json", out.with_suffix(".json"), "--statistics", out.with_suffix(".statistics"),
     ]  # fmt: skip
     command = [sys.executable, *before, *map(str, arguments)]

@@ -34,7 +34,10 @@ def prune(capfd: pytest.CaptureFixture[str], llama: Path, text: Path, tmp_path: 
     """``bipline prune`` on a good model with good options, some of them replaced."""
 
     def call(model: Path = llama, out: Path | None = None, **options: object) -> Outcome:
-        given = {"ratio": 0.3, "calibration": text, "samples": 4, "seqlen": 16, **options}
+        given = {
+            "ratio": 0.3, "criterion": "llm-bip-glu", "calibration": text, "samples": 4,
+            "seqlen": 16, **options,
+        }  # fmt: skip
         flags = [
             str(part)
             for name, value in given.items()

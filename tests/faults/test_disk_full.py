@@ -42,6 +42,7 @@ def test_prune_onto_a_full_disk(
     arguments = [
         "prune", llama, "--ratio", "0.3", "--calibration", tmp_path / "text.txt",
         "--samples", "4", "--seqlen", "16", "--state", tmp_path / "state",
+        "--criterion", "llm-bip-glu",
     ]  # fmt: skip
     outcome = run(capfd, *arguments, "--out", small_disk / "out")
     outcome.assert_one_line(3, "no space left")

@@ -20,7 +20,7 @@ def start(tmp_path: Path, samples: int) -> subprocess.Popen[str]:
     arguments = [
         "prune", ASSETS / "reference-llm", "--ratio", "0.3", "--samples", samples,
         "--calibration", ASSETS / "texts" / "calibration.txt", "--out", tmp_path / "out",
-        "--state", tmp_path / "state",
+        "--state", tmp_path / "state", "--criterion", "llm-bip-glu",
     ]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "bipline.cli", *map(str, arguments)],

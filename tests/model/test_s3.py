@@ -211,6 +211,7 @@ def test_prune_writes_the_same_bytes(
         outcome = command(
             "prune", model, "--ratio", "0.3", "--calibration", tmp_path / "text.txt",
             "--samples", "4", "--seqlen", "16", "--shard-size", "30000",
+            "--criterion", "llm-bip-glu",
             "--out", tmp_path / name / "out", "--statistics", tmp_path / name / "statistics",
             "--json", tmp_path / f"{name}.json",
         )  # fmt: skip

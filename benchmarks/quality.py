@@ -5,7 +5,7 @@
 Runs ``bipline compare`` on three trained models, in both layouts, and writes the project's standing
 table into benchmarks/RESULTS.md, between two markers. Killed, it goes on where it was. In the
 per-layer layout every criterion's best allocation is found first, on one text, and then measured on
-all of them.
+all of them. ``--brief``: fewer methods, and per-layer the best published one alone on all texts.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ FAITHFUL = ("llm-bip", "llm-bip-glu")
 OURS = ("llm-bip-exact", "llm-bip-adjoint")
 ALLOCATIONS = ("standardized", "log-increase", "error-aware")
 BRIEFLY_LEFT_OUT = ("llm-pruner:importance=element-mixed", "magnitude")
+BRIEF_ALLOCATIONS = ("standardized", "error-aware")
 RATIOS = ("0.2", "0.35", "0.5")
 
 
@@ -94,9 +95,9 @@ class Bench:
     def uniform(self) -> None:
         """Published methods, LLM-BIP's forms, compensated ones and auto; same widths everywhere."""
         methods = [f"{name}/uniform/{form}" for name, form in self._published.items()]
-        methods += [AUTO, *(f"{name}/uniform/none" for name in FAITHFUL)]
+        methods.append(AUTO)
         if not self.brief:
-            methods += [f"{name}/uniform/none" for name in (*OURS, "flap")]
+            methods += [f"{name}/uniform/none" for name in (*FAITHFUL, *OURS, "flap")]
             methods += [f"{name}/uniform/obs" for name in ("wanda-sp", "llm-bip-exact")]
         self._compare("uniform", methods, self.subject.texts)
 
@@ -106,13 +107,13 @@ class Bench:
         compensated = self._published
         if not self.brief:
             compensated |= {"llm-bip-glu": "none", "llm-bip-exact": "none"}
-        searched = [
-            f"{name}/{rule}/{form}" for name, form in compensated.items() for rule in ALLOCATIONS
-        ]
+        rules = BRIEF_ALLOCATIONS if self.brief else ALLOCATIONS
+        searched = [f"{name}/{rule}/{form}" for name, form in compensated.items() for rule in rules]
         self._compare("search", [*searched, AUTO], first)
         [text] = first
-        best = {best_of(rows, text) for rows in by_criterion(load(self._folder("search")))}
-        methods = sorted({method_of(row) for row in best})
+        found = load(self._folder("search"))
+        grouped = by_ratio(found) if self.brief else by_criterion(found)
+        methods = sorted({method_of(best_of(rows, text)) for rows in grouped})
         self._compare("per-layer", [*methods, AUTO], self.subject.texts)
 
     @property
@@ -151,6 +152,14 @@ def by_criterion(comparison: Comparison) -> list[list[Row]]:
         tried = row.combination
         if row.measured and tried.alias is None:
             found.setdefault((tried.criterion.label, tried.ratio), []).append(row)
+    return list(found.values())
+
+
+def by_ratio(comparison: Comparison) -> list[list[Row]]:
+    """The same rows, all criteria together."""
+    found: dict[float, list[Row]] = {}
+    for rows in by_criterion(comparison):
+        found.setdefault(rows[0].combination.ratio, []).extend(rows)
     return list(found.values())
 
 

@@ -141,8 +141,9 @@ class Bench:
 
 def load(folder: Path) -> Comparison:
     """A comparison that was run."""
-    text = (ROOT / folder / "comparison.json").read_text(encoding="utf-8")
-    return Comparison.model_validate_json(text)
+    value = json.loads((ROOT / folder / "comparison.json").read_text(encoding="utf-8"))
+    value.pop("spread")  # of seeds; there is one here
+    return Comparison.model_validate_json(json.dumps(value))
 
 
 def by_criterion(comparison: Comparison) -> list[list[Row]]:

@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-import torch
-
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import BlockPlan, Budget, Layout, PruningPlan
 from bipline.artifacts.progress import note
 from bipline.compression.allocation import load_rule, rule_options
-from bipline.compression.allocation.problem import Problem, Windows
+from bipline.compression.allocation.problem import Problem, Windows, highest
 from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
 from bipline.compression.allocation.widths import (
     Choices,
@@ -146,12 +144,6 @@ def check_ratio(ratio: float) -> None:
     """Raise InvalidInput unless the ratio lies strictly between 0 and 1."""
     if not (math.isfinite(ratio) and 0 < ratio < 1):
         raise InvalidInput(f"ratio {ratio}: must lie between 0 and 1, both excluded")
-
-
-def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
-    """Indices of the ``count`` highest scores, ascending; of equal scores the first stay."""
-    order = torch.sort(scores.double(), descending=True, stable=True).indices[:count]
-    return tuple(int(index) for index in order.sort().values)
 
 
 def _check_fit(checkpoint: Checkpoint, scores: Scores) -> None:

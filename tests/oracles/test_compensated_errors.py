@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from bipline.artifacts.errors import InvalidInput
+from bipline.compression.allocation import compensated
 from bipline.compression.allocation.compensated_errors import measure_compensated_errors
+from bipline.compression.allocation.least_errors import ranked_splits
 from bipline.compression.allocation.problem import Problem, Windows
 from bipline.compression.allocation.sensitivity import sensitivities
+from bipline.compression.allocation.split import uniform_candidates
+from bipline.compression.allocation.trial import error_of
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.triangles import Triangles
 from bipline.compression.computing import Computing
@@ -83,3 +87,20 @@ def test_sensitivities_are_slopes(llama: Path) -> None:
     small, smaller = (sensitivities(problem_of(llama), 20, share, 0) for share in (4e-3, 1e-3))
     for pair, other in zip(small, smaller, strict=True):
         assert pair == pytest.approx(other, rel=0.3)
+
+
+def test_the_split_that_leaves_the_least_is_chosen(llama: Path) -> None:
+    problem = problem_of(llama, layout="uniform")
+    options = compensated.CompensatedOptions(tried=10)
+    chosen = compensated.widths(problem, options)
+    assert len(set(chosen)) == 1
+    left_by = {split: error_of(problem, split, RIDGE) for split in uniform_candidates(problem)}
+    assert len(left_by) > 1
+    assert left_by[chosen[0]] == min(left_by.values())
+
+
+def test_without_a_trial_the_smallest_sum_of_errors_is_chosen(llama: Path) -> None:
+    problem = problem_of(llama, layout="uniform")
+    errors = measure_compensated_errors(problem, len(TOKENS), RIDGE)
+    options = compensated.CompensatedOptions(tried=1)
+    assert compensated.widths(problem, options)[0] == ranked_splits(problem, errors)[0]

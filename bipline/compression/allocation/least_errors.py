@@ -21,13 +21,10 @@ MOST_COUNTS = 256
 Measure = Callable[[Problem], list[BlockErrors]]
 
 
-def least_errors(problem: Problem, measure: Measure, power: float = 1.0) -> list[Widths]:
-    """The widths of the smallest sum of the errors that ``measure`` finds for the choices.
-
-    With the uniform layout each block's error counts to this ``power``.
-    """
+def least_errors(problem: Problem, measure: Measure) -> list[Widths]:
+    """The widths of the smallest sum of the errors that ``measure`` finds for the choices."""
     if problem.layout == "uniform":
-        return _uniform(problem, measure(problem), power)
+        return [ranked_splits(problem, measure(problem))[0]] * len(problem.choices)
     thinned = replace(problem, choices=tuple(map(_thinned, problem.choices)))
     parts: list[Part] = []
     for choices, error in zip(thinned.choices, measure(thinned), strict=True):
@@ -66,13 +63,14 @@ def _parts(choices: Choices, error: BlockErrors) -> list[Part]:
     ]
 
 
-def _uniform(problem: Problem, errors: list[BlockErrors], power: float) -> list[Widths]:
+def ranked_splits(problem: Problem, errors: list[BlockErrors]) -> list[Widths]:
+    """Uniform widths that reach the ratio, that of the smallest sum of errors first."""
     choices = problem.choices[0]
 
     def total(widths: Widths) -> float:
         groups = choices.attention_groups.index(widths.attention_groups)
         channels = choices.ffn_channels.index(widths.ffn_channels)
         held: list[Tensor] = [e.attention_groups[groups] + e.ffn_channels[channels] for e in errors]
-        return float(torch.stack(held).pow(power).sum())
+        return float(torch.stack(held).sum())
 
-    return [min(uniform_candidates(problem), key=total)] * len(problem.choices)
+    return sorted(uniform_candidates(problem), key=total)

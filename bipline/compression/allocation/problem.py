@@ -53,3 +53,9 @@ class Problem:
                 "this allocation measures on calibration windows; give --calibration"
             )
         return self.measuring
+
+
+def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
+    """Indices of the ``count`` highest scores, ascending; of equal scores the first stay."""
+    order = torch.sort(scores.double(), descending=True, stable=True).indices[:count]
+    return tuple(int(index) for index in order.sort().values)

@@ -41,7 +41,7 @@ class CompensatedOptions(BaseOptions):
     probes: Annotated[int, Field(ge=1)] = 16
     noise: Annotated[float, Field(gt=0, le=1)] = 0.02
     ridge: Annotated[float, Field(gt=0)] = 1e-2
-    tried: Annotated[int, Field(ge=1)] = 3
+    tried: Annotated[int, Field(ge=1)] = 2
 
 
 OPTIONS = CompensatedOptions

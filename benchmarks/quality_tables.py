@@ -58,7 +58,7 @@ class Cell:
 
 def standing_table(cells: list[Cell], published: set[str], facts: dict[str, object]) -> str:
     """The summary of auto against the best published row, then a table a model and layout."""
-    parts = ["\n".join(f"* {line}" for line in described(facts)), _summary(cells, published)]
+    parts = ["\n".join(f"* {line}" for line in described(facts)[:-1]), _summary(cells, published)]
     for key in dict.fromkeys((cell.model, cell.layout) for cell in cells):
         held = [cell for cell in cells if (cell.model, cell.layout) == key]
         parts.append(_table(f"{key[0]}, {key[1]} layout", held))

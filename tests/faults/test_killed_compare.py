@@ -86,6 +86,7 @@ def test_killed_again_and_again(runs: Runs, bench: Bench) -> None:
     assert rows(bench, "killed") == rows(bench, "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_while_it_compensates(runs: Runs, bench: Bench) -> None:
     axes: dict[str, Any] = {"criteria": None, "method": "wanda-sp//obs", "ratios": "0.3"}

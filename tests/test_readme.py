@@ -40,6 +40,8 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_commands_run_in_the_order_they_are_shown(folder: Path) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
     assert commands

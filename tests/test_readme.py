@@ -41,7 +41,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_commands_run_in_the_order_they_are_shown(folder: Path) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
     assert commands
@@ -89,7 +89,7 @@ def test_constraints_pin_every_dependency() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_demo_twice_ends_with_the_table(tmp_path: Path) -> None:
     """The main job on the embedded model; the second time unchanged stages say they are cached."""
     command = f"bipline demo --set state={tmp_path} --json {tmp_path / 'summary.json'}"

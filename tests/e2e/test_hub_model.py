@@ -61,6 +61,7 @@ def bipline(endpoint: str, folder: Path, *arguments: str) -> subprocess.Complete
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_hub_model_becomes_a_registered_package(repositories: Path, tmp_path: Path) -> None:
     settings = [
         "--set", f"model=hf:{MODEL}", "--set", "calibrate.samples=16", "--set", "state=state",

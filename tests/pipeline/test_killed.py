@@ -51,6 +51,7 @@ def finish(config: Path, state: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_in_four_stages(llama: Path, folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     values = configuration(llama, folder).model_dump(mode="json", exclude={"state"})

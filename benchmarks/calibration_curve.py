@@ -22,15 +22,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
-from bipline.artifacts.directory import atomic_directory
 from bipline.artifacts.plan import PruningPlan
 from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.calibrate import calibrate
 from bipline.compression.compensation.held_out import difference
-from bipline.compression.compensation.realise import CompensationRequest, realise
+from bipline.compression.compensation.realise import CompensationRequest, realise_in
 from bipline.compression.computing import Computing
-from bipline.compression.corrections import KIND, open_corrections
 from bipline.compression.criteria import options_of
 from bipline.compression.prune import prune
 from bipline.compression.score import Calibration, score_model
@@ -99,9 +97,10 @@ class Curve:
         windows, request = self._windows(self._text, seed, count), CompensationRequest("obs")
         with TemporaryDirectory() as name:
             folder = Path(name)
-            with atomic_directory(folder / "corrections", KIND) as writer:
-                realise(self.checkpoint, self._plan, windows, request, writer, folder / "work")
-            plan, corrections = open_corrections(folder / "corrections")
+            place, work = folder / "corrections", folder / "work"
+            plan, corrections = realise_in(
+                place, self.checkpoint, self._plan, windows, request, work
+            )
             prune(self.checkpoint, plan, folder / "pruned", corrections=corrections)
             hidden, perplexity = final_stream(open_checkpoint(folder / "pruned"), self._held)
         error = difference(hidden, self._hidden, 1e-6) / self._held.numel()

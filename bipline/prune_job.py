@@ -14,7 +14,13 @@ from typing import Any, cast
 
 import torch
 
-from bipline.artifacts.directory import atomic_directory, is_finished, refuse_occupied, write_text
+from bipline.artifacts.directory import (
+    atomic_directory,
+    is_finished,
+    occupied,
+    refuse_occupied,
+    write_text,
+)
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.progress import note
@@ -26,9 +32,8 @@ from bipline.compression.allocate import (
 )
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.calibrate import calibrate
-from bipline.compression.compensation.realise import realise
+from bipline.compression.compensation.realise import realise_in
 from bipline.compression.computing import Computing
-from bipline.compression.corrections import KIND as CORRECTIONS
 from bipline.compression.corrections import Corrections, open_corrections
 from bipline.compression.criteria import load_criterion, modules_of
 from bipline.compression.criteria.interface import Options
@@ -47,7 +52,6 @@ from bipline.prune_request import (
     check_prune_request,
     checked_allocation,
     given_plan,
-    occupied,
 )
 from bipline.prune_result import Clock, prune_result
 from bipline.quality.protocols import torch_dtype
@@ -60,7 +64,6 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
     """Calibrate, score, allocate, compensate and prune; the result as JSON.
 
     None for a worker that only helps.
-
     Raises InvalidInput before any work is done where the request can be seen to fail.
     """
     if not is_finished(request.out, _work_path(request) / JOURNAL_NAME):
@@ -68,7 +71,7 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
     device, clock = choose_device(request.device), Clock()
     note(f"device {device}, dtype {request.dtype}")
     checkpoint = open_checkpoint(request.model)
-    given = given_plan(request, checkpoint)
+    given, corrections = given_plan(request, checkpoint)
     check_prune_request(request, checkpoint, given)
     if request.reason:
         note(request.reason)
@@ -83,7 +86,9 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
         asked = given or planning.plan()
         if asked is None:
             return None
-        plan, corrections = planning.realised(asked)
+        plan = asked
+        if not corrections:
+            plan, corrections = planning.realised(asked)
         if request.plan_out:
             write_text(request.plan_out, plan.to_json())
         with clock.stage("prune"):
@@ -123,8 +128,6 @@ class _Planning:
     def realised(self, plan: PruningPlan) -> tuple[PruningPlan, Corrections | None]:
         """The plan as it is carried out, with its corrections where compensation makes any."""
         request, place = self.request, self.request.corrections or self.work / "corrections"
-        if plan.compensated:
-            return open_corrections(place)
         if request.method.request.form == "none":
             return plan, None
         windows = self._windows
@@ -132,10 +135,11 @@ class _Planning:
             return self._held_corrections(plan, windows)
         if request.corrections is None:  # what a killed run left is made again of its blocks
             shutil.rmtree(place, ignore_errors=True)
-        with self.clock.stage("compensate"), atomic_directory(place, CORRECTIONS) as writer:
-            work = self.work / "compensate"
-            realise(self.checkpoint, plan, windows, request.method.request, writer, work)
-        return open_corrections(place)
+        with self.clock.stage("compensate"):
+            return realise_in(
+                place, self.checkpoint, plan, windows, request.method.request,
+                self.work / "compensate",
+            )  # fmt: skip
 
     def _held_corrections(
         self, plan: PruningPlan, windows: Windows

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from bipline.artifacts.directory import occupied
 from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
 from bipline.artifacts.plan import PruningPlan, read_plan
 from bipline.compression.allocate import (
@@ -14,7 +15,7 @@ from bipline.compression.allocate import (
     check_request,
 )
 from bipline.compression.auto import Method
-from bipline.compression.corrections import hold_to_plan, open_corrections
+from bipline.compression.corrections import Corrections, hold_to_plan, open_corrections
 from bipline.compression.criteria import options_of
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import check_plan
@@ -59,35 +60,39 @@ class PruneRequest:
         return occupied(self.corrections)
 
 
-def given_plan(request: PruneRequest, checkpoint: Checkpoint) -> PruningPlan | None:
-    """The plan that was given, or that of the corrections that were."""
+def given_plan(
+    request: PruneRequest, checkpoint: Checkpoint
+) -> tuple[PruningPlan | None, Corrections | None]:
+    """The plan that was given, or that of the corrections that were; with those it needs."""
     if request.plan is None and not request.has_corrections:
-        return None
+        return None, None
     if request.plan and request.allocation:
         raise InvalidInput("--plan fixes the ratio; give --plan or --ratio, not both")
     if request.allocation:  # corrections that this very run would write; see realised()
-        return None
-    plan = read_plan(request.plan) if request.plan else None
+        return None, None
+    plan, corrections = read_plan(request.plan) if request.plan else None, None
     if request.has_corrections or (plan and plan.compensated):
-        plan = _realised_plan(request, plan)
+        plan, corrections = _realised_plan(request, plan)
     if plan:
         check_plan(checkpoint, plan)
-    return plan
+    return plan, corrections
 
 
-def _realised_plan(request: PruneRequest, plan: PruningPlan | None) -> PruningPlan:
+def _realised_plan(
+    request: PruneRequest, plan: PruningPlan | None
+) -> tuple[PruningPlan, Corrections]:
     """The plan of the corrections, which must be the one that was given beside them."""
     if request.method.compensation not in (None, "none"):
         raise InvalidInput("the plan was compensated already; leave --compensation out")
     if plan and not request.has_corrections:
         hold_to_plan(plan, None)
-    held, _ = open_corrections(cast("Path", request.corrections))
+    held, corrections = open_corrections(cast("Path", request.corrections))
     if plan and plan.digest != held.digest:
         raise InvalidInput(
             f"{request.corrections} holds corrections of another plan ({held.digest[:12]}) than "
             f"{request.plan} ({plan.digest[:12]})"
         )
-    return held
+    return held, corrections
 
 
 def check_prune_request(
@@ -130,8 +135,3 @@ def checked_allocation(checkpoint: Checkpoint, request: PruneRequest) -> Allocat
     options = request.scoring
     check_request(checkpoint, request.allocation, request.method.criterion, options.to_json_value())
     return request.allocation
-
-
-def occupied(directory: Path | None) -> bool:
-    """Whether there is a directory that holds something."""
-    return directory is not None and directory.is_dir() and any(directory.iterdir())

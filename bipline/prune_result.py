@@ -95,8 +95,8 @@ def _compensation(plan: PruningPlan) -> dict[str, Any]:
         "form": plan.compensation,
         "corrections": record.corrections,
         "matrices": record.forms(),
-        "error_without": sum(block.error_without for block in record.blocks),
-        "error": sum(block.error for block in record.blocks),
+        "error_without": record.error_without,
+        "error": record.error,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bipline.artifacts.compensation import forms_text
 from bipline.artifacts.record import EvaluationRecord
 from bipline.artifacts.summary import RunSummary
 
@@ -60,10 +61,9 @@ def print_pruned(console: Console, result: dict[str, Any], log: Path) -> None:
 def _compensation_line(done: dict[str, Any]) -> list[str]:
     if done["form"] == "none":
         return []
-    matrices = ", ".join(f"{count} {form}" for form, count in done["matrices"].items())
     return [
-        f"compensation {done['form']}: matrices took {matrices}; error of the blocks on held-out "
-        f"windows {done['error_without']:.4f} -> {done['error']:.4f}"
+        f"compensation {done['form']}: matrices took {forms_text(done['matrices'])}; error of the "
+        f"blocks on held-out windows {done['error_without']:.4f} -> {done['error']:.4f}"
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from zenml import step
@@ -50,4 +51,4 @@ def compensate(
             core.realise(checkpoint, plan, windows, request, writer, work)
 
     corrections = STAGE.stored(key, KIND, produce)
-    return open_corrections(corrections.open())[0], corrections
+    return open_corrections(Path(corrections.location))[0], corrections

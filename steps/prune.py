@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from zenml import ArtifactConfig, step
@@ -39,7 +40,7 @@ def prune(
 
     def produce(writer: DirectoryWriter) -> None:
         checkpoint = dense_checkpoint(model)
-        held = open_corrections(corrections.open())[1] if corrections else None
+        held = open_corrections(Path(corrections.location))[1] if corrections else None
         core.write_pruned(checkpoint, plan, writer, section.shard_bytes, held)
 
     return STAGE.stored(STAGE.key(inputs, section), core.KIND, produce)

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bipline.artifacts.directory import atomic_directory
 from bipline.artifacts.plan import PruningPlan
 from bipline.compression.allocation.problem import Windows
-from bipline.compression.compensation.realise import CompensationRequest, realise
+from bipline.compression.compensation.realise import CompensationRequest, realise_in
 from bipline.compression.computing import Computing
-from bipline.compression.corrections import KIND, Corrections, open_corrections
+from bipline.compression.corrections import Corrections
 from bipline.compression.slicing import kept_indices
 from bipline.model.checkpoint import Checkpoint
 from tests.tiny import token_windows
@@ -26,9 +25,8 @@ def realised(
 ) -> tuple[PruningPlan, Corrections]:
     """The realised plan and its corrections, written below ``folder``."""
     request = CompensationRequest(form, options)
-    with atomic_directory(folder / "corrections", KIND) as writer:
-        realise(checkpoint, plan, WINDOWS, request, writer, folder / "work")
-    return open_corrections(folder / "corrections")
+    place = folder / "corrections"
+    return realise_in(place, checkpoint, plan, WINDOWS, request, folder / "work")
 
 
 @torch.no_grad()

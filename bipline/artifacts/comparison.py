@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.artifacts.combination import Combination
-from bipline.artifacts.compensation import CompensationRecord
+from bipline.artifacts.compensation import CompensationRecord, forms_text
 from bipline.artifacts.digests import digest_json
 from bipline.artifacts.plan import Budget
 from bipline.artifacts.record import EvaluationRecord, Perplexity
@@ -72,7 +72,7 @@ class Compensated(_Frozen):
     @property
     def told(self) -> str:
         """The forms as users read them."""
-        return ", ".join(f"{count} {form}" for form, count in self.forms.items())
+        return forms_text(self.forms)
 
 
 class Measured(_Frozen):

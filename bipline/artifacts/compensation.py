@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +10,11 @@ from pydantic import BaseModel, ConfigDict
 Form = Literal["none", "bias", "least-squares", "obs"]
 # From the simplest on: each form falls back to those before it.
 FORMS: tuple[Form, ...] = ("none", "bias", "least-squares", "obs")
+
+
+def forms_text(forms: Mapping[str, int]) -> str:
+    """How many matrices took each form, as users read it."""
+    return ", ".join(f"{count} {form}" for form, count in forms.items())
 
 
 class _Record(BaseModel):
@@ -62,6 +68,16 @@ class CompensationRecord(_Record):
     asked_plan: str
     corrections: str
     blocks: tuple[BlockRecord, ...]
+
+    @property
+    def error_without(self) -> float:
+        """Errors of all blocks on held-out windows, nothing corrected, added up."""
+        return sum(block.error_without for block in self.blocks)
+
+    @property
+    def error(self) -> float:
+        """Errors of all blocks on held-out windows, as corrected, added up."""
+        return sum(block.error for block in self.blocks)
 
     def forms(self) -> dict[str, int]:
         """How many matrices took each form, the simplest first."""

@@ -175,9 +175,14 @@ def _write_then_rename(writer: DirectoryWriter, final: Path) -> Iterator[Directo
         raise
 
 
+def occupied(directory: Path | None) -> bool:
+    """Whether there is a directory that holds something."""
+    return directory is not None and directory.is_dir() and any(directory.iterdir())
+
+
 def refuse_occupied(final: Path) -> None:
     """Raise InvalidInput unless ``final`` can become a new directory."""
-    if final.is_dir() and any(final.iterdir()):
+    if occupied(final):
         raise InvalidInput(
             f"{final}: the output directory is not empty; choose another or empty it"
         )

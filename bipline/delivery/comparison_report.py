@@ -23,17 +23,12 @@ from bipline.delivery.comparison_pictures import (
     curves_picture,
     swatch,
 )
+from bipline.delivery.compensation_text import IDEAS
 from bipline.delivery.contents import byte_size, percent, perplexity_text, portable
 from bipline.delivery.report import Part
 from bipline.quality.comparison.spread import Repeated, Spread, ranked
 
 TEMPLATE = "comparison.html.j2"
-FORM_IDEAS = {
-    "bias": "What the cut channels added on average is added back, as a bias.",
-    "least-squares": "The columns that stay are solved for anew, to give what all of them gave.",
-    "obs": "Structured optimal brain surgeon: groups are chosen again, one after the other, by "
-    "what each costs when the rest makes up for it; then the columns that stay are solved for.",
-}
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -120,7 +115,7 @@ def methods_part(comparison: Comparison) -> Markup:
         for name in dict.fromkeys(each.criterion.name for each in tried)
     ]
     rows += [
-        [name, FORM_IDEAS.get(name, "")]
+        [name, IDEAS[name]]
         for name in dict.fromkeys(each.compensation.name for each in tried if each.compensates)
     ]
     return _part("methods", "Criteria and compensations", "", _table(rows))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bipline.artifacts.compensation import Form, SublayerRecord
+from bipline.artifacts.compensation import SublayerRecord, forms_text
 from bipline.artifacts.plan import PruningPlan
 
-IDEAS: dict[Form, str] = {
+IDEAS: dict[str, str] = {
     "none": "the weights that stay are as they were.",
     "bias": "biases take the mean of what went (FLAP, arXiv 2312.11983).",
     "least-squares": "the weights that stay were corrected in closed form, by regression of what "
@@ -22,14 +22,11 @@ def compensation_lines(plan: PruningPlan) -> list[str]:
     if record is None:
         return [f"compensation `{plan.compensation}`: {IDEAS[plan.compensation]}"]
     order = "in order, towards the dense model" if record.options["sequential"] else "each alone"
-    forms = ", ".join(f"{count} {form}" for form, count in record.forms().items())
-    without = sum(block.error_without for block in record.blocks)
-    error = sum(block.error for block in record.blocks)
     return [
         f"compensation `{plan.compensation}`, blocks {order}: {IDEAS[plan.compensation]}",
-        f"matrices took {forms}; error of all blocks on held-out calibration windows "
-        f"{without:.4f} without and {error:.4f} with it ({record.fitted_tokens:,} tokens fitted, "
-        f"{record.held_out_tokens:,} held out)",
+        f"matrices took {forms_text(record.forms())}; error of all blocks on held-out calibration "
+        f"windows {record.error_without:.4f} without and {record.error:.4f} with it "
+        f"({record.fitted_tokens:,} tokens fitted, {record.held_out_tokens:,} held out)",
     ]
 
 

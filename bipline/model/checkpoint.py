@@ -37,6 +37,8 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+# transformers' own, where a config does not say.
+DEFAULT_EPS = 1e-6
 FLOAT_DTYPES = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -138,6 +140,11 @@ class Checkpoint:
             for first in range(0, stored.shape[0], step):
                 rows = torch.arange(first, min(stored.shape[0], first + step))
                 yield name, kept, first, self.rows(name, rows)
+
+    @property
+    def rms_norm_eps(self) -> float:
+        """What RMSNorm adds to a mean square."""
+        return float(self.config.get("rms_norm_eps", DEFAULT_EPS))
 
     def tensor_header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The safetensors dtype (``BF16``, ...) and the shape of a tensor."""

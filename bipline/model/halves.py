@@ -52,7 +52,7 @@ class Halves:
     @property
     def rms_norm_eps(self) -> float:
         """What RMSNorm adds to a mean square."""
-        return float(self._loop.checkpoint.config.get("rms_norm_eps", 1e-6))
+        return self._loop.checkpoint.rms_norm_eps
 
     @property
     def has_attention(self) -> bool:

@@ -16,9 +16,10 @@ from torch import Tensor
 from bipline.artifacts.progress import track
 from bipline.compression.allocation.block_errors import BlockErrors
 from bipline.compression.allocation.problem import Problem
+from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.moments import MomentSums, check_tokens
-from bipline.compression.compensation.obs import elimination_of
-from bipline.compression.criteria.interface import DEFAULT_EPS, widened
+from bipline.compression.compensation.obs import elimination_of, removals
+from bipline.compression.criteria.interface import widened
 from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
 
@@ -31,14 +32,13 @@ def measure_compensated_errors(problem: Problem, samples: int, ridge: float) -> 
     """
     windows = problem.windows
     token_ids = windows.token_ids[:samples]
-    _check_enough(problem, token_ids)
+    check_tokens(token_ids.numel(), problem.checkpoint.shape, token_ids.shape[1], 1.0)
     loop = windows.computing.loop(problem.checkpoint)
     states = loop.states(token_ids)
     loop.embed_into(states, token_ids)
-    eps = float(problem.checkpoint.config.get("rms_norm_eps", DEFAULT_EPS))
     errors = []
     for block in track(loop.blocks(), "measure compensated errors", len(problem.choices)):
-        sums = _Moments(block, eps)
+        sums = _Moments(block)
         block.advance(states, sums.observe)
         choices = problem.choices[block.index]
         width = choices.shape.head_dim * choices.shape.queries_per_group
@@ -49,13 +49,6 @@ def measure_compensated_errors(problem: Problem, samples: int, ridge: float) -> 
             )
         )
     return errors
-
-
-def _check_enough(problem: Problem, token_ids: Tensor) -> None:
-    """Raise InvalidInput for fewer tokens than twice the columns."""
-    shape = problem.checkpoint.shape
-    columns = max(shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
-    check_tokens(token_ids.numel(), columns, token_ids.shape[1], 1.0)
 
 
 @dataclass
@@ -84,11 +77,10 @@ class _Matrix:
         elimination = elimination_of(self.weight.double(), second, ridge, width)
         groups = self.weight.shape[1] // width
         costs = torch.zeros(groups + 1, dtype=torch.float64)
-        for kept in range(groups - 1, allowed[0] - 1, -1):
-            now = elimination.costs()
-            group = int(now.argmin())
-            costs[kept] = costs[kept + 1] + float(now[group])
-            elimination.remove(group)
+        kept = groups
+        for _, cost in removals(elimination, groups - allowed[0]):
+            kept -= 1
+            costs[kept] = costs[kept + 1] + cost
         # E_g is half a squared norm over all hidden channels, and moments are weighted means: their
         # tokens' weights, one over a mean square, have been divided by the weights' sum.
         scale = 2 / len(self.weight) * self.token_weights / self.tokens
@@ -98,10 +90,10 @@ class _Matrix:
 class _Moments:
     """Adds up the moments of one block's two matrices."""
 
-    def __init__(self, block: LoopBlock, eps: float) -> None:
+    def __init__(self, block: LoopBlock) -> None:
         source = block.source_weights()
         device = block.loop.device
-        self._eps = eps
+        self._eps = block.loop.checkpoint.rms_norm_eps
         self.attention = _Matrix.of(source["self_attn.o_proj.weight"].to(device))
         self.ffn = _Matrix.of(source["mlp.down_proj.weight"].to(device))
 
@@ -109,8 +101,5 @@ class _Moments:
         """Add one micro-batch."""
         residual = widened(seen["residual"])
         output = residual + widened(seen["ffn_output"])
-        self.attention.add(seen["attention_output"], self._weights(residual))
-        self.ffn.add(seen["ffn_activation"], self._weights(output))
-
-    def _weights(self, stream: Tensor) -> Tensor:
-        return (stream.square().mean(1) + self._eps).reciprocal()
+        self.attention.add(seen["attention_output"], token_weights(residual, self._eps))
+        self.ffn.add(seen["ffn_activation"], token_weights(output, self._eps))

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.compensation.held_out import difference
-from bipline.compression.criteria.interface import DEFAULT_EPS
 from bipline.model.halves import Halves
 
 
@@ -31,7 +30,7 @@ def sensitivities(
     token_ids = windows.token_ids[:: max(1, len(windows.token_ids) // samples)][:samples]
     loop = windows.computing.loop(problem.checkpoint)
     generator = torch.Generator().manual_seed(seed)
-    eps = float(problem.checkpoint.config.get("rms_norm_eps", DEFAULT_EPS))
+    eps = problem.checkpoint.rms_norm_eps
     dense = loop.embed(token_ids)
     disturbed: list[Tensor] = []
     for block in loop.blocks():

@@ -83,7 +83,7 @@ class Collecting:
         return llm_bip_glu.propagated_weight(self._gains, self._weighed).square()
 
     def _weights(self, target: Tensor) -> Tensor:
-        return token_weights(target, self._dense.rms_norm_eps)
+        return token_weights(_flat(target), self._dense.rms_norm_eps)
 
     def _add_gains(self, seen: Seen) -> None:
         if self._weighed is None or "gate" not in seen.widths:
@@ -100,9 +100,11 @@ class Collecting:
 def token_weights(target: Tensor, eps: float) -> Tensor:
     """How much each token counts, ``[tokens]``: 1 / mean square of the dense residual stream.
 
+    ``target`` is that stream, ``[tokens, hidden_size]``.
+
     Whatever reads the stream does so behind an RMSNorm, so an error counts by its share of it.
     """
-    return (widened(_flat(target)).square().mean(1) + eps).reciprocal()
+    return (widened(target).square().mean(1) + eps).reciprocal()
 
 
 def _flat(values: Tensor) -> Tensor:

@@ -114,9 +114,7 @@ def check_compensation(
             f"{samples} given"
         )
     fitted = samples - len(held_out_windows(samples, options.held_out))
-    shape = checkpoint.shape
-    columns = max(shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
-    check_tokens(fitted * seqlen, columns, seqlen, fitted / samples)
+    check_tokens(fitted * seqlen, checkpoint.shape, seqlen, fitted / samples)
 
 
 class _Engine:

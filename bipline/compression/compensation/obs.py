@@ -14,6 +14,8 @@ W^T D W only the lower triangles are kept up to date: H^-1 lies in the room besi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -107,11 +109,16 @@ class Elimination:
 
 def remove_greedily(elimination: Elimination, count: int) -> list[int]:
     """Remove the cheapest group ``count`` times; of equal ones the first. In that order."""
-    removed = []
+    return [group for group, _ in removals(elimination, count)]
+
+
+def removals(elimination: Elimination, count: int) -> Iterator[tuple[int, float]]:
+    """The cheapest group ``count`` times, removed as it is given, with its cost E_g."""
     for _ in range(count):
-        removed.append(int(elimination.costs().argmin()))
-        elimination.remove(removed[-1])
-    return removed
+        costs = elimination.costs()
+        group = int(costs.argmin())
+        elimination.remove(group)
+        yield group, float(costs[group])
 
 
 def elimination_of(

@@ -12,8 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.compensation import FORMS, BlockRecord, CompensationRecord, Form
-from bipline.artifacts.directory import DirectoryWriter, write_text
+from bipline.artifacts.compensation import (
+    FORMS,
+    BlockRecord,
+    CompensationRecord,
+    Form,
+    forms_text,
+)
+from bipline.artifacts.directory import DirectoryWriter, atomic_directory, write_text
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.artifacts.progress import note
@@ -25,7 +31,14 @@ from bipline.compression.compensation.memory import compensation_bytes
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
 from bipline.compression.compensation.streams import divided
-from bipline.compression.corrections import BLOCK_FILES, PLAN_NAME, digest_of
+from bipline.compression.corrections import (
+    BLOCK_FILES,
+    KIND,
+    PLAN_NAME,
+    Corrections,
+    digest_of,
+    open_corrections,
+)
 from bipline.compression.options import options_from
 from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
 from bipline.model.families import with_output_biases
@@ -49,6 +62,8 @@ class CompensationRequest:
     @property
     def settings(self) -> CompensationOptions:
         """The options. Raises InvalidInput for one that does not exist or is out of range."""
+        if self.form == "none" and self.options:
+            raise InvalidInput("compensation none has no options")
         return options_from(CompensationOptions, f"compensation {self.form}", 0, self.options)
 
     def check(
@@ -60,8 +75,6 @@ class CompensationRequest:
         """
         form, options = self.chosen, self.settings
         if form == "none":
-            if self.options:
-                raise InvalidInput("compensation none has no options")
             return
         check_compensation(checkpoint, samples, seqlen, form, options)
         if options.bias == "on" or (form, options.bias) == ("bias", "auto"):
@@ -123,6 +136,20 @@ def realise(
     return realised
 
 
+def realise_in(
+    place: Path,
+    checkpoint: Checkpoint,
+    plan: PruningPlan,
+    windows: Windows,
+    request: CompensationRequest,
+    work: Path,
+) -> tuple[PruningPlan, Corrections]:
+    """Realise a plan into the directory ``place``, and open it (see :func:`realise`)."""
+    with atomic_directory(place, KIND) as writer:
+        realise(checkpoint, plan, windows, request, writer, work)
+    return open_corrections(place)
+
+
 def _key(
     plan: PruningPlan, windows: Windows, form: Form, options: CompensationOptions
 ) -> dict[str, Any]:
@@ -150,8 +177,7 @@ def needed_bytes(checkpoint: Checkpoint, form: Form, options: CompensationOption
 
 def _summary(record: CompensationRecord) -> str:
     """One line: what the matrices took, and what it did to the blocks' errors."""
-    forms = ", ".join(f"{count} {form}" for form, count in record.forms().items())
-    without = sum(block.error_without for block in record.blocks)
-    error = sum(block.error for block in record.blocks)
-    change = f"from {without:.4f} to {error:.4f}"
-    return f"matrices: {forms}; error of all blocks on held-out windows {change}"
+    change = f"from {record.error_without:.4f} to {record.error:.4f}"
+    return (
+        f"matrices: {forms_text(record.forms())}; error of all blocks on held-out windows {change}"
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bipline.compression.options import BaseOptions
 from bipline.model.block_loop import Activations
-from bipline.model.checkpoint import Checkpoint
+from bipline.model.checkpoint import DEFAULT_EPS, Checkpoint
 from bipline.model.families import ModelShape
 
 Sums = dict[str, Tensor]
@@ -25,8 +25,6 @@ Unit = Literal["groups", "blocks", "sublayers"]
 Needs = Literal["weights", "moments", "tokens", "gradients", "search"]
 # 128 rows of a 7B model's widest activation in float32 are 5.6 MB.
 TILE_ROWS = 128
-# transformers' default where a config names none.
-DEFAULT_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,7 @@ class Block:
     @classmethod
     def of(cls, checkpoint: Checkpoint, index: int, weights: dict[str, Tensor]) -> Block:
         """A block of a checkpoint with these weights."""
-        eps = float(checkpoint.config.get("rms_norm_eps", DEFAULT_EPS))
-        return cls(index, checkpoint.shape, weights, eps)
+        return cls(index, checkpoint.shape, weights, checkpoint.rms_norm_eps)
 
 
 @dataclass(frozen=True)

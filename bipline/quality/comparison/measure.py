@@ -13,15 +13,14 @@ from pathlib import Path
 
 from bipline.artifacts.combination import Combination
 from bipline.artifacts.comparison import Change, Compensated, Measured, Outcome, Parameters
-from bipline.artifacts.directory import atomic_directory
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.record import EvaluationRecord
 from bipline.compression.allocate import allocate
 from bipline.compression.allocation.problem import Windows
-from bipline.compression.compensation.realise import realise
+from bipline.compression.compensation.realise import realise_in
 from bipline.compression.corrections import KIND as CORRECTIONS
-from bipline.compression.corrections import Corrections, open_corrections
+from bipline.compression.corrections import Corrections
 from bipline.compression.prune import prune
 from bipline.compression.statistics import load_statistics
 from bipline.model.checkpoint import Checkpoint
@@ -96,9 +95,7 @@ def _corrected(
         raise ValueError("compensation needs the windows")
     place, request = work / CORRECTIONS, compensation_of(combination.compensation)
     shutil.rmtree(place, ignore_errors=True)  # a killed run's: made again of its blocks
-    with atomic_directory(place, CORRECTIONS) as writer:
-        realise(checkpoint, plan, windows, request, writer, work / "compensate")
-    return open_corrections(place)
+    return realise_in(place, checkpoint, plan, windows, request, work / "compensate")
 
 
 def _measured(plan: PruningPlan, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:

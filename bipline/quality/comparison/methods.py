@@ -66,8 +66,6 @@ def settle(asked: Asked, layout: str) -> Settled:
     Raises InvalidInput for options that ``auto`` does not have.
     """
     criterion, rule, compensation = asked.criterion, asked.allocation, asked.compensation
-    if criterion.name == AUTO and criterion.options:
-        raise InvalidInput("criterion auto has no options; name a criterion to give it some")
     named = Method(
         criterion.name,
         criterion.options,
@@ -95,9 +93,7 @@ def check_method(method: Settled) -> None:
     options_of(method.criterion.name, 0, method.criterion.options)
     rule_options(method.allocation.name, 0, method.allocation.options)
     compensation = compensation_of(method.compensation)
-    form, _ = compensation.chosen, compensation.settings
-    if form == NONE and compensation.options:
-        raise InvalidInput("compensation none has no options")
+    _ = compensation.chosen, compensation.settings
 
 
 def compensation_of(choice: Choice) -> CompensationRequest:

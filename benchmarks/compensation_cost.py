@@ -26,9 +26,9 @@ from benchmarks.shapes import random_checkpoint
 from benchmarks.tables import Section, Table, gigabytes_text, seconds_text
 from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan
 from bipline.compression.compensation import (
-    candidates,
     collecting,
     engine,
+    fitting,
     held_out,
     moments,
     streams,
@@ -60,10 +60,10 @@ TIMED: tuple[tuple[str, Any, str], ...] = (
     ("factors", triangles.Triangles, "factor"),
     ("solves", triangles.Triangles, "solve_"),
     ("inverse", triangles.Triangles, "invert"),
-    ("elimination", candidates, "remove_greedily"),
-    ("start of OBS", candidates, "elimination_of"),
-    ("sides", candidates, "LeastSquares"),
-    ("versions", candidates, "_version"),
+    ("elimination", fitting, "remove_greedily"),
+    ("start of OBS", fitting, "elimination_of"),
+    ("sides", fitting, "LeastSquares"),
+    ("versions", fitting, "corrected"),
     ("held-out windows", held_out.HeldOut, "attention_errors"),
     ("held-out windows", held_out.HeldOut, "ffn_errors"),
     ("held-out windows", held_out.HeldOut, "block_error"),

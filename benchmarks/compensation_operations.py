@@ -1,11 +1,14 @@
-"""Operations of compensating one block as ``obs``, sequentially: counted from sizes, by part."""
+"""Operations of compensating one block as ``obs``, sequentially: counted from sizes, by part.
+
+Of the usual case, in which the error falls with ``obs`` and no simpler form is fitted.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bipline.compression.compensation.held_out import VERSIONS_TOGETHER
-from bipline.compression.compensation.memory import moments_operations, versions_of
+from bipline.compression.compensation.fitting import VERSIONS_TOGETHER
+from bipline.compression.compensation.memory import moments_operations
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.model.shapes import ModelShape
 
@@ -47,17 +50,17 @@ def operations_of(work: Work) -> Operations:
 
 
 def _fit(work: Work, columns: int) -> Operations:
-    """Both forms' fits of one matrix: least squares as planned, OBS, least squares as chosen."""
+    """One matrix: OBS, then least squares with every ridge on the groups that were chosen."""
     outputs, there = work.shape.hidden_size, round((1 - work.ratio) * columns)
     gone, ridges = columns - there, len(work.options.ridge_factors)
     return {
-        "factors": 2 * ridges * there**3 / 3 + columns**3 / 3,
+        "factors": ridges * there**3 / 3 + columns**3 / 3,
         "inverse": 2 * columns**3 / 3,
         # A triangle of the inverse, and two of W^T D W: one product more each is not counted.
         "elimination": 3.0 * gone * columns**2,
         "start of OBS": 1.0 * outputs * columns**2,
-        "sides": 2 * 2.0 * outputs * gone * there,
-        "solves": 2 * ridges * 2 * 2.0 * outputs * there**2,
+        "sides": 2.0 * outputs * gone * there,
+        "solves": ridges * 2 * 2.0 * outputs * there**2,
     }
 
 
@@ -74,10 +77,9 @@ def _passes(work: Work) -> float:
 def _measuring(work: Work) -> float:
     """Versions of both matrices on held-out windows, with inputs made anew for every few."""
     hidden, channels = work.shape.hidden_size, work.shape.intermediate_size
-    versions, kept = versions_of("obs", work.options), 1 - work.ratio
-    # A form that may only change the bias is not tried where there is none.
-    versions -= len(work.options.betas)
-    rounds = -(-versions // VERSIONS_TOGETHER)
+    betas, other_ridges = len(work.options.betas), len(work.options.ridge_factors) - 1
+    versions, kept = 1 + betas + other_ridges, 1 - work.ratio
+    rounds = 1 + -(-betas // VERSIONS_TOGETHER) + other_ridges
     first, second = work.before_attention, hidden * work.output_columns
     attention = versions * (kept * second + 3 * hidden * channels) + rounds * first
     inputs = kept * (first + second) + 2 * hidden * channels

@@ -22,7 +22,7 @@ class _Record(BaseModel):
 
 
 class SublayerRecord(_Record):
-    """One matrix. ``errors`` are the best of each form on held-out windows, by form.
+    """One matrix. ``errors`` are the best of each form that was fitted, on held-out windows.
 
     An error is the mean square, over tokens and hidden channels, of what the block's output
     differs from the dense model's, both behind an RMSNorm: 0 is equal, 2 unrelated.

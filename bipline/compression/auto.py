@@ -42,7 +42,7 @@ class Method:
         return CompensationRequest(self.compensation or "none", self.compensation_options)
 
 
-CHOSEN = Method(criterion="llm-bip-exact", rule="compensated", compensation="obs")
+CHOSEN = Method(criterion="llm-bip-glu", rule="compensated", compensation="obs")
 REASON = (
     "auto: {criterion} scores, {rule} splits, {compensation} corrects; chosen by the perplexity "
     "that was left on two models (docs/auto.md)"

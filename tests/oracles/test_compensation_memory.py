@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any
 
 import pytest
@@ -13,9 +13,16 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from bipline.artifacts.compensation import FORMS, Form
-from bipline.compression.compensation import candidates, closed_forms, memory, obs, triangles
-from bipline.compression.compensation.candidates import Candidate, Sublayer
-from bipline.compression.compensation.held_out import VERSIONS_TOGETHER, best_of
+from bipline.compression.compensation import (
+    candidates,
+    closed_forms,
+    fitting,
+    memory,
+    obs,
+    triangles,
+)
+from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
+from bipline.compression.compensation.fitting import VERSIONS_TOGETHER, Tried
 from bipline.compression.compensation.memory import compensation_bytes, versions_of
 from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
@@ -134,15 +141,16 @@ def test_only_a_few_versions_live_at_a_time() -> None:
             weight = torch.full((1, 1), float(number))
             living.add(weight)
             most = max(most, len(living))
-            yield Candidate("none", (0,), torch.zeros(1, dtype=torch.int64), weight, None)
+            yield Candidate("obs", (0,), torch.zeros(1, dtype=torch.int64), weight, None)
             del weight
 
     def errors(few: Sequence[Candidate]) -> list[float]:
         return [abs(float(each.weight) - 13.2) for each in few]
 
-    chosen, record = best_of(sublayer_of(4, 4), versions(), errors)
-    assert float(chosen.weight) == 13
-    assert record.errors == {"none": pytest.approx(0.2)}
+    tried = Tried(errors, uncorrected(sublayer_of(1, 1, 1.0)))
+    tried.measure(versions())
+    assert float(tried.chosen.weight) == 13
+    assert tried.by_form["obs"] == pytest.approx(0.2)
     # Those that are measured together, the best and one that has just been made.
     assert most <= VERSIONS_TOGETHER + 2
 
@@ -174,7 +182,7 @@ def sublayer_of(outputs: int, columns: int, share: float = 0.7) -> Sublayer:
 
 def test_the_target_holds_for_an_8b_shape() -> None:
     options = CompensationOptions()
-    assert versions_of("obs", options) == 29
+    assert versions_of("obs", options) == 1 + 4 + 6 + 6
     for ratio, most in ((0.0, 5.8e9), (0.3, 4.4e9)):
         assert compensation_bytes(LLAMA_3_8B, "obs", options, 2, 4, ratio) < most
 
@@ -205,9 +213,13 @@ def test_a_fit_takes_what_is_predicted(
     def fit() -> None:
         sums = MomentSums(columns, outputs, CPU, torch.float32)
         sums.add(x, torch.ones(64), drift)
-        versions = candidates.candidates(sublayer, sums.moments(), form, options)
+        given = sums.moments()
         del sums
-        best_of(sublayer, versions, lambda few: [float(each.weight.sum()) for each in few])
+        # Ever worse, so that all simpler forms are fitted too.
+        worse = count()
+        fitting.fitted(
+            sublayer, given, form, options, lambda few: [float(next(worse)) for _ in few]
+        )
 
     sizes = {"hidden_size": outputs, "intermediate_size": columns}
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}

@@ -74,7 +74,8 @@ class _Matrix:
     def errors(self, ridge: float, width: int, allowed: tuple[int, ...]) -> Tensor:
         """Mean square error per hidden channel for each allowed count of groups, on the CPU."""
         second = self.sums.moments().second
-        elimination = elimination_of(self.weight.double(), second, ridge, width)
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        elimination = elimination_of(weight, second, ridge, width)
         groups = self.weight.shape[1] // width
         costs = torch.zeros(groups + 1, dtype=torch.float64)
         kept = groups

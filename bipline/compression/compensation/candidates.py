@@ -6,22 +6,13 @@ written in before it is measured, so what is compared is what is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bipline.artifacts.compensation import FORMS, Form
-from bipline.compression.compensation.closed_forms import (
-    ROWS_TOGETHER,
-    Correction,
-    LeastSquares,
-    bias_correction,
-)
-from bipline.compression.compensation.moments import Moments
-from bipline.compression.compensation.obs import elimination_of, remove_greedily
-from bipline.compression.compensation.options import CompensationOptions
+from bipline.artifacts.compensation import Form
+from bipline.compression.compensation.closed_forms import ROWS_TOGETHER, Correction
 
 
 @dataclass(frozen=True)
@@ -87,69 +78,7 @@ def uncorrected(sublayer: Sublayer) -> Candidate:
     return Candidate("none", sublayer.kept, columns, weight, bias)
 
 
-def candidates(
-    sublayer: Sublayer, moments: Moments, form: Form, options: CompensationOptions
-) -> Iterator[Candidate]:
-    """Versions of all forms up to ``form``, the simplest first, made when they are asked for.
-
-    The moments are used up. Where nothing is pruned and no drift is to be corrected, there is only
-    the matrix itself.
-    """
-    yield uncorrected(sublayer)
-    if sublayer.whole and moments.drift is None:
-        return
-    if sublayer.intercept:
-        moments = moments.centre()
-    wanted = FORMS[: FORMS.index(form) + 1]
-    if "bias" in wanted and sublayer.intercept:
-        yield from _with_bias(sublayer, moments, options)
-    if "least-squares" in wanted:
-        yield from _regressed("least-squares", sublayer.kept, sublayer, moments, options)
-    if "obs" in wanted and not sublayer.whole:
-        kept = chosen_groups(sublayer, moments, options.ridge)
-        if kept != sublayer.kept:
-            yield from _regressed("obs", kept, sublayer, moments, options)
-
-
-def chosen_groups(sublayer: Sublayer, moments: Moments, ridge: float) -> tuple[int, ...]:
-    """As many groups as the plan keeps, by greedy structured OBS; ascending."""
-    weight, second = sublayer.weight.to(moments.products), moments.second
-    elimination = elimination_of(weight, second, ridge, sublayer.width, sublayer.importance)
-    removed = set(remove_greedily(elimination, sublayer.groups - len(sublayer.kept)))
-    return tuple(g for g in range(sublayer.groups) if g not in removed)
-
-
-def _with_bias(
-    sublayer: Sublayer, moments: Moments, options: CompensationOptions
-) -> Iterator[Candidate]:
-    columns, others = sublayer.columns(sublayer.kept), sublayer.others(sublayer.kept)
-    weight = sublayer.weight.to(moments.products)
-    own, drift = bias_correction(weight, moments, columns, others)
-    for beta in _betas(options, drift):
-        yield _version(sublayer, "bias", sublayer.kept, own, drift, beta=beta)
-
-
-def _regressed(
-    form: Form,
-    kept: tuple[int, ...],
-    sublayer: Sublayer,
-    moments: Moments,
-    options: CompensationOptions,
-) -> Iterator[Candidate]:
-    columns, others = sublayer.columns(kept), sublayer.others(kept)
-    problem = LeastSquares(sublayer.weight.to(moments.products), moments, columns, others)
-    for ridge in (options.ridge * each for each in options.ridge_factors):
-        own, drift = problem.solve(ridge)
-        for beta in _betas(options, drift):
-            yield _version(sublayer, form, kept, own, drift, ridge, beta)
-        del own, drift  # before the next ones are solved for
-
-
-def _betas(options: CompensationOptions, drift: Correction | None) -> tuple[float | None, ...]:
-    return (None,) if drift is None else options.betas
-
-
-def _version(
+def corrected(
     sublayer: Sublayer,
     form: Form,
     kept: tuple[int, ...],
@@ -158,6 +87,7 @@ def _version(
     ridge: float | None = None,
     beta: float | None = None,
 ) -> Candidate:
+    """The kept groups with what is added to their weights, and a share of the drift's."""
     columns, dtype, bias = sublayer.columns(kept), sublayer.dtype, sublayer.bias
     weight = sublayer.weight.new_empty(len(sublayer.weight), len(columns), dtype=dtype)
     for first in range(0, len(weight), ROWS_TOGETHER):

@@ -11,7 +11,7 @@ Memory holds two blocks, two streams of hidden states and one block's moments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,14 +23,10 @@ from bipline.artifacts.compensation import FORMS, BlockRecord, Form, SublayerRec
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.artifacts.progress import track
-from bipline.compression.compensation.candidates import (
-    Candidate,
-    Sublayer,
-    candidates,
-    uncorrected,
-)
+from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
 from bipline.compression.compensation.collecting import Collecting
-from bipline.compression.compensation.held_out import HeldOut, attention_half, best_of
+from bipline.compression.compensation.fitting import Errors, fitted
+from bipline.compression.compensation.held_out import HeldOut, attention_half
 from bipline.compression.compensation.moments import check_tokens
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import Streams, divided, held_out_windows
@@ -40,8 +36,6 @@ from bipline.compression.criteria.interface import Block
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ
-
-Errors = Callable[[Sequence[Candidate]], list[float]]
 
 
 class Progress(Protocol):
@@ -205,9 +199,7 @@ class _Engine:
         self, sublayer: Sublayer, collecting: Collecting, errors: Errors
     ) -> tuple[Candidate, SublayerRecord]:
         moments = collecting.moments(sublayer.name)
-        versions = candidates(sublayer, moments, self.form, self.options)
-        del moments  # so that the versions alone hold them
-        return best_of(sublayer, versions, errors)
+        return fitted(sublayer, moments, self.form, self.options, errors)
 
     def _sublayers(self, pruned: PrunedBlock) -> dict[str, Sublayer]:
         bias = self.options.bias

@@ -1,30 +1,22 @@
-"""The guard: versions of a block compared on the windows that nothing was fitted on.
+"""Errors of versions of a block on the windows that nothing was fitted on.
 
-A version is kept only where the block's output comes nearer to the dense model's than with every
-simpler one. Both are compared behind an RMSNorm, as whatever follows reads them. For o_proj that
-is the output behind the dense FFN; both sublayers together are held to the block that is not
-corrected at all.
+The block's output is held to the dense model's, both behind an RMSNorm, as whatever follows reads
+them. For o_proj that is the output behind the dense FFN; both sublayers together are held to the
+block that is not corrected at all.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from bipline.artifacts.compensation import SublayerRecord
-from bipline.compression.compensation.candidates import Candidate, Sublayer
+from bipline.compression.compensation.candidates import Candidate
 from bipline.compression.compensation.streams import Streams
 from bipline.compression.criteria.interface import widened
 from bipline.model.halves import Halves
-
-# Versions that are measured in one pass over the held-out windows: their inputs are computed anew
-# for every pass, and all of them are in memory.
-VERSIONS_TOGETHER = 4
 
 Outputs = Callable[[Tensor], Iterable[Tensor]]
 
@@ -93,31 +85,3 @@ def applied(version: Candidate, inputs: Tensor) -> Tensor:
     """What a version of a matrix makes of all its inputs: ``[..., n] -> [..., d]``."""
     bias = None if version.bias is None else version.bias.to(inputs)
     return linear(inputs[..., version.columns], version.weight.to(inputs), bias)
-
-
-def best_of(
-    sublayer: Sublayer,
-    versions: Iterator[Candidate],
-    errors: Callable[[Sequence[Candidate]], list[float]],
-) -> tuple[Candidate, SublayerRecord]:
-    """The version with the least error, of equal ones the simplest, and the record of it.
-
-    ``errors`` measures a few versions together; no more than these and the best are kept.
-    """
-    chosen, least = next(versions), math.inf
-    by_form: dict[str, float] = {}
-    coming = chain([chosen], versions)
-    while few := list(islice(coming, VERSIONS_TOGETHER)):
-        for version, error in zip(few, errors(few), strict=True):
-            by_form[version.form] = min(error, by_form.get(version.form, error))
-            if error < least:
-                chosen, least = version, error
-        few.clear()
-        del version
-    return chosen, SublayerRecord(
-        form=chosen.form,
-        ridge=chosen.ridge,
-        beta=chosen.beta,
-        replaced=len(set(chosen.kept) - set(sublayer.kept)),
-        errors=by_form,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bipline.artifacts.compensation import FORMS, Form
-from bipline.compression.compensation.held_out import VERSIONS_TOGETHER
+from bipline.compression.compensation.fitting import VERSIONS_TOGETHER
 from bipline.compression.compensation.moments import moments_bytes
 from bipline.compression.compensation.obs import obs_bytes
 from bipline.compression.compensation.options import CompensationOptions
@@ -72,6 +72,6 @@ def moments_operations(shape: ModelShape, tokens: int, sequential: bool) -> int:
 def versions_of(form: Form, options: CompensationOptions) -> int:
     """How many versions of a matrix are compared at most."""
     betas = len(options.betas) if options.sequential else 1
-    solved = len(options.ridge_factors) * betas
+    solved = len(options.ridge_factors) - 1 + betas
     by_form = {"none": 1, "bias": betas, "least-squares": solved, "obs": solved}
     return sum(by_form[each] for each in FORMS[: FORMS.index(form) + 1])

@@ -1,0 +1,160 @@
+"""Fitting one matrix: the form that was asked for, or the next simpler one, under the guard.
+
+A form is kept only where the error on held-out windows falls below that of the matrix as it is;
+else the next simpler form is fitted. Within a form the ridge and the share of the drift are
+chosen by the same errors, one after the other: all shares with the ridge next to the middle, then
+the other ridges with the best share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+
+from bipline.artifacts.compensation import FORMS, Form, SublayerRecord
+from bipline.compression.compensation.candidates import (
+    Candidate,
+    Sublayer,
+    corrected,
+    uncorrected,
+)
+from bipline.compression.compensation.closed_forms import LeastSquares, bias_correction
+from bipline.compression.compensation.moments import Moments
+from bipline.compression.compensation.obs import elimination_of, remove_greedily
+from bipline.compression.compensation.options import CompensationOptions
+
+# Versions that are measured in one pass over the held-out windows: their inputs are computed anew
+# for every pass, and all of them are in memory.
+VERSIONS_TOGETHER = 4
+
+Errors = Callable[[Sequence[Candidate]], list[float]]
+
+
+class Tried:
+    """Measures versions of a matrix; only the best of all is kept, and the best error by form."""
+
+    def __init__(self, errors: Errors, plain: Candidate) -> None:
+        self._errors = errors
+        [self.least] = errors([plain])
+        self.chosen = plain
+        self.by_form: dict[str, float] = {plain.form: self.least}
+        self._betas: dict[str, float | None] = {}
+
+    def measure(self, versions: Iterable[Candidate]) -> None:
+        """Measure versions, a few together; of equal ones the first stays."""
+        coming = iter(versions)
+        while few := list(islice(coming, VERSIONS_TOGETHER)):
+            for version, error in zip(few, self._errors(few), strict=True):
+                if error < self.by_form.get(version.form, math.inf):
+                    self.by_form[version.form] = error
+                    self._betas[version.form] = version.beta
+                if error < self.least:
+                    self.chosen, self.least = version, error
+            few.clear()
+            del version
+
+    def betas(self, form: Form, options: CompensationOptions) -> tuple[float | None, ...]:
+        """The shares of the drift still to be tried: the best one, once all were measured."""
+        return (self._betas[form],) if form in self._betas else options.betas
+
+
+def fitted(
+    sublayer: Sublayer,
+    moments: Moments,
+    form: Form,
+    options: CompensationOptions,
+    errors: Errors,
+) -> tuple[Candidate, SublayerRecord]:
+    """The version that is kept, and the record of those that were measured.
+
+    ``errors`` measures a few versions together. The moments are used up. Where nothing is pruned
+    and no drift is to be corrected, there is only the matrix itself.
+    """
+    tried = Tried(errors, uncorrected(sublayer))
+    if not (sublayer.whole and moments.drift is None):
+        if sublayer.intercept:
+            moments = moments.centre()
+        for each in reversed(FORMS[: FORMS.index(form) + 1]):
+            _FITS[each](sublayer, moments, options, tried)
+            if tried.chosen.form != "none":
+                break
+    chosen = tried.chosen
+    record = SublayerRecord(
+        form=chosen.form,
+        ridge=chosen.ridge,
+        beta=chosen.beta,
+        replaced=len(set(chosen.kept) - set(sublayer.kept)),
+        errors=tried.by_form,
+    )
+    return chosen, record
+
+
+def chosen_groups(sublayer: Sublayer, moments: Moments, ridge: float) -> tuple[int, ...]:
+    """As many groups as the plan keeps, by greedy structured OBS; ascending."""
+    weight, second = sublayer.weight.to(moments.products), moments.second
+    elimination = elimination_of(weight, second, ridge, sublayer.width, sublayer.importance)
+    removed = set(remove_greedily(elimination, sublayer.groups - len(sublayer.kept)))
+    return tuple(g for g in range(sublayer.groups) if g not in removed)
+
+
+def _fit_none(
+    _sublayer: Sublayer, _moments: Moments, _options: CompensationOptions, _tried: Tried
+) -> None:
+    """What was measured first."""
+
+
+def _fit_bias(
+    sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Tried
+) -> None:
+    if not sublayer.intercept:
+        return
+    columns, others = sublayer.columns(sublayer.kept), sublayer.others(sublayer.kept)
+    weight = sublayer.weight.to(moments.products)
+    own, drift = bias_correction(weight, moments, columns, others)
+    tried.measure(
+        corrected(sublayer, "bias", sublayer.kept, own, drift, beta=beta)
+        for beta in (options.betas if drift else (None,))
+    )
+
+
+def _fit_least_squares(
+    sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Tried
+) -> None:
+    _regress("least-squares", sublayer.kept, sublayer, moments, options, tried)
+
+
+def _fit_obs(
+    sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Tried
+) -> None:
+    if sublayer.whole:
+        return
+    kept = chosen_groups(sublayer, moments, options.ridge)
+    if kept != sublayer.kept:
+        _regress("obs", kept, sublayer, moments, options, tried)
+
+
+_FITS = {
+    "none": _fit_none,
+    "bias": _fit_bias,
+    "least-squares": _fit_least_squares,
+    "obs": _fit_obs,
+}
+
+
+def _regress(
+    form: Form,
+    kept: tuple[int, ...],
+    sublayer: Sublayer,
+    moments: Moments,
+    options: CompensationOptions,
+    tried: Tried,
+) -> None:
+    columns, others = sublayer.columns(kept), sublayer.others(kept)
+    problem = LeastSquares(sublayer.weight.to(moments.products), moments, columns, others)
+    for factor in sorted(options.ridge_factors, key=lambda each: abs(math.log(each))):
+        ridge = options.ridge * factor
+        own, drift = problem.solve(ridge)
+        betas = tried.betas(form, options) if drift else (None,)
+        tried.measure(corrected(sublayer, form, kept, own, drift, ridge, beta) for beta in betas)
+        del own, drift  # before the next ones are solved for

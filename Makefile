@@ -1,6 +1,7 @@
 # make demo    the environment, then the main job on the embedded model
 # make test    the environment, then the tests (minutes)
-# make test-all   the slow ones too
+# make test-slow  those that take longer, alone
+# make test-all   both
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,13 +11,16 @@ export BIPLINE_DATA ?= $(abspath ../shared/data)
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: demo test test-all check environment clean
+.PHONY: demo test test-slow test-all check environment clean
 
 demo: environment
 	$(BIN)/bipline demo
 
 test: environment
 	$(PYTEST) -m "not slow"
+
+test-slow: environment
+	$(PYTEST) -m slow
 
 test-all: environment
 	$(PYTEST)

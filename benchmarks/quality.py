@@ -6,6 +6,9 @@ Runs ``bipline compare`` on three trained models, in both layouts, and writes th
 table into benchmarks/RESULTS.md, between two markers. Killed, it goes on where it was. In the
 per-layer layout every criterion's best allocation is found first, on one text, and then measured on
 all of them. ``--brief``: fewer methods, and per-layer the best published one alone on all texts.
+
+auto is a comparison of its own, so that a change of it measures no other row again; cells that
+are not measured again stay in the table as benchmarks/quality.json has them.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ OURS = ("llm-bip-exact", "llm-bip-adjoint")
 ALLOCATIONS = ("standardized", "log-increase", "error-aware")
 BRIEFLY_LEFT_OUT = ("llm-pruner:importance=element-mixed", "magnitude")
 BRIEF_ALLOCATIONS = ("standardized", "error-aware")
+# Of one model; of the same cell, the later one counts.
+COMPARISONS = ("uniform", "uniform-auto", "per-layer-search", "per-layer", "per-layer-auto")
 RATIOS = ("0.2", "0.35", "0.5")
 
 
@@ -95,26 +100,26 @@ class Bench:
     def uniform(self) -> None:
         """Published methods, LLM-BIP's forms, compensated ones and auto; same widths everywhere."""
         methods = [f"{name}/uniform/{form}" for name, form in self._published.items()]
-        methods.append(AUTO)
+        methods += [f"{name}/uniform/none" for name in FAITHFUL]
         if not self.brief:
-            methods += [f"{name}/uniform/none" for name in (*FAITHFUL, *OURS, "flap")]
+            methods += [f"{name}/uniform/none" for name in (*OURS, "flap")]
             methods += [f"{name}/uniform/obs" for name in ("wanda-sp", "llm-bip-exact")]
         self._compare("uniform", methods, self.subject.texts)
+        self._compare("uniform-auto", [AUTO], self.subject.texts)
 
     def per_layer(self) -> None:
         """Every criterion with its best allocation, and auto; blocks that differ."""
         first = dict(list(self.subject.texts.items())[:1])
-        compensated = self._published
-        if not self.brief:
-            compensated |= {"llm-bip-glu": "none", "llm-bip-exact": "none"}
+        compensated = self._published | dict.fromkeys(FAITHFUL, "none")
         rules = BRIEF_ALLOCATIONS if self.brief else ALLOCATIONS
         searched = [f"{name}/{rule}/{form}" for name, form in compensated.items() for rule in rules]
-        self._compare("search", [*searched, AUTO], first)
+        self._compare("per-layer-search", searched, first)
         [text] = first
-        found = load(self._folder("search"))
+        found = load(self._folder("per-layer-search"))
         grouped = by_ratio(found) if self.brief else by_criterion(found)
         methods = sorted({method_of(best_of(rows, text)) for rows in grouped})
-        self._compare("per-layer", [*methods, AUTO], self.subject.texts)
+        self._compare("per-layer", methods, self.subject.texts)
+        self._compare("per-layer-auto", [AUTO], self.subject.texts)
 
     @property
     def _published(self) -> dict[str, str]:
@@ -123,7 +128,7 @@ class Bench:
 
     def _compare(self, name: str, methods: Iterable[str], texts: dict[str, str]) -> None:
         """One ``bipline compare``; a text that is added measures rows again, and nothing else."""
-        layout = "uniform" if name == "uniform" else "per-layer"
+        layout = layout_of(name)
         text = self.data / "text"
         arguments = [
             "compare", self.data / "models" / self.subject.model, "--out", self._folder(name),
@@ -137,6 +142,11 @@ class Bench:
 
     def _folder(self, name: str) -> Path:
         return OUT / f"{self.subject.model}-{name}"
+
+
+def layout_of(name: str) -> str:
+    """The layout of a comparison, by its name."""
+    return "uniform" if name.startswith("uniform") else "per-layer"
 
 
 def load(folder: Path) -> Comparison:
@@ -176,22 +186,36 @@ def method_of(row: Row) -> str:
 
 
 def write_results(facts: dict[str, object]) -> None:
-    """Put the tables of every comparison that there is between the markers of RESULTS.md."""
-    cells = []
+    """Put the tables of all cells there are between the markers of RESULTS.md."""
+    target = ROOT / "benchmarks" / "quality.json"
+    found = [Cell(**value) for value in json.loads(target.read_text(encoding="utf-8"))["cells"]]
     for subject in SUBJECTS:
-        for name in ("uniform", "per-layer"):
+        for name in COMPARISONS:
             if (ROOT / OUT / f"{subject.model}-{name}" / "comparison.json").is_file():
-                comparison = load(OUT / f"{subject.model}-{name}")
-                cells += [Cell.of(subject.model, name, row, comparison) for row in comparison.rows]
+                found += _cells(subject.model, name)
+    # What was measured later stands for the same cell measured before.
+    cells = sorted({cell.place: cell for cell in found}.values(), key=_order)
     text = RESULTS.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     published = {f"{name}/{form}" for name, form in PUBLISHED.items()}
-    table = standing_table([cell for cell in cells if cell], published, facts)
+    table = standing_table(cells, published, facts)
     RESULTS.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
-    values = [vars(cell) for cell in cells if cell]
-    target = ROOT / "benchmarks" / "quality.json"
+    values = [vars(cell) for cell in cells]
     target.write_text(json.dumps({"schema_version": 1, "cells": values}, indent=1) + "\n")
+
+
+def _order(cell: Cell) -> tuple[int, bool, float]:
+    """Models as in SUBJECTS, uniform before per-layer, ratios ascending."""
+    models = [subject.model for subject in SUBJECTS]
+    return models.index(cell.model), cell.layout != "uniform", cell.ratio
+
+
+def _cells(model: str, name: str) -> list[Cell]:
+    """The measured rows of one comparison."""
+    comparison = load(OUT / f"{model}-{name}")
+    cells = [Cell.of(model, layout_of(name), row, comparison) for row in comparison.rows]
+    return [cell for cell in cells if cell]
 
 
 if __name__ == "__main__":

@@ -51,6 +51,11 @@ class Cell:
             seconds=sum(row.cost.seconds.values()) - row.cost.seconds.get("evaluate", 0.0),
         )
 
+    @property
+    def place(self) -> tuple[str, str, float, str]:
+        """What a cell is of."""
+        return self.model, self.layout, self.ratio, self.method
+
     def increase(self, text: str) -> float:
         """Of perplexity over dense."""
         return self.perplexity[text] - self.dense[text]
@@ -80,8 +85,11 @@ def _summary(cells: list[Cell], published: set[str]) -> str:
         if not (autos and known):
             continue
         for text in autos[0].perplexity:
+            measured = [[c for c in some if text in c.perplexity] for some in (autos, known, held)]
+            if not all(measured):
+                continue
             auto, best, lowest = (
-                min(some, key=lambda cell: cell.perplexity[text]) for some in (autos, known, held)
+                min(some, key=lambda cell: cell.perplexity[text]) for some in measured
             )
             share = auto.increase(text) / best.increase(text)
             above = auto.perplexity[text] / lowest.perplexity[text] - 1
@@ -95,12 +103,13 @@ def _summary(cells: list[Cell], published: set[str]) -> str:
 
 
 def _table(title: str, cells: list[Cell]) -> str:
-    texts = list(cells[0].perplexity)
+    widest = max(cells, key=lambda cell: len(cell.perplexity))
+    texts = list(widest.perplexity)
     head = ["ratio", "method", "reached", "groups / channels kept"]
     for text in texts:
         head += [f"{text}: perplexity", "increase", "change of NLL"]
     lines = [f"### {title}", "", _line([*head, "seconds"]), _line(["---"] * (len(head) + 1))]
-    lines.append(_line(["0", "dense", "", "", *_dense(cells[0], texts), ""]))
+    lines.append(_line(["0", "dense", "", "", *_dense(widest, texts), ""]))
     for (_, _, ratio), held in _grouped(cells).items():
         for cell in sorted(held, key=lambda each: each.perplexity[texts[0]]):
             numbers = [part for text in texts for part in _numbers(cell, text)]
@@ -110,6 +119,8 @@ def _table(title: str, cells: list[Cell]) -> str:
 
 
 def _numbers(cell: Cell, text: str) -> list[str]:
+    if text not in cell.perplexity:
+        return ["", "", ""]
     return [
         f"{cell.perplexity[text]:.2f}", f"{cell.increase(text):+.2f}",
         f"{cell.nll_change[text]:+.4f}",

@@ -53,7 +53,7 @@ def test_commands_run_in_the_order_they_are_shown(folder: Path) -> None:
 def test_both_set_up_commands_exist() -> None:
     shown = "".join(blocks("sh"))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("demo", "test", "test-all"):
+    for target in ("demo", "test", "test-slow", "test-all"):
         assert f"make {target}" in shown
         assert f"\n{target}: " in makefile
 

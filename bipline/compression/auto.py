@@ -12,6 +12,7 @@ from typing import Any
 
 from bipline.artifacts.errors import InvalidInput
 from bipline.compression.compensation.realise import CompensationRequest
+from bipline.compression.criteria import CRITERIA
 
 AUTO = "auto"
 
@@ -52,9 +53,12 @@ REASON = (
 def settled(method: Method, layout: str = "uniform") -> tuple[Method, str]:
     """The method with ``auto`` replaced by what it stands for, and the reason; else as it is.
 
-    What it stands for may differ between the layouts. Raises InvalidInput for options of a
-    criterion that ``auto`` chooses.
+    What it stands for may differ between the layouts. Raises InvalidInput for an unknown
+    criterion, and for options of one that ``auto`` chooses.
     """
+    if method.criterion not in (AUTO, *CRITERIA):
+        known = ", ".join((AUTO, *sorted(CRITERIA)))
+        raise InvalidInput(f"criterion {method.criterion!r} is unknown; known: {known}")
     if method.criterion != AUTO:
         return replace(method, compensation=method.compensation or "none"), ""
     if method.criterion_options:

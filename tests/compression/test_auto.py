@@ -41,6 +41,8 @@ def test_what_is_named_stays_as_named() -> None:
     assert reason == ""
     with pytest.raises(InvalidInput, match="auto has no options of its own"):
         settled(Method(AUTO, {"metric": "ifv"}))
+    with pytest.raises(InvalidInput, match="'autoo' is unknown; known: auto, activation"):
+        settled(Method("autoo"))
 
 
 def test_a_configuration_is_settled_once() -> None:

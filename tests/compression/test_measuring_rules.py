@@ -72,7 +72,8 @@ def test_block_errors_are_those_of_the_block_run_again(family_model: Path) -> No
 @pytest.mark.parametrize("rule", MEASURING)
 def test_measuring_rules_meet_the_budget(llama: Path, rule: str, layout: Layout) -> None:
     checkpoint, scores = open_checkpoint(llama), scores_of(llama)
-    request = AllocationRequest(0.4, rule=rule, layout=layout, ffn_multiple=1)
+    options = {"tokens": 12_000} if rule == "threshold" else {}
+    request = AllocationRequest(0.4, rule=rule, layout=layout, ffn_multiple=1, options=options)
     if layout == "uniform" and load_rule(rule).NOT_UNIFORM:
         with pytest.raises(InvalidInput, match="cannot choose uniform widths"):
             allocate(checkpoint, scores, request, WINDOWS)

@@ -38,7 +38,7 @@ def wait_for_a_block(folder: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_in_the_middle_of_scoring(tmp_path: Path, how: signal.Signals) -> None:
-    process = start(tmp_path, samples=120)
+    process = start(tmp_path, samples=64)
     wait_for_a_block(tmp_path, process)
     process.send_signal(how)
     _, errors = process.communicate(timeout=60)
@@ -48,8 +48,8 @@ def test_stopped_in_the_middle_of_scoring(tmp_path: Path, how: signal.Signals) -
     assert {path.name for path in tmp_path.iterdir()} == {"state", "out.work"}
     _, errors = (other := start(tmp_path, samples=8)).communicate(timeout=120)
     assert other.returncode == 2
-    assert "samples was 120, is 8" in errors
-    screen, errors = (again := start(tmp_path, samples=120)).communicate(timeout=120)
+    assert "samples was 64, is 8" in errors
+    screen, errors = (again := start(tmp_path, samples=64)).communicate(timeout=120)
     assert again.returncode == 0, errors
     assert re.search(r"going on after block \d of 8", screen)
     assert "manifest.json" in contents(tmp_path / "out")
@@ -57,7 +57,7 @@ def test_stopped_in_the_middle_of_scoring(tmp_path: Path, how: signal.Signals) -
 
 
 def test_stopped_before_anything_was_done_leaves_nothing(tmp_path: Path) -> None:
-    process = start(tmp_path, samples=120)
+    process = start(tmp_path, samples=64)
     assert process.stdout is not None
     while "tokenise" not in process.stdout.readline():
         assert process.poll() is None
@@ -68,10 +68,10 @@ def test_stopped_before_anything_was_done_leaves_nothing(tmp_path: Path) -> None
 
 
 def test_second_process_on_one_output_is_refused(tmp_path: Path) -> None:
-    process = start(tmp_path, samples=120)
+    process = start(tmp_path, samples=64)
     wait_for_a_block(tmp_path, process)
     process.send_signal(signal.SIGSTOP)  # or it might be done before the second one has started
-    second = start(tmp_path, samples=120)
+    second = start(tmp_path, samples=64)
     _, errors = second.communicate(timeout=120)
     process.send_signal(signal.SIGCONT)
     assert second.returncode == 2

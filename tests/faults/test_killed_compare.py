@@ -111,7 +111,8 @@ def test_killed_with_workers(bench: Bench) -> None:
     """The workers end with the process that started them, and a rerun goes on."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-m", "bipline.cli"]
-    given = command(bench, "killed", jobs=2, ratios="0.2,0.3,0.4", seeds="0,1")
+    axes = {"criteria": "wanda-sp,llm-bip", "ratios": "0.2,0.3", "seeds": "0,1"}
+    given = command(bench, "killed", jobs=2, **axes)
     process = subprocess.Popen(
         [*program, *given], stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -130,7 +131,7 @@ def test_killed_with_workers(bench: Bench) -> None:
         time.sleep(0.1)
     assert not any(running(child) for child in children)
     for out, jobs in (("killed", 2), ("whole", 1)):
-        given = command(bench, out, jobs=jobs, ratios="0.2,0.3,0.4", seeds="0,1")
+        given = command(bench, out, jobs=jobs, **axes)
         subprocess.run([*program, *given], check=True, env=environment, stdout=subprocess.DEVNULL)
     assert rows(bench, "killed") == rows(bench, "whole")
 

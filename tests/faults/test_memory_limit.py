@@ -18,6 +18,7 @@ WIDTHS = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads":
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_model_larger_than_the_limit(tmp_path: Path) -> None:
     model = random_checkpoint(tmp_path / "model", "narrow-1b", **WIDTHS, num_key_value_heads=16)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from bipline.artifacts.errors import InvalidInput
 
@@ -21,6 +21,20 @@ class BaseOptions(BaseModel):
         """The options as they are recorded."""
         return self.model_dump(mode="json")
 
+
+def _split(value: Any) -> Any:
+    """A list as users write it: 0,0.5,1."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+def _positive(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not value or min(value) <= 0:
+        raise ValueError("must be positive numbers")
+    return value
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
+PositiveNumbers = Annotated[Numbers, AfterValidator(_positive)]
 
 Kind = TypeVar("Kind", bound=BaseOptions)
 

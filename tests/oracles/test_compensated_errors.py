@@ -16,6 +16,7 @@ from bipline.compression.allocation.problem import Problem, Windows
 from bipline.compression.allocation.sensitivity import sensitivities
 from bipline.compression.allocation.split import uniform_candidates
 from bipline.compression.allocation.trial import error_of
+from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.triangles import Triangles
 from bipline.compression.computing import Computing
@@ -94,7 +95,10 @@ def test_the_split_that_leaves_the_least_is_chosen(llama: Path) -> None:
     options = compensated.CompensatedOptions(tried=10)
     chosen = compensated.widths(problem, options)
     assert len(set(chosen)) == 1
-    left_by = {split: error_of(problem, split, RIDGE) for split in uniform_candidates(problem)}
+    left_by = {
+        split: error_of(problem, [split] * len(chosen), RIDGE)
+        for split in uniform_candidates(problem)
+    }
     assert len(left_by) > 1
     assert left_by[chosen[0]] == min(left_by.values())
 
@@ -104,3 +108,17 @@ def test_without_a_trial_the_smallest_sum_of_errors_is_chosen(llama: Path) -> No
     errors = measure_compensated_errors(problem, len(TOKENS), RIDGE)
     options = compensated.CompensatedOptions(tried=1)
     assert compensated.widths(problem, options)[0] == ranked_splits(problem, errors)[0]
+
+
+def test_per_layer_the_weight_of_attention_that_leaves_the_least_is_chosen(llama: Path) -> None:
+    problem = problem_of(llama, layout="per-layer")
+
+    def chosen(*weights: float, tried: int) -> list[Widths]:
+        options = compensated.CompensatedOptions(attention_weights=weights, tried=tried)
+        return compensated.widths(problem, options)
+
+    few, many = chosen(0.01, tried=1), chosen(100.0, tried=1)
+    assert sum(w.attention_groups for w in few) < sum(w.attention_groups for w in many)
+    left = {tuple(widths): error_of(problem, widths, RIDGE) for widths in (few, many)}
+    assert tuple(chosen(0.01, 100.0, tried=2)) == min(left, key=lambda each: left[each])
+    assert chosen(100.0, 0.01, tried=1) == many

@@ -3,11 +3,12 @@
 e_l(g), e_l(c)  relative squared error behind a half when so many groups or channels stay, chosen
                 and corrected by structured OBS, for all counts in one elimination
 s_l             how far the model's final stream moves for a little noise there, per share of it
-per-layer       minimise the sum over blocks of s_l e_l(g_l) + s_l e_l(c_l) under the budget,
-                exactly
-uniform         of the ``tried`` splits with the smallest sums of e_l(g) + e_l(c): prune and
-                compensate with each, keep the one whose final stream is nearest to the dense
-                model's on held-out windows, behind its norm
+per-layer       minimise the sum over blocks of a s_l e_l(g_l) + s_l e_l(c_l) under the budget,
+                exactly, for each of the weights a: the FFN behind it makes up for part of what
+                attention leaves
+uniform         the splits with the smallest sums of e_l(g) + e_l(c)
+trial           prune and compensate with the first ``tried`` of these, keep the one whose final
+                stream is nearest to the dense model's on held-out windows, behind its norm
 
 The errors are those of compensation ``obs``: ``error-aware`` measures what is left without any
 correction. Scores are not used for the widths.
@@ -23,18 +24,22 @@ from pydantic import Field
 
 from bipline.compression.allocation.block_errors import BlockErrors
 from bipline.compression.allocation.compensated_errors import measure_compensated_errors
-from bipline.compression.allocation.least_errors import least_errors, ranked_splits
+from bipline.compression.allocation.least_errors import (
+    ranked_splits,
+    thinned,
+    widths_of_least,
+)
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.sensitivity import sensitivities
-from bipline.compression.allocation.trial import error_of
+from bipline.compression.allocation.trial import of_least_left
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.options import BaseOptions
+from bipline.compression.options import BaseOptions, PositiveNumbers
 
 
 class CompensatedOptions(BaseOptions):
     """``samples`` windows for the Gram matrices, ``probes`` of them for sensitivities, with
-    ``noise`` as a share of the stream; ``ridge`` as in obs; ``tried``: uniform splits that are
-    compensated, 1 for none.
+    ``noise`` as a share of the stream; ``ridge`` as in obs; ``tried``: widths that are compensated,
+    1 for none; ``attention_weights``: per-layer, what attention's errors count beside the FFN's.
     """
 
     samples: Annotated[int, Field(ge=1)] = 128
@@ -42,6 +47,7 @@ class CompensatedOptions(BaseOptions):
     noise: Annotated[float, Field(gt=0, le=1)] = 0.02
     ridge: Annotated[float, Field(gt=0)] = 1e-2
     tried: Annotated[int, Field(ge=1)] = 2
+    attention_weights: PositiveNumbers = (1.0, 0.5)
 
 
 OPTIONS = CompensatedOptions
@@ -50,20 +56,28 @@ NOT_UNIFORM = ""
 
 
 def widths(problem: Problem, options: CompensatedOptions) -> list[Widths]:
-    """The widths of the smallest weighted sum of compensated errors, or the best split tried."""
+    """Of the widths with the smallest sums of compensated errors, those that leave the least."""
+    candidates = _per_layer if problem.layout == "per-layer" else _uniform
+    found = candidates(problem, options)[: options.tried]
+    return of_least_left(problem, found, options.ridge)
 
-    def measure(asked: Problem) -> list[BlockErrors]:
-        errors = measure_compensated_errors(asked, options.samples, options.ridge)
-        weights = sensitivities(asked, options.probes, options.noise, options.seed)
-        return [
-            BlockErrors(error.attention_groups * attention, error.ffn_channels * ffn)
-            for error, (attention, ffn) in zip(errors, weights, strict=True)
-        ]
 
-    if problem.layout == "per-layer":
-        return least_errors(problem, measure)
+def _uniform(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
     errors = measure_compensated_errors(problem, options.samples, options.ridge)
-    splits = ranked_splits(problem, errors)[: options.tried]
-    if len(splits) > 1:
-        splits.sort(key=lambda split: error_of(problem, split, options.ridge))
-    return splits[:1] * len(problem.choices)
+    return [[split] * len(problem.choices) for split in ranked_splits(problem, errors)]
+
+
+def _per_layer(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
+    """The best widths by each of the weights of attention."""
+    asked = thinned(problem)
+    errors = measure_compensated_errors(asked, options.samples, options.ridge)
+    slopes = sensitivities(problem, options.probes, options.noise, options.seed)
+
+    def best(weight: float) -> list[Widths]:
+        weighed = [
+            BlockErrors(error.attention_groups * attention * weight, error.ffn_channels * ffn)
+            for error, (attention, ffn) in zip(errors, slopes, strict=True)
+        ]
+        return widths_of_least(problem, asked, weighed)
+
+    return [best(weight) for weight in options.attention_weights]

@@ -25,18 +25,26 @@ def least_errors(problem: Problem, measure: Measure) -> list[Widths]:
     """The widths of the smallest sum of the errors that ``measure`` finds for the choices."""
     if problem.layout == "uniform":
         return [ranked_splits(problem, measure(problem))[0]] * len(problem.choices)
-    thinned = replace(problem, choices=tuple(map(_thinned, problem.choices)))
+    asked = thinned(problem)
+    return widths_of_least(problem, asked, measure(asked))
+
+
+def thinned(problem: Problem) -> Problem:
+    """The same with so few choices of channels that all combinations can be weighed."""
+    return replace(problem, choices=tuple(map(_thinned, problem.choices)))
+
+
+def widths_of_least(problem: Problem, asked: Problem, errors: list[BlockErrors]) -> list[Widths]:
+    """Per-layer widths of the smallest sum of the errors of ``asked``, the thinned problem."""
     parts: list[Part] = []
-    for choices, error in zip(thinned.choices, measure(thinned), strict=True):
+    for choices, error in zip(asked.choices, errors, strict=True):
         parts += _parts(choices, error)
     chosen = cheapest(parts, problem.target)
     found = [
         Widths(choices.attention_groups[groups], choices.ffn_channels[channels])
-        for choices, groups, channels in zip(
-            thinned.choices, chosen[::2], chosen[1::2], strict=True
-        )
+        for choices, groups, channels in zip(asked.choices, chosen[::2], chosen[1::2], strict=True)
     ]
-    if thinned.choices == problem.choices:
+    if asked.choices == problem.choices:
         return found
     pairs = zip(problem.choices, found, strict=True)
     losses = [each.removed_weights(choices.shape) for choices, each in pairs]
@@ -44,7 +52,6 @@ def least_errors(problem: Problem, measure: Measure) -> list[Widths]:
 
 
 def _thinned(choices: Choices) -> Choices:
-    """The same choices with so few counts of channels that all combinations can be weighed."""
     counts = choices.ffn_channels
     if len(counts) <= MOST_COUNTS:
         return choices

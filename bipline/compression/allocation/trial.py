@@ -1,6 +1,8 @@
-"""Trial: what uniform widths leave once the whole model is pruned and compensated with them."""
+"""Trial: what widths leave once the whole model is pruned and compensated with them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan
 from bipline.artifacts.progress import note
@@ -10,7 +12,18 @@ from bipline.compression.compensation.engine import compensate
 from bipline.compression.compensation.options import CompensationOptions
 
 
-def error_of(problem: Problem, widths: Widths, ridge: float) -> float:
+def of_least_left(
+    problem: Problem, candidates: Sequence[Sequence[Widths]], ridge: float
+) -> list[Widths]:
+    """Of widths for all blocks, those that leave the least; a single candidate is not tried."""
+    distinct = list(dict.fromkeys(map(tuple, candidates)))
+    if len(distinct) == 1:
+        return list(distinct[0])
+    best = min(distinct, key=lambda widths: error_of(problem, widths, ridge))
+    return list(best)
+
+
+def error_of(problem: Problem, widths: Sequence[Widths], ridge: float) -> float:
     """Error of the last block's output on held-out windows, every block ``obs``, sequential.
 
     Behind an RMSNorm, so it is what the output weights see: 0 is the dense model's, 2 unrelated.
@@ -23,23 +36,32 @@ def error_of(problem: Problem, widths: Widths, ridge: float) -> float:
         options,
     )  # fmt: skip
     error = [correction.record.error for correction in corrections][-1]
-    kept = f"{widths.attention_groups} groups and {widths.ffn_channels} channels"
-    note(f"tried {kept}: error of the final stream {error:.4f}")
+    note(f"tried {_kept(widths)}: error of the final stream {error:.4f}")
     return error
 
 
-def _plan(problem: Problem, widths: Widths) -> PruningPlan:
+def _kept(widths: Sequence[Widths]) -> str:
+    """What stays, as users read it: of each block, or over all of them where they differ."""
+    groups = [each.attention_groups for each in widths]
+    channels = [each.ffn_channels for each in widths]
+    if len(set(widths)) == 1:
+        return f"{groups[0]} groups and {channels[0]} channels"
+    return f"{sum(groups)} groups and {sum(channels)} channels over all blocks"
+
+
+def _plan(problem: Problem, widths: Sequence[Widths]) -> PruningPlan:
     return PruningPlan(
         tensor_digest=problem.scores.tensor_digest,
         criterion=problem.scores.criterion,
         allocation="trial",
+        layout=problem.layout,
         budget=Budget(asked=problem.ratio, of="blocks", reached_blocks=0, reached_total=0),
         ffn_multiple=1,
         blocks=tuple(
             BlockPlan(
-                attention_groups=highest(block.attention_groups, widths.attention_groups),
-                ffn_channels=highest(block.ffn_channels, widths.ffn_channels),
+                attention_groups=highest(block.attention_groups, kept.attention_groups),
+                ffn_channels=highest(block.ffn_channels, kept.ffn_channels),
             )
-            for block in problem.scores.blocks
+            for block, kept in zip(problem.scores.blocks, widths, strict=True)
         ),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from bipline.compression.criteria.interface import Options
+from bipline.compression.options import Numbers, PositiveNumbers
 
 
 class CompensationOptions(Options):
@@ -20,24 +21,11 @@ class CompensationOptions(Options):
     """
 
     ridge: float = Field(1e-2, gt=0)
-    ridge_factors: tuple[float, ...] = (0.1, 1.0, 10.0)
+    ridge_factors: PositiveNumbers = (0.1, 1.0, 10.0)
     sequential: bool = True
-    betas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    betas: Numbers = (0.0, 0.25, 0.5, 1.0)
     bias: Literal["auto", "on", "off"] = "auto"
     held_out: float = Field(0.1, gt=0, lt=1)
-
-    @field_validator("ridge_factors", "betas", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """A list as users write it: 0,0.5,1."""
-        return value.split(",") if isinstance(value, str) else value
-
-    @field_validator("ridge_factors")
-    @classmethod
-    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or min(value) <= 0:
-            raise ValueError("must be positive numbers")
-        return value
 
     @field_validator("betas")
     @classmethod

@@ -113,7 +113,7 @@ def _compensate_line(config: CompressConfig, checkpoint: Checkpoint | None) -> s
     if checkpoint is None:
         return f"{request.form}, {way}"
     need = gigabytes(needed_bytes(checkpoint, request.chosen, request.settings))
-    return f"{request.form}, {way}; {need} for one block's moments, solves and versions"
+    return f"{request.form}, {way}; at most {need} for one block's moments, solves and versions"
 
 
 def _recover_line(config: CompressConfig) -> str:

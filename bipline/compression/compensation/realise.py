@@ -106,7 +106,7 @@ def realise(
         raise InvalidInput("the plan was compensated already; apply it with its corrections")
     claim(work, _key(plan, windows, form, options))
     need = gigabytes(needed_bytes(checkpoint, form, options))
-    note(f"compensation {form}: {need} for one block's moments, solves and versions")
+    note(f"compensation {form}: at most {need} for one block's moments, solves and versions")
     progress = FolderProgress(work)
     blocks: list[BlockPlan] = []
     records: list[BlockRecord] = []

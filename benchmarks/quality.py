@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.quality_tables import AUTO, Cell, standing_table
+from benchmarks.quality_tables import AUTO, Cell, merged, standing_table
 from bipline.artifacts.comparison import Comparison, Row
 
 ROOT = Path(__file__).parents[1]
@@ -193,8 +193,7 @@ def write_results(facts: dict[str, object]) -> None:
         for name in COMPARISONS:
             if (ROOT / OUT / f"{subject.model}-{name}" / "comparison.json").is_file():
                 found += _cells(subject.model, name)
-    # What was measured later stands for the same cell measured before.
-    cells = sorted({cell.place: cell for cell in found}.values(), key=_order)
+    cells = sorted(merged(found), key=_order)
     text = RESULTS.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

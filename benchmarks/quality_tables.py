@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.machine import described
 from bipline.artifacts.comparison import Comparison, Row
@@ -59,6 +59,21 @@ class Cell:
     def increase(self, text: str) -> float:
         """Of perplexity over dense."""
         return self.perplexity[text] - self.dense[text]
+
+
+def merged(cells: Iterable[Cell]) -> list[Cell]:
+    """One cell of each place: what was measured later, and the texts it was not measured on."""
+    found: dict[tuple[str, str, float, str], Cell] = {}
+    for cell in cells:
+        before = found.get(cell.place)
+        if before and before.widths == cell.widths:
+            texts = {
+                name: {**getattr(before, name), **getattr(cell, name)}
+                for name in ("perplexity", "nll_change", "dense")
+            }
+            cell = replace(cell, **texts)
+        found[cell.place] = cell
+    return list(found.values())
 
 
 def standing_table(cells: list[Cell], published: set[str], facts: dict[str, object]) -> str:

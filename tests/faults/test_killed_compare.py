@@ -106,7 +106,8 @@ def test_killed_while_it_compensates(runs: Runs, bench: Bench) -> None:
         assert len(list((bench.folder / out / "models").iterdir())) == 2, event
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_with_workers(bench: Bench) -> None:
     """The workers end with the process that started them, and a rerun goes on."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

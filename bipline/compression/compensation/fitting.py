@@ -75,7 +75,7 @@ def fitted(
     if not (sublayer.whole and moments.drift is None):
         if sublayer.intercept:
             moments = moments.centre()
-        for each in reversed(FORMS[: FORMS.index(form) + 1]):
+        for each in reversed(FORMS[1 : FORMS.index(form) + 1]):
             _FITS[each](sublayer, moments, options, tried)
             if tried.chosen.form != "none":
                 break
@@ -96,12 +96,6 @@ def chosen_groups(sublayer: Sublayer, moments: Moments, ridge: float) -> tuple[i
     elimination = elimination_of(weight, second, ridge, sublayer.width, sublayer.importance)
     removed = set(remove_greedily(elimination, sublayer.groups - len(sublayer.kept)))
     return tuple(g for g in range(sublayer.groups) if g not in removed)
-
-
-def _fit_none(
-    _sublayer: Sublayer, _moments: Moments, _options: CompensationOptions, _tried: Tried
-) -> None:
-    """What was measured first."""
 
 
 def _fit_bias(
@@ -135,7 +129,6 @@ def _fit_obs(
 
 
 _FITS = {
-    "none": _fit_none,
     "bias": _fit_bias,
     "least-squares": _fit_least_squares,
     "obs": _fit_obs,

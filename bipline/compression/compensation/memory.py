@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bipline.artifacts.compensation import FORMS, Form
+from bipline.artifacts.compensation import Form
 from bipline.compression.compensation.fitting import VERSIONS_TOGETHER
 from bipline.compression.compensation.moments import moments_bytes
 from bipline.compression.compensation.obs import obs_bytes
@@ -67,11 +67,3 @@ def moments_operations(shape: ModelShape, tokens: int, sequential: bool) -> int:
     columns = (shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
     drift = 2 * shape.hidden_size if sequential else 0
     return sum(tokens * n * (n + drift) for n in columns)
-
-
-def versions_of(form: Form, options: CompensationOptions) -> int:
-    """How many versions of a matrix are compared at most."""
-    betas = len(options.betas) if options.sequential else 1
-    solved = len(options.ridge_factors) - 1 + betas
-    by_form = {"none": 1, "bias": betas, "least-squares": solved, "obs": solved}
-    return sum(by_form[each] for each in FORMS[: FORMS.index(form) + 1])

@@ -122,7 +122,7 @@ def main() -> None:
 def _measured(checkpoint: Checkpoint, given: argparse.Namespace) -> dict[str, Any]:
     options = CompensationOptions(ridge_factors=given.ridge_factors)
     token_ids = _windows(checkpoint, options, given.windows)
-    fitted, held = (part.numel() for part in streams.divided(token_ids, options.held_out))
+    tokens = _tokens(token_ids, options)
     computing, parts = Computing(), Parts()
     need = memory_need(computing.loop(checkpoint), token_ids, logits=False)
     rates = {
@@ -136,23 +136,22 @@ def _measured(checkpoint: Checkpoint, given: argparse.Namespace) -> dict[str, An
         record = _compensated(checkpoint, plan, token_ids, computing, options)
         seconds = time.perf_counter() - start
     predicted = compensation_bytes(checkpoint.shape, "obs", options, 2, 4, given.ratio)
-    work = Work(checkpoint.shape, given.ratio, fitted, held, options)
+    work = Work(checkpoint.shape, given.ratio, *tokens, options)
     default = CompensationOptions()
-    least = _windows(checkpoint, default, None)
-    usual = [part.numel() for part in streams.divided(least, default.held_out)]
+    usual = _tokens(_windows(checkpoint, default, None), default)
     return {
         "shape": given.shape,
         "ratio": given.ratio,
         "options": options.to_json_value(),
-        "fitted_tokens": fitted,
-        "held_out_tokens": held,
+        "fitted_tokens": tokens[0],
+        "held_out_tokens": tokens[1],
         "peak_anonymous_bytes": peak.anonymous,
         "peak_resident_bytes": peak.resident,
         "target_bytes": TARGET_BYTES,
         "predicted_bytes": {
             "compensation": predicted,
-            "second_stream": need.hidden_states,
-            "block_loop": need.total,
+            "two_streams": 2 * sum(tokens) * _stream_bytes(checkpoint, computing),
+            "block_loop": need.least,
         },
         "seconds": seconds,
         "seconds_by_part": parts.seconds,
@@ -165,6 +164,17 @@ def _measured(checkpoint: Checkpoint, given: argparse.Namespace) -> dict[str, An
         },
         "record": record,
     }
+
+
+def _tokens(token_ids: torch.Tensor, options: CompensationOptions) -> tuple[int, int]:
+    """Tokens that are fitted on, with the random ones, and those that are held out."""
+    fitted, held = streams.divided(token_ids, options.held_out)
+    return round(len(fitted) * (1 + options.random_windows)) * SEQLEN, held.numel()
+
+
+def _stream_bytes(checkpoint: Checkpoint, computing: Computing) -> int:
+    """Of one token in one stream."""
+    return checkpoint.shape.hidden_size * computing.dtype.itemsize
 
 
 def _windows(checkpoint: Checkpoint, options: CompensationOptions, asked: int | None) -> Any:
@@ -189,7 +199,7 @@ def _compensated(
 ) -> Any:
     engine.check_compensation(checkpoint, len(token_ids), SEQLEN, "obs", options)
     running = engine._Engine(checkpoint, plan, token_ids, computing, "obs", options, None)
-    for number, each in enumerate((running.fitted, running.held)):
+    for number, each in enumerate(running._all):
         generator = torch.Generator().manual_seed(number)
         each._other.advance(lambda _, chunk, drawn=generator: _noisy(chunk, drawn))
     # One block: taking the next would show nothing else.
@@ -233,7 +243,7 @@ def _memory_table(values: dict[str, Any]) -> Table:
     rows = [(name.replace("_", " "), size) for name, size in predicted.items()]
     tokens = [each["fitted_tokens"] + each["held_out_tokens"] for each in (values, least)]
     # Hidden states of both streams grow with the tokens; nothing else does.
-    per_token = 2 * predicted["second_stream"] / tokens[0]
+    per_token = predicted["two_streams"] / tokens[0]
     peak = values["peak_anonymous_bytes"]
     rows += [
         ("predicted in all", sum(predicted.values())),

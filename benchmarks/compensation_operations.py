@@ -18,7 +18,10 @@ Operations = dict[str, float]
 
 @dataclass(frozen=True)
 class Work:
-    """A block, the share of it that is cut, and how many tokens are fitted on and held out."""
+    """A block, the share of it that is cut, and how many tokens are fitted on and held out.
+
+    Those that are fitted on are the calibration's and random ones.
+    """
 
     shape: ModelShape
     ratio: float

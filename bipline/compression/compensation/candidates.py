@@ -20,8 +20,9 @@ class Sublayer:
     """One matrix ``[d, n]`` as the source holds it, and what may be done with it.
 
     ``kept`` are the groups the plan keeps, each ``width`` neighbouring columns. ``importance`` is
-    the diagonal of D, ``[d]``; None for the identity. ``intercept``: whether the result may have
-    a bias that is not the source's own. ``dtype`` is what the result is written in.
+    the diagonal of D, ``[d]``; None for the identity. ``chosen`` are the groups that OBS keeps in
+    place of the plan's, once it has chosen. ``intercept``: whether the result may have a bias that
+    is not the source's own. ``dtype`` is what the result is written in.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Sublayer:
     kept: tuple[int, ...]
     importance: Tensor | None
     intercept: bool
+    chosen: tuple[int, ...] | None = None
 
     @property
     def groups(self) -> int:

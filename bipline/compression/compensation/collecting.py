@@ -1,8 +1,7 @@
 """Collecting: what the windows that are fitted on show of one block.
 
 Moments of o_proj's inputs come with the dense stream's pass through the block. Those of
-down_proj's come with it too where there is one stream; sequentially they are taken afterwards,
-on the pruned stream, when attention is fixed.
+down_proj's are taken afterwards, when attention is fixed.
 """
 
 from __future__ import annotations
@@ -45,33 +44,41 @@ class Collecting:
     def see(self, seen: Seen) -> None:
         """Take up a micro-batch of the dense stream and of the other stream beside it."""
         self._add_gains(seen)
-        if O_PROJ in self._wanted:
-            sums = self._sums_of(O_PROJ)
-            if self._sequential:
-                inputs = self._dense.attention_output(seen.stream)
-                behind = seen.stream + self._dense.project(O_PROJ, inputs)
-                sums.add(_flat(inputs), self._weights(seen.residual), _flat(seen.residual - behind))
-            else:
-                sums.add(_flat(seen.widths["attention_output"]), self._weights(seen.residual))
-        if DOWN_PROJ in self._wanted and not self._sequential:
-            self._sums_of(DOWN_PROJ).add(
-                _flat(seen.widths["ffn_activation"]), self._weights(seen.output)
-            )
+        self.see_attention(seen)
+
+    def see_attention(self, seen: Seen) -> None:
+        """The same for o_proj's moments alone."""
+        if O_PROJ not in self._wanted:
+            return
+        sums, inputs = self._sums_of(O_PROJ), seen.widths["attention_output"]
+        if not self._sequential:
+            sums.add(_flat(inputs), self._weights(seen.residual))
+            return
+        inputs = self._dense.attention_output(seen.stream)
+        behind = seen.stream + self._dense.project(O_PROJ, inputs)
+        sums.add(_flat(inputs), self._weights(seen.residual), _flat(seen.residual - behind))
 
     def see_ffn(self, streams: Streams, before: Halves) -> None:
-        """Sequentially, take up down_proj's inputs behind the attention half of ``before``."""
-        if DOWN_PROJ not in self._wanted or not self._sequential:
+        """Take up down_proj's inputs behind the attention half of ``before``."""
+        if DOWN_PROJ not in self._wanted:
             return
         sums = self._sums_of(DOWN_PROJ)
         for stream, target in streams.pairs():
             residual = before.after_attention(stream)
             inputs = self._dense.ffn_activation(residual)
+            if not self._sequential:
+                sums.add(_flat(inputs), self._weights(target))
+                continue
             behind = residual + self._dense.project(DOWN_PROJ, inputs)
             sums.add(_flat(inputs), self._weights(target), _flat(target - behind))
 
-    def moments(self, name: str) -> Moments:
-        """The moments of one matrix's inputs, which are given away."""
-        return self._sums.pop(name).moments(self._index)
+    def moments(self, name: str, centred: bool) -> Moments:
+        """The moments of one matrix's inputs so far; valid until more are taken up."""
+        return self._sums[name].moments(self._index, centred)
+
+    def forget(self, name: str) -> None:
+        """Give up the moments of one matrix."""
+        del self._sums[name]
 
     def importance(self) -> Tensor | None:
         """D's diagonal for o_proj, ``[d]``: squares of llm-bip-glu's propagated weight.

@@ -6,6 +6,9 @@ Sequentially, inputs come from the blocks pruned before and targets from the den
 a block also corrects what those before it left (methods 5.5; Tyr-the-Pruner, arXiv 2503.09657,
 finds this decisive). Otherwise every block is fitted on the dense model's own stream.
 
+What stays is chosen on the calibration windows. Weights are fitted on these and on windows of
+random tokens, so that a fit also holds for text that is unlike them (ours).
+
 Memory holds two blocks, two streams of hidden states and one block's moments.
 """
 
@@ -25,11 +28,16 @@ from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.artifacts.progress import track
 from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
 from bipline.compression.compensation.collecting import Collecting
-from bipline.compression.compensation.fitting import Errors, fitted
+from bipline.compression.compensation.fitting import Errors, chosen_groups, fitted
 from bipline.compression.compensation.held_out import HeldOut, attention_half
 from bipline.compression.compensation.moments import check_tokens
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.streams import Streams, divided, held_out_windows
+from bipline.compression.compensation.random_windows import random_windows, special_tokens
+from bipline.compression.compensation.streams import (
+    Streams,
+    divided,
+    held_out_windows,
+)
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Block
@@ -133,6 +141,15 @@ class _Engine:
             return Streams(self.loop, windows, options.sequential, spilled and spilled / name)
 
         self.fitted, self.held = streams(fitted, "fitted"), streams(held, "held")
+        # A bias is a mean; that of random tokens would be none of the text's.
+        share = options.random_windows if form in ("least-squares", "obs") else 0.0
+        special = special_tokens(checkpoint.config)
+        drawn = random_windows(fitted, share, checkpoint.shape.vocab_size, special)
+        self.random = [streams(drawn, "random")] if len(drawn) else []
+
+    @property
+    def _all(self) -> list[Streams]:
+        return [self.fitted, *self.random, self.held]
 
     @torch.no_grad()
     def correct(self, block: LoopBlock) -> BlockCorrection:
@@ -145,24 +162,31 @@ class _Engine:
         plain: Choices = {name: uncorrected(sublayer) for name, sublayer in sublayers.items()}
         chosen, records = dict(plain), {}
         before = dense
-        if sublayer := sublayers.get(O_PROJ):
-            weighed = replace(sublayer, importance=collecting.importance())
+        if attention := sublayers.get(O_PROJ):
+            attention = replace(attention, importance=collecting.importance())
+            attention = self._with_choice(attention, collecting)
+        for drawn in self.random:
+            drawn.advance_dense(dense, collecting.see_attention)
+        if attention:
             chosen[O_PROJ], records[O_PROJ] = self._fixed(
-                weighed, collecting, held_out.attention_errors
+                attention, collecting, held_out.attention_errors
             )
         if self.options.sequential:
             before = attention_half(pruned.halves(chosen))
-        collecting.see_ffn(self.fitted, before)
-        if sublayer := sublayers.get(DOWN_PROJ):
+        if ffn := sublayers.get(DOWN_PROJ):
+            collecting.see_ffn(self.fitted, before)
+            ffn = self._with_choice(ffn, collecting)
+            for drawn in self.random:
+                collecting.see_ffn(drawn, before)
             chosen[DOWN_PROJ], records[DOWN_PROJ] = self._fixed(
-                sublayer, collecting, lambda versions: held_out.ffn_errors(before, versions)
+                ffn, collecting, lambda versions: held_out.ffn_errors(before, versions)
             )
         return self._finished(pruned, held_out, plain, chosen, records)
 
     def replay(self, block: LoopBlock, done: BlockCorrection) -> None:
         """Move the streams behind a block that was corrected before."""
         pruned = PrunedBlock(self.checkpoint, block, self.plan.blocks[block.index])
-        for streams in (self.fitted, self.held):
+        for streams in self._all:
             streams.advance_dense(pruned.dense, lambda _seen: None)
             if self.options.sequential:
                 streams.advance_pruned(pruned.corrected(done.plan, done.tensors))
@@ -184,8 +208,8 @@ class _Engine:
             records = {name: record.uncorrected() for name, record in records.items()}
         if self.options.sequential:
             halves = pruned.halves(chosen)
-            self.fitted.advance_pruned(halves)
-            self.held.advance_pruned(halves)
+            for streams in self._all:
+                streams.advance_pruned(halves)
         record = BlockRecord(
             index=pruned.index,
             attention=records.get(O_PROJ),
@@ -195,11 +219,20 @@ class _Engine:
         )
         return BlockCorrection(pruned.plan_of(chosen), pruned.tensors(chosen), record)
 
+    def _with_choice(self, sublayer: Sublayer, collecting: Collecting) -> Sublayer:
+        """What OBS keeps, by what was collected so far."""
+        if self.form != "obs":
+            return sublayer
+        moments = collecting.moments(sublayer.name, sublayer.intercept)
+        return replace(sublayer, chosen=chosen_groups(sublayer, moments, self.options.ridge))
+
     def _fixed(
         self, sublayer: Sublayer, collecting: Collecting, errors: Errors
     ) -> tuple[Candidate, SublayerRecord]:
-        moments = collecting.moments(sublayer.name)
-        return fitted(sublayer, moments, self.form, self.options, errors)
+        moments = collecting.moments(sublayer.name, sublayer.intercept)
+        result = fitted(sublayer, moments, self.form, self.options, errors)
+        collecting.forget(sublayer.name)
+        return result
 
     def _sublayers(self, pruned: PrunedBlock) -> dict[str, Sublayer]:
         bias = self.options.bias

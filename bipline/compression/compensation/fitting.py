@@ -68,13 +68,12 @@ def fitted(
 ) -> tuple[Candidate, SublayerRecord]:
     """The version that is kept, and the record of those that were measured.
 
-    ``errors`` measures a few versions together. The moments are used up. Where nothing is pruned
-    and no drift is to be corrected, there is only the matrix itself.
+    ``errors`` measures a few versions together. ``moments`` are centred where the sublayer has an
+    intercept. Where nothing is pruned and no drift is to be corrected, there is only the matrix
+    itself.
     """
     tried = Tried(errors, uncorrected(sublayer))
     if not (sublayer.whole and moments.drift is None):
-        if sublayer.intercept:
-            moments = moments.centre()
         for each in reversed(FORMS[1 : FORMS.index(form) + 1]):
             _FITS[each](sublayer, moments, options, tried)
             if tried.chosen.form != "none":
@@ -92,6 +91,8 @@ def fitted(
 
 def chosen_groups(sublayer: Sublayer, moments: Moments, ridge: float) -> tuple[int, ...]:
     """As many groups as the plan keeps, by greedy structured OBS; ascending."""
+    if sublayer.whole:
+        return sublayer.kept
     weight, second = sublayer.weight.to(moments.products), moments.second
     elimination = elimination_of(weight, second, ridge, sublayer.width, sublayer.importance)
     removed = set(remove_greedily(elimination, sublayer.groups - len(sublayer.kept)))
@@ -121,11 +122,8 @@ def _fit_least_squares(
 def _fit_obs(
     sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Tried
 ) -> None:
-    if sublayer.whole:
-        return
-    kept = chosen_groups(sublayer, moments, options.ridge)
-    if kept != sublayer.kept:
-        _regress("obs", kept, sublayer, moments, options, tried)
+    if sublayer.chosen is not None and sublayer.chosen != sublayer.kept:
+        _regress("obs", sublayer.chosen, sublayer, moments, options, tried)
 
 
 _FITS = {

@@ -2,12 +2,13 @@
 
 Products of a micro-batch are taken in at least float32. Those that become H are added up in
 float64, for one triangle alone; those with the drift stay as they are, because no factorisation
-rests on them. They are never saved: with f = 14336 channels they are two gigabytes.
+rests on them. Sums and means share their memory, and nothing is ever saved: with f = 14336
+channels it is two gigabytes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,14 +40,12 @@ class Moments:
     products: torch.dtype = torch.float64
     centred: bool = False
 
-    def centre(self) -> Moments:
-        """The same, centred, in the same memory: these are used up."""
-        if self.centred:
-            return self
-        self.second.add_outer(self.mean, -1.0)
+    def add_means(self, factor: float) -> None:
+        """Add the means' products times ``factor``, in place: -1 centres, 1 takes it back."""
+        self.second.add_outer(self.mean, factor)
         if self.drift is not None and self.drift_mean is not None:
-            self.drift.addr_(self.drift_mean.to(self.drift), self.mean.to(self.drift), alpha=-1)
-        return replace(self, centred=True)
+            means = self.drift_mean.to(self.drift), self.mean.to(self.drift)
+            self.drift.addr_(*means, alpha=factor)
 
 
 class MomentSums:
@@ -70,12 +69,14 @@ class MomentSums:
         self._drift_mean = zeros(outputs)
         self._tokens = 0
         self._weight = zeros()
+        self._given: Moments | None = None
 
     def add(self, inputs: Tensor, weights: Tensor, drift: Tensor | None = None) -> None:
         """Add tokens: inputs ``[tokens, n]`` and their drift ``[tokens, d]`` where there is one.
 
-        ``weights`` ``[tokens]`` say how much each token counts.
+        ``weights`` ``[tokens]`` say how much each token counts. Moments given before are used up.
         """
+        self._take_back()
         roots = widened(weights).sqrt()[:, None]
         x = widened(inputs) * roots
         self._second.add_product(x)
@@ -87,8 +88,12 @@ class MomentSums:
             self._drift.addmm_(e.T, x)
             self._drift_mean += (roots.T @ e)[0]
 
-    def moments(self, block: int = 0) -> Moments:
-        """The means; the sums are used up. Raises InvalidInput where they are not finite."""
+    def moments(self, block: int = 0, centred: bool = False) -> Moments:
+        """The means of what was added so far, in the sums' memory: valid until more is added.
+
+        Raises InvalidInput where they are not finite.
+        """
+        self._take_back()
         if not (self._second.is_finite() and bool(self._drift.isfinite().all())):
             raise InvalidInput(
                 f"block {block}: activations are not finite; the weights hold NaN or infinity, "
@@ -96,14 +101,29 @@ class MomentSums:
             )
         drifts = bool(self._drift.any() or self._drift_mean.any())
         self._second.divide(self._weight)
-        return Moments(
+        self._given = Moments(
             self._second,
             self._mean / self._weight,
             self._drift.div_(self._weight) if drifts else None,
             self._drift_mean / self._weight if drifts else None,
             self._tokens,
             self._drift.dtype,
+            centred,
         )
+        if centred:
+            self._given.add_means(-1.0)
+        return self._given
+
+    def _take_back(self) -> None:
+        """Make sums of the means that were given."""
+        given, self._given = self._given, None
+        if given is None:
+            return
+        if given.centred:
+            given.add_means(1.0)
+        self._second.divide(self._weight.reciprocal())
+        if given.drift is not None:
+            self._drift.mul_(self._weight)
 
 
 def moments_bytes(columns: int, outputs: int, product_bytes: int = DOUBLE) -> int:

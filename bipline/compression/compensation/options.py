@@ -17,7 +17,9 @@ class CompensationOptions(Options):
     model's outputs (methods 5.5); else every block is fitted on the dense model's own inputs;
     ``betas``: how much of the drift of earlier blocks a block may correct, 0 none and 1 all;
     ``bias``: on, off, or auto: where the source has one, and for the form ``bias`` everywhere;
-    ``held_out``: share of the windows that nothing is fitted on.
+    ``held_out``: share of the windows that nothing is fitted on;
+    ``random_windows``: as many windows of random tokens, as a share of those that are fitted on,
+    are fitted on too by least-squares and obs, which does not choose by them. 0 for none.
     """
 
     ridge: float = Field(1e-2, gt=0)
@@ -26,6 +28,7 @@ class CompensationOptions(Options):
     betas: Numbers = (0.0, 0.25, 0.5, 1.0)
     bias: Literal["auto", "on", "off"] = "auto"
     held_out: float = Field(0.1, gt=0, lt=1)
+    random_windows: float = Field(0.5, ge=0, le=1)
 
     @field_validator("betas")
     @classmethod

@@ -67,8 +67,14 @@ class Triangles:
         self._array.div_(divisor)
 
     def is_finite(self) -> bool:
-        """Whether no entry is NaN or infinite."""
-        return all(bool(part.isfinite().all()) for part in self._array.split(TILE_COLUMNS))
+        """Whether no entry of H is NaN or infinite."""
+        return all(
+            bool(
+                self.upper[own, own].triu().isfinite().all()
+                and self.upper[own, below].isfinite().all()
+            )
+            for own, _, below in _tiles(len(self), TILE_COLUMNS)
+        )
 
     def rows(self, places: Tensor) -> Tensor:
         """Rows of H by their places ``[rows]``: ``[rows, n]``, a copy."""

@@ -1,0 +1,38 @@
+"""Windows of random tokens: they show a fit the words that the calibration text has not.
+
+Least squares knows only the directions that its inputs take. Whatever else a served text says is
+left to the ridge, and a model that lost little on the calibration's own kind of text loses far
+more on others. Windows that draw from the whole vocabulary cost no text (ours; docs/auto.md has
+the figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def random_windows(
+    token_ids: Tensor, share: float, vocab_size: int, left_out: frozenset[int] = frozenset()
+) -> Tensor:
+    """As many windows as a share of ``token_ids`` ``[windows, seqlen]``, of the same seqlen.
+
+    Every token is equally likely but those ``left_out``. The draw depends on the arguments alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    known = torch.tensor([token for token in range(vocab_size) if token not in left_out])
+    places = (round(share * len(token_ids)), token_ids.shape[1])
+    return known[torch.randint(len(known), places, generator=generator)]
+
+
+def special_tokens(config: Mapping[str, Any]) -> frozenset[int]:
+    """The tokens that a model's config names as beginning, end or padding of a text."""
+    found: set[int] = set()
+    for value in map(config.get, SPECIAL):
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return frozenset(found)

@@ -1,0 +1,126 @@
+"""Windows of random tokens: weights are fitted on them, and nothing is chosen by them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bipline.artifacts.compensation import Form
+from bipline.artifacts.plan import PruningPlan
+from bipline.compression.compensation import collecting
+from bipline.compression.compensation.collecting import token_weights
+from bipline.compression.compensation.engine import BlockCorrection, compensate
+from bipline.compression.compensation.moments import Moments
+from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.random_windows import random_windows, special_tokens
+from bipline.compression.compensation.streams import divided
+from bipline.compression.computing import Computing
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.halves import Halves
+from bipline.model.opening import open_checkpoint
+from tests.per_layer import kept, plan_of
+from tests.tiny import tiny_model, token_windows
+
+COMPUTING = Computing(dtype=torch.float64)
+WINDOWS = token_windows(windows=12, seqlen=24)
+DOWN = "mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(tiny_model(tmp_path_factory.mktemp("model") / "llama", "llama-gqa"))
+
+
+def corrected(checkpoint: Checkpoint, form: Form, **options: Any) -> list[BlockCorrection]:
+    given_options = CompensationOptions(**options)
+    plan = half_of(checkpoint)
+    return list(compensate(checkpoint, plan, WINDOWS, COMPUTING, form, given_options))
+
+
+def half_of(checkpoint: Checkpoint) -> PruningPlan:
+    shape = checkpoint.shape
+    groups, channels = (
+        list(range(0, count, 2)) for count in (shape.num_key_value_heads, shape.intermediate_size)
+    )
+    return plan_of(checkpoint, [kept(groups, channels)] * shape.num_hidden_layers, "uniform")
+
+
+@given(st.integers(1, 20), st.floats(0, 1), st.integers(1, 50), st.frozensets(st.integers(0, 60)))
+@settings(max_examples=50, deadline=None)
+def test_as_many_as_asked_and_none_that_is_left_out(
+    windows: int, share: float, vocab_size: int, left_out: frozenset[int]
+) -> None:
+    known = set(range(vocab_size)) - left_out
+    assume(known)
+    token_ids = torch.zeros(windows, 7, dtype=torch.int64)
+    drawn = random_windows(token_ids, share, vocab_size, left_out)
+    assert drawn.shape == (round(share * windows), 7)
+    assert set(drawn.flatten().tolist()) <= known
+    assert drawn.equal(random_windows(token_ids, share, vocab_size, left_out))
+
+
+def test_special_tokens_are_those_of_the_config() -> None:
+    config = {"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": None, "vocab_size": 9}
+    assert special_tokens(config) == {1, 2, 5}
+    assert special_tokens({}) == frozenset()
+
+
+def test_fits_are_on_both_and_choices_on_calibration_alone(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first block's moments, asked for by the choice and then by the fit, by brute force."""
+    found: list[Tensor] = []
+    plain = collecting.Collecting.moments
+
+    def recorded(self: collecting.Collecting, name: str, centred: bool) -> Moments:
+        moments = plain(self, name, centred)
+        found.append(moments.second.dense())
+        return moments
+
+    monkeypatch.setattr(collecting.Collecting, "moments", recorded)
+    corrected(checkpoint, "obs", sequential=False, random_windows=1.0)
+    loop = BlockLoop(checkpoint, torch.float64)
+    block = Halves.of(next(iter(loop.blocks())))
+    fitted, _ = divided(WINDOWS, 0.1)
+    special = special_tokens(checkpoint.config)
+    drawn = random_windows(fitted, 1.0, checkpoint.shape.vocab_size, special)
+    for windows, attention, ffn in (
+        (fitted, found[0], found[2]),
+        (torch.cat([fitted, drawn]), found[1], found[3]),
+    ):
+        hidden = loop.embed(windows)
+        residual = block.after_attention(hidden)
+        cases = (
+            (attention, block.attention_output(hidden), residual),
+            (ffn, block.ffn_activation(residual), block.after_ffn(residual)),
+        )
+        for second, inputs, target in cases:
+            x, weights = inputs.flatten(0, 1), token_weights(target.flatten(0, 1), 1e-6)
+            expected = x.T @ (weights.double()[:, None] * x) / weights.sum()
+            torch.testing.assert_close(second, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_they_change_weights_and_not_what_stays(checkpoint: Checkpoint) -> None:
+    without, among = (
+        corrected(checkpoint, "obs", sequential=False, random_windows=share) for share in (0.0, 1.0)
+    )
+    differ = []
+    for a, b in zip(without, among, strict=True):
+        assert a.record.ffn is not None and b.record.ffn is not None
+        if (a.record.ffn.form, b.record.ffn.form) == ("obs", "obs"):
+            assert a.plan.ffn_channels == b.plan.ffn_channels
+            differ.append(not a.tensors[DOWN].equal(b.tensors[DOWN]))
+    assert differ and all(differ)
+
+
+def test_a_bias_is_the_mean_of_calibration_alone(checkpoint: Checkpoint) -> None:
+    without, among = (corrected(checkpoint, "bias", random_windows=share) for share in (0.0, 1.0))
+    for a, b in zip(without, among, strict=True):
+        assert a.tensors.keys() == b.tensors.keys() != set()
+        assert all(a.tensors[name].equal(b.tensors[name]) for name in a.tensors)

@@ -153,11 +153,12 @@ def _works(
         entry.size for name, entry in manifest.files.items() if name.endswith(".safetensors")
     )
     works = {"prune": Work(read=written, written=written)}
-    forward = forward_operations(shape, request.samples, request.seqlen)
     compensation = request.method.request
     if compensation.form != "none":
         # The dense stream and the pruned one, and the products of every matrix's inputs.
-        tokens, sequential = request.samples * request.seqlen, compensation.settings.sequential
+        fitted, drawn, held = compensation.windows(request.samples)
+        forward = forward_operations(shape, fitted + drawn + held, request.seqlen)
+        tokens, sequential = (fitted + drawn) * request.seqlen, compensation.settings.sequential
         moments = shape.num_hidden_layers * moments_operations(shape, tokens, sequential)
         streams = 2 if sequential else 1
         works["compensate"] = Work(read=blocks, operations=streams * forward + moments)

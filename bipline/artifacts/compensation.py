@@ -57,6 +57,8 @@ class BlockRecord(_Record):
 class CompensationRecord(_Record):
     """All blocks, and the windows: how many tokens were fitted and how many held out.
 
+    ``random_tokens`` were fitted too and are none of the calibration's.
+
     ``asked_plan`` is the digest of the plan before its groups were chosen again, ``corrections``
     that of the corrected tensors, without which the plan cannot be applied.
     """
@@ -64,6 +66,7 @@ class CompensationRecord(_Record):
     options: dict[str, Any]
     calibration_digest: str
     fitted_tokens: int
+    random_tokens: int = 0
     held_out_tokens: int
     asked_plan: str
     corrections: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bipline.artifacts.compensation import SublayerRecord, forms_text
+from bipline.artifacts.compensation import CompensationRecord, SublayerRecord, forms_text
 from bipline.artifacts.plan import PruningPlan
 
 IDEAS: dict[str, str] = {
@@ -26,7 +26,7 @@ def compensation_lines(plan: PruningPlan) -> list[str]:
         f"compensation `{plan.compensation}`, blocks {order}: {IDEAS[plan.compensation]}",
         f"matrices took {forms_text(record.forms())}; error of all blocks on held-out calibration "
         f"windows {record.error_without:.4f} without and {record.error:.4f} with it "
-        f"({record.fitted_tokens:,} tokens fitted, {record.held_out_tokens:,} held out)",
+        f"({_tokens(record)})",
     ]
 
 
@@ -40,6 +40,11 @@ def compensation_rows(plan: PruningPlan) -> list[list[str]]:
         ]
         for block in blocks
     ]  # fmt: skip
+
+
+def _tokens(record: CompensationRecord) -> str:
+    drawn = f" and {record.random_tokens:,} random ones" if record.random_tokens else ""
+    return f"{record.fitted_tokens:,} tokens{drawn} fitted, {record.held_out_tokens:,} held out"
 
 
 def _taken(sublayer: SublayerRecord | None) -> str:

@@ -32,7 +32,11 @@ from bipline.compression.compensation.fitting import Errors, chosen_groups, fitt
 from bipline.compression.compensation.held_out import HeldOut, attention_half
 from bipline.compression.compensation.moments import check_tokens
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.random_windows import random_windows, special_tokens
+from bipline.compression.compensation.random_windows import (
+    random_share,
+    random_windows,
+    special_tokens,
+)
 from bipline.compression.compensation.streams import (
     Streams,
     divided,
@@ -141,9 +145,7 @@ class _Engine:
             return Streams(self.loop, windows, options.sequential, spilled and spilled / name)
 
         self.fitted, self.held = streams(fitted, "fitted"), streams(held, "held")
-        # A bias is a mean; that of random tokens would be none of the text's.
-        share = options.random_windows if form in ("least-squares", "obs") else 0.0
-        special = special_tokens(checkpoint.config)
+        share, special = random_share(form, options), special_tokens(checkpoint.config)
         drawn = random_windows(fitted, share, checkpoint.shape.vocab_size, special)
         self.random = [streams(drawn, "random")] if len(drawn) else []
 

@@ -53,10 +53,10 @@ def compensation_bytes(
         strips = STRIPS * DOUBLE * TILE_COLUMNS * columns
         return max(solve + versions * outputs * there, chosen) + widened + strips
 
-    # Sequentially down_proj's moments are taken when those of o_proj are used up.
+    # Moments of down_proj's inputs are taken when those of o_proj's are used up.
     first, second = held(o_proj) + fitted(o_proj), held(down_proj) + fitted(down_proj)
     if not options.sequential:
-        return max(first + held(down_proj), second)
+        return max(first, second)
     # Behind the pruned attention half, of which there is a copy.
     keys_and_values = 2 * shape.num_key_value_heads * shape.head_dim
     return max(first, second + computing_bytes * outputs * (2 * o_proj + keys_and_values))

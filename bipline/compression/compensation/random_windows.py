@@ -14,7 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bipline.artifacts.compensation import Form
+from bipline.compression.compensation.options import CompensationOptions
+
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def random_share(form: Form, options: CompensationOptions) -> float:
+    """How many windows of random tokens a form is fitted on, as a share of the others.
+
+    A bias is a mean; that of random tokens would be none of the text's.
+    """
+    return options.random_windows if form in ("least-squares", "obs") else 0.0
 
 
 def random_windows(

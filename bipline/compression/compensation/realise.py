@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from bipline.compression.compensation.engine import check_compensation, compensa
 from bipline.compression.compensation.memory import compensation_bytes
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
-from bipline.compression.compensation.streams import divided
+from bipline.compression.compensation.random_windows import random_share
+from bipline.compression.compensation.streams import held_out_windows
+from bipline.compression.computing import Computing
 from bipline.compression.corrections import (
     BLOCK_FILES,
     KIND,
@@ -42,7 +44,7 @@ from bipline.compression.corrections import (
 from bipline.compression.options import options_from
 from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
 from bipline.model.families import with_output_biases
-from bipline.model.memory import gigabytes
+from bipline.model.memory import available_bytes, gigabytes, memory_need
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class CompensationRequest:
         if self.form == "none" and self.options:
             raise InvalidInput("compensation none has no options")
         return options_from(CompensationOptions, f"compensation {self.form}", 0, self.options)
+
+    def windows(self, samples: int) -> tuple[int, int, int]:
+        """Of so many samples: how many are fitted on, how many of random tokens, and held out."""
+        options = self.settings
+        held = len(held_out_windows(samples, options.held_out))
+        drawn = round(random_share(self.chosen, options) * (samples - held))
+        return samples - held, drawn, held
 
     def check(
         self, checkpoint: Checkpoint, samples: int, seqlen: int, max_memory: int | None = None
@@ -105,12 +114,12 @@ def realise(
     if plan.compensated:
         raise InvalidInput("the plan was compensated already; apply it with its corrections")
     claim(work, _key(plan, windows, form, options))
-    need = gigabytes(needed_bytes(checkpoint, form, options))
-    note(f"compensation {form}: at most {need} for one block's moments, solves and versions")
     progress = FolderProgress(work)
     blocks: list[BlockPlan] = []
     records: list[BlockRecord] = []
-    computing, token_ids = windows.computing, windows.token_ids
+    token_ids = windows.token_ids
+    counts = request.windows(len(token_ids))
+    computing = _placed(windows, checkpoint, request)
     for done in compensate(
         checkpoint, plan, token_ids, computing, form, options, work / "states", progress
     ):
@@ -118,12 +127,13 @@ def realise(
         records.append(done.record)
     for path in sorted(work.glob(BLOCK_FILES)):
         shutil.copyfile(path, writer.path / path.name)
-    fitted, held = divided(token_ids, options.held_out)
+    fitted, drawn, held = (count * token_ids.shape[1] for count in counts)
     record = CompensationRecord(
         options=options.to_json_value(),
         calibration_digest=windows.digest,
-        fitted_tokens=fitted.numel(),
-        held_out_tokens=held.numel(),
+        fitted_tokens=fitted,
+        random_tokens=drawn,
+        held_out_tokens=held,
         asked_plan=plan.digest,
         corrections=digest_of(writer.manifest()),
         blocks=tuple(records),
@@ -134,6 +144,24 @@ def realise(
     write_text(writer.path / PLAN_NAME, realised.to_json())
     note(_summary(record))
     return realised
+
+
+def _placed(windows: Windows, checkpoint: Checkpoint, request: CompensationRequest) -> Computing:
+    """The same computing, with hidden states on disk where memory has no room for both streams."""
+    computing, token_ids = windows.computing, windows.token_ids
+    samples, seqlen = token_ids.shape
+    need = needed_bytes(checkpoint, request.chosen, request.settings)
+    tokens = sum(request.windows(samples)) * seqlen
+    states = 2 * tokens * checkpoint.shape.hidden_size * computing.dtype.itemsize
+    limit = min(available_bytes(), computing.max_memory or available_bytes())
+    least = memory_need(computing.loop(checkpoint), token_ids, logits=False).least
+    resident = computing.resident and least + need + states <= limit
+    note(
+        f"compensation {request.form}: at most {gigabytes(need)} for one block's moments, solves "
+        f"and versions; {gigabytes(states)} of hidden states "
+        f"{'in memory' if resident else 'on disk'}"
+    )
+    return replace(computing, resident=resident)
 
 
 def realise_in(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from bipline.artifacts.compensation import FORMS
 from bipline.artifacts.errors import InvalidInput, Refused
 from bipline.artifacts.plan import PruningPlan, read_plan
-from bipline.compression.compensation import progress
+from bipline.compression.compensation import progress, realise
 from bipline.compression.corrections import Corrections, open_corrections
 from bipline.compression.prune import prune
 from bipline.model.block_loop import BlockLoop
@@ -117,6 +117,26 @@ def test_killed_after_a_block_and_run_again(
     assert again == whole
     assert len(fitted) == checkpoint.shape.num_hidden_layers - 1
     both = [contents(tmp_path / name / "corrections") for name in ("whole", "killed")]
+    assert both[0] == both[1]
+
+
+def test_streams_that_memory_has_no_room_for_give_the_same_bytes(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(llama)
+    asked = random_plan(checkpoint, 0.4)
+    said: list[str] = []
+    monkeypatch.setattr(realise, "note", said.append)
+    for name, free in (("roomy", 10**12), ("narrow", 0)):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(realise, "available_bytes", lambda free=free: free)
+        realised(checkpoint, asked, tmp_path / name, "obs")
+    assert [line.rpartition(" hidden states ")[2] for line in (said[0], said[2])] == [
+        "in memory",
+        "on disk",
+    ]
+    assert list((tmp_path / "narrow" / "work" / "states").iterdir())
+    both = [contents(tmp_path / name / "corrections") for name in ("roomy", "narrow")]
     assert both[0] == both[1]
 
 

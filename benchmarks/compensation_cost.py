@@ -32,6 +32,7 @@ from bipline.compression.compensation import (
     held_out,
     moments,
     streams,
+    tokens,
     triangles,
 )
 from bipline.compression.compensation.memory import compensation_bytes
@@ -45,7 +46,6 @@ from bipline.model.opening import open_checkpoint
 
 TARGET_BYTES = 8_000_000_000
 SEQLEN = 128
-LEAST_TOKENS_PER_COLUMN = moments.TOKENS_PER_COLUMN
 # Two, so that there is a next block to be read ahead; the first is compensated.
 BLOCKS = 2
 VOCABULARY = 4096
@@ -122,7 +122,7 @@ def main() -> None:
 def _measured(checkpoint: Checkpoint, given: argparse.Namespace) -> dict[str, Any]:
     options = CompensationOptions(ridge_factors=given.ridge_factors)
     token_ids = _windows(checkpoint, options, given.windows)
-    tokens = _tokens(token_ids, options)
+    counts = _tokens(token_ids, options)
     computing, parts = Computing(), Parts()
     need = memory_need(computing.loop(checkpoint), token_ids, logits=False)
     rates = {
@@ -136,21 +136,21 @@ def _measured(checkpoint: Checkpoint, given: argparse.Namespace) -> dict[str, An
         record = _compensated(checkpoint, plan, token_ids, computing, options)
         seconds = time.perf_counter() - start
     predicted = compensation_bytes(checkpoint.shape, "obs", options, 2, 4, given.ratio)
-    work = Work(checkpoint.shape, given.ratio, *tokens, options)
+    work = Work(checkpoint.shape, given.ratio, *counts, options)
     default = CompensationOptions()
     usual = _tokens(_windows(checkpoint, default, None), default)
     return {
         "shape": given.shape,
         "ratio": given.ratio,
         "options": options.to_json_value(),
-        "fitted_tokens": tokens[0],
-        "held_out_tokens": tokens[1],
+        "fitted_tokens": counts[0],
+        "held_out_tokens": counts[1],
         "peak_anonymous_bytes": peak.anonymous,
         "peak_resident_bytes": peak.resident,
         "target_bytes": TARGET_BYTES,
         "predicted_bytes": {
             "compensation": predicted,
-            "two_streams": 2 * sum(tokens) * _stream_bytes(checkpoint, computing),
+            "two_streams": 2 * sum(counts) * _stream_bytes(checkpoint, computing),
             "block_loop": need.least,
         },
         "seconds": seconds,
@@ -178,14 +178,10 @@ def _stream_bytes(checkpoint: Checkpoint, computing: Computing) -> int:
 
 
 def _windows(checkpoint: Checkpoint, options: CompensationOptions, asked: int | None) -> Any:
-    columns = checkpoint.shape.intermediate_size
-    least = LEAST_TOKENS_PER_COLUMN * columns
-    count = 2
-    while streams.divided(torch.zeros(count, 1), options.held_out)[0].numel() * SEQLEN < least:
-        count += 1
+    count = tokens.least_samples(checkpoint.shape, SEQLEN, options.held_out)
     if asked is not None and asked < count:
         # Memory and fits do not depend on the number of tokens; the guard is for the weights.
-        count, moments.TOKENS_PER_COLUMN = asked, 0
+        count, tokens.TOKENS_PER_COLUMN = asked, 0
     generator = torch.Generator().manual_seed(0)
     return torch.randint(checkpoint.shape.vocab_size, (count, SEQLEN), generator=generator)
 
@@ -241,15 +237,15 @@ def _tables(values: dict[str, Any]) -> tuple[Table, ...]:
 def _memory_table(values: dict[str, Any]) -> Table:
     predicted, least = values["predicted_bytes"], values["least_allowed"]
     rows = [(name.replace("_", " "), size) for name, size in predicted.items()]
-    tokens = [each["fitted_tokens"] + each["held_out_tokens"] for each in (values, least)]
+    counts = [each["fitted_tokens"] + each["held_out_tokens"] for each in (values, least)]
     # Hidden states of both streams grow with the tokens; nothing else does.
-    per_token = predicted["two_streams"] / tokens[0]
+    per_token = predicted["two_streams"] / counts[0]
     peak = values["peak_anonymous_bytes"]
     rows += [
         ("predicted in all", sum(predicted.values())),
-        (f"peak, anonymous, {tokens[0]:,} tokens", peak),
+        (f"peak, anonymous, {counts[0]:,} tokens", peak),
         ("peak, resident", values["peak_resident_bytes"]),
-        (f"peak of {tokens[1]:,} tokens, computed", peak + per_token * (tokens[1] - tokens[0])),
+        (f"peak of {counts[1]:,} tokens, computed", peak + per_token * (counts[1] - counts[0])),
         ("to stay within", values["target_bytes"]),
     ]
     cells = tuple((name, gigabytes_text(size)) for name, size in rows)

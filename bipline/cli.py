@@ -78,7 +78,7 @@ def prune(
     keep_last: options.KeepLast = 0,
     divisible_by: options.DivisibleBy = 1,
     calibration: options.Calibration = None,
-    samples: options.Samples = 128,
+    samples: options.FittingSamples = None,
     seqlen: options.Seqlen = 128,
     seed: options.Seed = 0,
     ffn_multiple: options.FfnMultiple = None,
@@ -112,7 +112,7 @@ def prune(
     )  # fmt: skip
     request = PruneRequest(
         model=model, out=out, allocation=asked, method=method, calibration=calibration,
-        samples=samples, seqlen=seqlen, seed=seed, plan=plan, plan_out=plan_out,
+        asked_samples=samples, seqlen=seqlen, seed=seed, plan=plan, plan_out=plan_out,
         corrections=corrections, reason=reason, statistics=statistics, work=work, dtype=dtype,
         device=device, micro_batch=micro_batch, max_memory=options.byte_count(max_memory),
         shard_bytes=options.byte_count(shard_size) or 0, downloads=state / "downloads",

@@ -126,6 +126,10 @@ Corrections = Annotated[
 ]
 Calibration = Annotated[str | None, typer.Option(help="text: FILE or hf:NAME?split=...")]
 Samples = Annotated[int, typer.Option(help="number of calibration windows")]
+FittingSamples = Annotated[
+    int | None,
+    typer.Option(help="number of calibration windows (default: 128, or what compensation needs)"),
+]
 Seqlen = Annotated[int, typer.Option(help="window length in tokens")]
 Seed = Annotated[int, typer.Option(help="draws calibration windows and whatever a method draws")]
 FfnMultiple = Annotated[

@@ -52,6 +52,7 @@ from bipline.prune_request import (
     check_prune_request,
     checked_allocation,
     given_plan,
+    with_samples,
 )
 from bipline.prune_result import Clock, prune_result
 from bipline.quality.protocols import torch_dtype
@@ -72,6 +73,7 @@ def prune_job(request: PruneRequest) -> dict[str, Any] | None:
     note(f"device {device}, dtype {request.dtype}")
     checkpoint = open_checkpoint(request.model)
     given, corrections = given_plan(request, checkpoint)
+    request = with_samples(request, checkpoint)
     check_prune_request(request, checkpoint, given)
     if request.reason:
         note(request.reason)

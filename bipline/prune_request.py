@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from bipline.artifacts.directory import occupied
 from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
 from bipline.artifacts.plan import PruningPlan, read_plan
+from bipline.artifacts.progress import note
 from bipline.compression.allocate import (
     AllocationRequest,
     check_request,
@@ -23,6 +24,8 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.memory import gigabytes
 from bipline.quality.protocols import torch_dtype
 
+DEFAULT_SAMPLES = 128
+
 
 @dataclass(frozen=True)
 class PruneRequest:
@@ -33,7 +36,7 @@ class PruneRequest:
     allocation: AllocationRequest | None
     method: Method
     calibration: str | None
-    samples: int
+    asked_samples: int | None
     seqlen: int
     seed: int
     plan: Path | None
@@ -50,6 +53,11 @@ class PruneRequest:
     reason: str = ""
 
     @property
+    def samples(self) -> int:
+        """How many calibration windows are drawn."""
+        return DEFAULT_SAMPLES if self.asked_samples is None else self.asked_samples
+
+    @property
     def scoring(self) -> Options:
         """The criterion's options. Raises InvalidInput for one that does not exist."""
         return options_of(self.method.criterion, self.seed, self.method.criterion_options)
@@ -58,6 +66,19 @@ class PruneRequest:
     def has_corrections(self) -> bool:
         """Whether corrections that an earlier run wrote are to be applied."""
         return occupied(self.corrections)
+
+
+def with_samples(request: PruneRequest, checkpoint: Checkpoint) -> PruneRequest:
+    """The request with the number of samples, where it names none: as many as it needs.
+
+    Raises InvalidInput for a compensation that does not exist.
+    """
+    if request.asked_samples is not None:
+        return request
+    needed = request.method.request.least_samples(checkpoint.shape, request.seqlen)
+    if needed > DEFAULT_SAMPLES:
+        note(f"samples {needed}: compensation needs more than {DEFAULT_SAMPLES} on this model")
+    return replace(request, asked_samples=max(DEFAULT_SAMPLES, needed))
 
 
 def given_plan(

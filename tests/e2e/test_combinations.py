@@ -38,7 +38,7 @@ SMALL: dict[str, dict[str, object]] = {
     "policy-gradient": {"tokens": 6000},
     "bi-level": {"tokens": 6000},
     "block-shapley": {"samples": 2},
-    "compensated": {"samples": 36, "probes": 1},
+    "compensated": {"probes": 1},
     "error-aware": {"samples": 2, "grid": 5},
     "learned": {"steps": 2, "samples": 4},
     "threshold": {"tokens": 4000},

@@ -56,6 +56,20 @@ def test_refused_before_any_work(
     assert not (tmp_path / "out.work").exists()
 
 
+def test_without_a_number_as_many_samples_as_compensation_needs(
+    prune: Prune, tmp_path: Path
+) -> None:
+    wide = tiny_model(tmp_path / "wide", "llama-gqa", intermediate_size=500)
+    (tmp_path / "text.txt").write_text(prose(1) * 2)
+    # 1,000 tokens in windows of 4, and a tenth of the windows is held out.
+    found = prune(wide, samples=None, seqlen=4)
+    assert found.code == 0, found
+    assert "samples 278: compensation needs more than 128 on this model" in found.output
+    prune(wide, samples=277, seqlen=4, out=tmp_path / "fewer").assert_one_line(
+        2, "it needs 1000", "at least 278 samples"
+    )
+
+
 @pytest.mark.parametrize("case", ["qwen2-gqa", "mistral-gqa"])
 @pytest.mark.parametrize("changed", [{"compensation": "bias"}, {"compensation_option": "bias=on"}])
 def test_a_class_without_biases_is_refused_at_the_start(

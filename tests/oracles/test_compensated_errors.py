@@ -42,7 +42,7 @@ def left(weight: Tensor, second: Tensor, removed: list[int], width: int) -> floa
 @pytest.mark.parametrize("name", [O_PROJ, DOWN_PROJ])
 def test_errors_are_those_of_the_best_weights(llama: Path, name: str) -> None:
     problem = problem_of(llama)
-    errors = measure_compensated_errors(problem, len(TOKENS), RIDGE)
+    errors = measure_compensated_errors(problem, RIDGE)
     loop = BlockLoop(problem.checkpoint, DOUBLE)
     hidden, shape = loop.embed(TOKENS), problem.checkpoint.shape
     eps = float(problem.checkpoint.config["rms_norm_eps"])
@@ -74,7 +74,7 @@ def test_too_few_tokens_are_refused(llama: Path) -> None:
     problem = problem_of(llama)
     few = Problem(**{**vars(problem), "measuring": Windows(TOKENS[:6], Computing(DOUBLE))})
     with pytest.raises(InvalidInput, match="it needs 80, so at least 7 samples of seqlen 12"):
-        measure_compensated_errors(few, 6, RIDGE)
+        measure_compensated_errors(few, RIDGE)
 
 
 def test_noise_behind_the_last_block_moves_the_output_by_its_share(llama: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_split_that_leaves_the_least_is_chosen(llama: Path) -> None:
 
 def test_without_a_trial_the_smallest_sum_of_errors_is_chosen(llama: Path) -> None:
     problem = problem_of(llama, layout="uniform")
-    errors = measure_compensated_errors(problem, len(TOKENS), RIDGE)
+    errors = measure_compensated_errors(problem, RIDGE)
     options = compensated.CompensatedOptions(tried=1)
     assert compensated.widths(problem, options)[0] == ranked_splits(problem, errors)[0]
 

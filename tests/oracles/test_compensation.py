@@ -25,12 +25,14 @@ from bipline.compression.compensation.streams import (
     divided,
     held_out_windows,
 )
+from bipline.compression.compensation.tokens import check_tokens, least_samples
 from bipline.compression.computing import Computing
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import Halves
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.model.shapes import ModelShape
 from tests.per_layer import LAYERS, kept, masked_model, mixed_blocks, plan_of
 from tests.tiny import tiny_model, token_windows
 
@@ -162,6 +164,22 @@ def test_too_few_tokens_are_refused_with_the_number(llama: Path) -> None:
     with pytest.raises(InvalidInput, match=r"40 columns on 72 tokens; it needs 80, .* 5 samples"):
         corrected(checkpoint, plan, "least-squares", WINDOWS[:4])
     corrected(checkpoint, plan, "least-squares", WINDOWS[:5])
+
+
+@given(st.integers(1, 300), st.integers(2, 40), st.floats(0, 0.9))
+@settings(max_examples=50, deadline=None)
+def test_the_number_of_samples_that_is_named_is_the_least(
+    columns: int, seqlen: int, held_out: float
+) -> None:
+    shape = ModelShape(
+        vocab_size=9, hidden_size=8, intermediate_size=columns, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    least = least_samples(shape, seqlen, held_out)
+    check_tokens(shape, least, seqlen, held_out)
+    for fewer in range(max(2, least - 5), least):
+        with pytest.raises(InvalidInput, match=f"at least {least} samples"):
+            check_tokens(shape, fewer, seqlen, held_out)
 
 
 # Closed forms.

@@ -37,12 +37,11 @@ from bipline.compression.options import BaseOptions, PositiveNumbers
 
 
 class CompensatedOptions(BaseOptions):
-    """``samples`` windows for the Gram matrices, ``probes`` of them for sensitivities, with
-    ``noise`` as a share of the stream; ``ridge`` as in obs; ``tried``: widths that are compensated,
-    1 for none; ``attention_weights``: per-layer, what attention's errors count beside the FFN's.
+    """``probes``: windows for sensitivities, with ``noise`` as a share of the stream; ``ridge`` as
+    in obs; ``tried``: widths that are compensated, 1 for none; ``attention_weights``: per-layer,
+    what attention's errors count beside the FFN's.
     """
 
-    samples: Annotated[int, Field(ge=1)] = 128
     probes: Annotated[int, Field(ge=1)] = 16
     noise: Annotated[float, Field(gt=0, le=1)] = 0.02
     ridge: Annotated[float, Field(gt=0)] = 1e-2
@@ -63,14 +62,14 @@ def widths(problem: Problem, options: CompensatedOptions) -> list[Widths]:
 
 
 def _uniform(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
-    errors = measure_compensated_errors(problem, options.samples, options.ridge)
+    errors = measure_compensated_errors(problem, options.ridge)
     return [[split] * len(problem.choices) for split in ranked_splits(problem, errors)]
 
 
 def _per_layer(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
     """The best widths by each of the weights of attention."""
     asked = thinned(problem)
-    errors = measure_compensated_errors(asked, options.samples, options.ridge)
+    errors = measure_compensated_errors(asked, options.ridge)
     slopes = sensitivities(problem, options.probes, options.noise, options.seed)
 
     def best(weight: float) -> list[Widths]:

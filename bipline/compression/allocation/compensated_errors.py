@@ -17,22 +17,23 @@ from bipline.artifacts.progress import track
 from bipline.compression.allocation.block_errors import BlockErrors
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.compensation.collecting import token_weights
-from bipline.compression.compensation.moments import MomentSums, check_tokens
+from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.obs import elimination_of, removals
+from bipline.compression.compensation.tokens import check_tokens
 from bipline.compression.criteria.interface import widened
 from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
 
 
-def measure_compensated_errors(problem: Problem, samples: int, ridge: float) -> list[BlockErrors]:
+def measure_compensated_errors(problem: Problem, ridge: float) -> list[BlockErrors]:
     """Errors of every block for its ``choices``, relative to what each half puts out.
 
     Token by token the squared error is divided by the mean square of the stream behind the half,
-    as an RMSNorm would; dense inputs, ``samples`` windows.
+    as an RMSNorm would; dense inputs, all windows.
     """
     windows = problem.windows
-    token_ids = windows.token_ids[:samples]
-    check_tokens(token_ids.numel(), problem.checkpoint.shape, token_ids.shape[1], 1.0)
+    token_ids = windows.token_ids
+    check_tokens(problem.checkpoint.shape, len(token_ids), token_ids.shape[1], held_out=0.0)
     loop = windows.computing.loop(problem.checkpoint)
     states = loop.states(token_ids)
     loop.embed_into(states, token_ids)

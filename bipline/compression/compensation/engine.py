@@ -30,7 +30,6 @@ from bipline.compression.compensation.candidates import Candidate, Sublayer, unc
 from bipline.compression.compensation.collecting import Collecting
 from bipline.compression.compensation.fitting import Errors, chosen_groups, fitted
 from bipline.compression.compensation.held_out import HeldOut, attention_half
-from bipline.compression.compensation.moments import check_tokens
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.random_windows import (
     random_share,
@@ -40,8 +39,8 @@ from bipline.compression.compensation.random_windows import (
 from bipline.compression.compensation.streams import (
     Streams,
     divided,
-    held_out_windows,
 )
+from bipline.compression.compensation.tokens import check_tokens
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Block
@@ -119,8 +118,7 @@ def check_compensation(
             f"compensation needs at least {options.least_windows} samples, one of them held out; "
             f"{samples} given"
         )
-    fitted = samples - len(held_out_windows(samples, options.held_out))
-    check_tokens(fitted * seqlen, checkpoint.shape, seqlen, fitted / samples)
+    check_tokens(checkpoint.shape, samples, seqlen, options.held_out)
 
 
 class _Engine:

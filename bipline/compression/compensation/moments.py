@@ -16,10 +16,6 @@ from torch import Tensor
 from bipline.artifacts.errors import InvalidInput
 from bipline.compression.compensation.triangles import DOUBLE, Triangles, triangles_bytes
 from bipline.compression.criteria.interface import widened
-from bipline.model.shapes import ModelShape
-
-# Tokens for each column below which H is too near to singular to be trusted.
-TOKENS_PER_COLUMN = 2
 
 
 @dataclass(frozen=True)
@@ -133,19 +129,3 @@ def moments_bytes(columns: int, outputs: int, product_bytes: int = DOUBLE) -> in
     """
     sums = DOUBLE * (columns + outputs + 1)
     return triangles_bytes(columns) + product_bytes * outputs * columns + sums
-
-
-def check_tokens(tokens: int, shape: ModelShape, seqlen: int, share: float) -> None:
-    """Raise InvalidInput for fewer fitted tokens than twice the columns of the widest matrix.
-
-    ``share`` is what part of the windows is fitted on; the message names the windows needed.
-    """
-    columns = max(shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
-    if tokens >= TOKENS_PER_COLUMN * columns:
-        return
-    least = TOKENS_PER_COLUMN * columns
-    samples = -int(-least // (seqlen * share))
-    raise InvalidInput(
-        f"compensation fits {columns} columns on {tokens} tokens; it needs {least}, "
-        f"so at least {samples} samples of seqlen {seqlen}"
-    )

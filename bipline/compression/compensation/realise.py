@@ -32,6 +32,7 @@ from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
 from bipline.compression.compensation.random_windows import random_share
 from bipline.compression.compensation.streams import held_out_windows
+from bipline.compression.compensation.tokens import least_samples
 from bipline.compression.computing import Computing
 from bipline.compression.corrections import (
     BLOCK_FILES,
@@ -45,6 +46,7 @@ from bipline.compression.options import options_from
 from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
 from bipline.model.families import with_output_biases
 from bipline.model.memory import available_bytes, gigabytes, memory_need
+from bipline.model.shapes import ModelShape
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ class CompensationRequest:
         held = len(held_out_windows(samples, options.held_out))
         drawn = round(random_share(self.chosen, options) * (samples - held))
         return samples - held, drawn, held
+
+    def least_samples(self, shape: ModelShape, seqlen: int) -> int:
+        """The fewest samples of ``seqlen`` tokens whose fitted part is enough; 0 for none."""
+        if self.chosen == "none":
+            return 0
+        return least_samples(shape, seqlen, self.settings.held_out)
 
     def check(
         self, checkpoint: Checkpoint, samples: int, seqlen: int, max_memory: int | None = None

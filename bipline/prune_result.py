@@ -82,7 +82,7 @@ def prune_result(
         "peak_rss_bytes": peak.resident,
         "peak_anonymous_bytes": peak.anonymous,
         "peak_device_bytes": peak.device,
-        **_floor(request, checkpoint, manifest, clock),
+        **_floor(request, checkpoint, plan, manifest, clock),
     }
 
 
@@ -109,11 +109,15 @@ def _removed_weights(checkpoint: Checkpoint, plan: PruningPlan) -> int:
 
 
 def _floor(
-    request: PruneRequest, checkpoint: Checkpoint, manifest: Manifest, clock: Clock
+    request: PruneRequest,
+    checkpoint: Checkpoint,
+    plan: PruningPlan,
+    manifest: Manifest,
+    clock: Clock,
 ) -> dict[str, Any]:
     """The floor of every stage that took long enough, and the rates it follows from."""
     long = [name for name, seconds in clock.seconds.items() if seconds > FLOOR_FROM_SECONDS]
-    works = _works(request, checkpoint, manifest, clock.scored)
+    works = _works(request, checkpoint, plan, manifest, clock.scored)
     measured = [name for name in long if name in works]
     if not measured or not clock.whole:
         return {"floor_seconds": None, "floor_seconds_by_stage": {}, "rates": {}}
@@ -134,7 +138,11 @@ def _floor(
 
 
 def _works(
-    request: PruneRequest, checkpoint: Checkpoint, manifest: Manifest, scored: bool
+    request: PruneRequest,
+    checkpoint: Checkpoint,
+    plan: PruningPlan,
+    manifest: Manifest,
+    scored: bool,
 ) -> dict[str, Work]:
     """What each stage had to do at least; a search has no floor.
 
@@ -153,13 +161,15 @@ def _works(
         entry.size for name, entry in manifest.files.items() if name.endswith(".safetensors")
     )
     works = {"prune": Work(read=written, written=written)}
-    compensation = request.method.request
-    if compensation.form != "none":
+    if record := plan.compensated:
         # The dense stream and the pruned one, and the products of every matrix's inputs.
-        fitted, drawn, held = compensation.windows(request.samples)
-        forward = forward_operations(shape, fitted + drawn + held, request.seqlen)
-        tokens, sequential = (fitted + drawn) * request.seqlen, compensation.settings.sequential
-        moments = shape.num_hidden_layers * moments_operations(shape, tokens, sequential)
+        fitted, sequential = (
+            record.fitted_tokens + record.random_tokens,
+            record.options["sequential"],
+        )
+        windows = (fitted + record.held_out_tokens) // request.seqlen
+        forward = forward_operations(shape, windows, request.seqlen)
+        moments = shape.num_hidden_layers * moments_operations(shape, fitted, sequential)
         streams = 2 if sequential else 1
         works["compensate"] = Work(read=blocks, operations=streams * forward + moments)
     if needs != "search":

@@ -17,7 +17,12 @@ from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.engine import BlockCorrection, compensate
 from bipline.compression.compensation.moments import Moments
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.random_windows import random_windows, special_tokens
+from bipline.compression.compensation.random_windows import (
+    random_share,
+    random_windows,
+    special_tokens,
+    unknown_share,
+)
 from bipline.compression.compensation.streams import divided
 from bipline.compression.computing import Computing
 from bipline.model.block_loop import BlockLoop
@@ -63,6 +68,19 @@ def test_as_many_as_asked_and_none_that_is_left_out(
     assert drawn.shape == (round(share * windows), 7)
     assert set(drawn.flatten().tolist()) <= known
     assert drawn.equal(random_windows(token_ids, share, vocab_size, left_out))
+
+
+def test_where_the_text_shows_its_words_there_are_none() -> None:
+    options = CompensationOptions(random_windows=0.5)
+    fitted = torch.arange(50)[None]
+    known, strange = fitted.repeat(2, 1), torch.full((2, 50), 7)
+    strange[0, :2] = 60
+    assert unknown_share(fitted, known) == 0
+    assert unknown_share(fitted, strange) == pytest.approx(0.02)
+    for form in ("least-squares", "obs"):
+        assert random_share(form, options, fitted, known) == 0
+        assert random_share(form, options, fitted, strange) == 0.5
+    assert random_share("bias", options, fitted, strange) == 0
 
 
 def test_special_tokens_are_those_of_the_config() -> None:

@@ -143,7 +143,10 @@ class _Engine:
             return Streams(self.loop, windows, options.sequential, spilled and spilled / name)
 
         self.fitted, self.held = streams(fitted, "fitted"), streams(held, "held")
-        share, special = random_share(form, options), special_tokens(checkpoint.config)
+        share, special = (
+            random_share(form, options, fitted, held),
+            special_tokens(checkpoint.config),
+        )
         drawn = random_windows(fitted, share, checkpoint.shape.vocab_size, special)
         self.random = [streams(drawn, "random")] if len(drawn) else []
 

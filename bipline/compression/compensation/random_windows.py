@@ -2,8 +2,9 @@
 
 Least squares knows only the directions that its inputs take. Whatever else a served text says is
 left to the ridge, and a model that lost little on the calibration's own kind of text loses far
-more on others. Windows that draw from the whole vocabulary cost no text (ours; docs/auto.md has
-the figures).
+more on others. Windows that draw from the whole vocabulary cost no text. Where the held-out windows
+hold next to no token that the fitted ones lack, words are not what is missing, and random ones only
+take room from the others (ours; docs/auto.md has the figures).
 """
 
 from __future__ import annotations
@@ -18,14 +19,25 @@ from bipline.artifacts.compensation import Form
 from bipline.compression.compensation.options import CompensationOptions
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Of the held-out tokens, those that no fitted window has: up to here the text's words are known.
+KNOWN_WITHIN = 0.01
 
 
-def random_share(form: Form, options: CompensationOptions) -> float:
-    """How many windows of random tokens a form is fitted on, as a share of the others.
+def random_share(
+    form: Form, options: CompensationOptions, fitted: Tensor, held_out: Tensor
+) -> float:
+    """How many windows of random tokens a form is fitted on, as a share of ``fitted``.
 
     A bias is a mean; that of random tokens would be none of the text's.
     """
-    return options.random_windows if form in ("least-squares", "obs") else 0.0
+    if form not in ("least-squares", "obs") or unknown_share(fitted, held_out) <= KNOWN_WITHIN:
+        return 0.0
+    return options.random_windows
+
+
+def unknown_share(fitted: Tensor, held_out: Tensor) -> float:
+    """The share of the tokens held out that are nowhere in the windows that are fitted on."""
+    return 1 - float(torch.isin(held_out, fitted).double().mean())
 
 
 def random_windows(

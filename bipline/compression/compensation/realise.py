@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from bipline.artifacts.compensation import (
     FORMS,
     BlockRecord,
@@ -31,7 +33,7 @@ from bipline.compression.compensation.memory import compensation_bytes
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
 from bipline.compression.compensation.random_windows import random_share
-from bipline.compression.compensation.streams import held_out_windows
+from bipline.compression.compensation.streams import divided
 from bipline.compression.compensation.tokens import least_samples
 from bipline.compression.computing import Computing
 from bipline.compression.corrections import (
@@ -70,12 +72,12 @@ class CompensationRequest:
             raise InvalidInput("compensation none has no options")
         return options_from(CompensationOptions, f"compensation {self.form}", 0, self.options)
 
-    def windows(self, samples: int) -> tuple[int, int, int]:
-        """Of so many samples: how many are fitted on, how many of random tokens, and held out."""
+    def counts(self, token_ids: Tensor) -> tuple[int, int, int]:
+        """Tokens of these windows that are fitted on, random ones with them, and those held out."""
         options = self.settings
-        held = len(held_out_windows(samples, options.held_out))
-        drawn = round(random_share(self.chosen, options) * (samples - held))
-        return samples - held, drawn, held
+        fitted, held = divided(token_ids, options.held_out)
+        drawn = round(random_share(self.chosen, options, fitted, held) * len(fitted))
+        return fitted.numel(), drawn * token_ids.shape[1], held.numel()
 
     def least_samples(self, shape: ModelShape, seqlen: int) -> int:
         """The fewest samples of ``seqlen`` tokens whose fitted part is enough; 0 for none."""
@@ -126,7 +128,7 @@ def realise(
     blocks: list[BlockPlan] = []
     records: list[BlockRecord] = []
     token_ids = windows.token_ids
-    counts = request.windows(len(token_ids))
+    fitted, drawn, held = request.counts(token_ids)
     computing = _placed(windows, checkpoint, request)
     for done in compensate(
         checkpoint, plan, token_ids, computing, form, options, work / "states", progress
@@ -135,7 +137,6 @@ def realise(
         records.append(done.record)
     for path in sorted(work.glob(BLOCK_FILES)):
         shutil.copyfile(path, writer.path / path.name)
-    fitted, drawn, held = (count * token_ids.shape[1] for count in counts)
     record = CompensationRecord(
         options=options.to_json_value(),
         calibration_digest=windows.digest,
@@ -157,10 +158,10 @@ def realise(
 def _placed(windows: Windows, checkpoint: Checkpoint, request: CompensationRequest) -> Computing:
     """The same computing, with hidden states on disk where memory has no room for both streams."""
     computing, token_ids = windows.computing, windows.token_ids
-    samples, seqlen = token_ids.shape
     need = needed_bytes(checkpoint, request.chosen, request.settings)
-    tokens = sum(request.windows(samples)) * seqlen
-    states = 2 * tokens * checkpoint.shape.hidden_size * computing.dtype.itemsize
+    states = (
+        2 * sum(request.counts(token_ids)) * checkpoint.shape.hidden_size * computing.dtype.itemsize
+    )
     limit = min(available_bytes(), computing.max_memory or available_bytes())
     least = memory_need(computing.loop(checkpoint), token_ids, logits=False).least
     resident = computing.resident and least + need + states <= limit

@@ -19,7 +19,8 @@ class CompensationOptions(Options):
     ``bias``: on, off, or auto: where the source has one, and for the form ``bias`` everywhere;
     ``held_out``: share of the windows that nothing is fitted on;
     ``random_windows``: as many windows of random tokens, as a share of those that are fitted on,
-    are fitted on too by least-squares and obs, which does not choose by them. 0 for none.
+    are fitted on too by least-squares and obs, which does not choose by them, where the held-out
+    windows have words that the fitted ones lack. 0 for none.
     """
 
     ridge: float = Field(1e-2, gt=0)

@@ -178,10 +178,8 @@ def _stream_bytes(checkpoint: Checkpoint, computing: Computing) -> int:
 
 
 def _windows(checkpoint: Checkpoint, options: CompensationOptions, asked: int | None) -> Any:
-    count = tokens.least_samples(checkpoint.shape, SEQLEN, options.held_out)
-    if asked is not None and asked < count:
-        # Memory and fits do not depend on the number of tokens; the guard is for the weights.
-        count, tokens.TOKENS_PER_COLUMN = asked, 0
+    # Fewer than compensation asks for do: fits do not depend on their number, nor does most memory.
+    count = asked or tokens.least_samples(checkpoint.shape, SEQLEN, options.held_out)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(checkpoint.shape.vocab_size, (count, SEQLEN), generator=generator)
 
@@ -193,7 +191,6 @@ def _compensated(
     computing: Computing,
     options: CompensationOptions,
 ) -> Any:
-    engine.check_compensation(checkpoint, len(token_ids), SEQLEN, "obs", options)
     running = engine._Engine(checkpoint, plan, token_ids, computing, "obs", options, None)
     for number, each in enumerate(running._all):
         generator = torch.Generator().manual_seed(number)

@@ -383,7 +383,9 @@ def test_held_out_windows_are_never_fitted(
     checkpoint = open_checkpoint(llama)
     for windows in (WINDOWS, others):
         fitted.append([])
-        corrected(checkpoint, narrowed(checkpoint), "obs", windows, sequential=sequential)
+        # Whether there are random windows is asked of the held-out ones; here there are none.
+        options = {"sequential": sequential, "random_windows": 0.0}
+        corrected(checkpoint, narrowed(checkpoint), "obs", windows, **options)
     # What is chosen on held-out windows reaches later inputs; the first block's attention, which
     # is asked for twice, is free.
     same = fitted[0][:2] if sequential else fitted[0]

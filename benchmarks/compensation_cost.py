@@ -150,7 +150,7 @@ def _measured(checkpoint: Checkpoint, given: argparse.Namespace) -> dict[str, An
         "target_bytes": TARGET_BYTES,
         "predicted_bytes": {
             "compensation": predicted,
-            "two_streams": 2 * sum(counts) * _stream_bytes(checkpoint, computing),
+            "two_streams": 2 * sum(counts) * need.hidden_states // token_ids.numel(),
             "block_loop": need.least,
         },
         "seconds": seconds,
@@ -167,14 +167,9 @@ def _measured(checkpoint: Checkpoint, given: argparse.Namespace) -> dict[str, An
 
 
 def _tokens(token_ids: torch.Tensor, options: CompensationOptions) -> tuple[int, int]:
-    """Tokens that are fitted on, with the random ones, and those that are held out."""
+    """Tokens that are fitted on, with as many random ones as may be, and those held out."""
     fitted, held = streams.divided(token_ids, options.held_out)
     return round(len(fitted) * (1 + options.random_windows)) * SEQLEN, held.numel()
-
-
-def _stream_bytes(checkpoint: Checkpoint, computing: Computing) -> int:
-    """Of one token in one stream."""
-    return checkpoint.shape.hidden_size * computing.dtype.itemsize
 
 
 def _windows(checkpoint: Checkpoint, options: CompensationOptions, asked: int | None) -> Any:

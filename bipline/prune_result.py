@@ -163,10 +163,8 @@ def _works(
     works = {"prune": Work(read=written, written=written)}
     if record := plan.compensated:
         # The dense stream and the pruned one, and the products of every matrix's inputs.
-        fitted, sequential = (
-            record.fitted_tokens + record.random_tokens,
-            record.options["sequential"],
-        )
+        fitted = record.fitted_tokens + record.random_tokens
+        sequential = record.options["sequential"]
         windows = (fitted + record.held_out_tokens) // request.seqlen
         forward = forward_operations(shape, windows, request.seqlen)
         moments = shape.num_hidden_layers * moments_operations(shape, fitted, sequential)

@@ -93,16 +93,22 @@ def memory_need(loop: BlockLoop, token_ids: torch.Tensor, logits: bool) -> Memor
     )
 
 
+def memory_limit(max_memory: int | None) -> int:
+    """Bytes that may be taken: the user's limit, or less where the machine has not that much."""
+    available = available_bytes()
+    return available if max_memory is None else min(max_memory, available)
+
+
 def states_fit(need: MemoryNeed, max_memory: int | None) -> bool:
     """Whether hidden states stay in memory; False sends them to the disk.
 
     Raises InvalidInput when the user's limit is below what is needed in any case, and
     EnvironmentFailure when the machine has not that much.
     """
-    available = available_bytes()
-    limit = available if max_memory is None else min(max_memory, available)
+    limit = memory_limit(max_memory)
     if need.least <= limit:
         return need.total <= limit
+    available = available_bytes()
     least = f"at least {gigabytes(need.least)} of memory are needed ({need})"
     if max_memory is not None and max_memory <= available:
         raise InvalidInput(f"--max-memory {gigabytes(max_memory)}: {least}")

@@ -129,7 +129,7 @@ def test_streams_that_memory_has_no_room_for_give_the_same_bytes(
     monkeypatch.setattr(realise, "note", said.append)
     for name, free in (("roomy", 10**12), ("narrow", 0)):
         (tmp_path / name).mkdir()
-        monkeypatch.setattr(realise, "available_bytes", lambda free=free: free)
+        monkeypatch.setattr(realise, "memory_limit", lambda _, free=free: free)
         realised(checkpoint, asked, tmp_path / name, "obs")
     assert [line.rpartition(" hidden states ")[2] for line in (said[0], said[2])] == [
         "in memory",

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bipline.artifacts.compensation import Form
-from bipline.artifacts.plan import PruningPlan
 from bipline.compression.compensation import collecting
 from bipline.compression.compensation.collecting import token_weights
-from bipline.compression.compensation.engine import BlockCorrection, compensate
+from bipline.compression.compensation.engine import BlockCorrection
 from bipline.compression.compensation.moments import Moments
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.random_windows import (
@@ -24,16 +23,13 @@ from bipline.compression.compensation.random_windows import (
     unknown_share,
 )
 from bipline.compression.compensation.streams import divided
-from bipline.compression.computing import Computing
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import Halves
 from bipline.model.opening import open_checkpoint
-from tests.per_layer import kept, plan_of
-from tests.tiny import tiny_model, token_windows
+from tests.oracles.test_compensation import WINDOWS, corrected, narrowed
+from tests.tiny import tiny_model
 
-COMPUTING = Computing(dtype=torch.float64)
-WINDOWS = token_windows(windows=12, seqlen=24)
 DOWN = "mlp.down_proj.weight"
 
 
@@ -42,18 +38,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(tiny_model(tmp_path_factory.mktemp("model") / "llama", "llama-gqa"))
 
 
-def corrected(checkpoint: Checkpoint, form: Form, **options: Any) -> list[BlockCorrection]:
-    given_options = CompensationOptions(**options)
-    plan = half_of(checkpoint)
-    return list(compensate(checkpoint, plan, WINDOWS, COMPUTING, form, given_options))
-
-
-def half_of(checkpoint: Checkpoint) -> PruningPlan:
-    shape = checkpoint.shape
-    groups, channels = (
-        list(range(0, count, 2)) for count in (shape.num_key_value_heads, shape.intermediate_size)
-    )
-    return plan_of(checkpoint, [kept(groups, channels)] * shape.num_hidden_layers, "uniform")
+def halved(checkpoint: Checkpoint, form: Form, **options: Any) -> list[BlockCorrection]:
+    return corrected(checkpoint, narrowed(checkpoint), form, **options)
 
 
 @given(st.integers(1, 20), st.floats(0, 1), st.integers(1, 50), st.frozensets(st.integers(0, 60)))
@@ -102,7 +88,7 @@ def test_fits_are_on_both_and_choices_on_calibration_alone(
         return moments
 
     monkeypatch.setattr(collecting.Collecting, "moments", recorded)
-    corrected(checkpoint, "obs", sequential=False, random_windows=1.0)
+    halved(checkpoint, "obs", sequential=False, random_windows=1.0)
     loop = BlockLoop(checkpoint, torch.float64)
     block = Halves.of(next(iter(loop.blocks())))
     fitted, _ = divided(WINDOWS, 0.1)
@@ -126,7 +112,7 @@ def test_fits_are_on_both_and_choices_on_calibration_alone(
 
 def test_they_change_weights_and_not_what_stays(checkpoint: Checkpoint) -> None:
     without, among = (
-        corrected(checkpoint, "obs", sequential=False, random_windows=share) for share in (0.0, 1.0)
+        halved(checkpoint, "obs", sequential=False, random_windows=share) for share in (0.0, 1.0)
     )
     differ = []
     for a, b in zip(without, among, strict=True):
@@ -138,7 +124,7 @@ def test_they_change_weights_and_not_what_stays(checkpoint: Checkpoint) -> None:
 
 
 def test_a_bias_is_the_mean_of_calibration_alone(checkpoint: Checkpoint) -> None:
-    without, among = (corrected(checkpoint, "bias", random_windows=share) for share in (0.0, 1.0))
+    without, among = (halved(checkpoint, "bias", random_windows=share) for share in (0.0, 1.0))
     for a, b in zip(without, among, strict=True):
         assert a.tensors.keys() == b.tensors.keys() != set()
         assert all(a.tensors[name].equal(b.tensors[name]) for name in a.tensors)

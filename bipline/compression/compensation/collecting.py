@@ -50,27 +50,18 @@ class Collecting:
         """The same for o_proj's moments alone."""
         if O_PROJ not in self._wanted:
             return
-        sums, inputs = self._sums_of(O_PROJ), seen.widths["attention_output"]
-        if not self._sequential:
-            sums.add(_flat(inputs), self._weights(seen.residual))
-            return
-        inputs = self._dense.attention_output(seen.stream)
-        behind = seen.stream + self._dense.project(O_PROJ, inputs)
-        sums.add(_flat(inputs), self._weights(seen.residual), _flat(seen.residual - behind))
+        inputs = seen.widths["attention_output"]
+        if self._sequential:
+            inputs = self._dense.attention_output(seen.stream)
+        self._add(O_PROJ, inputs, seen.stream, seen.residual)
 
     def see_ffn(self, streams: Streams, before: Halves) -> None:
         """Take up down_proj's inputs behind the attention half of ``before``."""
         if DOWN_PROJ not in self._wanted:
             return
-        sums = self._sums_of(DOWN_PROJ)
         for stream, target in streams.pairs():
             residual = before.after_attention(stream)
-            inputs = self._dense.ffn_activation(residual)
-            if not self._sequential:
-                sums.add(_flat(inputs), self._weights(target))
-                continue
-            behind = residual + self._dense.project(DOWN_PROJ, inputs)
-            sums.add(_flat(inputs), self._weights(target), _flat(target - behind))
+            self._add(DOWN_PROJ, self._dense.ffn_activation(residual), residual, target)
 
     def moments(self, name: str, centred: bool) -> Moments:
         """The moments of one matrix's inputs so far; valid until more are taken up."""
@@ -88,6 +79,13 @@ class Collecting:
         if self._weighed is None or not self._gains:
             return None
         return llm_bip_glu.propagated_weight(self._gains, self._weighed).square()
+
+    def _add(self, name: str, inputs: Tensor, residual: Tensor, target: Tensor) -> None:
+        """Add a matrix's inputs; it adds to ``residual`` what should make ``target``."""
+        drift = None
+        if self._sequential:
+            drift = _flat(target - (residual + self._dense.project(name, inputs)))
+        self._sums_of(name).add(_flat(inputs), self._weights(target), drift)
 
     def _weights(self, target: Tensor) -> Tensor:
         return token_weights(_flat(target), self._dense.rms_norm_eps)

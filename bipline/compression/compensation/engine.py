@@ -31,15 +31,8 @@ from bipline.compression.compensation.collecting import Collecting
 from bipline.compression.compensation.fitting import Errors, chosen_groups, fitted
 from bipline.compression.compensation.held_out import HeldOut, attention_half
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.random_windows import (
-    random_share,
-    random_windows,
-    special_tokens,
-)
-from bipline.compression.compensation.streams import (
-    Streams,
-    divided,
-)
+from bipline.compression.compensation.random_windows import divided_with_random
+from bipline.compression.compensation.streams import Streams
 from bipline.compression.compensation.tokens import check_tokens
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.computing import Computing
@@ -137,18 +130,13 @@ class _Engine:
         self.checkpoint, self.plan, self.form, self.options = checkpoint, plan, form, options
         self.loop = computing.loop(checkpoint)
         spilled = None if computing.resident else folder
-        fitted, held = divided(token_ids, options.held_out)
+        windows = divided_with_random(checkpoint, token_ids, form, options)
 
         def streams(windows: Tensor, name: str) -> Streams:
             return Streams(self.loop, windows, options.sequential, spilled and spilled / name)
 
-        self.fitted, self.held = streams(fitted, "fitted"), streams(held, "held")
-        share, special = (
-            random_share(form, options, fitted, held),
-            special_tokens(checkpoint.config),
-        )
-        drawn = random_windows(fitted, share, checkpoint.shape.vocab_size, special)
-        self.random = [streams(drawn, "random")] if len(drawn) else []
+        self.fitted, self.held = streams(windows.fitted, "fitted"), streams(windows.held, "held")
+        self.random = [streams(windows.random, "random")] if len(windows.random) else []
 
     @property
     def _all(self) -> list[Streams]:

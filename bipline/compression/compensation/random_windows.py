@@ -10,6 +10,7 @@ take room from the others (ours; docs/auto.md has the figures).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +18,36 @@ from torch import Tensor
 
 from bipline.artifacts.compensation import Form
 from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.streams import divided
+from bipline.model.checkpoint import Checkpoint
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Of the held-out tokens, those that no fitted window has: up to here the text's words are known.
 KNOWN_WITHIN = 0.01
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Windows ``[windows, seqlen]``: fitted on, of random tokens and fitted on too, held out."""
+
+    fitted: Tensor
+    random: Tensor
+    held: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.fitted.numel() + self.random.numel() + self.held.numel()
+
+
+def divided_with_random(
+    checkpoint: Checkpoint, token_ids: Tensor, form: Form, options: CompensationOptions
+) -> Divided:
+    """Calibration windows ``[windows, seqlen]``, divided, and what is drawn beside them."""
+    fitted, held = divided(token_ids, options.held_out)
+    share, special = random_share(form, options, fitted, held), special_tokens(checkpoint.config)
+    drawn = random_windows(fitted, share, checkpoint.shape.vocab_size, special)
+    return Divided(fitted, drawn, held)
 
 
 def random_share(

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from bipline.artifacts.compensation import (
     FORMS,
     BlockRecord,
@@ -32,8 +30,7 @@ from bipline.compression.compensation.engine import check_compensation, compensa
 from bipline.compression.compensation.memory import compensation_bytes
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
-from bipline.compression.compensation.random_windows import random_share
-from bipline.compression.compensation.streams import divided
+from bipline.compression.compensation.random_windows import divided_with_random
 from bipline.compression.compensation.tokens import least_samples
 from bipline.compression.computing import Computing
 from bipline.compression.corrections import (
@@ -47,7 +44,7 @@ from bipline.compression.corrections import (
 from bipline.compression.options import options_from
 from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
 from bipline.model.families import with_output_biases
-from bipline.model.memory import available_bytes, gigabytes, memory_need
+from bipline.model.memory import gigabytes, memory_limit, memory_need
 from bipline.model.shapes import ModelShape
 
 
@@ -71,13 +68,6 @@ class CompensationRequest:
         if self.form == "none" and self.options:
             raise InvalidInput("compensation none has no options")
         return options_from(CompensationOptions, f"compensation {self.form}", 0, self.options)
-
-    def counts(self, token_ids: Tensor) -> tuple[int, int, int]:
-        """Tokens of these windows that are fitted on, random ones with them, and those held out."""
-        options = self.settings
-        fitted, held = divided(token_ids, options.held_out)
-        drawn = round(random_share(self.chosen, options, fitted, held) * len(fitted))
-        return fitted.numel(), drawn * token_ids.shape[1], held.numel()
 
     def least_samples(self, shape: ModelShape, seqlen: int) -> int:
         """The fewest samples of ``seqlen`` tokens whose fitted part is enough; 0 for none."""
@@ -128,8 +118,8 @@ def realise(
     blocks: list[BlockPlan] = []
     records: list[BlockRecord] = []
     token_ids = windows.token_ids
-    fitted, drawn, held = request.counts(token_ids)
-    computing = _placed(windows, checkpoint, request)
+    divided = divided_with_random(checkpoint, token_ids, form, options)
+    computing = _placed(windows, checkpoint, request, divided.tokens)
     for done in compensate(
         checkpoint, plan, token_ids, computing, form, options, work / "states", progress
     ):
@@ -140,9 +130,9 @@ def realise(
     record = CompensationRecord(
         options=options.to_json_value(),
         calibration_digest=windows.digest,
-        fitted_tokens=fitted,
-        random_tokens=drawn,
-        held_out_tokens=held,
+        fitted_tokens=divided.fitted.numel(),
+        random_tokens=divided.random.numel(),
+        held_out_tokens=divided.held.numel(),
         asked_plan=plan.digest,
         corrections=digest_of(writer.manifest()),
         blocks=tuple(records),
@@ -155,16 +145,19 @@ def realise(
     return realised
 
 
-def _placed(windows: Windows, checkpoint: Checkpoint, request: CompensationRequest) -> Computing:
-    """The same computing, with hidden states on disk where memory has no room for both streams."""
-    computing, token_ids = windows.computing, windows.token_ids
+def _placed(
+    windows: Windows, checkpoint: Checkpoint, request: CompensationRequest, tokens: int
+) -> Computing:
+    """The same computing, with hidden states on disk where memory has no room for both streams.
+
+    ``tokens`` are those of each stream.
+    """
+    computing = windows.computing
     need = needed_bytes(checkpoint, request.chosen, request.settings)
-    states = (
-        2 * sum(request.counts(token_ids)) * checkpoint.shape.hidden_size * computing.dtype.itemsize
-    )
-    limit = min(available_bytes(), computing.max_memory or available_bytes())
-    least = memory_need(computing.loop(checkpoint), token_ids, logits=False).least
-    resident = computing.resident and least + need + states <= limit
+    states = 2 * tokens * checkpoint.shape.hidden_size * computing.dtype.itemsize
+    least = memory_need(computing.loop(checkpoint), windows.token_ids, logits=False).least
+    fits = least + need + states <= memory_limit(computing.max_memory)
+    resident = computing.resident and fits
     note(
         f"compensation {request.form}: at most {gigabytes(need)} for one block's moments, solves "
         f"and versions; {gigabytes(states)} of hidden states "

@@ -149,6 +149,7 @@ def prune(
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_plan_of_one(llama: Path, text: Path, tmp_path: Path) -> None:
     alone = prune(text, tmp_path / "alone", llama)
     assert alone.returncode == 0, alone.stderr

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_calibration_text_that_is_the_evaluation_text(tmp_path: Path) -> None:
     arguments = [
         "--set",

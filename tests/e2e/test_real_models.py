@@ -28,7 +28,13 @@ print(sum(p.numel() for p in model.parameters()), output.shape[1] - prompt["inpu
     [
         ("stories260K", "tinystories.train.txt", "tinystories.valid.txt", "auto"),
         # auto takes a minute and more here; benchmarks.quality measures it.
-        ("reference-mha", "novels.calibration.txt", "novel.hound.txt", "wanda-sp"),
+        pytest.param(
+            "reference-mha",
+            "novels.calibration.txt",
+            "novel.hound.txt",
+            "wanda-sp",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_prune_then_load_with_plain_transformers(

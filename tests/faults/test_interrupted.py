@@ -69,6 +69,7 @@ def test_stopped_before_anything_was_done_leaves_nothing(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"state"}
 
 
+@pytest.mark.slow
 def test_second_process_on_one_output_is_refused(tmp_path: Path) -> None:
     process = start(tmp_path, samples=64)
     wait_for_a_block(tmp_path, process)

@@ -58,6 +58,7 @@ def moments(events: list[str]) -> list[int]:
     return sorted(list(chosen)[:MOMENTS])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_anywhere_and_run_again(runs: Runs, bench: Bench) -> None:
     assert runs.run(command(bench, "whole")) == 0, runs.screen
@@ -73,6 +74,7 @@ def test_killed_anywhere_and_run_again(runs: Runs, bench: Bench) -> None:
         assert len(list((bench.folder / out / "models").iterdir())) == 3, events[number]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_again_and_again(runs: Runs, bench: Bench) -> None:
     """A run that is killed in its fortieth event each time comes to its end all the same."""

@@ -107,6 +107,7 @@ def model(tmp_path: Path) -> Path:
     return tiny_model(tmp_path / "model", "llama-gqa")
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_run_again(runs: Runs, model: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     assert runs.run(arguments(model, whole)) == 0, runs.screen

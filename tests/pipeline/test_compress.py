@@ -97,6 +97,7 @@ def test_changed_section_runs_its_stage_and_what_follows(first: RunSummary, run:
     assert changed.registration.version != first.registration.version
 
 
+@pytest.mark.slow
 def test_deleted_package_is_made_again_from_the_store(first: RunSummary, run: Run) -> None:
     shutil.rmtree(first.package.location)
     again = run()
@@ -142,6 +143,7 @@ def test_error_of_a_step_reaches_the_caller(first: RunSummary, run: Run) -> None
         run(allocate={"ratio": 7.0})
 
 
+@pytest.mark.slow
 def test_edit_of_core_code_runs_exactly_its_stages(
     first: RunSummary, run: Run, llama: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -166,6 +168,7 @@ def test_edit_of_core_code_runs_exactly_its_stages(
     assert summary.package.digest == first.package.digest
 
 
+@pytest.mark.slow
 def test_parallel_steps_give_the_statistics_of_one(first: RunSummary, run: Run) -> None:
     windows = {"samples": 40, "seqlen": 16}
     alone = run(calibrate=windows)

@@ -163,7 +163,7 @@ def _works(
     works = {"prune": Work(read=written, written=written)}
     if record := plan.compensated:
         # The dense stream and the pruned one, and the products of every matrix's inputs.
-        fitted = record.fitted_tokens + record.random_tokens
+        fitted = record.fitted_tokens + record.random_tokens + record.generated_tokens
         sequential = record.options["sequential"]
         windows = (fitted + record.held_out_tokens) // request.seqlen
         forward = forward_operations(shape, windows, request.seqlen)

@@ -26,18 +26,20 @@ class SublayerRecord(_Record):
 
     An error is the mean square, over tokens and hidden channels, of what the block's output
     differs from the dense model's, both behind an RMSNorm: 0 is equal, 2 unrelated.
-    ``replaced`` counts the groups that stay and that the plan would have cut.
+    ``replaced`` counts the groups that stay and that the plan would have cut. ``input_beta`` is the
+    share of the drift that was taken out of what q_proj, k_proj and v_proj read; None for none.
     """
 
     form: Form
     ridge: float | None = None
     beta: float | None = None
     replaced: int = 0
+    input_beta: float | None = None
     errors: dict[str, float]
 
     def uncorrected(self) -> SublayerRecord:
         """The same comparison, after which the matrix was left as it is."""
-        unused = {"form": "none", "ridge": None, "beta": None, "replaced": 0}
+        unused = {"form": "none", "ridge": None, "beta": None, "replaced": 0, "input_beta": None}
         return self.model_copy(update=unused)
 
 
@@ -57,7 +59,7 @@ class BlockRecord(_Record):
 class CompensationRecord(_Record):
     """All blocks, and the windows: how many tokens were fitted and how many held out.
 
-    ``random_tokens`` were fitted too and are none of the calibration's.
+    ``random_tokens`` and ``generated_tokens`` were fitted too and are none of the calibration's.
 
     ``asked_plan`` is the digest of the plan before its groups were chosen again, ``corrections``
     that of the corrected tensors, without which the plan cannot be applied.
@@ -67,6 +69,7 @@ class CompensationRecord(_Record):
     calibration_digest: str
     fitted_tokens: int
     random_tokens: int = 0
+    generated_tokens: int = 0
     held_out_tokens: int
     asked_plan: str
     corrections: str

@@ -43,8 +43,9 @@ def compensation_rows(plan: PruningPlan) -> list[list[str]]:
 
 
 def _tokens(record: CompensationRecord) -> str:
-    drawn = f" and {record.random_tokens:,} random ones" if record.random_tokens else ""
-    return f"{record.fitted_tokens:,} tokens{drawn} fitted, {record.held_out_tokens:,} held out"
+    drawn = ((record.random_tokens, "random"), (record.generated_tokens, "generated"))
+    beside = "".join(f" and {tokens:,} {kind} ones" for tokens, kind in drawn if tokens)
+    return f"{record.fitted_tokens:,} tokens{beside} fitted, {record.held_out_tokens:,} held out"
 
 
 def _taken(sublayer: SublayerRecord | None) -> str:

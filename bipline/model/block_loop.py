@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from bipline.artifacts.errors import InvalidInput
 from bipline.model.block_reader import BlockReader, Weights
@@ -170,10 +171,18 @@ class BlockLoop:
             observe(seen)
         return output
 
-    def forward(self, weights: Weights, hidden: Tensor) -> Tensor:
-        """transformers' decoder block with these weights; gradients flow into them if recorded."""
-        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+    def forward(
+        self, weights: Weights, hidden: Tensor, cache: DynamicCache | None = None, first: int = 0
+    ) -> Tensor:
+        """transformers' decoder block with these weights; gradients flow into them if recorded.
+
+        ``cache`` holds the block's keys and values of the ``first`` tokens, and takes up those of
+        the token that follows, which is then all that ``hidden`` has.
+        """
+        positions = torch.arange(first, first + hidden.shape[1], device=self.device)[None]
         options = {"attention_mask": None, "position_embeddings": self._rotary(hidden, positions)}
+        if cache is not None:
+            options["past_key_values"] = cache
         held = {name: w.to(self.device, self.dtype) for name, w in weights.items()}
         output = torch.func.functional_call(self._module(held), held, (hidden,), options)
         return output[0] if isinstance(output, tuple) else output

@@ -1,7 +1,7 @@
 """A decoder block in its two halves: attention up to o_proj's input, the FFN up to down_proj's.
 
-Compensation changes o_proj and down_proj alone, so it needs what enters them and what comes out
-for several versions of them, while everything before stays as it is. The arithmetic before is
+Compensation compares versions of o_proj and down_proj, so it needs what enters them and what comes
+out, while everything before stays as it is. The arithmetic before is
 transformers' own; the two matrices are applied here, so that a version may have a bias that the
 source's class has none for, or other columns.
 
@@ -65,6 +65,11 @@ class Halves:
         return f"{DOWN_PROJ}.weight" in self.weights
 
     @torch.no_grad()
+    def attention_input(self, hidden: Tensor) -> Tensor:
+        """What enters q_proj, k_proj and v_proj, like ``hidden``."""
+        return self._normed("input_layernorm", hidden)
+
+    @torch.no_grad()
     def attention_output(self, hidden: Tensor) -> Tensor:
         """What enters o_proj: ``[windows, seqlen, heads * head_dim]``."""
         seen: list[Tensor] = []
@@ -78,7 +83,7 @@ class Halves:
             "position_embeddings": self._loop._rotary(hidden, positions),
         }
         try:
-            normed = self._normed("input_layernorm", hidden)
+            normed = self.attention_input(hidden)
             torch.func.functional_call(attention, self._held("self_attn"), (normed,), options)
         finally:
             handle.remove()

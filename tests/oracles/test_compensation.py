@@ -16,6 +16,7 @@ from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.compression.compensation import collecting, obs, triangles
 from bipline.compression.compensation.closed_forms import LeastSquares, bias_correction, factor
+from bipline.compression.compensation.drawn_windows import divided_with_drawn
 from bipline.compression.compensation.engine import BlockCorrection, compensate
 from bipline.compression.compensation.held_out import difference
 from bipline.compression.compensation.moments import Moments, MomentSums, moments_bytes
@@ -95,7 +96,8 @@ def corrected(
     checkpoint: Checkpoint, plan: PruningPlan, form: Form, windows: Tensor = WINDOWS, **options: Any
 ) -> list[BlockCorrection]:
     given_options = CompensationOptions(**options)
-    return list(compensate(checkpoint, plan, windows, COMPUTING, form, given_options))
+    divided = divided_with_drawn(COMPUTING.loop(checkpoint), windows, form, given_options)
+    return list(compensate(checkpoint, plan, divided, COMPUTING, form, given_options))
 
 
 # Moments.

@@ -8,8 +8,10 @@ from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan
 from bipline.artifacts.progress import note
 from bipline.compression.allocation.problem import Problem, highest
 from bipline.compression.allocation.widths import Widths
+from bipline.compression.compensation.drawn_windows import Divided
 from bipline.compression.compensation.engine import compensate
 from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.streams import divided
 
 
 def of_least_left(
@@ -32,12 +34,11 @@ def error_of(problem: Problem, widths: Sequence[Widths], ridge: float) -> float:
     """
     windows = problem.windows
     options = CompensationOptions(
-        ridge=ridge, ridge_factors=(1.0,), betas=(0.0, 0.5, 1.0), random_windows=0.0
+        ridge=ridge, ridge_factors=(1.0,), betas=(0.0, 0.5, 1.0), input_maps=False
     )
-    corrections = compensate(
-        problem.checkpoint, _plan(problem, widths), windows.token_ids, windows.computing, "obs",
-        options,
-    )  # fmt: skip
+    fitted, held = divided(windows.token_ids, options.held_out)
+    plan, given = _plan(problem, widths), Divided(fitted, held, fitted[:0], fitted[:0])
+    corrections = compensate(problem.checkpoint, plan, given, windows.computing, "obs", options)
     error = [correction.record.error for correction in corrections][-1]
     note(f"tried {_kept(widths)}: error of the final stream {error:.4f}")
     return error

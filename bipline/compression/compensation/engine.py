@@ -6,8 +6,8 @@ Sequentially, inputs come from the blocks pruned before and targets from the den
 a block also corrects what those before it left (methods 5.5; Tyr-the-Pruner, arXiv 2503.09657,
 finds this decisive). Otherwise every block is fitted on the dense model's own stream.
 
-What stays is chosen on the calibration windows. Weights are fitted on these and on windows of
-random tokens, so that a fit also holds for text that is unlike them (ours).
+What stays is chosen on the calibration windows. Weights are fitted on these and on windows that
+were drawn, so that a fit also holds for text that is unlike them (ours).
 
 Memory holds two blocks, two streams of hidden states and one block's moments.
 """
@@ -28,10 +28,11 @@ from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.artifacts.progress import track
 from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
 from bipline.compression.compensation.collecting import Collecting
+from bipline.compression.compensation.drawn_windows import WEIGHED, Divided
 from bipline.compression.compensation.fitting import Errors, chosen_groups, fitted
 from bipline.compression.compensation.held_out import HeldOut, attention_half
+from bipline.compression.compensation.input_maps import fitted_map
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.random_windows import divided_with_random
 from bipline.compression.compensation.streams import Streams
 from bipline.compression.compensation.tokens import check_tokens
 from bipline.compression.compensation.versions import Choices, PrunedBlock
@@ -69,23 +70,23 @@ class BlockCorrection:
 def compensate(
     checkpoint: Checkpoint,
     plan: PruningPlan,
-    token_ids: Tensor,
+    windows: Divided,
     computing: Computing,
     form: Form,
     options: CompensationOptions,
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Iterator[BlockCorrection]:
-    """Correct the blocks of a plan, one after the other; windows are ``[samples, seqlen]``.
+    """Correct the blocks of a plan, one after the other.
 
     ``folder`` is for hidden states that memory has no room for. Blocks that ``progress`` has are
     run and not fitted again.
     Raises InvalidInput for too few tokens, naming how many are needed, for an unknown form, and
     where activations are not finite.
     """
-    samples, seqlen = token_ids.shape
-    check_compensation(checkpoint, samples, seqlen, form, options)
-    engine = _Engine(checkpoint, plan, token_ids, computing, form, options, folder)
+    samples = len(windows.fitted) + len(windows.held)
+    check_compensation(checkpoint, samples, windows.fitted.shape[1], form, options)
+    engine = _Engine(checkpoint, plan, windows, computing, form, options, folder)
     layers = checkpoint.shape.num_hidden_layers
     for block in track(engine.loop.blocks(), "compensate blocks", layers):
         done = progress.load(block.index) if progress else None
@@ -121,7 +122,7 @@ class _Engine:
         self,
         checkpoint: Checkpoint,
         plan: PruningPlan,
-        token_ids: Tensor,
+        windows: Divided,
         computing: Computing,
         form: Form,
         options: CompensationOptions,
@@ -130,44 +131,48 @@ class _Engine:
         self.checkpoint, self.plan, self.form, self.options = checkpoint, plan, form, options
         self.loop = computing.loop(checkpoint)
         spilled = None if computing.resident else folder
-        windows = divided_with_random(checkpoint, token_ids, form, options)
 
         def streams(windows: Tensor, name: str) -> Streams:
             return Streams(self.loop, windows, options.sequential, spilled and spilled / name)
 
         self.fitted, self.held = streams(windows.fitted, "fitted"), streams(windows.held, "held")
-        self.random = [streams(windows.random, "random")] if len(windows.random) else []
+        self.drawn = [streams(windows.drawn, "drawn")] if len(windows.drawn) else []
 
     @property
     def _all(self) -> list[Streams]:
-        return [self.fitted, *self.random, self.held]
+        return [self.fitted, *self.drawn, self.held]
 
     @torch.no_grad()
     def correct(self, block: LoopBlock) -> BlockCorrection:
         """Fit, compare and fix one block, and move the streams behind it."""
         pruned = PrunedBlock(self.checkpoint, block, self.plan.blocks[block.index])
         dense, sublayers = pruned.dense, self._sublayers(pruned)
+        held_out = HeldOut(self.held, dense)
+        beta = self._map_inputs(pruned, held_out) if O_PROJ in sublayers else None
         collecting = self._collecting(pruned, frozenset(sublayers))
         self.fitted.advance_dense(dense, collecting.see)
-        held_out = HeldOut(self.held, dense)
         plain: Choices = {name: uncorrected(sublayer) for name, sublayer in sublayers.items()}
         chosen, records = dict(plain), {}
         before = dense
         if attention := sublayers.get(O_PROJ):
             attention = replace(attention, importance=collecting.importance())
             attention = self._with_choice(attention, collecting)
-        for drawn in self.random:
+        for drawn in self.drawn:
             drawn.advance_dense(dense, collecting.see_attention)
         if attention:
-            chosen[O_PROJ], records[O_PROJ] = self._fixed(
-                attention, collecting, held_out.attention_errors
+            reader = pruned.reader
+            chosen[O_PROJ], record = self._fixed(
+                attention,
+                collecting,
+                lambda versions: held_out.attention_errors(reader, versions),
             )
+            records[O_PROJ] = record.model_copy(update={"input_beta": beta})
         if self.options.sequential:
             before = attention_half(pruned.halves(chosen))
         if ffn := sublayers.get(DOWN_PROJ):
             collecting.see_ffn(self.fitted, before)
             ffn = self._with_choice(ffn, collecting)
-            for drawn in self.random:
+            for drawn in self.drawn:
                 collecting.see_ffn(drawn, before)
             chosen[DOWN_PROJ], records[DOWN_PROJ] = self._fixed(
                 ffn, collecting, lambda versions: held_out.ffn_errors(before, versions)
@@ -191,12 +196,15 @@ class _Engine:
         records: dict[str, SublayerRecord],
     ) -> BlockCorrection:
         """Hold both sublayers together to none at all, and move the pruned streams on."""
-        without = held_out.block_error(pruned.halves(plain))
         error = held_out.block_error(pruned.halves(chosen))
+        maps = pruned.read({})
+        without = held_out.block_error(pruned.halves(plain))
         if error > without:
-            # Each was better than its simpler forms, but the two together are not.
+            # Each was better than its simpler forms, but all together are not.
             chosen, error = plain, without
             records = {name: record.uncorrected() for name, record in records.items()}
+        else:
+            pruned.read(maps)
         if self.options.sequential:
             halves = pruned.halves(chosen)
             for streams in self._all:
@@ -209,6 +217,23 @@ class _Engine:
             error=error,
         )
         return BlockCorrection(pruned.plan_of(chosen), pruned.tensors(chosen), record)
+
+    def _map_inputs(self, pruned: PrunedBlock, held_out: HeldOut) -> float | None:
+        """Map what attention reads, where that helps; the share of the drift that is taken out."""
+        options = self.options
+        if not (options.sequential and options.input_maps and self.form in WEIGHED):
+            return None
+        linear_map = fitted_map(pruned.dense, [self.fitted, *self.drawn], options.ridge)
+        if linear_map is None:
+            return None
+        least, best = held_out.block_error(pruned.dense), None
+        for beta in filter(None, options.betas):
+            pruned.read(pruned.mapped(linear_map, beta))
+            error = held_out.block_error(pruned.reader)
+            if error < least:
+                least, best = error, beta
+        pruned.read(pruned.mapped(linear_map, best) if best else {})
+        return best
 
     def _with_choice(self, sublayer: Sublayer, collecting: Collecting) -> Sublayer:
         """What OBS keeps, by what was collected so far."""
@@ -235,4 +260,4 @@ class _Engine:
         weighed = None
         if self.form == "obs" and O_PROJ in wanted:
             weighed = Block.of(self.checkpoint, pruned.index, pruned.dense.weights)
-        return Collecting(pruned.dense, wanted, self.options.sequential, weighed)
+        return Collecting(pruned.reader, wanted, self.options.sequential, weighed)

@@ -32,11 +32,11 @@ class HeldOut:
         """Error of the whole block."""
         return self._errors(lambda stream: [version.run(stream)])[0]
 
-    def attention_errors(self, versions: Sequence[Candidate]) -> list[float]:
-        """Errors of versions of o_proj, each with the dense FFN behind it."""
+    def attention_errors(self, reader: Halves, versions: Sequence[Candidate]) -> list[float]:
+        """Errors of versions of o_proj behind what ``reader`` gives them, with the dense FFN."""
 
         def outputs(stream: Tensor) -> Iterable[Tensor]:
-            inputs = self._dense.attention_output(stream)
+            inputs = reader.attention_output(stream)
             for version in versions:
                 yield self._dense.after_ffn(stream + applied(version, inputs))
 

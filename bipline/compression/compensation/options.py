@@ -17,19 +17,24 @@ class CompensationOptions(Options):
     model's outputs (methods 5.5); else every block is fitted on the dense model's own inputs;
     ``betas``: how much of the drift of earlier blocks a block may correct, 0 none and 1 all;
     ``bias``: on, off, or auto: where the source has one, and for the form ``bias`` everywhere;
+    ``input_maps``: with ``sequential``, least-squares and obs also take the drift out of what
+    q_proj, k_proj and v_proj read, as far as the held-out windows say;
     ``held_out``: share of the windows that nothing is fitted on;
     ``random_windows``: as many windows of random tokens, as a share of those that are fitted on,
     are fitted on too by least-squares and obs, which does not choose by them, where the held-out
-    windows have words that the fitted ones lack. 0 for none.
+    windows have words that the fitted ones lack; ``generated_windows``: the same of windows of the
+    model's own text. 0 for none.
     """
 
     ridge: float = Field(1e-2, gt=0)
     ridge_factors: PositiveNumbers = (0.1, 1.0, 10.0)
     sequential: bool = True
     betas: Numbers = (0.0, 0.25, 0.5, 1.0)
+    input_maps: bool = True
     bias: Literal["auto", "on", "off"] = "auto"
     held_out: float = Field(0.1, gt=0, lt=1)
     random_windows: float = Field(0.5, ge=0, le=1)
+    generated_windows: float = Field(0.5, ge=0, le=1)
 
     @field_validator("betas")
     @classmethod

@@ -26,11 +26,11 @@ from bipline.artifacts.progress import note
 from bipline.artifacts.stage_key import code_digest, numerics
 from bipline.artifacts.work import claim
 from bipline.compression.allocation.problem import Windows
+from bipline.compression.compensation.drawn_windows import divided_with_drawn
 from bipline.compression.compensation.engine import check_compensation, compensate
 from bipline.compression.compensation.memory import compensation_bytes
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
-from bipline.compression.compensation.random_windows import divided_with_random
 from bipline.compression.compensation.tokens import least_samples
 from bipline.compression.computing import Computing
 from bipline.compression.corrections import (
@@ -117,11 +117,11 @@ def realise(
     progress = FolderProgress(work)
     blocks: list[BlockPlan] = []
     records: list[BlockRecord] = []
-    token_ids = windows.token_ids
-    divided = divided_with_random(checkpoint, token_ids, form, options)
+    loop = windows.computing.loop(checkpoint)
+    divided = divided_with_drawn(loop, windows.token_ids, form, options)
     computing = _placed(windows, checkpoint, request, divided.tokens)
     for done in compensate(
-        checkpoint, plan, token_ids, computing, form, options, work / "states", progress
+        checkpoint, plan, divided, computing, form, options, work / "states", progress
     ):
         blocks.append(done.plan)
         records.append(done.record)
@@ -132,6 +132,7 @@ def realise(
         calibration_digest=windows.digest,
         fitted_tokens=divided.fitted.numel(),
         random_tokens=divided.random.numel(),
+        generated_tokens=divided.generated.numel(),
         held_out_tokens=divided.held.numel(),
         asked_plan=plan.digest,
         corrections=digest_of(writer.manifest()),

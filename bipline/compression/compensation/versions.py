@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bipline.artifacts.plan import BlockPlan
 from bipline.compression.compensation.candidates import Candidate, Sublayer
+from bipline.compression.compensation.input_maps import READERS, mapped
 from bipline.compression.slicing import kept_indices
 from bipline.model.block_loop import Block
 from bipline.model.block_reader import Weights
@@ -26,6 +27,7 @@ class PrunedBlock:
         self.index = block.index
         self.dense = Halves.of(block)
         self._source = block.source_weights()
+        self._inputs: Weights = {}
 
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:
@@ -50,6 +52,24 @@ class PrunedBlock:
             intercept=bias == "on" or (bias == "auto" and held is not None),
         )
 
+    @property
+    def reader(self) -> Halves:
+        """The dense block with what was put in place of its q_proj, k_proj and v_proj."""
+        return self.dense.changed({**self.dense.weights, **self._inputs})
+
+    def read(self, weights: Weights) -> Weights:
+        """Put mapped q_proj, k_proj and v_proj in place, none to take them back; gives the last."""
+        before, self._inputs = self._inputs, weights
+        return before
+
+    def mapped(self, linear_map: Tensor, beta: float) -> Weights:
+        """q_proj, k_proj and v_proj behind a map, in the dtype they are written in."""
+        names = {name: _weight(name) for name in READERS}
+        return {
+            full: mapped(self._source[full].to(linear_map.device), linear_map, beta, dtype)
+            for full, dtype in ((full, self._dtype(name)) for name, full in names.items())
+        }
+
     def plan_of(self, chosen: Choices) -> BlockPlan:
         """The plan with the groups that the chosen versions keep."""
         kept = {name: version.kept for name, version in chosen.items()}
@@ -60,7 +80,9 @@ class PrunedBlock:
 
     def halves(self, chosen: Choices) -> Halves:
         """The block pruned along the chosen versions, with their matrices in place."""
-        return self.dense.changed({**self._sliced(self.plan_of(chosen)), **_tensors(chosen)})
+        plan = self.plan_of(chosen)
+        there = {**self._sliced(plan), **self._sliced(plan, self._inputs)}
+        return self.dense.changed({**there, **_tensors(chosen)})
 
     def corrected(self, plan: BlockPlan, tensors: Weights) -> Halves:
         """The block along what was realised of the plan, with corrected tensors in place."""
@@ -69,16 +91,19 @@ class PrunedBlock:
     def tensors(self, chosen: Choices) -> Weights:
         """The matrices and biases of versions that are not the source's own, on the CPU."""
         corrected = {name: version for name, version in chosen.items() if version.form != "none"}
-        return {name: tensor.cpu() for name, tensor in _tensors(corrected).items()}
+        tensors = {**self._sliced(self.plan_of(chosen), self._inputs), **_tensors(corrected)}
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
 
-    def _sliced(self, plan: BlockPlan) -> Weights:
+    def _sliced(self, plan: BlockPlan, weights: Weights | None = None) -> Weights:
+        """What a plan keeps of the block's weights, or of some by their names in it."""
         checkpoint = self._checkpoint
+        weights = self.dense.weights if weights is None else weights
         absent = build_of(checkpoint.family).absent(*plan.widths)
         kept = kept_indices(plan, checkpoint.shape)
         axes = block_axes(checkpoint.family, checkpoint.config, self.index)
         return {
             name: _selected(weight, axes[name], kept)
-            for name, weight in self.dense.weights.items()
+            for name, weight in weights.items()
             if not name.startswith(absent)
         }
 

@@ -1,10 +1,16 @@
-"""Windows of random tokens: they show a fit the words that the calibration text has not.
+"""Drawn windows: they show a fit what the calibration text has not, and cost no text.
 
 Least squares knows only the directions that its inputs take. Whatever else a served text says is
 left to the ridge, and a model that lost little on the calibration's own kind of text loses far
-more on others. Windows that draw from the whole vocabulary cost no text. Where the held-out windows
-hold next to no token that the fitted ones lack, words are not what is missing, and random ones only
-take room from the others (ours; docs/auto.md has the figures).
+more on others.
+
+random     every token drawn evenly from the vocabulary: words that the text lacks. Where the
+           held-out windows hold next to no token that the fitted ones lack, words are not what is
+           missing, and random ones only take room from the others (ours)
+generated  the model's own text, each window behind a token that is drawn evenly: what it was
+           trained on, and not what it is calibrated on (as in LLM-QAT, arXiv 2305.17888)
+
+docs/auto.md has the figures.
 """
 
 from __future__ import annotations
@@ -19,8 +25,11 @@ from torch import Tensor
 from bipline.artifacts.compensation import Form
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided
-from bipline.model.checkpoint import Checkpoint
+from bipline.model.block_loop import BlockLoop
+from bipline.model.sampling import sampled_windows
 
+# The forms that fit weights and not only a bias.
+WEIGHED: tuple[Form, ...] = ("least-squares", "obs")
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Of the held-out tokens, those that no fitted window has: up to here the text's words are known.
 KNOWN_WITHIN = 0.01
@@ -28,26 +37,36 @@ KNOWN_WITHIN = 0.01
 
 @dataclass(frozen=True)
 class Divided:
-    """Windows ``[windows, seqlen]``: fitted on, of random tokens and fitted on too, held out."""
+    """Windows ``[windows, seqlen]``: fitted on, held out, and those drawn and fitted on too."""
 
     fitted: Tensor
-    random: Tensor
     held: Tensor
+    random: Tensor
+    generated: Tensor
+
+    @property
+    def drawn(self) -> Tensor:
+        """Random and generated ones."""
+        return torch.cat([self.random, self.generated])
 
     @property
     def tokens(self) -> int:
         """All of them."""
-        return self.fitted.numel() + self.random.numel() + self.held.numel()
+        return self.fitted.numel() + self.held.numel() + self.drawn.numel()
 
 
-def divided_with_random(
-    checkpoint: Checkpoint, token_ids: Tensor, form: Form, options: CompensationOptions
+def divided_with_drawn(
+    loop: BlockLoop, token_ids: Tensor, form: Form, options: CompensationOptions
 ) -> Divided:
     """Calibration windows ``[windows, seqlen]``, divided, and what is drawn beside them."""
     fitted, held = divided(token_ids, options.held_out)
-    share, special = random_share(form, options, fitted, held), special_tokens(checkpoint.config)
-    drawn = random_windows(fitted, share, checkpoint.shape.vocab_size, special)
-    return Divided(fitted, drawn, held)
+    vocab_size, special = loop.checkpoint.shape.vocab_size, special_tokens(loop.checkpoint.config)
+    share = random_share(form, options, fitted, held)
+    random = random_windows(fitted, share, vocab_size, special)
+    share = options.generated_windows if form in WEIGHED else 0.0
+    opening = random_windows(fitted[:, :1], share, vocab_size, special)[:, 0]
+    generated = sampled_windows(loop, opening, fitted.shape[1]) if len(opening) else fitted[:0]
+    return Divided(fitted, held, random, generated)
 
 
 def random_share(
@@ -57,7 +76,7 @@ def random_share(
 
     A bias is a mean; that of random tokens would be none of the text's.
     """
-    if form not in ("least-squares", "obs") or unknown_share(fitted, held_out) <= KNOWN_WITHIN:
+    if form not in WEIGHED or unknown_share(fitted, held_out) <= KNOWN_WITHIN:
         return 0.0
     return options.random_windows
 

@@ -1,4 +1,4 @@
-"""Windows of random tokens: weights are fitted on them, and nothing is chosen by them."""
+"""Drawn windows: weights are fitted on them, and nothing is chosen by them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bipline.artifacts.compensation import Form
-from bipline.compression.compensation import collecting
+from bipline.compression.compensation import collecting, drawn_windows
 from bipline.compression.compensation.collecting import token_weights
-from bipline.compression.compensation.engine import BlockCorrection
-from bipline.compression.compensation.moments import Moments
-from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.random_windows import (
+from bipline.compression.compensation.drawn_windows import (
+    divided_with_drawn,
     random_share,
     random_windows,
     special_tokens,
     unknown_share,
 )
+from bipline.compression.compensation.engine import BlockCorrection
+from bipline.compression.compensation.moments import Moments
+from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import Halves
 from bipline.model.opening import open_checkpoint
-from tests.oracles.test_compensation import WINDOWS, corrected, narrowed
+from bipline.model.sampling import sampled_windows
+from tests.oracles.test_compensation import COMPUTING, WINDOWS, corrected, narrowed
 from tests.tiny import tiny_model
 
 DOWN = "mlp.down_proj.weight"
@@ -75,6 +77,27 @@ def test_special_tokens_are_those_of_the_config() -> None:
     assert special_tokens({}) == frozenset()
 
 
+def test_generated_windows_are_the_models_own_text(checkpoint: Checkpoint) -> None:
+    loop, options = BlockLoop(checkpoint), CompensationOptions(generated_windows=0.75)
+    there = divided_with_drawn(loop, WINDOWS, "obs", options)
+    count, seqlen = round(0.75 * len(there.fitted)), WINDOWS.shape[1]
+    assert there.generated.shape == (count, seqlen)
+    special = special_tokens(checkpoint.config)
+    opening = random_windows(there.fitted[:, :1], 0.75, checkpoint.shape.vocab_size, special)[:, 0]
+    assert there.generated.equal(sampled_windows(loop, opening, seqlen))
+    assert torch.cat([there.random, there.generated]).equal(there.drawn)
+    assert there.tokens == sum(map(Tensor.numel, (there.fitted, there.held, there.drawn)))
+
+
+@pytest.mark.parametrize(("form", "share"), [("bias", 1.0), ("none", 1.0), ("obs", 0.0)])
+def test_none_are_generated_where_none_are_fitted_on(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, form: Form, share: float
+) -> None:
+    monkeypatch.setattr(drawn_windows, "sampled_windows", None)
+    options = CompensationOptions(generated_windows=share)
+    assert not len(divided_with_drawn(BlockLoop(checkpoint), WINDOWS, form, options).generated)
+
+
 def test_fits_are_on_both_and_choices_on_calibration_alone(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,13 +113,14 @@ def test_fits_are_on_both_and_choices_on_calibration_alone(
     monkeypatch.setattr(collecting.Collecting, "moments", recorded)
     halved(checkpoint, "obs", sequential=False, random_windows=1.0)
     loop = BlockLoop(checkpoint, torch.float64)
+    options = CompensationOptions(random_windows=1.0)
+    there = divided_with_drawn(COMPUTING.loop(checkpoint), WINDOWS, "obs", options)
+    assert len(there.random) and len(there.generated)
     block = Halves.of(next(iter(loop.blocks())))
     fitted, _ = divided(WINDOWS, 0.1)
-    special = special_tokens(checkpoint.config)
-    drawn = random_windows(fitted, 1.0, checkpoint.shape.vocab_size, special)
     for windows, attention, ffn in (
         (fitted, found[0], found[2]),
-        (torch.cat([fitted, drawn]), found[1], found[3]),
+        (torch.cat([fitted, there.drawn]), found[1], found[3]),
     ):
         hidden = loop.embed(windows)
         residual = block.after_attention(hidden)
@@ -110,9 +134,10 @@ def test_fits_are_on_both_and_choices_on_calibration_alone(
             torch.testing.assert_close(second, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_they_change_weights_and_not_what_stays(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("kind", ["random_windows", "generated_windows"])
+def test_they_change_weights_and_not_what_stays(checkpoint: Checkpoint, kind: str) -> None:
     without, among = (
-        halved(checkpoint, "obs", sequential=False, random_windows=share) for share in (0.0, 1.0)
+        halved(checkpoint, "obs", sequential=False, **{kind: share}) for share in (0.0, 1.0)
     )
     differ = []
     for a, b in zip(without, among, strict=True):
@@ -124,7 +149,10 @@ def test_they_change_weights_and_not_what_stays(checkpoint: Checkpoint) -> None:
 
 
 def test_a_bias_is_the_mean_of_calibration_alone(checkpoint: Checkpoint) -> None:
-    without, among = (halved(checkpoint, "bias", random_windows=share) for share in (0.0, 1.0))
+    without, among = (
+        halved(checkpoint, "bias", random_windows=share, generated_windows=share)
+        for share in (0.0, 1.0)
+    )
     for a, b in zip(without, among, strict=True):
         assert a.tensors.keys() == b.tensors.keys() != set()
         assert all(a.tensors[name].equal(b.tensors[name]) for name in a.tensors)

@@ -1,0 +1,62 @@
+"""Sampling: windows of the model's own text, a token at a time, block by block.
+
+Keys and values of all blocks stay in memory, so that every token passes each block once. Blocks
+are read again for every token, as they are for every pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from bipline.artifacts.progress import track
+from bipline.model.block_loop import BlockLoop
+from bipline.model.shapes import ModelShape
+
+# Keys and values that may be in memory at a time; windows beyond that wait for the next turn.
+CACHE_BYTES = 1 << 30
+
+
+@torch.no_grad()
+def sampled_windows(loop: BlockLoop, opening: Tensor, seqlen: int, seed: int = 0) -> Tensor:
+    """Windows ``[windows, seqlen]`` that begin with the tokens ``opening`` ``[windows]``.
+
+    Every further token is drawn from what the model predicts behind those before it, at
+    temperature 1. Raises InvalidInput for windows that the model cannot take.
+    """
+    loop.check(opening[:, None].expand(-1, seqlen))
+    generator = torch.Generator().manual_seed(seed)
+    turns = opening.split(windows_together(loop.checkpoint.shape, seqlen, loop.dtype.itemsize))
+    steps = iter(track(range(len(turns) * (seqlen - 1)), "sample text"))
+    return torch.cat([_sampled(loop, turn, seqlen, generator, steps) for turn in turns])
+
+
+def windows_together(shape: ModelShape, seqlen: int, itemsize: int) -> int:
+    """How many windows are sampled in one turn, at least one."""
+    return max(1, CACHE_BYTES // cached_bytes(shape, seqlen, itemsize))
+
+
+def cached_bytes(shape: ModelShape, tokens: int, itemsize: int) -> int:
+    """Bytes of the keys and values of so many tokens, in all blocks."""
+    width = shape.num_key_value_heads * shape.head_dim
+    return 2 * shape.num_hidden_layers * tokens * width * itemsize
+
+
+def _sampled(
+    loop: BlockLoop, opening: Tensor, seqlen: int, generator: torch.Generator, steps: Iterable[int]
+) -> Tensor:
+    """The windows of one turn."""
+    caches = [DynamicCache() for _ in range(loop.checkpoint.shape.num_hidden_layers)]
+    output = loop.output_weight()
+    tokens = opening[:, None]
+    # The windows are the shorter of the two: another step is taken up only where one is needed.
+    for position, _ in zip(range(seqlen - 1), steps, strict=False):
+        hidden = loop.embed(tokens[:, -1:])
+        for block in loop.blocks():
+            hidden = loop.forward(block.weights, hidden, caches[block.index], position)
+        chances = loop.token_logits(hidden[:, 0], output).softmax(-1).cpu()
+        tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=generator)], dim=1)
+    return tokens

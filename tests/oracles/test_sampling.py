@@ -1,0 +1,57 @@
+"""Sampling: the cached way, a token at a time, is the plain one, with all tokens at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bipline.artifacts.errors import InvalidInput
+from bipline.model import sampling
+from bipline.model.block_loop import BlockLoop
+from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
+from bipline.model.sampling import sampled_windows
+from tests.tiny import tiny_model
+
+OPENING = torch.tensor([3, 9, 4])
+SEQLEN = 9
+
+
+@torch.no_grad()
+def by_definition(folder: Path, opening: Tensor, seed: int) -> Tensor:
+    """Draws from transformers' own logits of all tokens before, in float64."""
+    model, generator = load_model(folder, torch.float64), torch.Generator().manual_seed(seed)
+    tokens = opening[:, None]
+    for _ in range(SEQLEN - 1):
+        chances = model(tokens, use_cache=False).logits[:, -1].softmax(-1)
+        tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=generator)], 1)
+    return tokens
+
+
+def test_every_token_is_drawn_from_what_the_model_predicts(family_model: Path) -> None:
+    loop = BlockLoop(open_checkpoint(family_model), torch.float64)
+    drawn = sampled_windows(loop, OPENING, SEQLEN, seed=4)
+    assert drawn.equal(by_definition(family_model, OPENING, seed=4))
+    assert not drawn.equal(sampled_windows(loop, OPENING, SEQLEN, seed=5))
+
+
+def test_a_turn_holds_what_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = BlockLoop(open_checkpoint(tiny_model(tmp_path / "model", "llama-gqa")), torch.float64)
+    shape = loop.checkpoint.shape
+    one = sampling.cached_bytes(shape, SEQLEN, 8)
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 2 * one + 1)
+    assert sampling.windows_together(shape, SEQLEN, 8) == 2
+    drawn = sampled_windows(loop, OPENING, SEQLEN)
+    assert drawn.shape == (3, SEQLEN)
+    assert drawn[:, 0].equal(OPENING)
+    assert drawn[:2].equal(sampled_windows(loop, OPENING[:2], SEQLEN))
+
+
+def test_windows_longer_than_the_positions_are_refused(tmp_path: Path) -> None:
+    loop = BlockLoop(open_checkpoint(tiny_model(tmp_path / "model", "llama-gqa")))
+    longest = loop._skeleton.config.max_position_embeddings
+    with pytest.raises(InvalidInput, match=f"seqlen {longest + 1} is longer"):
+        sampled_windows(loop, OPENING, longest + 1)

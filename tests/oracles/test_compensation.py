@@ -484,10 +484,19 @@ def test_blocks_of_any_width(tmp_path: Path, form: Form, sequential: bool) -> No
         assert (correction.record.attention is None) == (not planned.attention_groups)
         assert (correction.record.ffn is None) == (not planned.ffn_channels)
         groups, channels = correction.plan.widths
-        columns = {"self_attn.o_proj.weight": groups * 8, "mlp.down_proj.weight": channels}
+        shape = checkpoint.shape
+        keys = groups * shape.head_dim
+        queries = keys * shape.queries_per_group
+        shapes = {
+            "self_attn.o_proj.weight": (shape.hidden_size, queries),
+            "mlp.down_proj.weight": (shape.hidden_size, channels),
+            "self_attn.q_proj.weight": (queries, shape.hidden_size),
+            "self_attn.k_proj.weight": (keys, shape.hidden_size),
+            "self_attn.v_proj.weight": (keys, shape.hidden_size),
+        }
         for name, tensor in correction.tensors.items():
             if name.endswith("weight"):
-                assert tensor.shape == (checkpoint.shape.hidden_size, columns[name])
+                assert tensor.shape == shapes[name]
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -58,8 +58,9 @@ class BlockCorrection:
     """One block's outcome: what it keeps, its corrected tensors and what was done.
 
     ``tensors`` are by their names inside the block: ``self_attn.o_proj.weight`` and
-    ``mlp.down_proj.weight`` with the kept columns alone, and biases, all in the source's dtype.
-    Those of a sublayer that stays as it is are not among them.
+    ``mlp.down_proj.weight`` with the kept columns alone, biases, and q_proj, k_proj and v_proj
+    with the kept rows where what they read is mapped, all in the source's dtype. Those of a
+    sublayer that stays as it is are not among them.
     """
 
     plan: BlockPlan

@@ -35,6 +35,7 @@ from bipline.compression.compensation import (
     tokens,
     triangles,
 )
+from bipline.compression.compensation.drawn_windows import Divided, random_windows
 from bipline.compression.compensation.memory import compensation_bytes
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.computing import Computing
@@ -167,9 +168,16 @@ def _measured(checkpoint: Checkpoint, given: argparse.Namespace) -> dict[str, An
 
 
 def _tokens(token_ids: torch.Tensor, options: CompensationOptions) -> tuple[int, int]:
-    """Tokens that are fitted on, with as many random ones as may be, and those held out."""
+    """Tokens that are fitted on, with as many drawn ones as may be, and those held out."""
+    windows = _divided(token_ids, options)
+    return windows.tokens - windows.held.numel(), windows.held.numel()
+
+
+def _divided(token_ids: torch.Tensor, options: CompensationOptions) -> Divided:
+    """Windows of random tokens for the generated ones too: they cost the same to be fitted on."""
     fitted, held = streams.divided(token_ids, options.held_out)
-    return round(len(fitted) * (1 + options.random_windows)) * SEQLEN, held.numel()
+    shares = options.random_windows, options.generated_windows
+    return Divided(fitted, held, *(random_windows(fitted, each, VOCABULARY) for each in shares))
 
 
 def _windows(checkpoint: Checkpoint, options: CompensationOptions, asked: int | None) -> Any:
@@ -186,7 +194,8 @@ def _compensated(
     computing: Computing,
     options: CompensationOptions,
 ) -> Any:
-    running = engine._Engine(checkpoint, plan, token_ids, computing, "obs", options, None)
+    windows = _divided(token_ids, options)
+    running = engine._Engine(checkpoint, plan, windows, computing, "obs", options, None)
     for number, each in enumerate(running._all):
         generator = torch.Generator().manual_seed(number)
         each._other.advance(lambda _, chunk, drawn=generator: _noisy(chunk, drawn))

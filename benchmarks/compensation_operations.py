@@ -20,7 +20,7 @@ Operations = dict[str, float]
 class Work:
     """A block, the share of it that is cut, and how many tokens are fitted on and held out.
 
-    Those that are fitted on are the calibration's and random ones.
+    Those that are fitted on are the calibration's and the drawn ones.
     """
 
     shape: ModelShape
@@ -45,10 +45,16 @@ def operations_of(work: Work) -> Operations:
     """Operations by the parts that the benchmark times; attention's scores are left out."""
     found = dict.fromkeys(("factors", "inverse", "elimination", "start of OBS", "sides"), 0.0)
     found |= {"solves": 0.0, "moments": 0.0}
-    found["moments"] = float(moments_operations(work.shape, work.fitted, True))
+    found["moments"] = float(
+        moments_operations(work.shape, work.fitted, True, work.options.input_maps)
+    )
     for columns in (work.output_columns, work.shape.intermediate_size):
         for part, operations in _fit(work, columns).items():
             found[part] += operations
+    if work.options.input_maps:
+        # A map of what attention reads, as wide as the stream.
+        found["factors"] += work.shape.hidden_size**3 / 3
+        found["solves"] += 2.0 * work.shape.hidden_size**3
     return {**found, "passes": _passes(work), "held-out windows": _measuring(work)}
 
 
@@ -88,4 +94,6 @@ def _measuring(work: Work) -> float:
     inputs = kept * (first + second) + 2 * hidden * channels
     ffn = versions * kept * hidden * channels + rounds * inputs
     whole = 2 * kept * (first + second + 3 * hidden * channels)
+    if work.options.input_maps:
+        whole += betas * (first + second + 3 * hidden * channels)
     return 2.0 * work.held * (attention + ffn + whole)

@@ -112,7 +112,8 @@ def _compensate_line(config: CompressConfig, checkpoint: Checkpoint | None) -> s
     way = "in order, on the pruned stream" if request.settings.sequential else "on dense inputs"
     if checkpoint is None:
         return f"{request.form}, {way}"
-    need = gigabytes(needed_bytes(checkpoint, request.chosen, request.settings))
+    sizes = calibrate.samples, calibrate.seqlen
+    need = gigabytes(needed_bytes(checkpoint, request.chosen, request.settings, *sizes))
     return f"{request.form}, {way}; at most {need} for one block's moments, solves and versions"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from bipline.artifacts.compensation import CompensationRecord
 from bipline.artifacts.manifest import Manifest
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.progress import note
@@ -18,6 +19,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
 from bipline.model.floor import Rates, Work, forward_operations, measure_rates
 from bipline.model.memory import PeakMemory
+from bipline.model.shapes import ModelShape
 from bipline.quality.protocols import torch_dtype
 
 if TYPE_CHECKING:
@@ -162,14 +164,18 @@ def _works(
     )
     works = {"prune": Work(read=written, written=written)}
     if record := plan.compensated:
-        # The dense stream and the pruned one, and the products of every matrix's inputs.
-        fitted = record.fitted_tokens + record.random_tokens + record.generated_tokens
-        sequential = record.options["sequential"]
-        windows = (fitted + record.held_out_tokens) // request.seqlen
-        forward = forward_operations(shape, windows, request.seqlen)
-        moments = shape.num_hidden_layers * moments_operations(shape, fitted, sequential)
-        streams = 2 if sequential else 1
-        works["compensate"] = Work(read=blocks, operations=streams * forward + moments)
+        corrected = _compensation_operations(shape, record, request.seqlen)
+        works["compensate"] = Work(read=blocks, operations=corrected)
     if needs != "search":
         works["score"] = Work(read=blocks, operations=operations)
     return works
+
+
+def _compensation_operations(shape: ModelShape, record: CompensationRecord, seqlen: int) -> float:
+    """Both streams, the products of every matrix's inputs, and the text that was generated."""
+    fitted = record.fitted_tokens + record.random_tokens + record.generated_tokens
+    sequential = record.options["sequential"]
+    maps = sequential and record.options.get("input_maps", False)
+    streams = (2 if sequential else 1) * (fitted + record.held_out_tokens)
+    forward = forward_operations(shape, (streams + record.generated_tokens) // seqlen, seqlen)
+    return forward + shape.num_hidden_layers * moments_operations(shape, fitted, sequential, maps)

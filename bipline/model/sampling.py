@@ -34,6 +34,15 @@ def sampled_windows(loop: BlockLoop, opening: Tensor, seqlen: int, seed: int = 0
     return torch.cat([_sampled(loop, turn, seqlen, generator, steps) for turn in turns])
 
 
+def sampling_bytes(shape: ModelShape, windows: int, seqlen: int, itemsize: int) -> int:
+    """Bytes of one turn's keys and values and of the output weights; 0 for no windows."""
+    if not windows:
+        return 0
+    together = min(windows, windows_together(shape, seqlen, itemsize))
+    output = shape.vocab_size * shape.hidden_size * itemsize
+    return output + together * cached_bytes(shape, seqlen, itemsize)
+
+
 def windows_together(shape: ModelShape, seqlen: int, itemsize: int) -> int:
     """How many windows are sampled in one turn, at least one."""
     return max(1, CACHE_BYTES // cached_bytes(shape, seqlen, itemsize))

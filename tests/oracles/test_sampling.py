@@ -44,6 +44,9 @@ def test_a_turn_holds_what_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     one = sampling.cached_bytes(shape, SEQLEN, 8)
     monkeypatch.setattr(sampling, "CACHE_BYTES", 2 * one + 1)
     assert sampling.windows_together(shape, SEQLEN, 8) == 2
+    output = shape.vocab_size * shape.hidden_size * 8
+    needs = [sampling.sampling_bytes(shape, windows, SEQLEN, 8) for windows in range(4)]
+    assert needs == [0, output + one, output + 2 * one, output + 2 * one]
     drawn = sampled_windows(loop, OPENING, SEQLEN)
     assert drawn.shape == (3, SEQLEN)
     assert drawn[:, 0].equal(OPENING)

@@ -143,10 +143,12 @@ def test_what_compensation_needs_counts_for_every_process(
 ) -> None:
     checkpoint = open_checkpoint(bench.model)
     rows = combinations(bench.grid(compensations="none,bias,obs"))
-    none, bias, obs = (compensation_bytes_of(checkpoint, each) for each in rows)
+    none, bias, obs = (compensation_bytes_of(checkpoint, each, 8, 16) for each in rows)
     assert none == 0 < bias < obs
     # Of so small a model the logits of the texts need more than all of this.
-    monkeypatch.setattr(inputs, "compensation_bytes_of", lambda _, each: each.compensates * HUGE)
+    monkeypatch.setattr(
+        inputs, "compensation_bytes_of", lambda _, each, *_sizes: each.compensates * HUGE
+    )
     needs = [
         inputs.check_windows(bench.inputs(), Settings(), "llama", tried, [token_windows()])
         for tried in (rows[:1], rows)

@@ -63,8 +63,8 @@ def divided_with_drawn(
     vocab_size, special = loop.checkpoint.shape.vocab_size, special_tokens(loop.checkpoint.config)
     share = random_share(form, options, fitted, held)
     random = random_windows(fitted, share, vocab_size, special)
-    share = options.generated_windows if form in WEIGHED else 0.0
-    opening = random_windows(fitted[:, :1], share, vocab_size, special)[:, 0]
+    count = generated_windows(form, options, len(fitted))
+    opening = random_windows(fitted[:, :1], count / len(fitted), vocab_size, special)[:, 0]
     generated = sampled_windows(loop, opening, fitted.shape[1]) if len(opening) else fitted[:0]
     return Divided(fitted, held, random, generated)
 
@@ -79,6 +79,11 @@ def random_share(
     if form not in WEIGHED or unknown_share(fitted, held_out) <= KNOWN_WITHIN:
         return 0.0
     return options.random_windows
+
+
+def generated_windows(form: Form, options: CompensationOptions, fitted: int) -> int:
+    """How many windows of the model's own text a form is fitted on, beside ``fitted`` others."""
+    return round(options.generated_windows * fitted) if form in WEIGHED else 0
 
 
 def unknown_share(fitted: Tensor, held_out: Tensor) -> float:

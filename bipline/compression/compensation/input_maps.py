@@ -7,9 +7,8 @@ W         becomes W (I + beta M), which is W on n + beta M n
 
 Sequentially, o_proj corrects what earlier blocks left of the stream only as far as its own inputs
 show it, and these are computed from the drifted stream. The map takes the linear part of that
-drift out before, at no cost to the smaller model: it is multiplied into weights that are there.
-Ours; of the published methods, SlimGPT (arXiv 2412.18110) and Tyr-the-Pruner (arXiv 2503.09657)
-correct output projections alone.
+drift out before, at no cost to the smaller model: it is multiplied into weights that are there
+(ours).
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.triangles import DOUBLE, TILE_COLUMNS, triangles_bytes
 from bipline.model.shapes import ModelShape
 
+# Of one number in the dtype that is computed with, unless told otherwise.
+COMPUTING_BYTES = 4
 # Strips of a triangle that exist at once while it is worked on: of n columns, TILE_COLUMNS each.
 STRIPS = 6
 # Versions of a matrix beside those that are measured together: the best so far, what the plan
@@ -22,7 +24,7 @@ def compensation_bytes(
     form: Form,
     options: CompensationOptions,
     weight_bytes: int,
-    computing_bytes: int = 4,
+    computing_bytes: int = COMPUTING_BYTES,
     ratio: float = 0.0,
 ) -> int:
     """Bytes at the fitting of the widest block: moments, solves and some versions of a matrix.
@@ -57,13 +59,24 @@ def compensation_bytes(
     first, second = held(o_proj) + fitted(o_proj), held(down_proj) + fitted(down_proj)
     if not options.sequential:
         return max(first, second)
+    inputs = outputs * (o_proj + 2 * shape.num_key_value_heads * shape.head_dim)
     # Behind the pruned attention half, of which there is a copy.
-    keys_and_values = 2 * shape.num_key_value_heads * shape.head_dim
-    return max(first, second + computing_bytes * outputs * (2 * o_proj + keys_and_values))
+    second += computing_bytes * (inputs + outputs * o_proj)
+    if not options.input_maps or form == "bias":
+        return max(first, second)
+    # q_proj, k_proj and v_proj as they are written and as they are applied; a map of their inputs
+    # is made and used up before o_proj's moments come.
+    read = inputs * (weight_bytes + computing_bytes)
+    return read + max(first, second, held(outputs) + fitted(outputs))
 
 
-def moments_operations(shape: ModelShape, tokens: int, sequential: bool) -> int:
-    """Operations of one block's moments: half of x x^T for both matrices, and of the drift all."""
-    columns = (shape.num_attention_heads * shape.head_dim, shape.intermediate_size)
+def moments_operations(shape: ModelShape, tokens: int, sequential: bool, maps: bool) -> int:
+    """Operations of one block's moments: half of x x^T for every matrix, and of the drift all.
+
+    ``maps`` says whether those of what attention reads are among them.
+    """
+    columns = [shape.num_attention_heads * shape.head_dim, shape.intermediate_size]
+    if maps:
+        columns.append(shape.hidden_size)
     drift = 2 * shape.hidden_size if sequential else 0
     return sum(tokens * n * (n + drift) for n in columns)

@@ -26,9 +26,9 @@ from bipline.artifacts.progress import note
 from bipline.artifacts.stage_key import code_digest, numerics
 from bipline.artifacts.work import claim
 from bipline.compression.allocation.problem import Windows
-from bipline.compression.compensation.drawn_windows import divided_with_drawn
+from bipline.compression.compensation.drawn_windows import divided_with_drawn, generated_windows
 from bipline.compression.compensation.engine import check_compensation, compensate
-from bipline.compression.compensation.memory import compensation_bytes
+from bipline.compression.compensation.memory import COMPUTING_BYTES, compensation_bytes
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
 from bipline.compression.compensation.tokens import least_samples
@@ -45,6 +45,7 @@ from bipline.compression.options import options_from
 from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
 from bipline.model.families import with_output_biases
 from bipline.model.memory import gigabytes, memory_limit, memory_need
+from bipline.model.sampling import sampling_bytes
 from bipline.model.shapes import ModelShape
 
 
@@ -88,7 +89,7 @@ class CompensationRequest:
         check_compensation(checkpoint, samples, seqlen, form, options)
         if options.bias == "on" or (form, options.bias) == ("bias", "auto"):
             with_output_biases(checkpoint.config)
-        need = needed_bytes(checkpoint, form, options)
+        need = needed_bytes(checkpoint, form, options, samples, seqlen)
         if max_memory is not None and need > max_memory:
             raise InvalidInput(
                 f"compensation {form} needs {gigabytes(need)} beside the forward pass, more than "
@@ -154,7 +155,7 @@ def _placed(
     ``tokens`` are those of each stream.
     """
     computing = windows.computing
-    need = needed_bytes(checkpoint, request.chosen, request.settings)
+    need = needed_bytes(checkpoint, request.chosen, request.settings, *windows.token_ids.shape)
     states = 2 * tokens * checkpoint.shape.hidden_size * computing.dtype.itemsize
     least = memory_need(computing.loop(checkpoint), windows.token_ids, logits=False).least
     fits = least + need + states <= memory_limit(computing.max_memory)
@@ -199,11 +200,17 @@ def _key(
     }
 
 
-def needed_bytes(checkpoint: Checkpoint, form: Form, options: CompensationOptions) -> int:
-    """Bytes at the fitting of the widest block of this model."""
+def needed_bytes(
+    checkpoint: Checkpoint, form: Form, options: CompensationOptions, samples: int, seqlen: int
+) -> int:
+    """Bytes at the fitting of this model's widest block, or to generate windows if that is more."""
     names = checkpoint.block_names(0).values()
     weight_bytes = max(FLOAT_DTYPES[checkpoint.tensor_header(name)[0]] for name in names)
-    return compensation_bytes(checkpoint.shape, form, options, weight_bytes)
+    generated = generated_windows(form, options, samples)
+    return max(
+        compensation_bytes(checkpoint.shape, form, options, weight_bytes),
+        sampling_bytes(checkpoint.shape, generated, seqlen, COMPUTING_BYTES),
+    )
 
 
 def _summary(record: CompensationRecord) -> str:

@@ -141,10 +141,12 @@ def runs_windows(combination: Combination) -> bool:
     return combination.compensates or needs_windows(request_of(combination))
 
 
-def compensation_bytes_of(checkpoint: Checkpoint, combination: Combination) -> int:
+def compensation_bytes_of(
+    checkpoint: Checkpoint, combination: Combination, samples: int, seqlen: int
+) -> int:
     """Bytes that a combination's compensation needs beside the forward pass."""
     request = compensation_of(combination.compensation)
-    return needed_bytes(checkpoint, request.chosen, request.settings)
+    return needed_bytes(checkpoint, request.chosen, request.settings, samples, seqlen)
 
 
 def refusal_of(

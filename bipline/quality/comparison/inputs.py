@@ -148,10 +148,12 @@ def check_windows(
     backwards = any(
         load_criterion(each.criterion.name).NEEDS not in (*FORWARD, "weights") for each in tried
     )
-    # Beside the pass over the same windows.
-    corrects = max((compensation_bytes_of(checkpoint, each) for each in tried), default=0)
     for windows in drawn:
         loop.check(windows)
+        # Beside the pass over the same windows.
+        corrects = max(
+            (compensation_bytes_of(checkpoint, each, *windows.shape) for each in tried), default=0
+        )
         # Searches keep what a backward pass keeps.
         forward = memory_need(loop, windows, logits=False).total
         backward = gradient_memory(loop, windows).total if backwards else 0

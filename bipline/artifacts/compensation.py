@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Form = Literal["none", "bias", "least-squares", "obs"]
 # From the simplest on: each form falls back to those before it.
@@ -15,6 +15,11 @@ FORMS: tuple[Form, ...] = ("none", "bias", "least-squares", "obs")
 def forms_text(forms: Mapping[str, int]) -> str:
     """How many matrices took each form, as users read it."""
     return ", ".join(f"{count} {form}" for form, count in forms.items())
+
+
+def _absent(value: float | None) -> bool:
+    """Left out of the JSON, so that records from before the field keep their digest."""
+    return not value
 
 
 class _Record(BaseModel):
@@ -34,7 +39,7 @@ class SublayerRecord(_Record):
     ridge: float | None = None
     beta: float | None = None
     replaced: int = 0
-    input_beta: float | None = None
+    input_beta: float | None = Field(None, exclude_if=_absent)
     errors: dict[str, float]
 
     def uncorrected(self) -> SublayerRecord:
@@ -69,7 +74,7 @@ class CompensationRecord(_Record):
     calibration_digest: str
     fitted_tokens: int
     random_tokens: int = 0
-    generated_tokens: int = 0
+    generated_tokens: int = Field(0, exclude_if=_absent)
     held_out_tokens: int
     asked_plan: str
     corrections: str

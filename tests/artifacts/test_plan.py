@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bipline.artifacts.compensation import CompensationRecord
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan, read_plan
 
@@ -57,6 +58,25 @@ def test_a_new_plan_says_its_version_and_comes_back(tmp_path: Path) -> None:
     assert plan.schema_version == 3
     assert plan.kept_blocks == (0, 2)
     assert [block.dropped for block in plan.blocks] == [False, True, False]
+
+
+def test_a_record_from_before_a_field_keeps_its_text() -> None:
+    matrix = {"form": "obs", "ridge": 0.01, "beta": 1.0, "replaced": 3, "errors": {"obs": 0.1}}
+    block = {"index": 0, "attention": matrix, "ffn": None, "error_without": 0.2, "error": 0.1}
+    value = {
+        "options": {"ridge": 0.01},
+        "calibration_digest": "0",
+        "fitted_tokens": 128,
+        "random_tokens": 64,
+        "held_out_tokens": 16,
+        "asked_plan": "1",
+        "corrections": "2",
+        "blocks": [block],
+    }
+    read = CompensationRecord.model_validate_json(json.dumps(value))
+    assert read.model_dump(mode="json") == value
+    more = read.model_copy(update={"generated_tokens": 64}).model_dump(mode="json")
+    assert more == {**value, "generated_tokens": 64}
 
 
 @pytest.mark.parametrize("groups", [[1, 0], [0, 0], [-1, 0]])

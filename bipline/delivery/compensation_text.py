@@ -52,4 +52,5 @@ def _taken(sublayer: SublayerRecord | None) -> str:
     if sublayer is None:
         return "gone"
     replaced = f", {sublayer.replaced} chosen again" if sublayer.replaced else ""
-    return f"{sublayer.form}{replaced}"
+    inputs = f", inputs mapped ({sublayer.input_beta:g})" if sublayer.input_beta else ""
+    return f"{sublayer.form}{replaced}{inputs}"

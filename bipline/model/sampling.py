@@ -30,8 +30,11 @@ def sampled_windows(loop: BlockLoop, opening: Tensor, seqlen: int, seed: int = 0
     loop.check(opening[:, None].expand(-1, seqlen))
     generator = torch.Generator().manual_seed(seed)
     turns = opening.split(windows_together(loop.checkpoint.shape, seqlen, loop.dtype.itemsize))
-    steps = iter(track(range(len(turns) * (seqlen - 1)), "sample text"))
-    return torch.cat([_sampled(loop, turn, seqlen, generator, steps) for turn in turns])
+    parts = []
+    for number, turn in enumerate(turns, 1):
+        named = f"sample text, {number} of {len(turns)}" if len(turns) > 1 else "sample text"
+        parts.append(_sampled(loop, turn, track(range(seqlen - 1), named), generator))
+    return torch.cat(parts)
 
 
 def sampling_bytes(shape: ModelShape, windows: int, seqlen: int, itemsize: int) -> int:
@@ -55,14 +58,13 @@ def cached_bytes(shape: ModelShape, tokens: int, itemsize: int) -> int:
 
 
 def _sampled(
-    loop: BlockLoop, opening: Tensor, seqlen: int, generator: torch.Generator, steps: Iterable[int]
+    loop: BlockLoop, opening: Tensor, positions: Iterable[int], generator: torch.Generator
 ) -> Tensor:
-    """The windows of one turn."""
+    """The windows of one turn, a token longer for every position."""
     caches = [DynamicCache() for _ in range(loop.checkpoint.shape.num_hidden_layers)]
     output = loop.output_weight()
     tokens = opening[:, None]
-    # The windows are the shorter of the two: another step is taken up only where one is needed.
-    for position, _ in zip(range(seqlen - 1), steps, strict=False):
+    for position in positions:
         hidden = loop.embed(tokens[:, -1:])
         for block in loop.blocks():
             hidden = loop.forward(block.weights, hidden, caches[block.index], position)

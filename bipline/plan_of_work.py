@@ -114,7 +114,7 @@ def _compensate_line(config: CompressConfig, checkpoint: Checkpoint | None) -> s
         return f"{request.form}, {way}"
     sizes = calibrate.samples, calibrate.seqlen
     need = gigabytes(needed_bytes(checkpoint, request.chosen, request.settings, *sizes))
-    return f"{request.form}, {way}; at most {need} for one block's moments, solves and versions"
+    return f"{request.form}, {way}; at most {need} for generated text or a block's moments"
 
 
 def _recover_line(config: CompressConfig) -> str:

@@ -161,8 +161,8 @@ def _placed(
     fits = least + need + states <= memory_limit(computing.max_memory)
     resident = computing.resident and fits
     note(
-        f"compensation {request.form}: at most {gigabytes(need)} for one block's moments, solves "
-        f"and versions; {gigabytes(states)} of hidden states "
+        f"compensation {request.form}: at most {gigabytes(need)} for generated text or one block's "
+        f"moments, solves and versions; {gigabytes(states)} of hidden states "
         f"{'in memory' if resident else 'on disk'}"
     )
     return replace(computing, resident=resident)

@@ -15,6 +15,7 @@ from bipline.compression.computing import Computing
 from bipline.compression.corrections import Corrections
 from bipline.compression.slicing import kept_indices
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import block_axes
 from tests.tiny import token_windows
 
 WINDOWS = Windows(token_windows(12, 24, seed=5), Computing(torch.float64), "windows")
@@ -31,7 +32,8 @@ def realised(
 
 @torch.no_grad()
 def put_in_place(model: Any, checkpoint: Checkpoint, plan: PruningPlan, held: Corrections) -> None:
-    """Set the corrected columns and biases of a dense model whose cut groups are silent."""
+    """Set the corrected weights and biases of a dense model whose cut groups are silent."""
+    axes = block_axes(checkpoint.family, checkpoint.config)
     for index in held.blocks:
         layer = model.model.layers[index]
         kept = kept_indices(plan.blocks[index], checkpoint.shape)
@@ -42,5 +44,8 @@ def put_in_place(model: Any, checkpoint: Checkpoint, plan: PruningPlan, held: Co
             if kind == "bias":
                 linear.bias = nn.Parameter(tensor)
                 continue
-            axis = "query_heads" if module.endswith("o_proj") else "ffn_channels"
-            linear.weight[:, kept[axis]] = tensor
+            rows, columns = (
+                kept.get(axis, torch.arange(size))
+                for axis, size in zip(axes[name], linear.weight.shape, strict=True)
+            )
+            linear.weight[rows[:, None], columns] = tensor

@@ -55,7 +55,7 @@ class PrunedBlock:
     @property
     def reader(self) -> Halves:
         """The dense block with what was put in place of its q_proj, k_proj and v_proj."""
-        return self.dense.changed({**self.dense.weights, **self._inputs})
+        return self.dense.changed(self._read)
 
     def read(self, weights: Weights) -> Weights:
         """Put mapped q_proj, k_proj and v_proj in place, none to take them back; gives the last."""
@@ -64,10 +64,14 @@ class PrunedBlock:
 
     def mapped(self, linear_map: Tensor, beta: float) -> Weights:
         """q_proj, k_proj and v_proj behind a map, in the dtype they are written in."""
-        names = {name: _weight(name) for name in READERS}
         return {
-            full: mapped(self._source[full].to(linear_map.device), linear_map, beta, dtype)
-            for full, dtype in ((full, self._dtype(name)) for name, full in names.items())
+            _weight(name): mapped(
+                self._source[_weight(name)].to(linear_map.device),
+                linear_map,
+                beta,
+                self._dtype(name),
+            )
+            for name in READERS
         }
 
     def plan_of(self, chosen: Choices) -> BlockPlan:
@@ -80,13 +84,12 @@ class PrunedBlock:
 
     def halves(self, chosen: Choices) -> Halves:
         """The block pruned along the chosen versions, with their matrices in place."""
-        plan = self.plan_of(chosen)
-        there = {**self._sliced(plan), **self._sliced(plan, self._inputs)}
+        there = self._sliced(self.plan_of(chosen), self._read)
         return self.dense.changed({**there, **_tensors(chosen)})
 
     def corrected(self, plan: BlockPlan, tensors: Weights) -> Halves:
         """The block along what was realised of the plan, with corrected tensors in place."""
-        return self.dense.changed({**self._sliced(plan), **tensors})
+        return self.dense.changed({**self._sliced(plan, self.dense.weights), **tensors})
 
     def tensors(self, chosen: Choices) -> Weights:
         """The matrices and biases of versions that are not the source's own, on the CPU."""
@@ -94,10 +97,13 @@ class PrunedBlock:
         tensors = {**self._sliced(self.plan_of(chosen), self._inputs), **_tensors(corrected)}
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
-    def _sliced(self, plan: BlockPlan, weights: Weights | None = None) -> Weights:
-        """What a plan keeps of the block's weights, or of some by their names in it."""
+    @property
+    def _read(self) -> Weights:
+        return {**self.dense.weights, **self._inputs}
+
+    def _sliced(self, plan: BlockPlan, weights: Weights) -> Weights:
+        """What a plan keeps of some of the block's weights, by their names in it."""
         checkpoint = self._checkpoint
-        weights = self.dense.weights if weights is None else weights
         absent = build_of(checkpoint.family).absent(*plan.widths)
         kept = kept_indices(plan, checkpoint.shape)
         axes = block_axes(checkpoint.family, checkpoint.config, self.index)

@@ -12,7 +12,7 @@ from bipline.artifacts.manifest import Manifest
 from bipline.artifacts.plan import PruningPlan
 from bipline.artifacts.progress import note
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.compensation.memory import moments_operations
+from bipline.compression.compensation.memory import moments_operations, rows_operations
 from bipline.compression.criteria import load_criterion
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
@@ -164,18 +164,27 @@ def _works(
     )
     works = {"prune": Work(read=written, written=written)}
     if record := plan.compensated:
-        corrected = _compensation_operations(shape, record, request.seqlen)
+        corrected = _compensation_operations(shape, plan, record, request.seqlen)
         works["compensate"] = Work(read=blocks, operations=corrected)
     if needs != "search":
         works["score"] = Work(read=blocks, operations=operations)
     return works
 
 
-def _compensation_operations(shape: ModelShape, record: CompensationRecord, seqlen: int) -> float:
-    """Both streams, the products of every matrix's inputs, and the text that was generated."""
+def _compensation_operations(
+    shape: ModelShape, plan: PruningPlan, record: CompensationRecord, seqlen: int
+) -> float:
+    """Both streams, the products of every matrix's inputs, generated text and fitted rows."""
     fitted = record.fitted_tokens + record.random_tokens + record.generated_tokens
     sequential = record.options["sequential"]
     maps = sequential and record.options.get("input_maps", False)
     streams = (2 if sequential else 1) * (fitted + record.held_out_tokens)
     forward = forward_operations(shape, (streams + record.generated_tokens) // seqlen, seqlen)
-    return forward + shape.num_hidden_layers * moments_operations(shape, fitted, sequential, maps)
+    moments = shape.num_hidden_layers * moments_operations(shape, fitted, sequential, maps)
+    rows = 0.0
+    for kept, block in zip(plan.blocks, record.blocks, strict=True):
+        steps = record.options.get("row_steps", 0)
+        works = rows_operations(shape, *kept.widths, fitted, steps)
+        for sublayer, work in zip((block.attention, block.ffn), works, strict=True):
+            rows += work if sublayer and sublayer.rows_fitted else 0
+    return forward + moments + rows

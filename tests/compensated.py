@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bipline.artifacts.plan import PruningPlan
+from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.compensation.realise import CompensationRequest, realise_in
 from bipline.compression.computing import Computing
@@ -33,19 +34,26 @@ def realised(
 @torch.no_grad()
 def put_in_place(model: Any, checkpoint: Checkpoint, plan: PruningPlan, held: Corrections) -> None:
     """Set the corrected weights and biases of a dense model whose cut groups are silent."""
-    axes = block_axes(checkpoint.family, checkpoint.config)
     for index in held.blocks:
-        layer = model.model.layers[index]
-        kept = kept_indices(plan.blocks[index], checkpoint.shape)
-        for name in held.shapes(index):
-            module, kind = name.rsplit(".", 1)
-            linear: nn.Linear = layer.get_submodule(module)
-            tensor = held.tensor(index, name)
-            if kind == "bias":
-                linear.bias = nn.Parameter(tensor)
-                continue
-            rows, columns = (
-                kept.get(axis, torch.arange(size))
-                for axis, size in zip(axes[name], linear.weight.shape, strict=True)
-            )
-            linear.weight[rows[:, None], columns] = tensor
+        tensors = {name: held.tensor(index, name) for name in held.shapes(index)}
+        put_in_layer(model.model.layers[index], checkpoint, plan.blocks[index], tensors)
+
+
+@torch.no_grad()
+def put_in_layer(
+    layer: Any, checkpoint: Checkpoint, plan: BlockPlan, tensors: Mapping[str, Tensor]
+) -> None:
+    """Set the corrected weights and biases of one block of a dense model."""
+    axes = block_axes(checkpoint.family, checkpoint.config)
+    kept = kept_indices(plan, checkpoint.shape)
+    for name, tensor in tensors.items():
+        module, kind = name.rsplit(".", 1)
+        linear: nn.Linear = layer.get_submodule(module)
+        if kind == "bias":
+            linear.bias = nn.Parameter(tensor)
+            continue
+        rows, columns = (
+            kept.get(axis, torch.arange(size))
+            for axis, size in zip(axes[name], linear.weight.shape, strict=True)
+        )
+        linear.weight[rows[:, None], columns] = tensor

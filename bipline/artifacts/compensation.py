@@ -33,6 +33,7 @@ class SublayerRecord(_Record):
     differs from the dense model's, both behind an RMSNorm: 0 is equal, 2 unrelated.
     ``replaced`` counts the groups that stay and that the plan would have cut. ``input_beta`` is the
     share of the drift that was taken out of what q_proj, k_proj and v_proj read; None for none.
+    ``rows_fitted``: the kept rows of the matrix before this one were fitted too.
     """
 
     form: Form
@@ -40,12 +41,18 @@ class SublayerRecord(_Record):
     beta: float | None = None
     replaced: int = 0
     input_beta: float | None = Field(None, exclude_if=_absent)
+    rows_fitted: bool = Field(False, exclude_if=_absent)
     errors: dict[str, float]
+
+    @property
+    def least(self) -> float:
+        """The error of the version that was kept."""
+        return min(self.errors.values())
 
     def uncorrected(self) -> SublayerRecord:
         """The same comparison, after which the matrix was left as it is."""
-        unused = {"form": "none", "ridge": None, "beta": None, "replaced": 0, "input_beta": None}
-        return self.model_copy(update=unused)
+        unused = {"form": "none", "ridge": None, "beta": None, "replaced": 0}
+        return self.model_copy(update={**unused, "input_beta": None, "rows_fitted": False})
 
 
 class BlockRecord(_Record):

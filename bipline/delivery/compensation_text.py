@@ -53,4 +53,5 @@ def _taken(sublayer: SublayerRecord | None) -> str:
         return "gone"
     replaced = f", {sublayer.replaced} chosen again" if sublayer.replaced else ""
     inputs = f", inputs mapped ({sublayer.input_beta:g})" if sublayer.input_beta else ""
-    return f"{sublayer.form}{replaced}{inputs}"
+    rows = ", kept rows fitted" if sublayer.rows_fitted else ""
+    return f"{sublayer.form}{replaced}{inputs}{rows}"

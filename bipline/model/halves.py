@@ -21,6 +21,8 @@ from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
 
 O_PROJ = "self_attn.o_proj"
+V_PROJ = "self_attn.v_proj"
+UP_PROJ = "mlp.up_proj"
 DOWN_PROJ = "mlp.down_proj"
 
 
@@ -55,6 +57,11 @@ class Halves:
         return self._loop.checkpoint.rms_norm_eps
 
     @property
+    def head_dim(self) -> int:
+        """Rows of v_proj that are one head's."""
+        return self._loop.checkpoint.shape.head_dim
+
+    @property
     def has_attention(self) -> bool:
         """Whether there is an attention half."""
         return f"{O_PROJ}.weight" in self.weights
@@ -64,12 +71,10 @@ class Halves:
         """Whether there is an FFN half."""
         return f"{DOWN_PROJ}.weight" in self.weights
 
-    @torch.no_grad()
     def attention_input(self, hidden: Tensor) -> Tensor:
         """What enters q_proj, k_proj and v_proj, like ``hidden``."""
         return self._normed("input_layernorm", hidden)
 
-    @torch.no_grad()
     def attention_output(self, hidden: Tensor) -> Tensor:
         """What enters o_proj: ``[windows, seqlen, heads * head_dim]``."""
         seen: list[Tensor] = []
@@ -89,10 +94,13 @@ class Halves:
             handle.remove()
         return seen[0]
 
-    @torch.no_grad()
+    def ffn_input(self, residual: Tensor) -> Tensor:
+        """What enters gate_proj and up_proj, like ``residual``."""
+        return self._normed("post_attention_layernorm", residual)
+
     def gate_and_up(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of gate_proj and up_proj, ``[windows, seqlen, channels]`` each."""
-        normed = self._normed("post_attention_layernorm", residual)
+        normed = self.ffn_input(residual)
         held = self._held("mlp")
         gate, up = (
             linear(normed, held[f"{name}.weight"], held.get(f"{name}.bias"))
@@ -109,18 +117,21 @@ class Halves:
         """What enters down_proj, from the residual stream: ``[windows, seqlen, channels]``."""
         return self.activation(*self.gate_and_up(residual))
 
+    def matrix_inputs(self, name: str, entering: Tensor) -> Tensor:
+        """What enters o_proj or down_proj, from the stream that enters its half."""
+        inputs = self.attention_output if name == O_PROJ else self.ffn_activation
+        return inputs(entering)
+
     def project(self, name: str, inputs: Tensor) -> Tensor:
         """Apply o_proj or down_proj to its inputs: ``[windows, seqlen, hidden_size]``."""
         return linear(inputs, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
-    @torch.no_grad()
     def after_attention(self, hidden: Tensor) -> Tensor:
         """The residual stream after the attention half."""
         if not self.has_attention:
             return hidden
         return hidden + self.project(O_PROJ, self.attention_output(hidden))
 
-    @torch.no_grad()
     def after_ffn(self, residual: Tensor) -> Tensor:
         """The block's output from the residual stream after attention."""
         if not self.has_ffn:

@@ -34,6 +34,7 @@ from bipline.model.halves import Halves
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.shapes import ModelShape
+from tests.compensated import put_in_layer
 from tests.per_layer import LAYERS, kept, masked_model, mixed_blocks, plan_of
 from tests.tiny import tiny_model, token_windows
 
@@ -374,8 +375,8 @@ def test_held_out_windows_are_never_fitted(
     fitted: list[list[Tensor]] = []
     plain = collecting.Collecting.moments
 
-    def recorded(self: collecting.Collecting, name: str, centred: bool) -> Moments:
-        found = plain(self, name, centred)
+    def recorded(self: collecting.Collecting, centred: bool) -> Moments:
+        found = plain(self, centred)
         fitted[-1].append(found.second.dense())
         return found
 
@@ -426,7 +427,9 @@ def test_a_model_that_keeps_everything_is_left_as_it_is(
 def test_sequential_begins_as_not_sequential(model: Path, bias: str) -> None:
     checkpoint = open_checkpoint(model)
     found = [
-        corrected(checkpoint, narrowed(checkpoint), "obs", sequential=sequential, bias=bias)[0]
+        corrected(
+            checkpoint, narrowed(checkpoint), "obs", sequential=sequential, bias=bias, row_steps=0
+        )[0]
         for sequential in (False, True)
     ]
     tensors = [
@@ -493,6 +496,7 @@ def test_blocks_of_any_width(tmp_path: Path, form: Form, sequential: bool) -> No
             "self_attn.q_proj.weight": (queries, shape.hidden_size),
             "self_attn.k_proj.weight": (keys, shape.hidden_size),
             "self_attn.v_proj.weight": (keys, shape.hidden_size),
+            "mlp.up_proj.weight": (channels, shape.hidden_size),
         }
         for name, tensor in correction.tensors.items():
             if name.endswith("weight"):
@@ -509,13 +513,7 @@ def test_recorded_errors_are_those_of_plain_transformers(llama: Path, sequential
 
     def error_of(blocks: list[BlockPlan], tensors: dict[str, Tensor]) -> float:
         masked = masked_model(llama, checkpoint, blocks)
-        layer = masked.model.layers[0]
-        for name, linear in (("self_attn.o_proj", layer.self_attn.o_proj),
-                             ("mlp.down_proj", layer.mlp.down_proj)):  # fmt: skip
-            if f"{name}.weight" in tensors:
-                there = linear.weight.any(0)
-                with torch.no_grad():
-                    linear.weight[:, there] = tensors[f"{name}.weight"]
+        put_in_layer(masked.model.layers[0], checkpoint, blocks[0], tensors)
         with torch.no_grad():
             output, target = (
                 each(held, output_hidden_states=True).hidden_states[1]

@@ -105,8 +105,8 @@ def test_fits_are_on_both_and_choices_on_calibration_alone(
     found: list[Tensor] = []
     plain = collecting.Collecting.moments
 
-    def recorded(self: collecting.Collecting, name: str, centred: bool) -> Moments:
-        moments = plain(self, name, centred)
+    def recorded(self: collecting.Collecting, centred: bool) -> Moments:
+        moments = plain(self, centred)
         found.append(moments.second.dense())
         return moments
 

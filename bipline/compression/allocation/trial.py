@@ -34,7 +34,11 @@ def error_of(problem: Problem, widths: Sequence[Widths], ridge: float) -> float:
     """
     windows = problem.windows
     options = CompensationOptions(
-        ridge=ridge, ridge_factors=(1.0,), betas=(0.0, 0.5, 1.0), input_maps=False
+        ridge=ridge,
+        ridge_factors=(1.0,),
+        betas=(0.0, 0.5, 1.0),
+        input_maps=False,
+        row_steps=0,
     )
     fitted, held = divided(windows.token_ids, options.held_out)
     plan, given = _plan(problem, widths), Divided(fitted, held, fitted[:0], fitted[:0])

@@ -6,70 +6,55 @@ down_proj's are taken afterwards, when attention is fixed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from bipline.compression.compensation.moments import Moments, MomentSums
-from bipline.compression.compensation.streams import Seen, Streams
+from bipline.compression.compensation.streams import Seen
 from bipline.compression.criteria import llm_bip_glu
 from bipline.compression.criteria.interface import Block, Sums, Tokens, widened
-from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.model.halves import Halves
 
 
 class Collecting:
-    """One block's moments, for the matrices ``wanted``, and the importance of hidden channels.
+    """Moments of one matrix's inputs, ``name``, as ``dense`` makes them; until they are given up.
 
-    The importance is collected where ``weighed`` says whose block it is of.
+    With ``weighed``, the dense block, the importance of hidden channels is collected beside them.
     """
 
     def __init__(
-        self, dense: Halves, wanted: frozenset[str], sequential: bool, weighed: Block | None
+        self, dense: Halves, name: str, sequential: bool, weighed: Block | None = None
     ) -> None:
-        self._dense, self._sequential, self._weighed = dense, sequential, weighed
-        self._index = dense.index
+        self._dense, self._name, self._sequential, self._weighed = dense, name, sequential, weighed
         self._gains: Sums = {}
-        self._wanted = wanted
-        self._sums: dict[str, MomentSums] = {}
-
-    def _sums_of(self, name: str) -> MomentSums:
-        """Made when the first inputs come, so that both matrices' need not be there at a time."""
-        if name not in self._sums:
-            weight = self._dense.weights[f"{name}.weight"]
-            outputs, columns = weight.shape
-            products = torch.promote_types(weight.dtype, torch.float32)
-            drift = outputs if self._sequential else 0
-            self._sums[name] = MomentSums(columns, drift, weight.device, products)
-        return self._sums[name]
+        weight = dense.weights[f"{name}.weight"]
+        outputs, columns = weight.shape
+        products = torch.promote_types(weight.dtype, torch.float32)
+        drift = outputs if sequential else 0
+        self._sums = MomentSums(columns, drift, weight.device, products)
 
     def see(self, seen: Seen) -> None:
-        """Take up a micro-batch of the dense stream and of the other stream beside it."""
+        """Take up o_proj's inputs of a micro-batch, and what its dense stream says of channels."""
         self._add_gains(seen)
         self.see_attention(seen)
 
     def see_attention(self, seen: Seen) -> None:
         """The same for o_proj's moments alone."""
-        if O_PROJ not in self._wanted:
-            return
         inputs = seen.widths["attention_output"]
         if self._sequential:
             inputs = self._dense.attention_output(seen.stream)
-        self._add(O_PROJ, inputs, seen.stream, seen.residual)
+        self._add(inputs, seen.stream, seen.residual)
 
-    def see_ffn(self, streams: Streams, before: Halves) -> None:
-        """Take up down_proj's inputs behind the attention half of ``before``."""
-        if DOWN_PROJ not in self._wanted:
-            return
-        for stream, target in streams.pairs():
-            residual = before.after_attention(stream)
-            self._add(DOWN_PROJ, self._dense.ffn_activation(residual), residual, target)
+    def take(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take up the matrix's inputs from what enters its half and what should leave it."""
+        for entering, target in batches:
+            self._add(self._dense.matrix_inputs(self._name, entering), entering, target)
 
-    def moments(self, name: str, centred: bool) -> Moments:
-        """The moments of one matrix's inputs so far; valid until more are taken up."""
-        return self._sums[name].moments(self._index, centred)
-
-    def forget(self, name: str) -> None:
-        """Give up the moments of one matrix."""
-        del self._sums[name]
+    def moments(self, centred: bool) -> Moments:
+        """The moments so far; valid until more inputs are taken up."""
+        return self._sums.moments(self._dense.index, centred)
 
     def importance(self) -> Tensor | None:
         """D's diagonal for o_proj, ``[d]``: squares of llm-bip-glu's propagated weight.
@@ -80,12 +65,12 @@ class Collecting:
             return None
         return llm_bip_glu.propagated_weight(self._gains, self._weighed).square()
 
-    def _add(self, name: str, inputs: Tensor, residual: Tensor, target: Tensor) -> None:
-        """Add a matrix's inputs; it adds to ``residual`` what should make ``target``."""
+    def _add(self, inputs: Tensor, residual: Tensor, target: Tensor) -> None:
+        """Add inputs of the matrix, which adds to ``residual`` what should make ``target``."""
         drift = None
         if self._sequential:
-            drift = _flat(target - (residual + self._dense.project(name, inputs)))
-        self._sums_of(name).add(_flat(inputs), self._weights(target), drift)
+            drift = _flat(target - (residual + self._dense.project(self._name, inputs)))
+        self._sums.add(_flat(inputs), self._weights(target), drift)
 
     def _weights(self, target: Tensor) -> Tensor:
         return token_weights(_flat(target), self._dense.rms_norm_eps)

@@ -26,7 +26,7 @@ class HeldOut:
 
     def __init__(self, streams: Streams, dense: Halves) -> None:
         self._streams, self._dense = streams, dense
-        streams.advance_dense(dense, lambda _seen: None)
+        streams.advance_dense(dense)
 
     def block_error(self, version: Halves) -> float:
         """Error of the whole block."""
@@ -42,12 +42,17 @@ class HeldOut:
 
         return self._errors(outputs)
 
-    def ffn_errors(self, before: Halves, versions: Sequence[Candidate]) -> list[float]:
-        """Errors of versions of down_proj behind the attention half of ``before``."""
+    def ffn_errors(
+        self, before: Halves, reader: Halves, versions: Sequence[Candidate]
+    ) -> list[float]:
+        """Errors of versions of down_proj behind what ``reader`` gives them.
+
+        It reads what the attention half of ``before`` leaves.
+        """
 
         def outputs(stream: Tensor) -> Iterable[Tensor]:
             residual = before.after_attention(stream)
-            inputs = self._dense.ffn_activation(residual)
+            inputs = reader.ffn_activation(residual)
             for version in versions:
                 yield residual + applied(version, inputs)
 
@@ -60,12 +65,6 @@ class HeldOut:
             squares = [difference(version, target, eps) for version in outputs(stream)]
             totals = [a + b for a, b in zip(totals or [0.0] * len(squares), squares, strict=True)]
         return [total / self._streams.tokens for total in totals]
-
-
-def attention_half(block: Halves) -> Halves:
-    """The same without its FFN, which nothing need hold while the FFN is fitted."""
-    there = block.weights.items()
-    return block.changed({name: held for name, held in there if not name.startswith("mlp.")})
 
 
 def difference(version: Tensor, target: Tensor, eps: float) -> float:

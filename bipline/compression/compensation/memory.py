@@ -14,9 +14,13 @@ from bipline.model.shapes import ModelShape
 COMPUTING_BYTES = 4
 # Strips of a triangle that exist at once while it is worked on: of n columns, TILE_COLUMNS each.
 STRIPS = 6
-# Versions of a matrix beside those that are measured together: the best so far, what the plan
-# gives, and one widened to the computing dtype to be applied.
-OTHER_VERSIONS = 2
+# Directions and sides of conjugate gradients, and what a pass adds to one of them.
+ROW_VECTORS = 8
+# Versions of a matrix: those that are measured together, the best so far and what the plan gives;
+# beside one that is widened to the computing dtype to be applied.
+VERSIONS = VERSIONS_TOGETHER + 2
+# When it is fitted again behind other rows: two shares of the drift, and the best of before too.
+SECOND_VERSIONS = 2 + 3
 
 
 def compensation_bytes(
@@ -44,16 +48,16 @@ def compensation_bytes(
     def held(columns: int) -> int:
         return moments_bytes(columns, drift, products)
 
-    def fitted(columns: int) -> int:
+    def fitted(columns: int, chosen: bool = form == "obs", versions: int = VERSIONS) -> int:
         there = columns - int(ratio * columns)
         # Of the kept moments with their factor; of the side, and of one or two solutions.
         solve = triangles_bytes(there) + products * outputs * there * (3 if drift else 2)
-        versions = (VERSIONS_TOGETHER + OTHER_VERSIONS) * weight_bytes + computing_bytes
-        chosen = obs_bytes(columns, outputs, products) if form == "obs" else 0
+        versions_bytes = versions * weight_bytes + computing_bytes
+        eliminated = obs_bytes(columns, outputs, products) if chosen else 0
         # The matrix is copied where it is read in a narrower dtype than is fitted in.
         widened = products * outputs * columns if computing_bytes < products else 0
         strips = STRIPS * DOUBLE * TILE_COLUMNS * columns
-        return max(solve + versions * outputs * there, chosen) + widened + strips
+        return max(solve + versions_bytes * outputs * there, eliminated) + widened + strips
 
     # Moments of down_proj's inputs are taken when those of o_proj's are used up.
     first, second = held(o_proj) + fitted(o_proj), held(down_proj) + fitted(down_proj)
@@ -62,12 +66,37 @@ def compensation_bytes(
     inputs = outputs * (o_proj + 2 * shape.num_key_value_heads * shape.head_dim)
     # Behind the pruned attention half, of which there is a copy.
     second += computing_bytes * (inputs + outputs * o_proj)
-    if not options.input_maps or form == "bias":
+    if form == "bias":
         return max(first, second)
-    # q_proj, k_proj and v_proj as they are written and as they are applied; a map of their inputs
-    # is made and used up before o_proj's moments come.
-    read = inputs * (weight_bytes + computing_bytes)
-    return read + max(first, second, held(outputs) + fitted(outputs))
+    # A map of the inputs of q_proj, k_proj and v_proj is made and used up before o_proj's moments
+    # come; they are there as they are written and as they are applied, like fitted rows.
+    written, applied = weight_bytes * inputs, computing_bytes * inputs
+    maps = held(outputs) + fitted(outputs)
+    most = written + max(applied + max(first, maps), second)
+    if not options.row_steps:
+        return most
+    there = outputs * (down_proj - int(ratio * down_proj))
+    rows = products * ROW_VECTORS * there + triangles_bytes(outputs)
+    rows += computing_bytes * (inputs + outputs * o_proj + 3 * there)
+    # down_proj again behind other rows of up_proj; its version without them is there too.
+    again = second - fitted(down_proj) + fitted(down_proj, chosen=False, versions=SECOND_VERSIONS)
+    again += (weight_bytes + computing_bytes) * outputs * down_proj
+    return max(most, written + max(rows, again))
+
+
+def rows_operations(
+    shape: ModelShape, groups: int, channels: int, tokens: int, steps: int
+) -> tuple[float, float]:
+    """Operations of fitting the kept rows of v_proj, and those of up_proj, of one block.
+
+    Every step is a pass through what stays, and back through two matrices; one more makes the
+    right side. Attention's scores are left out.
+    """
+    head = shape.hidden_size * shape.head_dim * groups
+    queries = shape.queries_per_group
+    attention, ffn = head * (2 * queries + 2), shape.hidden_size * channels
+    passes = 2.0 * tokens * (steps + 1)
+    return passes * (attention + head * (queries + 1)), passes * (attention + 5 * ffn)
 
 
 def moments_operations(shape: ModelShape, tokens: int, sequential: bool, maps: bool) -> int:

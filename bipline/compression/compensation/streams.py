@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bipline.model.block_loop import BlockLoop, micro_batch_of
-from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.model.halves import O_PROJ, Halves
 
 
 def held_out_windows(windows: int, share: float) -> list[int]:
@@ -42,7 +42,6 @@ class Seen:
     hidden: Tensor
     stream: Tensor
     residual: Tensor
-    output: Tensor
     widths: dict[str, Tensor]
 
 
@@ -50,8 +49,8 @@ class Streams:
     """Hidden states of some windows, in the dense model and in another stream beside it.
 
     ``folder`` is where they are kept; None for memory. With ``sequential`` the other stream runs
-    through the pruned blocks; else it is what entered the dense block that :meth:`advance_dense`
-    ran last.
+    through the pruned blocks; else it is what entered the dense block that the dense stream
+    entered last.
     """
 
     def __init__(
@@ -73,8 +72,14 @@ class Streams:
         for states in (self._dense, self._other):
             loop.embed_into(states, token_ids)
 
-    def advance_dense(self, halves: Halves, visit: Callable[[Seen], None]) -> None:
-        """Run the dense stream through a block, showing every micro-batch."""
+    def advance_attention(
+        self, halves: Halves, visit: Callable[[Seen], None] | None = None, ffn: bool = False
+    ) -> None:
+        """Run the dense stream through a block's attention, showing every micro-batch.
+
+        Without ``ffn`` what the FFN makes is not among what is shown.
+        """
+        shown = halves if ffn else attention_half(halves)
         if not self._sequential:
             self._other.fill(self._dense.chunk)
 
@@ -82,12 +87,26 @@ class Streams:
             outputs = []
             others = self._parts(self._other.chunk(number))
             for hidden, stream in zip(self._parts(chunk), others, strict=True):
-                seen = see(halves, hidden, stream)
-                visit(seen)
-                outputs.append(seen.output)
+                seen = see(shown, hidden, stream)
+                if visit:
+                    visit(seen)
+                outputs.append(seen.residual)
             return torch.cat(outputs)
 
         self._dense.advance(step)
+
+    def advance_ffn(self, halves: Halves) -> None:
+        """Run the dense stream, which is behind the block's attention, through its FFN."""
+
+        def step(_number: int, chunk: Tensor) -> Tensor:
+            return torch.cat([halves.after_ffn(part) for part in self._parts(chunk)])
+
+        self._dense.advance(step)
+
+    def advance_dense(self, halves: Halves) -> None:
+        """Run the dense stream through a whole block."""
+        self.advance_attention(halves)
+        self.advance_ffn(halves)
 
     def advance_pruned(self, halves: Halves) -> None:
         """Run the other stream through a pruned block."""
@@ -98,7 +117,7 @@ class Streams:
         self._other.advance(step)
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Micro-batches: what enters the other stream's block, and the dense block's output."""
+        """Micro-batches: what enters the other stream's block, and what the dense stream is now."""
         for number in range(self._dense.shape.chunks):
             chunks = (states.chunk(number) for states in (self._other, self._dense))
             yield from zip(*map(self._parts, chunks), strict=True)
@@ -115,9 +134,13 @@ def see(halves: Halves, hidden: Tensor, stream: Tensor) -> Seen:
     if halves.has_attention:
         widths["attention_output"] = halves.attention_output(hidden)
         residual = hidden + halves.project(O_PROJ, widths["attention_output"])
-    output = residual
     if halves.has_ffn:
         widths["gate"], widths["up"] = halves.gate_and_up(residual)
         widths["ffn_activation"] = halves.activation(widths["gate"], widths["up"])
-        output = residual + halves.project(DOWN_PROJ, widths["ffn_activation"])
-    return Seen(hidden, stream, residual, output, widths)
+    return Seen(hidden, stream, residual, widths)
+
+
+def attention_half(block: Halves) -> Halves:
+    """The same without its FFN, which nothing need hold while attention alone is run."""
+    there = block.weights.items()
+    return block.changed({name: held for name, held in there if not name.startswith("mlp.")})

@@ -8,6 +8,7 @@ from torch import Tensor
 from bipline.artifacts.plan import BlockPlan
 from bipline.compression.compensation.candidates import Candidate, Sublayer
 from bipline.compression.compensation.input_maps import READERS, mapped
+from bipline.compression.compensation.kept_rows import ROWS_OF
 from bipline.compression.slicing import kept_indices
 from bipline.model.block_loop import Block
 from bipline.model.block_reader import Weights
@@ -27,7 +28,8 @@ class PrunedBlock:
         self.index = block.index
         self.dense = Halves.of(block)
         self._source = block.source_weights()
-        self._inputs: Weights = {}
+        self._changed: Weights = {}
+        self._reader: tuple[str, Halves] | None = None
 
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:
@@ -52,14 +54,22 @@ class PrunedBlock:
             intercept=bias == "on" or (bias == "auto" and held is not None),
         )
 
-    @property
-    def reader(self) -> Halves:
-        """The dense block with what was put in place of its q_proj, k_proj and v_proj."""
-        return self.dense.changed(self._read)
+    def reader(self, columns: str) -> Halves:
+        """The dense block with what was put in place before o_proj, or before down_proj."""
+        if self._reader is None or self._reader[0] != columns:
+            self._reader = None  # before the next one takes room beside it
+            half = columns.partition(".")[0]
+            changed = {name: held for name, held in self._changed.items() if name.startswith(half)}
+            self._reader = columns, self.dense.changed({**self.dense.weights, **changed})
+        return self._reader[1]
 
     def read(self, weights: Weights) -> Weights:
-        """Put mapped q_proj, k_proj and v_proj in place, none to take them back; gives the last."""
-        before, self._inputs = self._inputs, weights
+        """Put other weights in place before o_proj and down_proj, all of their rows, and no others.
+
+        Gives those that were there.
+        """
+        before, self._changed = self._changed, weights
+        self._reader = None
         return before
 
     def mapped(self, linear_map: Tensor, beta: float) -> Weights:
@@ -74,6 +84,19 @@ class PrunedBlock:
             for name in READERS
         }
 
+    def with_rows(self, chosen: Choices, columns: str, change: Tensor) -> Weights:
+        """What is put in place, with a change of the rows behind the kept ``columns`` added.
+
+        ``change`` is ``[rows, hidden_size]``; the sum is in the dtype it is written in.
+        """
+        name = _weight(ROWS_OF[columns])
+        checkpoint = self._checkpoint
+        axis = block_axes(checkpoint.family, checkpoint.config, self.index)[name][0]
+        places = kept_indices(self.plan_of(chosen), checkpoint.shape)[axis].to(change.device)
+        rows = self._changed.get(name, self._source[name]).to(change, copy=True)
+        rows.index_add_(0, places, change)
+        return {**self._changed, name: rows.to(self._dtype(ROWS_OF[columns]))}
+
     def plan_of(self, chosen: Choices) -> BlockPlan:
         """The plan with the groups that the chosen versions keep."""
         kept = {name: version.kept for name, version in chosen.items()}
@@ -84,7 +107,7 @@ class PrunedBlock:
 
     def halves(self, chosen: Choices) -> Halves:
         """The block pruned along the chosen versions, with their matrices in place."""
-        there = self._sliced(self.plan_of(chosen), self._read)
+        there = self._sliced(self.plan_of(chosen), {**self.dense.weights, **self._changed})
         return self.dense.changed({**there, **_tensors(chosen)})
 
     def corrected(self, plan: BlockPlan, tensors: Weights) -> Halves:
@@ -94,12 +117,8 @@ class PrunedBlock:
     def tensors(self, chosen: Choices) -> Weights:
         """The matrices and biases of versions that are not the source's own, on the CPU."""
         corrected = {name: version for name, version in chosen.items() if version.form != "none"}
-        tensors = {**self._sliced(self.plan_of(chosen), self._inputs), **_tensors(corrected)}
+        tensors = {**self._sliced(self.plan_of(chosen), self._changed), **_tensors(corrected)}
         return {name: tensor.cpu() for name, tensor in tensors.items()}
-
-    @property
-    def _read(self) -> Weights:
-        return {**self.dense.weights, **self._inputs}
 
     def _sliced(self, plan: BlockPlan, weights: Weights) -> Weights:
         """What a plan keeps of some of the block's weights, by their names in it."""

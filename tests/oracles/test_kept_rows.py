@@ -1,0 +1,195 @@
+"""Kept rows: v_proj and up_proj fitted by conjugate gradients, held to dense least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bipline.artifacts.compensation import Form
+from bipline.compression.compensation.collecting import token_weights
+from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
+from bipline.compression.compensation.kept_rows import ROWS_OF, Batches, fitted_rows
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.model.opening import open_checkpoint
+from tests.oracles.test_compensation import corrected, narrowed
+from tests.tiny import tiny_model
+
+FAMILIES = ("llama-gqa", "llama-gqa-biased", "qwen2-gqa", "qwen3-mqa", "mistral-mha")
+RIDGE = 0.02
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
+    return open_checkpoint(tiny_model(tmp_path_factory.mktemp("model") / "tiny", request.param))
+
+
+@settings(deadline=None)
+@given(size=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_as_many_steps_as_there_are_unknowns_solve(size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    root, right = (torch.randn(rows, size, generator=generator).double() for rows in (size + 2, 1))
+    matrix = root.T @ root + 0.1 * torch.eye(size)
+    scales = matrix.diagonal()
+    found = conjugate_gradients(
+        right, lambda x: x @ matrix, lambda residual: residual / scales, 3 * size
+    )
+    torch.testing.assert_close(found @ matrix, right, rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_to_fit_is_nothing() -> None:
+    right = torch.zeros(2, 3)
+    assert not conjugate_gradients(right, lambda x: 2 * x, lambda x: x, 3).any()
+
+
+def half_of(checkpoint: Checkpoint) -> tuple[Halves, Batches]:
+    """A block of which some groups are gone, and tokens: what enters, what should leave it."""
+    halves = Halves.of(BlockLoop(checkpoint, torch.float64).block(1))
+    shape = checkpoint.shape
+    columns = {
+        O_PROJ: shape.head_dim * shape.queries_per_group * (shape.num_key_value_heads - 1)
+        or shape.head_dim,
+        DOWN_PROJ: 5,
+    }
+    rows = {O_PROJ: shape.head_dim * max(1, shape.num_key_value_heads - 1), DOWN_PROJ: 5}
+    first = {
+        "self_attn.q_proj": columns[O_PROJ],
+        "mlp.gate_proj": 5,
+        "self_attn.k_proj": rows[O_PROJ],
+    }
+    first |= {ROWS_OF[name]: count for name, count in rows.items()}
+    weights = dict(halves.weights)
+    if shape.num_key_value_heads == 1:
+        # A single group is never cut.
+        first = {name: count for name, count in first.items() if name.startswith("mlp.")}
+        columns.pop(O_PROJ)
+    for name, count in first.items():
+        for part in ("weight", "bias"):
+            if (key := f"{name}.{part}") in weights:
+                weights[key] = weights[key][:count]
+    for name, count in columns.items():
+        weights[f"{name}.weight"] = weights[f"{name}.weight"][:, :count]
+    generator = torch.Generator().manual_seed(3)
+    entering = torch.randn(6, 7, shape.hidden_size, generator=generator).double()
+    target = entering + torch.randn(entering.shape, generator=generator).double()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(entering.split(4), target.split(4), strict=True)
+
+    return halves.changed(weights), batches
+
+
+def given_by(halves: Halves, columns: str, rows: Tensor, entering: Tensor) -> Tensor:
+    """What a half gives with these rows and no biases, ``[tokens, hidden_size]``."""
+    biases = {f"{ROWS_OF[columns]}.bias", f"{columns}.bias"}
+    weights = {
+        name: torch.zeros_like(held) if name in biases else held
+        for name, held in halves.weights.items()
+    }
+    linear = halves.changed({**weights, f"{ROWS_OF[columns]}.weight": rows})
+    return linear.project(columns, linear.matrix_inputs(columns, entering)).flatten(0, 1)
+
+
+@pytest.mark.parametrize("columns", [O_PROJ, DOWN_PROJ])
+def test_rows_are_the_weighted_ridge_solution(checkpoint: Checkpoint, columns: str) -> None:
+    halves, batches = half_of(checkpoint)
+    own = halves.weights[f"{ROWS_OF[columns]}.weight"]
+    entering, target = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    basis = torch.eye(own.numel()).double().view(-1, *own.shape)
+    jacobian = torch.stack([given_by(halves, columns, each, entering) for each in basis], -1)
+    roots = token_weights(target.flatten(0, 1), halves.rms_norm_eps).sqrt()[:, None]
+    left = target - entering - halves.project(columns, halves.matrix_inputs(columns, entering))
+    matrix = (roots[..., None] * jacobian).flatten(0, 1)
+    squares = matrix.T @ matrix
+    sides = matrix.T @ (roots * left.flatten(0, 1)).flatten()
+    found = fitted_rows(halves, columns, batches, RIDGE, 4 * own.numel())
+    # lambda is a share of the diagonal's mean, exactly so for up_proj's rows only on average over
+    # tokens: it is recovered from the solution, and must be the same in every direction.
+    rest = sides - squares @ found.flatten()
+    lifted = float(rest @ found.flatten() / found.square().sum())
+    assert lifted > 0
+    torch.testing.assert_close(
+        rest, lifted * found.flatten(), rtol=1e-5, atol=1e-8 * float(rest.norm())
+    )
+    mean = float(squares.diagonal().mean())
+    assert RIDGE / 3 < lifted / mean < 3 * RIDGE
+
+
+def left_after(halves: Halves, columns: str, batches: Batches, change: Tensor) -> float:
+    name = f"{ROWS_OF[columns]}.weight"
+    changed = halves.changed({**halves.weights, name: halves.weights[name] + change})
+    total = 0.0
+    for entering, target in batches():
+        weights = token_weights(target.flatten(0, 1), halves.rms_norm_eps)
+        given = changed.project(columns, changed.matrix_inputs(columns, entering))
+        total += float(
+            (weights[:, None] * (target - entering - given).flatten(0, 1).square()).sum()
+        )
+    return total
+
+
+@pytest.mark.parametrize("columns", [O_PROJ, DOWN_PROJ])
+def test_every_step_leaves_less(checkpoint: Checkpoint, columns: str) -> None:
+    halves, batches = half_of(checkpoint)
+    found = [fitted_rows(halves, columns, batches, 1e-6, steps) for steps in (0, 1, 2, 4)]
+    left = [left_after(halves, columns, batches, change) for change in found]
+    assert not found[0].any()
+    assert left[0] > left[1] > left[2] > left[3]
+
+
+def fitted_matrices(blocks: list[Any]) -> set[str]:
+    """The matrices whose rows the records say were fitted, as ``block name``."""
+    found = set()
+    for block in blocks:
+        for sublayer, name in ((block.record.attention, O_PROJ), (block.record.ffn, DOWN_PROJ)):
+            if sublayer and sublayer.rows_fitted:
+                found.add(f"{block.record.index} {ROWS_OF[name]}.weight")
+    return found
+
+
+def test_fitted_rows_are_among_the_corrections_and_as_many_as_the_plan_keeps(
+    checkpoint: Checkpoint,
+) -> None:
+    blocks = corrected(checkpoint, narrowed(checkpoint), "obs", input_maps=False)
+    fitted = fitted_matrices(blocks)
+    assert fitted
+    held = {f"{block.record.index} {name}" for block in blocks for name in block.tensors}
+    names = {f"{name}.weight" for name in ROWS_OF.values()}
+    assert {each for each in held if each.partition(" ")[2] in names} == fitted
+    for block in blocks:
+        widths = dict(zip(("v", "up"), block.plan.widths, strict=True))
+        widths["v"] *= checkpoint.shape.head_dim
+        for name, tensor in block.tensors.items():
+            for kind, count in widths.items():
+                if f".{kind}_proj.weight" in name:
+                    assert tensor.shape == (count, checkpoint.shape.hidden_size)
+
+
+def test_held_out_errors_fall(checkpoint: Checkpoint) -> None:
+    with_rows, without = (
+        sum(
+            block.record.error
+            for block in corrected(checkpoint, narrowed(checkpoint), "obs", **each)
+        )
+        for each in ({}, {"row_steps": 0})
+    )
+    assert with_rows < without
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("obs", {"row_steps": 0}), ("least-squares", {"sequential": False}), ("bias", {})],
+)
+def test_there_are_none_unless_asked(
+    checkpoint: Checkpoint, form: Form, options: dict[str, Any]
+) -> None:
+    assert not fitted_matrices(corrected(checkpoint, narrowed(checkpoint), form, **options))

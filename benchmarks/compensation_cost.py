@@ -26,6 +26,7 @@ from benchmarks.shapes import random_checkpoint
 from benchmarks.tables import Section, Table, gigabytes_text, seconds_text
 from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan
 from bipline.compression.compensation import (
+    block_fit,
     collecting,
     engine,
     fitting,
@@ -68,9 +69,11 @@ TIMED: tuple[tuple[str, Any, str], ...] = (
     ("held-out windows", held_out.HeldOut, "attention_errors"),
     ("held-out windows", held_out.HeldOut, "ffn_errors"),
     ("held-out windows", held_out.HeldOut, "block_error"),
-    ("passes", streams.Streams, "advance_dense"),
+    ("kept rows", block_fit, "fitted_rows"),
+    ("passes", streams.Streams, "advance_attention"),
+    ("passes", streams.Streams, "advance_ffn"),
     ("passes", streams.Streams, "advance_pruned"),
-    ("passes", collecting.Collecting, "see_ffn"),
+    ("passes", collecting.Collecting, "take"),
 )
 
 
@@ -196,7 +199,7 @@ def _compensated(
 ) -> Any:
     windows = _divided(token_ids, options)
     running = engine._Engine(checkpoint, plan, windows, computing, "obs", options, None)
-    for number, each in enumerate(running._all):
+    for number, each in enumerate(running.all):
         generator = torch.Generator().manual_seed(number)
         each._other.advance(lambda _, chunk, drawn=generator: _noisy(chunk, drawn))
     # One block: taking the next would show nothing else.

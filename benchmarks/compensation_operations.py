@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bipline.compression.compensation.fitting import VERSIONS_TOGETHER
-from bipline.compression.compensation.memory import moments_operations
+from bipline.compression.compensation.memory import moments_operations, rows_operations
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.model.shapes import ModelShape
 
@@ -55,7 +55,11 @@ def operations_of(work: Work) -> Operations:
         # A map of what attention reads, as wide as the stream.
         found["factors"] += work.shape.hidden_size**3 / 3
         found["solves"] += 2.0 * work.shape.hidden_size**3
-    return {**found, "passes": _passes(work), "held-out windows": _measuring(work)}
+    found |= {"passes": _passes(work), "held-out windows": _measuring(work)}
+    if work.options.row_steps:
+        for part, operations in _rows(work).items():
+            found[part] = found.get(part, 0.0) + operations
+    return found
 
 
 def _fit(work: Work, columns: int) -> Operations:
@@ -71,6 +75,32 @@ def _fit(work: Work, columns: int) -> Operations:
         "sides": 2.0 * outputs * gone * there,
         "solves": ridges * 2 * 2.0 * outputs * there**2,
     }
+
+
+def _rows(work: Work) -> Operations:
+    """Kept rows of v_proj and up_proj, and both matrices fitted again with one ridge."""
+    shape, kept = work.shape, 1 - work.ratio
+    hidden, channels = shape.hidden_size, shape.intermediate_size
+    groups = round(kept * shape.num_key_value_heads)
+    steps = work.options.row_steps
+    found = dict.fromkeys(("factors", "sides", "solves"), 0.0)
+    found["kept rows"] = sum(
+        rows_operations(shape, groups, round(kept * channels), work.fitted, steps)
+    )
+    found["moments"] = float(moments_operations(shape, work.fitted, True, False))
+    for columns in (work.output_columns, channels):
+        there = round(kept * columns)
+        found["factors"] += there**3 / 3
+        found["sides"] += 2.0 * hidden * (columns - there) * there
+        found["solves"] += 2 * 2.0 * hidden * there**2
+    first, second = work.before_attention, hidden * work.output_columns
+    inputs = first + second + kept * (first + second) + 3 * hidden * channels
+    found["passes"] = 2.0 * work.fitted * inputs
+    # As it is, and with two shares of the drift.
+    attention = 3 * (kept * second + 3 * hidden * channels) + 2 * first
+    ffn = 3 * kept * hidden * channels + 2 * (kept * (first + second) + 2 * hidden * channels)
+    found["held-out windows"] = 2.0 * work.held * (attention + ffn)
+    return found
 
 
 def _passes(work: Work) -> float:

@@ -1,4 +1,4 @@
-"""Compensation: closed-form correction of the weights that stay, with no training.
+"""Compensation: correction of the weights that stay by least squares, with no training.
 
 Pruning zeroes columns P of o_proj and down_proj. What they gave can be predicted, in part, from
 the columns S that stay, because inputs are correlated; the prediction is folded into the weights.
@@ -11,7 +11,7 @@ With x the input, H = E[x x^T], mu = E[x] and lambda = ridge * mean(diag H):
                    SlimGPT, 2412.18110) instead of by the plan's scores; as many of them
 
 Where a form does not lower the error on windows it was not fitted on, the next simpler one is
-fitted. One file a subject: moments, closed forms, OBS selection, versions of a matrix and their
-fitting, errors on held-out windows, streams, engine; then the corrections as a directory, and
-the realised plan.
+fitted. Behind both regressions the rows before a matrix are fitted too (kept_rows). One file a
+subject: moments, closed forms, OBS selection, versions of a matrix and their fitting, errors on
+held-out windows, streams, engine; then the corrections as a directory, and the realised plan.
 """

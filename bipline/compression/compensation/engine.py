@@ -1,7 +1,8 @@
 """Compensate: block by block, in order, the corrected matrices of a plan.
 
-Of every block the attention half comes first. Its o_proj is fitted, compared and fixed, and only
-then are the FFN's inputs collected, with attention pruned and corrected, and down_proj fitted.
+Of every block the attention half comes first. Its o_proj is fitted, compared and fixed, then v_proj
+and o_proj behind it; only then are the FFN's inputs collected, with attention pruned and corrected,
+and down_proj and up_proj fitted.
 Sequentially, inputs come from the blocks pruned before and targets from the dense model, so that
 a block also corrects what those before it left (methods 5.5; Tyr-the-Pruner, arXiv 2503.09657,
 finds this decisive). Otherwise every block is fitted on the dense model's own stream.
@@ -14,38 +15,29 @@ Memory holds two blocks, two streams of hidden states and one block's moments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bipline.artifacts.compensation import FORMS, BlockRecord, Form, SublayerRecord
+from bipline.artifacts.compensation import FORMS, BlockRecord, Form
 from bipline.artifacts.errors import InvalidInput
 from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.artifacts.progress import track
-from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
-from bipline.compression.compensation.collecting import Collecting
-from bipline.compression.compensation.drawn_windows import WEIGHED, Divided
-from bipline.compression.compensation.fitting import Errors, chosen_groups, fitted
+from bipline.compression.compensation.block_fit import BlockFit
+from bipline.compression.compensation.drawn_windows import Divided
 from bipline.compression.compensation.held_out import HeldOut
-from bipline.compression.compensation.input_maps import fitted_map
-from bipline.compression.compensation.kept_rows import fitted_rows
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.streams import Streams, attention_half
+from bipline.compression.compensation.streams import Streams
 from bipline.compression.compensation.tokens import check_tokens
-from bipline.compression.compensation.versions import Choices, PrunedBlock
+from bipline.compression.compensation.versions import PrunedBlock
 from bipline.compression.computing import Computing
-from bipline.compression.criteria.interface import Block
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
-
-# Errors of versions of a matrix behind what a block makes before it.
-ErrorsBehind = Callable[[Halves, Sequence[Candidate]], list[float]]
+from bipline.model.halves import DOWN_PROJ, O_PROJ
 
 
 class Progress(Protocol):
@@ -63,9 +55,9 @@ class BlockCorrection:
     """One block's outcome: what it keeps, its corrected tensors and what was done.
 
     ``tensors`` are by their names inside the block: ``self_attn.o_proj.weight`` and
-    ``mlp.down_proj.weight`` with the kept columns alone, biases, and q_proj, k_proj and v_proj
-    with the kept rows where what they read is mapped, all in the source's dtype. Those of a
-    sublayer that stays as it is are not among them.
+    ``mlp.down_proj.weight`` with the kept columns alone, biases, and with the kept rows q_proj,
+    k_proj and v_proj where what they read is mapped, v_proj and up_proj where they were fitted;
+    all in the source's dtype. Those of a sublayer that stays as it is are not among them.
     """
 
     plan: BlockPlan
@@ -143,207 +135,49 @@ class _Engine:
 
         self.fitted, self.held = streams(windows.fitted, "fitted"), streams(windows.held, "held")
         self.drawn = [streams(windows.drawn, "drawn")] if len(windows.drawn) else []
-
-    @property
-    def _learned(self) -> list[Streams]:
-        return [self.fitted, *self.drawn]
+        self.all = [self.fitted, *self.drawn, self.held]
 
     @torch.no_grad()
     def correct(self, block: LoopBlock) -> BlockCorrection:
         """Fit, compare and fix one block, and move the streams behind it."""
         pruned = PrunedBlock(self.checkpoint, block, self.plan.blocks[block.index])
-        dense, sublayers = pruned.dense, self._sublayers(pruned)
-        held_out = HeldOut(self.held, dense)
-        beta = self._map_inputs(pruned, held_out) if O_PROJ in sublayers else None
-        plain = {name: uncorrected(sublayer) for name, sublayer in sublayers.items()}
-        chosen: Choices = dict(plain)
-        records: dict[str, SublayerRecord] = {}
-        if attention := sublayers.get(O_PROJ):
-            self._correct_attention(pruned, attention, held_out, chosen, records)
-            records[O_PROJ] = records[O_PROJ].model_copy(update={"input_beta": beta})
-        else:
-            for streams in self._learned:
-                streams.advance_attention(dense)
-        for streams in self._learned:
-            streams.advance_ffn(dense)
-        if ffn := sublayers.get(DOWN_PROJ):
-            self._correct_ffn(pruned, ffn, held_out, chosen, records)
-        return self._finished(pruned, held_out, plain, chosen, records)
-
-    def _correct_attention(
-        self,
-        pruned: PrunedBlock,
-        attention: Sublayer,
-        held_out: HeldOut,
-        chosen: Choices,
-        records: dict[str, SublayerRecord],
-    ) -> None:
-        """Fit o_proj and v_proj, and move the dense streams behind the block's attention."""
-        dense, weighed = pruned.dense, None
-        if self.form == "obs":
-            weighed = Block.of(self.checkpoint, pruned.index, dense.weights)
-        reader = pruned.reader(O_PROJ)
-        collecting = Collecting(reader, O_PROJ, self.options.sequential, weighed)
-        self.fitted.advance_attention(dense, collecting.see, ffn=weighed is not None)
-        attention = replace(attention, importance=collecting.importance())
-        attention = self._with_choice(attention, collecting)
-        for drawn in self.drawn:
-            drawn.advance_attention(dense, collecting.see_attention)
-        errors = held_out.attention_errors
-        chosen[O_PROJ], records[O_PROJ] = self._fixed(
-            attention, collecting, partial(errors, reader), self.options
-        )
-        del collecting
-        self._fit_rows(pruned, attention, None, chosen, records, errors)
-
-    def _correct_ffn(
-        self,
-        pruned: PrunedBlock,
-        ffn: Sublayer,
-        held_out: HeldOut,
-        chosen: Choices,
-        records: dict[str, SublayerRecord],
-    ) -> None:
-        """Fit down_proj and up_proj behind the attention half as it was chosen."""
-        sequential, reader = self.options.sequential, pruned.reader(DOWN_PROJ)
-        before = attention_half(pruned.halves(chosen) if sequential else pruned.dense)
-        collecting = Collecting(reader, DOWN_PROJ, sequential)
-        collecting.take(self._entering([self.fitted], before))
-        ffn = self._with_choice(ffn, collecting)
-        collecting.take(self._entering(self.drawn, before))
-        errors = partial(held_out.ffn_errors, before)
-        chosen[DOWN_PROJ], records[DOWN_PROJ] = self._fixed(
-            ffn, collecting, partial(errors, reader), self.options
-        )
-        del collecting
-        self._fit_rows(pruned, ffn, before, chosen, records, errors)
+        held_out = HeldOut(self.held, pruned.dense)
+        fit = BlockFit(pruned, held_out, self.fitted, self.drawn, self.form, self.options)
+        fit.correct_attention()
+        for streams in (self.fitted, *self.drawn):
+            streams.advance_ffn(pruned.dense)
+        fit.correct_ffn()
+        return self._finished(fit, held_out)
 
     def replay(self, block: LoopBlock, done: BlockCorrection) -> None:
         """Move the streams behind a block that was corrected before."""
         pruned = PrunedBlock(self.checkpoint, block, self.plan.blocks[block.index])
-        for streams in (*self._learned, self.held):
+        for streams in self.all:
             streams.advance_dense(pruned.dense)
             if self.options.sequential:
                 streams.advance_pruned(pruned.corrected(done.plan, done.tensors))
 
-    def _finished(
-        self,
-        pruned: PrunedBlock,
-        held_out: HeldOut,
-        plain: Choices,
-        chosen: Choices,
-        records: dict[str, SublayerRecord],
-    ) -> BlockCorrection:
+    def _finished(self, fit: BlockFit, held_out: HeldOut) -> BlockCorrection:
         """Hold both sublayers together to none at all, and move the pruned streams on."""
-        error = held_out.block_error(pruned.halves(chosen))
-        maps = pruned.read({})
-        without = held_out.block_error(pruned.halves(plain))
+        pruned = fit.pruned
+        error = held_out.block_error(pruned.halves(fit.chosen))
+        rows = pruned.read({})
+        without = held_out.block_error(pruned.halves(fit.plain))
         if error > without:
             # Each was better than its simpler forms, but all together are not.
-            chosen, error = plain, without
-            records = {name: record.uncorrected() for name, record in records.items()}
+            fit.give_up()
+            error = without
         else:
-            pruned.read(maps)
+            pruned.read(rows)
         if self.options.sequential:
-            halves = pruned.halves(chosen)
-            for streams in (*self._learned, self.held):
+            halves = pruned.halves(fit.chosen)
+            for streams in self.all:
                 streams.advance_pruned(halves)
         record = BlockRecord(
             index=pruned.index,
-            attention=records.get(O_PROJ),
-            ffn=records.get(DOWN_PROJ),
+            attention=fit.records.get(O_PROJ),
+            ffn=fit.records.get(DOWN_PROJ),
             error_without=without,
             error=error,
         )
-        return BlockCorrection(pruned.plan_of(chosen), pruned.tensors(chosen), record)
-
-    def _map_inputs(self, pruned: PrunedBlock, held_out: HeldOut) -> float | None:
-        """Map what attention reads, where that helps; the share of the drift that is taken out."""
-        options = self.options
-        if not (options.sequential and options.input_maps and self.form in WEIGHED):
-            return None
-        linear_map = fitted_map(pruned.dense, self._learned, options.ridge)
-        if linear_map is None:
-            return None
-        least, best = held_out.block_error(pruned.dense), None
-        for beta in filter(None, options.betas):
-            pruned.read(pruned.mapped(linear_map, beta))
-            error = held_out.block_error(pruned.reader(O_PROJ))
-            if error < least:
-                least, best = error, beta
-        pruned.read(pruned.mapped(linear_map, best) if best else {})
-        return best
-
-    def _fit_rows(
-        self,
-        pruned: PrunedBlock,
-        sublayer: Sublayer,
-        before: Halves | None,
-        chosen: Choices,
-        records: dict[str, SublayerRecord],
-        errors: ErrorsBehind,
-    ) -> None:
-        """Fit the rows that stay before a matrix, and it behind them, where held-out errors fall.
-
-        ``before`` is the attention half that the stream passes first, if any.
-        """
-        options, name = self.options, sublayer.name
-        first, simpler = chosen[name], records[name]
-        if not (options.sequential and options.row_steps and first.form in WEIGHED):
-            return
-        entering = partial(self._entering, self._learned, before)
-        change = fitted_rows(
-            pruned.halves(chosen), name, entering, options.ridge, options.row_steps
-        )
-        without = pruned.read(pruned.with_rows(chosen, name, change))
-        del change
-        collecting = Collecting(pruned.reader(name), name, options.sequential)
-        collecting.take(entering())
-        # The ridge is the one that was best before; the new rows are for all of the drift.
-        betas = tuple(sorted({1.0 if first.beta is None else first.beta, 1.0}))
-        few = {"ridge": first.ridge, "ridge_factors": (1.0,), "betas": betas}
-        version, record = self._fixed(
-            replace(sublayer, chosen=first.kept),
-            collecting,
-            partial(errors, pruned.reader(name)),
-            options.model_copy(update=few),
-        )
-        if record.least < simpler.least:
-            chosen[name] = version
-            records[name] = record.model_copy(update={"rows_fitted": True})
-        else:
-            pruned.read(without)
-
-    def _entering(
-        self, streams: Iterable[Streams], before: Halves | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """What enters a half in the pruned stream, and what the dense stream is behind it.
-
-        ``before`` is the attention half that the stream passes first, if any.
-        """
-        for each in streams:
-            for stream, target in each.pairs():
-                yield before.after_attention(stream) if before else stream, target
-
-    def _with_choice(self, sublayer: Sublayer, collecting: Collecting) -> Sublayer:
-        """What OBS keeps, by what was collected so far."""
-        if self.form != "obs":
-            return sublayer
-        moments = collecting.moments(sublayer.intercept)
-        return replace(sublayer, chosen=chosen_groups(sublayer, moments, self.options.ridge))
-
-    def _fixed(
-        self,
-        sublayer: Sublayer,
-        collecting: Collecting,
-        errors: Errors,
-        options: CompensationOptions,
-    ) -> tuple[Candidate, SublayerRecord]:
-        moments = collecting.moments(sublayer.intercept)
-        return fitted(sublayer, moments, self.form, options, errors)
-
-    def _sublayers(self, pruned: PrunedBlock) -> dict[str, Sublayer]:
-        bias = self.options.bias
-        if (bias, self.form) == ("auto", "bias"):
-            bias = "on"
-        return {name: pruned.sublayer(name, bias) for name in pruned.matrices}
+        return BlockCorrection(pruned.plan_of(fit.chosen), pruned.tensors(fit.chosen), record)

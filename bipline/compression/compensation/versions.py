@@ -9,6 +9,7 @@ from bipline.artifacts.plan import BlockPlan
 from bipline.compression.compensation.candidates import Candidate, Sublayer
 from bipline.compression.compensation.input_maps import READERS, mapped
 from bipline.compression.compensation.kept_rows import ROWS_OF
+from bipline.compression.criteria.interface import Block as CriteriaBlock
 from bipline.compression.slicing import kept_indices
 from bipline.model.block_loop import Block
 from bipline.model.block_reader import Weights
@@ -30,6 +31,11 @@ class PrunedBlock:
         self._source = block.source_weights()
         self._changed: Weights = {}
         self._reader: tuple[str, Halves] | None = None
+
+    @property
+    def criteria_block(self) -> CriteriaBlock:
+        """The dense block as criteria take it."""
+        return CriteriaBlock.of(self._checkpoint, self.index, self.dense.weights)
 
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:

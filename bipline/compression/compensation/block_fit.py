@@ -1,0 +1,181 @@
+"""One block's fit: o_proj and v_proj, then down_proj and up_proj behind what was chosen.
+
+A matrix is fitted and compared, then the rows before it and the matrix behind them once more. What
+is chosen is fixed before the next one's inputs are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+
+from bipline.artifacts.compensation import Form, SublayerRecord
+from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
+from bipline.compression.compensation.collecting import Collecting
+from bipline.compression.compensation.drawn_windows import WEIGHED
+from bipline.compression.compensation.fitting import chosen_groups, fitted
+from bipline.compression.compensation.held_out import HeldOut
+from bipline.compression.compensation.input_maps import fitted_map
+from bipline.compression.compensation.kept_rows import fitted_rows
+from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.streams import Streams, attention_half
+from bipline.compression.compensation.versions import Choices, PrunedBlock
+from bipline.compression.criteria.interface import Block
+from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+
+# Errors of versions of a matrix behind what a block makes before it.
+ErrorsBehind = Callable[[Halves, Sequence[Candidate]], list[float]]
+
+
+class BlockFit:
+    """What is chosen for one block, ``chosen`` and ``records``; ``plain`` is nothing corrected.
+
+    ``fitted`` are the streams of the calibration's windows, ``drawn`` those of others: their dense
+    stream enters the block, and is moved behind its attention by :meth:`correct_attention`.
+    """
+
+    def __init__(
+        self,
+        pruned: PrunedBlock,
+        held_out: HeldOut,
+        fitted: Streams,
+        drawn: Sequence[Streams],
+        form: Form,
+        options: CompensationOptions,
+    ) -> None:
+        self.pruned, self.records = pruned, dict[str, SublayerRecord]()
+        self._held_out, self._form, self._options = held_out, form, options
+        self._fitted, self._drawn = fitted, drawn
+        bias = "on" if (options.bias, form) == ("auto", "bias") else options.bias
+        self._sublayers = {name: pruned.sublayer(name, bias) for name in pruned.matrices}
+        self.plain = {name: uncorrected(each) for name, each in self._sublayers.items()}
+        self.chosen: Choices = dict(self.plain)
+
+    def correct_attention(self) -> None:
+        """Fit o_proj and v_proj, and move the dense streams behind the block's attention."""
+        dense, attention = self.pruned.dense, self._sublayers.get(O_PROJ)
+        if attention is None:
+            for streams in self._learned:
+                streams.advance_attention(dense)
+            return
+        beta = self._map_inputs()
+        weighed = self.pruned.criteria_block if self._form == "obs" else None
+        collecting = self._collecting(O_PROJ, weighed)
+        self._fitted.advance_attention(dense, collecting.see, ffn=weighed is not None)
+        attention = replace(attention, importance=collecting.importance())
+        attention = self._with_choice(attention, collecting)
+        for streams in self._drawn:
+            streams.advance_attention(dense, collecting.see_attention)
+        errors = self._held_out.attention_errors
+        self._fix(attention, collecting, errors)
+        del collecting
+        self._fit_rows(attention, None, errors)
+        self.records[O_PROJ] = self.records[O_PROJ].model_copy(update={"input_beta": beta})
+
+    def correct_ffn(self) -> None:
+        """Fit down_proj and up_proj behind the attention half as it was chosen."""
+        ffn = self._sublayers.get(DOWN_PROJ)
+        if ffn is None:
+            return
+        pruned = self.pruned
+        before = attention_half(
+            pruned.halves(self.chosen) if self._options.sequential else pruned.dense
+        )
+        collecting = self._collecting(DOWN_PROJ)
+        collecting.take(_entering([self._fitted], before))
+        ffn = self._with_choice(ffn, collecting)
+        collecting.take(_entering(self._drawn, before))
+        errors = partial(self._held_out.ffn_errors, before)
+        self._fix(ffn, collecting, errors)
+        del collecting
+        self._fit_rows(ffn, before, errors)
+
+    def give_up(self) -> None:
+        """Leave the block as it was pruned."""
+        self.chosen = self.plain
+        self.records = {name: record.uncorrected() for name, record in self.records.items()}
+
+    @property
+    def _learned(self) -> list[Streams]:
+        return [self._fitted, *self._drawn]
+
+    def _map_inputs(self) -> float | None:
+        """Map what attention reads, where that helps; the share of the drift that is taken out."""
+        options, pruned = self._options, self.pruned
+        if not (options.sequential and options.input_maps and self._form in WEIGHED):
+            return None
+        linear_map = fitted_map(pruned.dense, self._learned, options.ridge)
+        if linear_map is None:
+            return None
+        least, best = self._held_out.block_error(pruned.dense), None
+        for beta in filter(None, options.betas):
+            pruned.read(pruned.mapped(linear_map, beta))
+            error = self._held_out.block_error(pruned.reader(O_PROJ))
+            if error < least:
+                least, best = error, beta
+        pruned.read(pruned.mapped(linear_map, best) if best else {})
+        return best
+
+    def _fit_rows(self, sublayer: Sublayer, before: Halves | None, errors: ErrorsBehind) -> None:
+        """Fit the rows that stay before a matrix, and it behind them, where held-out errors fall.
+
+        ``before`` is the attention half that the stream passes first, if any.
+        """
+        options, pruned, name = self._options, self.pruned, sublayer.name
+        first, simpler = self.chosen[name], self.records[name]
+        if not (options.sequential and options.row_steps and first.form in WEIGHED):
+            return
+        entering = partial(_entering, self._learned, before)
+        halves = pruned.halves(self.chosen)
+        change = fitted_rows(halves, name, entering, options.ridge, options.row_steps)
+        without = pruned.read(pruned.with_rows(self.chosen, name, change))
+        del halves, change
+        collecting = self._collecting(name)
+        collecting.take(entering())
+        # The ridge is the one that was best before; the new rows are for all of the drift.
+        betas = tuple(sorted({1.0 if first.beta is None else first.beta, 1.0}))
+        few = {"ridge": first.ridge, "ridge_factors": (1.0,), "betas": betas}
+        again = replace(sublayer, chosen=first.kept)
+        self._fix(again, collecting, errors, options.model_copy(update=few))
+        if self.records[name].least < simpler.least:
+            self.records[name] = self.records[name].model_copy(update={"rows_fitted": True})
+        else:
+            self.chosen[name], self.records[name] = first, simpler
+            pruned.read(without)
+
+    def _fix(
+        self,
+        sublayer: Sublayer,
+        collecting: Collecting,
+        errors: ErrorsBehind,
+        options: CompensationOptions | None = None,
+    ) -> None:
+        """Choose a matrix's version by what was collected and by held-out errors."""
+        name, moments = sublayer.name, collecting.moments(sublayer.intercept)
+        measured = partial(errors, self.pruned.reader(name))
+        self.chosen[name], self.records[name] = fitted(
+            sublayer, moments, self._form, options or self._options, measured
+        )
+
+    def _with_choice(self, sublayer: Sublayer, collecting: Collecting) -> Sublayer:
+        """What OBS keeps, by what was collected so far."""
+        if self._form != "obs":
+            return sublayer
+        moments = collecting.moments(sublayer.intercept)
+        return replace(sublayer, chosen=chosen_groups(sublayer, moments, self._options.ridge))
+
+    def _collecting(self, name: str, weighed: Block | None = None) -> Collecting:
+        return Collecting(self.pruned.reader(name), name, self._options.sequential, weighed)
+
+
+def _entering(streams: Iterable[Streams], before: Halves | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """What enters a half in the pruned stream, and what the dense stream is behind it.
+
+    ``before`` is the attention half that the stream passes first, if any.
+    """
+    for each in streams:
+        for stream, target in each.pairs():
+            yield before.after_attention(stream) if before else stream, target

@@ -77,6 +77,10 @@ def test_a_record_from_before_a_field_keeps_its_text() -> None:
     assert read.model_dump(mode="json") == value
     more = read.model_copy(update={"generated_tokens": 64}).model_dump(mode="json")
     assert more == {**value, "generated_tokens": 64}
+    assert read.blocks[0].attention is not None
+    fitted = read.blocks[0].attention.model_copy(update={"rows_fitted": True})
+    assert fitted.model_dump(mode="json") == {**matrix, "rows_fitted": True}
+    assert fitted.uncorrected().model_dump(mode="json").keys() == matrix.keys()
 
 
 @pytest.mark.parametrize("groups", [[1, 0], [0, 0], [-1, 0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bipline.artifacts.compensation import Form
+from bipline.compression.compensation import closed_forms, triangles
 from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
 from bipline.compression.compensation.kept_rows import ROWS_OF, Batches, fitted_rows
+from bipline.compression.compensation.memory import rows_bytes
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
 from bipline.model.opening import open_checkpoint
 from tests.oracles.test_compensation import corrected, narrowed
+from tests.oracles.test_compensation_memory import most_bytes
 from tests.tiny import tiny_model
 
 FAMILIES = ("llama-gqa", "llama-gqa-biased", "qwen2-gqa", "qwen3-mqa", "mistral-mha")
@@ -40,10 +44,9 @@ def test_as_many_steps_as_there_are_unknowns_solve(size: int, seed: int) -> None
     root, right = (torch.randn(rows, size, generator=generator).double() for rows in (size + 2, 1))
     matrix = root.T @ root + 0.1 * torch.eye(size)
     scales = matrix.diagonal()
-    found = conjugate_gradients(
-        right, lambda x: x @ matrix, lambda residual: residual / scales, 3 * size
-    )
-    torch.testing.assert_close(found @ matrix, right, rtol=1e-6, atol=1e-6)
+    for precondition in (lambda residual: residual / scales, lambda residual: residual):
+        found = conjugate_gradients(right, lambda x: x @ matrix, precondition, 4 * size)
+        torch.testing.assert_close(found @ matrix, right, rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_to_fit_is_nothing() -> None:
@@ -144,6 +147,23 @@ def test_every_step_leaves_less(checkpoint: Checkpoint, columns: str) -> None:
     left = [left_after(halves, columns, batches, change) for change in found]
     assert not found[0].any()
     assert left[0] > left[1] > left[2] > left[3]
+
+
+def test_a_fit_takes_what_is_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triangles, "TILE_COLUMNS", 32)
+    monkeypatch.setattr(closed_forms, "ROWS_TOGETHER", 32)
+    rows, columns = 768, 128
+    sizes = {"hidden_size": columns, "intermediate_size": rows}
+    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", "llama-gqa", **sizes))
+    halves = Halves.of(BlockLoop(checkpoint).block(0))
+    entering = torch.randn(1, 4, columns)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield entering, 2 * entering
+
+    found = most_bytes(lambda: fitted_rows(halves, DOWN_PROJ, batches, RIDGE, 3))
+    predicted = rows_bytes(rows, columns, 4)
+    assert found <= predicted <= 1.5 * found
 
 
 def fitted_matrices(blocks: list[Any]) -> set[str]:

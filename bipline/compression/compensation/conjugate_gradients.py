@@ -21,8 +21,8 @@ def conjugate_gradients(
     ``apply`` and ``precondition`` are symmetric and positive definite. Stops where it has arrived.
     """
     x, residual = right.new_zeros(right.shape), right.clone()
-    conditioned = precondition(residual)
-    direction, square = conditioned.clone(), _dot(residual, conditioned)
+    direction = precondition(residual).clone()
+    square = _dot(residual, direction)
     for _ in range(steps):
         image = apply(direction)
         along = _dot(direction, image)
@@ -30,9 +30,11 @@ def conjugate_gradients(
             break
         x.add_(direction, alpha=square / along)
         residual.sub_(image, alpha=square / along)
+        del image  # each of these is as large as the rows
         conditioned = precondition(residual)
         before, square = square, _dot(residual, conditioned)
         direction.mul_(square / before).add_(conditioned)
+        del conditioned
     return x
 
 

@@ -76,12 +76,17 @@ def compensation_bytes(
     if not options.row_steps:
         return most
     there = outputs * (down_proj - int(ratio * down_proj))
-    rows = products * ROW_VECTORS * there + triangles_bytes(outputs)
+    rows = rows_bytes(there // outputs, outputs, products)
     rows += computing_bytes * (inputs + outputs * o_proj + 3 * there)
     # down_proj again behind other rows of up_proj; its version without them is there too.
     again = second - fitted(down_proj) + fitted(down_proj, chosen=False, versions=SECOND_VERSIONS)
     again += (weight_bytes + computing_bytes) * outputs * down_proj
     return max(most, written + max(rows, again))
+
+
+def rows_bytes(rows: int, columns: int, product_bytes: int) -> int:
+    """Bytes of fitting so many rows of a matrix, beside the block they are in."""
+    return product_bytes * ROW_VECTORS * rows * columns + triangles_bytes(columns)
 
 
 def rows_operations(

@@ -22,7 +22,7 @@ print(sum(p.numel() for p in model.parameters()), output.shape[1] - prompt["inpu
 """
 
 
-@pytest.mark.parametrize("ratio", [0.2, 0.5])
+@pytest.mark.parametrize("ratio", [pytest.param(0.2, marks=pytest.mark.slow), 0.5])
 @pytest.mark.parametrize(
     ("name", "text", "held_out", "method"),
     [

@@ -331,6 +331,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         scored(model)
 
 
+@pytest.mark.slow
 def test_bfloat16_adds_up_in_float32(reference: Path) -> None:
     windows = torch.randint(4096, (17, 64), generator=torch.Generator().manual_seed(0))
     one, other = (

@@ -24,7 +24,7 @@ def test_model_larger_than_the_limit(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     assert size > 3 * LIMIT_BYTES
     arguments = [
-        "prune", model, "--ratio", "0.5", "--dtype", "bfloat16", "--samples", "4",
+        "prune", model, "--ratio", "0.5", "--dtype", "bfloat16", "--samples", "4", "--seqlen", "32",
         "--criterion", "llm-bip-glu",
         "--calibration", ASSETS / "texts" / "calibration.txt", "--out", tmp_path / "out",
         "--state", tmp_path / "state", "--json", tmp_path / "result.json",

@@ -2,7 +2,7 @@
 
 Blocks marked ``bash`` are run line by line in a folder that looks like a checkout. Blocks marked
 ``sh`` are shown to the reader and need what a test has not (``make`` and a fresh machine, or the
-hub): their configuration files are checked elsewhere, and ``make demo`` is the slow test below.
+hub): their configuration files are checked elsewhere, and ``make demo`` is a test of its own.
 """
 
 from __future__ import annotations
@@ -86,18 +86,3 @@ def test_constraints_pin_every_dependency() -> None:
         for requirement in group:
             name = re.split(r"[\[<>=]", requirement)[0].lower().replace("_", "-")
             assert f"\n{name}==" in pins, name
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_demo_twice_ends_with_the_table(tmp_path: Path) -> None:
-    """The main job on the embedded model; the second time unchanged stages say they are cached."""
-    command = f"bipline demo --set state={tmp_path} --json {tmp_path / 'summary.json'}"
-    for again in (False, True):
-        outcome = shell(command, ROOT)
-        assert outcome.returncode == 0, outcome.stderr
-        for word in ("dense", "pruned", "recovered", "perplexity, held-out", "acc, cloze"):
-            assert word in outcome.stdout
-        assert ("cached" in outcome.stdout) == again
-        assert Path(re.search(r"^report +(\S+)$", outcome.stdout, re.MULTILINE)[1]).is_file()  # type: ignore[index]
-    assert (tmp_path / "summary.json").is_file()

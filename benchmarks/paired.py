@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from benchmarks.tables import Table
 from bipline.artifacts.documents import read_documents
-from bipline.artifacts.progress import track
+from bipline.artifacts.errors import BiplineError, InvalidInput
 from bipline.compression.computing import Computing
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
-from bipline.quality.perplexity import text_windows
+from bipline.quality.perplexity import text_windows, token_losses
 
 SEQLEN = 128
 # Windows that count as one.
@@ -51,14 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def window_losses(folder: Path, windows: Tensor) -> Tensor:
     """Mean NLL of every window of tokens, float64 ``[windows]``, in nats a token."""
-    checkpoint = open_checkpoint(folder)
-    loop = Computing().loop(checkpoint)
-    states = loop.states(windows)
-    loop.embed_into(states, windows)
-    layers = checkpoint.shape.num_hidden_layers
-    for block in track(loop.blocks(), f"losses of {folder.name}", layers):
-        block.advance(states)
-    return loop.negative_log_likelihood(states, windows).double().mean(1)
+    loop = Computing().loop(open_checkpoint(folder))
+    return token_losses(loop, windows, f"losses of {folder.name}").double().mean(1)
 
 
 def perplexity_of(losses: Tensor) -> float:
@@ -70,6 +64,11 @@ def paired_difference(losses: Tensor, dense: Tensor) -> tuple[float, float]:
     """The mean of the differences and its standard error over blocks of windows."""
     differences = losses - dense
     count = len(differences) // TOGETHER
+    if count < 2:
+        raise InvalidInput(
+            f"a standard error needs {2 * TOGETHER} windows of {SEQLEN} tokens; the text has "
+            f"{len(differences)}"
+        )
     blocks = differences[: count * TOGETHER].view(count, TOGETHER).mean(1)
     return float(differences.mean()), float(blocks.std() / math.sqrt(count))
 
@@ -83,5 +82,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
+    try:
         main()
+    except BiplineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

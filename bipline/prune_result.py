@@ -181,9 +181,8 @@ def _compensation_operations(
     streams = (2 if sequential else 1) * (fitted + record.held_out_tokens)
     forward = forward_operations(shape, (streams + record.generated_tokens) // seqlen, seqlen)
     moments = shape.num_hidden_layers * moments_operations(shape, fitted, sequential, maps)
-    rows = 0.0
+    rows, steps = 0.0, record.options.get("row_steps", 0)
     for kept, block in zip(plan.blocks, record.blocks, strict=True):
-        steps = record.options.get("row_steps", 0)
         works = rows_operations(shape, *kept.widths, fitted, steps)
         for sublayer, work in zip((block.attention, block.ffn), works, strict=True):
             rows += work if sublayer and sublayer.rows_fitted else 0

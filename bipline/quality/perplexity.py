@@ -53,8 +53,20 @@ def perplexity(
 ) -> Perplexity:
     """Perplexity of token windows ``[windows, seqlen]``; ``name`` is for the progress display.
 
-    Hidden states that ``max_memory`` (or the machine) has no room for are kept in a temporary
-    folder. Raises InvalidInput or EnvironmentFailure where even that is not enough.
+    Memory and its errors are those of :func:`token_losses`.
+    """
+    losses = token_losses(loop, windows, f"perplexity of {name}", max_memory)
+    return _summary(float(losses.double().sum()), losses.numel(), name)
+
+
+def token_losses(
+    loop: BlockLoop, windows: torch.Tensor, what: str, max_memory: int | None = None
+) -> torch.Tensor:
+    """Loss in nats of every token that is predicted, float32 ``[windows, seqlen - 1]``.
+
+    ``what`` is for the progress display. Hidden states that ``max_memory`` (or the machine) has no
+    room for are kept in a temporary folder. Raises InvalidInput or EnvironmentFailure where even
+    that is not enough.
     """
     need = memory_need(loop, windows, logits=True)
     resident = states_fit(need, max_memory)
@@ -62,10 +74,9 @@ def perplexity(
         states = loop.states(windows, folder, resident)
         loop.embed_into(states, windows)
         layers = loop.checkpoint.shape.num_hidden_layers
-        for block in track(loop.blocks(), f"perplexity of {name}", layers):
+        for block in track(loop.blocks(), what, layers):
             block.advance(states)
-        total = float(loop.negative_log_likelihood(states, windows).double().sum())
-    return _summary(total, windows.shape[0] * (windows.shape[1] - 1), name)
+        return loop.negative_log_likelihood(states, windows)
 
 
 @contextmanager

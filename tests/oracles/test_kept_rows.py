@@ -18,6 +18,7 @@ from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
 from bipline.compression.compensation.kept_rows import ROWS_OF, Batches, fitted_rows
 from bipline.compression.compensation.memory import rows_bytes
+from bipline.compression.compensation.versions import PrunedBlock
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
@@ -56,39 +57,16 @@ def test_nothing_to_fit_is_nothing() -> None:
 
 def half_of(checkpoint: Checkpoint) -> tuple[Halves, Batches]:
     """A block of which some groups are gone, and tokens: what enters, what should leave it."""
-    halves = Halves.of(BlockLoop(checkpoint, torch.float64).block(1))
-    shape = checkpoint.shape
-    columns = {
-        O_PROJ: shape.head_dim * shape.queries_per_group * (shape.num_key_value_heads - 1)
-        or shape.head_dim,
-        DOWN_PROJ: 5,
-    }
-    rows = {O_PROJ: shape.head_dim * max(1, shape.num_key_value_heads - 1), DOWN_PROJ: 5}
-    first = {
-        "self_attn.q_proj": columns[O_PROJ],
-        "mlp.gate_proj": 5,
-        "self_attn.k_proj": rows[O_PROJ],
-    }
-    first |= {ROWS_OF[name]: count for name, count in rows.items()}
-    weights = dict(halves.weights)
-    if shape.num_key_value_heads == 1:
-        # A single group is never cut.
-        first = {name: count for name, count in first.items() if name.startswith("mlp.")}
-        columns.pop(O_PROJ)
-    for name, count in first.items():
-        for part in ("weight", "bias"):
-            if (key := f"{name}.{part}") in weights:
-                weights[key] = weights[key][:count]
-    for name, count in columns.items():
-        weights[f"{name}.weight"] = weights[f"{name}.weight"][:, :count]
+    block = BlockLoop(checkpoint, torch.float64).block(1)
+    pruned = PrunedBlock(checkpoint, block, narrowed(checkpoint).blocks[1]).halves({})
     generator = torch.Generator().manual_seed(3)
-    entering = torch.randn(6, 7, shape.hidden_size, generator=generator).double()
+    entering = torch.randn(6, 7, checkpoint.shape.hidden_size, generator=generator).double()
     target = entering + torch.randn(entering.shape, generator=generator).double()
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(entering.split(4), target.split(4), strict=True)
 
-    return halves.changed(weights), batches
+    return pruned, batches
 
 
 def given_by(halves: Halves, columns: str, rows: Tensor, entering: Tensor) -> Tensor:

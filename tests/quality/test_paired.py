@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from benchmarks import paired
 from bipline.artifacts.documents import read_documents
+from bipline.artifacts.errors import InvalidInput
 from bipline.model.block_loop import BlockLoop
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
@@ -54,3 +57,19 @@ def test_losses_are_those_of_perplexity(
     assert paired.perplexity_of(losses) == pytest.approx(expected.value)
     paired.main([*map(str, folders), "--text", str(TEXT)])
     assert f"{expected.value:.2f}" in capsys.readouterr().out
+
+
+def test_a_text_that_is_missing_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", "llama-gqa", max_position_embeddings=256)
+    absent = tmp_path / "absent.txt"
+    command = [sys.executable, "-m", "benchmarks.paired", model, model, "--text", absent]
+    outcome = subprocess.run(
+        list(map(str, command)), cwd=ASSETS.parent, capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 2, outcome
+    assert outcome.stderr.strip() == f"error: {absent}: no such text file"
+
+
+def test_too_few_windows_for_an_error_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="needs 16 windows of 128 tokens; the text has 15"):
+        paired.paired_difference(torch.zeros(15), torch.zeros(15))

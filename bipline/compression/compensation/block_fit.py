@@ -34,7 +34,7 @@ class BlockFit:
     """What is chosen for one block, ``chosen`` and ``records``; ``plain`` is nothing corrected.
 
     ``fitted`` are the streams of the calibration's windows, ``drawn`` those of others: their dense
-    stream enters the block, and is moved behind its attention by :meth:`correct_attention`.
+    stream enters the block, and is moved on by :meth:`correct_attention` and :meth:`correct_ffn`.
     """
 
     def __init__(
@@ -76,7 +76,12 @@ class BlockFit:
         self.records[O_PROJ] = self.records[O_PROJ].model_copy(update={"input_beta": beta})
 
     def correct_ffn(self) -> None:
-        """Fit down_proj and up_proj behind the attention half as it was chosen."""
+        """Fit down_proj and up_proj behind the attention half as it was chosen.
+
+        Moves the dense streams behind the block.
+        """
+        for streams in self._learned:
+            streams.advance_ffn(self.pruned.dense)
         ffn = self._sublayers.get(DOWN_PROJ)
         if ffn is None:
             return

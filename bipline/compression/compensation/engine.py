@@ -144,8 +144,6 @@ class _Engine:
         held_out = HeldOut(self.held, pruned.dense)
         fit = BlockFit(pruned, held_out, self.fitted, self.drawn, self.form, self.options)
         fit.correct_attention()
-        for streams in (self.fitted, *self.drawn):
-            streams.advance_ffn(pruned.dense)
         fit.correct_ffn()
         return self._finished(fit, held_out)
 

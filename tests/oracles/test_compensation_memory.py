@@ -193,6 +193,9 @@ def test_whatever_is_simpler_needs_no_more() -> None:
     assert sizes == sorted(sizes)
     one_stream = options.model_copy(update={"sequential": False})
     assert compensation_bytes(LLAMA_3_8B, "obs", one_stream, 2) < sizes[-1]
+    for fewer in ({"input_maps": False}, {"row_steps": 0}):
+        less = options.model_copy(update=fewer)
+        assert compensation_bytes(LLAMA_3_8B, "obs", less, 2) < sizes[-1]
 
 
 @pytest.mark.parametrize("form", ["least-squares", "obs"])

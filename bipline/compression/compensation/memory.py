@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bipline.artifacts.compensation import Form
 from bipline.compression.compensation.fitting import VERSIONS_TOGETHER
 from bipline.compression.compensation.moments import moments_bytes
@@ -40,48 +42,106 @@ def compensation_bytes(
     """
     if form == "none":
         return 0
-    outputs = shape.hidden_size
-    o_proj, down_proj = shape.num_attention_heads * shape.head_dim, shape.intermediate_size
-    products = max(4, computing_bytes)
-    drift = outputs if options.sequential else 0
-
-    def held(columns: int) -> int:
-        return moments_bytes(columns, drift, products)
-
-    def fitted(columns: int, chosen: bool = form == "obs", versions: int = VERSIONS) -> int:
-        there = columns - int(ratio * columns)
-        # Of the kept moments with their factor; of the side, and of one or two solutions.
-        solve = triangles_bytes(there) + products * outputs * there * (3 if drift else 2)
-        versions_bytes = versions * weight_bytes + computing_bytes
-        eliminated = obs_bytes(columns, outputs, products) if chosen else 0
-        # The matrix is copied where it is read in a narrower dtype than is fitted in.
-        widened = products * outputs * columns if computing_bytes < products else 0
-        strips = STRIPS * DOUBLE * TILE_COLUMNS * columns
-        return max(solve + versions_bytes * outputs * there, eliminated) + widened + strips
-
+    sizes = _Sizes(shape, form, options, weight_bytes, computing_bytes, ratio)
     # Moments of down_proj's inputs are taken when those of o_proj's are used up.
-    first, second = held(o_proj) + fitted(o_proj), held(down_proj) + fitted(down_proj)
+    attention, ffn = sizes.first_fit(sizes.o_proj), sizes.first_fit(sizes.down_proj)
     if not options.sequential:
-        return max(first, second)
-    inputs = outputs * (o_proj + 2 * shape.num_key_value_heads * shape.head_dim)
+        return max(attention, ffn)
     # Behind the pruned attention half, of which there is a copy.
-    second += computing_bytes * (inputs + outputs * o_proj)
+    half = computing_bytes * (sizes.inputs + sizes.outputs * sizes.o_proj)
     if form == "bias":
-        return max(first, second)
-    # A map of the inputs of q_proj, k_proj and v_proj is made and used up before o_proj's moments
-    # come; they are there as they are written and as they are applied, like fitted rows.
-    written, applied = weight_bytes * inputs, computing_bytes * inputs
-    maps = held(outputs) + fitted(outputs)
-    most = written + max(applied + max(first, maps), second)
-    if not options.row_steps:
-        return most
-    there = outputs * (down_proj - int(ratio * down_proj))
-    rows = rows_bytes(there // outputs, outputs, products)
-    rows += computing_bytes * (inputs + outputs * o_proj + 3 * there)
-    # down_proj again behind other rows of up_proj; its version without them is there too.
-    again = second - fitted(down_proj) + fitted(down_proj, chosen=False, versions=SECOND_VERSIONS)
-    again += (weight_bytes + computing_bytes) * outputs * down_proj
-    return max(most, written + max(rows, again))
+        return max(attention, ffn + half)
+    # What was mapped of q_proj, k_proj and v_proj, or fitted of v_proj alone, is there as it is
+    # written, and until the FFN's turn as it is applied. The map is made and used up before o_proj's
+    # moments come.
+    changed, maps = 0, 0
+    if options.input_maps:
+        changed, maps = sizes.inputs, sizes.first_fit(sizes.outputs)
+    elif options.row_steps:
+        changed = sizes.values
+    stages = [computing_bytes * changed + max(attention, maps), ffn + half]
+    if options.row_steps:
+        stages += [sizes.rows_fit + half, sizes.second_fit + half]
+    return weight_bytes * changed + max(stages)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes of one fit after another; the fields are :func:`compensation_bytes`'."""
+
+    shape: ModelShape
+    form: Form
+    options: CompensationOptions
+    weight_bytes: int
+    computing_bytes: int
+    ratio: float
+
+    @property
+    def outputs(self) -> int:
+        return self.shape.hidden_size
+
+    @property
+    def o_proj(self) -> int:
+        """Columns of o_proj."""
+        return self.shape.num_attention_heads * self.shape.head_dim
+
+    @property
+    def down_proj(self) -> int:
+        """Columns of down_proj."""
+        return self.shape.intermediate_size
+
+    @property
+    def values(self) -> int:
+        """Weights of v_proj."""
+        return self.outputs * self.shape.num_key_value_heads * self.shape.head_dim
+
+    @property
+    def inputs(self) -> int:
+        """Weights of q_proj, k_proj and v_proj."""
+        return self.outputs * self.o_proj + 2 * self.values
+
+    @property
+    def products(self) -> int:
+        """Bytes of a number in the dtype that products are taken in."""
+        return max(4, self.computing_bytes)
+
+    def first_fit(self, columns: int) -> int:
+        """A matrix of so many columns with its moments, its choice among them."""
+        eliminated = 0
+        if self.form == "obs":
+            eliminated = obs_bytes(columns, self.outputs, self.products)
+        return max(self._solving(columns, VERSIONS), eliminated) + self._held(columns)
+
+    @property
+    def second_fit(self) -> int:
+        """down_proj again behind other rows of up_proj; its version without them is there too."""
+        changed = (self.weight_bytes + self.computing_bytes) * self.outputs * self.down_proj
+        fit = self._solving(self.down_proj, SECOND_VERSIONS) + self._held(self.down_proj)
+        return changed + fit
+
+    @property
+    def rows_fit(self) -> int:
+        """The kept rows of up_proj, beside what stays of the FFN."""
+        there = self._there(self.down_proj)
+        kept = 3 * self.computing_bytes * self.outputs * there
+        return rows_bytes(there, self.outputs, self.products) + kept
+
+    def _there(self, columns: int) -> int:
+        return columns - int(self.ratio * columns)
+
+    def _solving(self, columns: int, versions: int) -> int:
+        """Of the kept moments with their factor; of the side, solutions and versions."""
+        there, sides = self._there(columns), 3 if self.options.sequential else 2
+        each = self.products * sides + versions * self.weight_bytes + self.computing_bytes
+        return triangles_bytes(there) + each * self.outputs * there
+
+    def _held(self, columns: int) -> int:
+        """Moments; strips of triangles; the matrix, copied where it is read in a narrower dtype."""
+        drift = self.outputs if self.options.sequential else 0
+        widened = self.computing_bytes < self.products
+        copied = self.products * self.outputs * columns if widened else 0
+        strips = STRIPS * DOUBLE * TILE_COLUMNS * columns
+        return moments_bytes(columns, drift, self.products) + copied + strips
 
 
 def rows_bytes(rows: int, columns: int, product_bytes: int) -> int:

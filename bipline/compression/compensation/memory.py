@@ -52,8 +52,8 @@ def compensation_bytes(
     if form == "bias":
         return max(attention, ffn + half)
     # What was mapped of q_proj, k_proj and v_proj, or fitted of v_proj alone, is there as it is
-    # written, and until the FFN's turn as it is applied. The map is made and used up before o_proj's
-    # moments come.
+    # written, and until the FFN's turn as it is applied. The map is made and used up before
+    # o_proj's moments come.
     changed, maps = 0, 0
     if options.input_maps:
         changed, maps = sizes.inputs, sizes.first_fit(sizes.outputs)

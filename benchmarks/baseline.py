@@ -9,7 +9,7 @@ from benchmarks.precision import same_share
 from benchmarks.running import forget_model, run_module
 from benchmarks.session import Session
 from benchmarks.tables import NOTHING, Section, Table, gigabytes_text, percent_text, seconds_text
-from bipline.artifacts.plan import PruningPlan, read_plan
+from bipline.values.plan import PruningPlan, read_plan
 
 MODULE = "benchmarks.hooked_baseline"
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
-from bipline.artifacts.plan import PruningPlan
 from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.calibrate import calibrate
@@ -35,6 +34,7 @@ from bipline.compression.score import Calibration, score_model
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
+from bipline.values.plan import PruningPlan
 
 COUNTS = (16, 32, 64, 128, 256, 512)
 SEQLEN, RATIO = 128, 0.35

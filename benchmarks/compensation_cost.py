@@ -24,7 +24,6 @@ from benchmarks.compensation_operations import Operations, Work, operations_of
 from benchmarks.machine import ProcessorTime, described, machine
 from benchmarks.shapes import random_checkpoint
 from benchmarks.tables import Section, Table, gigabytes_text, seconds_text
-from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan
 from bipline.compression.compensation import (
     block_fit,
     collecting,
@@ -45,6 +44,7 @@ from bipline.model.floor import compute_rate
 from bipline.model.loading import import_libraries
 from bipline.model.memory import memory_need, watching_memory
 from bipline.model.opening import open_checkpoint
+from bipline.values.plan import BlockPlan, Budget, PruningPlan
 
 TARGET_BYTES = 8_000_000_000
 SEQLEN = 128

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.operations import OperationCounter
-from bipline.cli_options import key_values
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import load_criterion, options_of
 from bipline.compression.score import Calibration, score_model
 from bipline.compression.statistics import flattened
+from bipline.face.options import key_values
 from bipline.model.loading import import_libraries
 from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint

@@ -33,10 +33,10 @@ from benchmarks.correlations import (
 from benchmarks.fidelity_tables import sections
 from benchmarks.running import Failed, run
 from benchmarks.true_changes import TrueChanges, true_changes
-from bipline.artifacts.directory import write_text
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
 from bipline.model.opening import open_checkpoint
+from bipline.storage.directory import write_text
 
 # Every criterion that scores groups, and the published variants of those that have some.
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from benchmarks.running import CALIBRATION, SEQLEN
-from bipline.artifacts.plan import PruningPlan
 from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.calibrate import calibrate
 from bipline.compression.criteria import Criterion, load_criterion
@@ -29,13 +28,14 @@ from bipline.compression.criteria.interface import Block, BlockScores, Options, 
 from bipline.compression.partial_sums import Accumulator, reduce_chunks
 from bipline.compression.slicing import kept_indices
 from bipline.compression.statistics import Scores
+from bipline.face.prune_result import Clock
 from bipline.model.block_loop import Activations, micro_batch_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import block_axes, build_of, exported_config
 from bipline.model.loading import import_libraries, load_model
 from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint
-from bipline.prune_result import Clock
+from bipline.values.plan import PruningPlan
 
 
 def main() -> None:

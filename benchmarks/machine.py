@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.stage_key import code_digest, library_versions, processor
 from bipline.compression.criteria import CRITERIA, module_name
+from bipline.storage.stage_key import code_digest, library_versions, processor
 
 
 def machine(folder: Path) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def machine(folder: Path) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         **{name: libraries[name] for name in ("torch", "transformers", "safetensors")},
-        "code": code_digest("bipline.cli", *map(module_name, CRITERIA))[:12],
+        "code": code_digest("bipline.face.cli", *map(module_name, CRITERIA))[:12],
         "load_before": round(os.getloadavg()[0], 2),
     }
 

@@ -16,8 +16,8 @@ from benchmarks.tables import (
     gigabytes_text,
     seconds_text,
 )
-from bipline.artifacts.synced_file import SyncedFile
 from bipline.model.opening import open_checkpoint
+from bipline.storage.synced_file import SyncedFile
 
 CRITERION = "llm-bip-glu"
 DTYPE = "bfloat16"

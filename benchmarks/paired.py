@@ -20,12 +20,12 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.tables import Table
-from bipline.artifacts.documents import read_documents
-from bipline.artifacts.errors import BiplineError, InvalidInput
+from bipline.base.errors import BiplineError, InvalidInput
 from bipline.compression.computing import Computing
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import text_windows, token_losses
+from bipline.storage.documents import read_documents
 
 SEQLEN = 128
 # Windows that count as one.

@@ -11,7 +11,7 @@ from benchmarks.main_job import CRITERION, RATIO
 from benchmarks.running import prune
 from benchmarks.session import Session
 from benchmarks.tables import Section, Table, percent_text
-from bipline.artifacts.plan import PruningPlan, read_plan
+from bipline.values.plan import PruningPlan, read_plan
 
 MODEL = Path("assets/reference-llm")
 DTYPES = ("float32", "bfloat16")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 from benchmarks.quality_tables import AUTO, Cell, merged, standing_table
-from bipline.artifacts.comparison import Comparison, Row
+from bipline.values.comparison import Comparison, Row
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -137,7 +137,7 @@ class Bench:
             *(f"--method={method}" for method in methods),
             "--layouts", layout, "--ratios", ",".join(self.ratios), "--jobs", self.jobs,
         ]  # fmt: skip
-        command = [sys.executable, "-m", "bipline.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "bipline", *map(str, arguments)]
         subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
 
     def _folder(self, name: str) -> Path:

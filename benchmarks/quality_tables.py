@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from benchmarks.machine import described
-from bipline.artifacts.comparison import Comparison, Row
+from bipline.values.comparison import Comparison, Row
 
 AUTO = "auto"
 

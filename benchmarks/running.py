@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bipline.artifacts.folder import forget_cached
+from bipline.storage.folder import forget_cached
 
 if TYPE_CHECKING:
     from benchmarks.session import Session
@@ -93,7 +93,7 @@ def prune(
     session.say(f"$ {shown}")
     state = ["--state", str(out.with_name("state"))]
     forget_model(model)
-    finished = run([sys.executable, "-m", "bipline.cli", "prune", *arguments, *state], data_limit)
+    finished = run([sys.executable, "-m", "bipline", "prune", *arguments, *state], data_limit)
     result = json.loads(json_file.read_text(encoding="utf-8"))
     return Pruned(shown, result, finished.seconds, finished.printed)
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.directory import atomic_directory, write_text
-from bipline.artifacts.stage_key import PROJECT_ROOT
 from bipline.model.families import family_of, model_axes, shape_of
 from bipline.model.writer import TensorSpec, write_weights
+from bipline.storage.directory import atomic_directory, write_text
+from bipline.storage.stage_key import PROJECT_ROOT
 
 TOKENIZER = PROJECT_ROOT / "assets" / "reference-llm"
 PIECE_ROWS = 2048

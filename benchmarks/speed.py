@@ -27,8 +27,8 @@ from benchmarks.running import CALIBRATION, Failed
 from benchmarks.session import QUICK_SHAPE, Session, Settings, session
 from benchmarks.shapes import SHAPES
 from benchmarks.tables import Section
-from bipline.artifacts.directory import write_text
-from bipline.artifacts.errors import BiplineError
+from bipline.base.errors import BiplineError
+from bipline.storage.directory import write_text
 
 SCHEMA_VERSION = 1
 SECTIONS: dict[str, Callable[[Session], Section]] = {

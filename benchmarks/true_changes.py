@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bipline.artifacts.progress import track
-from bipline.compression.gates import ATTENTION_READER, gated, mean_loss
+from bipline.base.progress import track
+from bipline.compression.masks import ATTENTION_READER, gated, mean_loss
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bipline.compression.allocation import load_rule
 from bipline.compression.criteria import load_criterion
-from bipline.compression.methods import Method, Paragraph, all_methods
+from bipline.compression.descriptions import Method, Paragraph, all_methods
 from bipline.compression.options import BaseOptions
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from bipline.artifacts.comparison import Comparison, Outcome, Tracked
+from bipline.values.comparison import Comparison, Outcome, Tracked
 from materializers.json_value import JsonMaterializer
 
 

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from zenml.enums import ArtifactType, VisualizationType
 
-from bipline.artifacts.errors import InvalidInput, Refused
-from bipline.artifacts.manifest import read_manifest
-from bipline.artifacts.store import Handle
+from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.statistics import KIND as STATISTICS
+from bipline.storage.manifest import read_manifest
+from bipline.storage.store import Handle
 from materializers.json_value import JsonMaterializer, figures, html_table
 from materializers.pictures import importance_picture
 

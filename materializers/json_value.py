@@ -14,12 +14,12 @@ from pydantic import BaseModel, ValidationError
 from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 
-from bipline.artifacts.digests import digest_json
-from bipline.artifacts.errors import Refused
-from bipline.artifacts.plan import PruningPlan
-from bipline.artifacts.record import EvaluationRecord, RecoveryRecord
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.summary import Registration
+from bipline.base.errors import Refused
+from bipline.storage.digests import digest_json
+from bipline.values.plan import PruningPlan
+from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.resolution import Resolution
+from bipline.values.summary import Registration
 
 Value = TypeVar("Value", bound=BaseModel)
 Scalar = str | int | float | bool

@@ -13,7 +13,7 @@ from typing import Any
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
-from bipline.config import CompressConfig, ScoreSection
+from bipline.settings.compress import CompressConfig, ScoreSection
 from pipelines.provenance import provenance
 from steps.allocate import allocate
 from steps.calibrate import calibrate

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bipline.artifacts.stage_key import PROJECT_ROOT
-from bipline.delivery.registry import prepare_tracking
+from bipline.delivery.registries.mlflow import prepare_tracking
+from bipline.storage.stage_key import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from zenml.enums import StackComponentType

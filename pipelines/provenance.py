@@ -8,8 +8,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bipline.artifacts.digests import digest_file
-from bipline.artifacts.stage_key import PROJECT_ROOT, library_versions
+from bipline.storage.digests import digest_file
+from bipline.storage.stage_key import PROJECT_ROOT, library_versions
 
 UNKNOWN = "unknown"
 

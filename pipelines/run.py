@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bipline.artifacts.directory import locked
-from bipline.artifacts.errors import BiplineError, EnvironmentFailure
-from bipline.artifacts.progress import note
-from bipline.artifacts.summary import RunSummary, StageSummary
-from bipline.config import CompressConfig
-from bipline.settle import settle
+from bipline.base.errors import BiplineError, EnvironmentFailure
+from bipline.base.progress import note
+from bipline.face.settle import settle
+from bipline.settings.compress import CompressConfig
+from bipline.storage.directory import locked
+from bipline.values.summary import RunSummary, StageSummary
 from pipelines.local_stack import activate_local_stack, close_tracking, isolate
 from pipelines.provenance import provenance
 

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bipline.artifacts.comparison import SweepSummary
-from bipline.artifacts.directory import locked
-from bipline.artifacts.progress import note
-from bipline.artifacts.summary import StageSummary
-from bipline.delivery.registry import prepare_tracking
-from bipline.sweep_config import SweepConfig
+from bipline.base.progress import note
+from bipline.delivery.registries.mlflow import prepare_tracking
+from bipline.settings.sweep import SweepConfig
+from bipline.storage.directory import locked
+from bipline.values.comparison import SweepSummary
+from bipline.values.summary import StageSummary
 from pipelines.local_stack import activate_local_stack, close_tracking, isolate
 from pipelines.run import (
     _log_provenance,

@@ -13,9 +13,9 @@ from typing import Any
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
-from bipline.artifacts.combination import Combination
-from bipline.sweep_config import SweepConfig
-from bipline.sweep_plan import combinations_of
+from bipline.face.sweep_plan import combinations_of
+from bipline.settings.sweep import SweepConfig
+from bipline.values.combination import Combination
 from pipelines.provenance import provenance
 from steps.calibrate import calibrate
 from steps.evaluate import evaluate_dense

@@ -7,14 +7,14 @@ from typing import Annotated
 
 from zenml import step
 
-from bipline.artifacts.plan import PruningPlan
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.store import Handle
 from bipline.compression import allocate as core
 from bipline.compression.allocation import RULES, rule_module
 from bipline.compression.statistics import load_statistics
-from bipline.config import AllocateSection
 from bipline.model.devices import choose_device
+from bipline.settings.compress import AllocateSection
+from bipline.storage.store import Handle
+from bipline.values.plan import PruningPlan
+from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, Stage, cached_by, calibration_windows, dense_checkpoint
 
 VERSION = "2"

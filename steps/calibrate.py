@@ -7,11 +7,11 @@ from typing import Annotated
 
 from zenml import step
 
-from bipline.artifacts.directory import DirectoryWriter
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.store import Handle
 from bipline.compression import calibrate as core
-from bipline.config import CalibrateSection
+from bipline.settings.compress import CalibrateSection
+from bipline.storage.directory import DirectoryWriter
+from bipline.storage.store import Handle
+from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, Stage, cached_by, text_digest
 
 VERSION = "1"

@@ -7,14 +7,14 @@ from typing import Annotated
 
 from zenml import step
 
-from bipline.artifacts.directory import DirectoryWriter
-from bipline.artifacts.plan import PruningPlan
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.store import Handle
 from bipline.compression.compensation import realise as core
 from bipline.compression.corrections import KIND, open_corrections
-from bipline.config import CompensateSection
 from bipline.model.devices import choose_device
+from bipline.settings.compress import CompensateSection
+from bipline.storage.directory import DirectoryWriter
+from bipline.storage.store import Handle
+from bipline.values.plan import PruningPlan
+from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, Stage, cached_by, calibration_windows, dense_checkpoint
 
 VERSION = "1"

@@ -7,13 +7,13 @@ from typing import Annotated
 
 from zenml import step
 
-from bipline.artifacts.errors import Refused
-from bipline.artifacts.record import EvaluationRecord
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.store import Handle
-from bipline.config import EvaluateSection
+from bipline.base.errors import Refused
 from bipline.model.devices import choose_device
 from bipline.quality import evaluate as core
+from bipline.settings.compress import EvaluateSection
+from bipline.storage.store import Handle
+from bipline.values.record import EvaluationRecord
+from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, Stage, cached_by, text_digest
 
 VERSION = "1"

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from zenml import ArtifactConfig, step
 from zenml.enums import ArtifactType
 
-from bipline.artifacts.digests import digest_json
-from bipline.artifacts.plan import PruningPlan
-from bipline.artifacts.record import EvaluationRecord, RecoveryRecord
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.store import Handle
-from bipline.config import ExportSection
 from bipline.delivery import export as core
+from bipline.settings.compress import ExportSection
+from bipline.storage.digests import digest_json
+from bipline.storage.store import Handle
+from bipline.values.plan import PruningPlan
+from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, Stage, cached_by
 
 VERSION = "1"

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from zenml import get_step_context, log_metadata, step
 
-from bipline.artifacts.plan import PruningPlan
-from bipline.artifacts.progress import heading
-from bipline.artifacts.record import EvaluationRecord, RecoveryRecord
-from bipline.artifacts.store import Handle
-from bipline.artifacts.summary import Registration
-from bipline.config import PromoteSection
+from bipline.base.progress import heading
 from bipline.delivery import registry as core
+from bipline.settings.compress import PromoteSection
+from bipline.storage.store import Handle
+from bipline.values.plan import PruningPlan
+from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.summary import Registration
 from steps.stage import FROM_JSON
 from steps.tracked import flattened, measured, stage_seconds
 

@@ -8,13 +8,13 @@ from typing import Annotated
 from zenml import ArtifactConfig, step
 from zenml.enums import ArtifactType
 
-from bipline.artifacts.directory import DirectoryWriter
-from bipline.artifacts.plan import PruningPlan
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.store import Handle
 from bipline.compression import prune as core
 from bipline.compression.corrections import open_corrections
-from bipline.config import PruneSection
+from bipline.settings.compress import PruneSection
+from bipline.storage.directory import DirectoryWriter
+from bipline.storage.store import Handle
+from bipline.values.plan import PruningPlan
+from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 
 VERSION = "2"

@@ -13,17 +13,17 @@ from typing import Annotated
 from zenml import ArtifactConfig, step
 from zenml.enums import ArtifactType
 
-from bipline.artifacts.directory import DirectoryWriter
-from bipline.artifacts.record import RecoveryRecord
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.store import Handle
 from bipline.compression.prune import KIND
-from bipline.config import RecoverSection
-from bipline.quality import recover as core
+from bipline.recovery import lora as core
+from bipline.settings.compress import RecoverSection
+from bipline.storage.directory import DirectoryWriter
+from bipline.storage.store import Handle
+from bipline.values.record import RecoveryRecord
+from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, Stage, cached_by, text_digest
 
 VERSION = "1"
-STAGE = Stage("recover", VERSION, ("bipline.quality.recover",))
+STAGE = Stage("recover", VERSION, ("bipline.recovery.lora",))
 
 
 def fingerprint() -> str:

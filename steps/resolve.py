@@ -6,9 +6,9 @@ from typing import Annotated
 
 from zenml import log_metadata, step
 
-from bipline.artifacts.progress import heading
-from bipline.artifacts.resolution import Resolution
+from bipline.base.progress import heading
 from bipline.model import resolve as core
+from bipline.values.resolution import Resolution
 from steps.stage import store
 
 VERSION = "1"

@@ -7,10 +7,6 @@ from typing import Annotated
 
 from zenml import step
 
-from bipline.artifacts.digests import digest_json
-from bipline.artifacts.directory import DirectoryWriter
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.store import Handle
 from bipline.compression import score as core
 from bipline.compression.calibrate import load_calibration
 from bipline.compression.computing import Computing
@@ -23,9 +19,12 @@ from bipline.compression.statistics import (
     save_statistics,
     save_sums,
 )
-from bipline.config import ScoreSection
-from bipline.model.devices import choose_device
-from bipline.quality.protocols import torch_dtype
+from bipline.model.devices import choose_device, torch_dtype
+from bipline.settings.compress import ScoreSection
+from bipline.storage.digests import digest_json
+from bipline.storage.directory import DirectoryWriter
+from bipline.storage.store import Handle
+from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint
 
 VERSION = "3"

@@ -20,20 +20,19 @@ from zenml.client import Client
 from zenml.config.cache_policy import CachePolicy
 
 import materializers  # noqa: F401  (its import tells ZenML how our types are stored)
-from bipline.artifacts.digests import digest_json
-from bipline.artifacts.directory import DirectoryWriter, write_text
-from bipline.artifacts.progress import heading, note
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.stage_key import code_digest, numerics, stage_key
-from bipline.artifacts.store import Handle, LocalStore, store_at
-from bipline.artifacts.work import work_directory
+from bipline.base.progress import heading, note
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.calibrate import load_calibration
 from bipline.compression.computing import Computing
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.devices import choose_device
+from bipline.model.devices import choose_device, torch_dtype
 from bipline.model.opening import open_checkpoint
-from bipline.quality.protocols import torch_dtype
+from bipline.storage.digests import digest_json
+from bipline.storage.directory import DirectoryWriter, write_text
+from bipline.storage.stage_key import code_digest, numerics, stage_key
+from bipline.storage.store import Handle, LocalStore, store_at
+from bipline.storage.work import work_directory
+from bipline.values.resolution import Resolution
 
 Value = TypeVar("Value", bound=BaseModel)
 VALUE_NAME = "value.json"

@@ -11,22 +11,14 @@ from pydantic import BaseModel, ConfigDict
 from zenml import get_step_context, log_metadata, step
 
 import materializers.comparison_value  # noqa: F401  (its import tells ZenML how rows are stored)
-from bipline.artifacts.combination import Choice, Combination
-from bipline.artifacts.comparison import (
-    ComparedCalibration,
-    ComparedModel,
-    Comparison,
-    Outcome,
-    Row,
-    Tracked,
-)
-from bipline.artifacts.digests import digest_json
-from bipline.artifacts.directory import DirectoryWriter, write_text
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import heading, note
-from bipline.artifacts.record import EvaluationRecord
-from bipline.artifacts.resolution import Resolution
-from bipline.artifacts.store import Handle
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import heading, note
+from bipline.comparison import measure as core
+from bipline.comparison.files import comparison_csv, comparison_json
+from bipline.comparison.grid import refusal_of, runs_windows
+from bipline.comparison.report import render_comparison
+from bipline.comparison.scoring import Wanted, take
+from bipline.comparison.selection import Selection, best
 from bipline.compression.allocation import RULES, rule_module
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.calibrate import load_calibration
@@ -34,25 +26,32 @@ from bipline.compression.computing import Computing
 from bipline.compression.criteria import CRITERIA, module_name
 from bipline.compression.score import Calibration
 from bipline.compression.statistics import KIND as STATISTICS
-from bipline.config import ScoreSection
 from bipline.delivery import comparison_tracking as tracking
-from bipline.delivery.comparison_files import comparison_csv, comparison_json
-from bipline.delivery.comparison_report import render_comparison
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.devices import choose_device
-from bipline.quality.comparison import measure as core
-from bipline.quality.comparison.grid import refusal_of, runs_windows
-from bipline.quality.comparison.scoring import Wanted, take
-from bipline.quality.comparison.selection import Selection, best
+from bipline.model.devices import choose_device, torch_dtype
 from bipline.quality.evaluate import Running
-from bipline.quality.protocols import torch_dtype
-from bipline.sweep_config import ComputeSection, DrawSection, MeasureSection
+from bipline.settings.compress import ScoreSection
+from bipline.settings.sweep import ComputeSection, DrawSection, MeasureSection
+from bipline.storage.digests import digest_json
+from bipline.storage.directory import DirectoryWriter, write_text
+from bipline.storage.store import Handle
+from bipline.values.combination import Choice, Combination
+from bipline.values.comparison import (
+    ComparedCalibration,
+    ComparedModel,
+    Comparison,
+    Outcome,
+    Row,
+    Tracked,
+)
+from bipline.values.record import EvaluationRecord
+from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, Stage, cached_by, dense_checkpoint, store, text_digest
 from steps.tracked import flattened
 
 VERSION = "2"
-CORE = "bipline.quality.comparison.measure"
-SCORING = "bipline.quality.comparison.scoring"
+CORE = "bipline.comparison.measure"
+SCORING = "bipline.comparison.scoring"
 REFUSAL, REFUSAL_NAME = "refusal", "refusal.txt"
 KIND = "comparison"
 RESULTS = {
@@ -65,7 +64,7 @@ SCORE = Stage(
     "score_sweep", VERSION, (SCORING, *(module_name(criterion) for criterion in CRITERIA))
 )
 ROW = Stage("row", VERSION, (CORE, *(rule_module(rule) for rule in RULES)))
-COLLECT = Stage("collect", VERSION, ("bipline.delivery.comparison_report",))
+COLLECT = Stage("collect", VERSION, ("bipline.comparison.report",))
 
 
 class RowSection(BaseModel):

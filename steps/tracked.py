@@ -11,9 +11,9 @@ from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.models import StepRunResponse
 
-from bipline.artifacts.plan import PruningPlan
-from bipline.artifacts.record import EvaluationRecord, RecoveryRecord
-from bipline.artifacts.summary import StageStatus
+from bipline.values.plan import PruningPlan
+from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.summary import StageStatus
 
 
 def step_runs(run_id: UUID) -> list[StepRunResponse]:

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from bipline.cli import main
+from bipline.face.cli import main
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.comparison import Comparison
-from bipline.cli_options import several
-from bipline.quality.comparison.engine import compare
-from bipline.quality.comparison.grid import Common, Grid, choices
-from bipline.quality.comparison.inputs import Inputs, Settings, named, resolve_inputs
-from bipline.quality.comparison.methods import methods
-from bipline.quality.protocols import Protocol
+from bipline.comparison.engine import compare
+from bipline.comparison.grid import Common, Grid, choices
+from bipline.comparison.inputs import Inputs, Settings, named, resolve_inputs
+from bipline.comparison.methods import methods
+from bipline.face.options import several
+from bipline.settings.protocol import Protocol
+from bipline.values.comparison import Comparison
 from tests.compression.test_calibrate import prose
 
 SAMPLES, SEQLEN = 20, 16

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.compensation.realise import CompensationRequest, realise_in
 from bipline.compression.computing import Computing
@@ -17,6 +16,7 @@ from bipline.compression.corrections import Corrections
 from bipline.compression.slicing import kept_indices
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import block_axes
+from bipline.values.plan import BlockPlan, PruningPlan
 from tests.tiny import token_windows
 
 WINDOWS = Windows(token_windows(12, 24, seed=5), Computing(torch.float64), "windows")

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan
 from bipline.compression.slicing import kept_indices
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.shapes import ModelShape
+from bipline.values.plan import BlockPlan, Budget, PruningPlan
 
 LAYERS = 5
 

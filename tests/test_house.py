@@ -64,7 +64,8 @@ def pipeline_of(path: Path) -> str:
 
 
 def test_every_configuration_is_valid() -> None:
-    from bipline import config, sweep_config
+    from bipline.settings import compress as config
+    from bipline.settings import sweep as sweep_config
 
     loads = {"load_config": config.load_config, "load_sweep": sweep_config.load_sweep}
     for path in sorted((ROOT / "configs").glob("*.yaml")):
@@ -73,7 +74,7 @@ def test_every_configuration_is_valid() -> None:
 
 @pytest.mark.parametrize("pipeline", ["compress", "sweep"])
 def test_every_field_of_a_configuration_says_what_it_is(pipeline: str) -> None:
-    from bipline.sweep_config import schema_of
+    from bipline.settings.sweep import schema_of
 
     schema = schema_of(pipeline)
     tables = {schema["title"]: schema, **schema["$defs"]}

@@ -8,11 +8,11 @@ from types import ModuleType
 
 import pytest
 
-from bipline.cli_options import CRITERIA as CRITERIA_HELP
-from bipline.cli_options import RULES as RULES_HELP
 from bipline.compression.allocation import RULES
 from bipline.compression.criteria import CRITERIA
-from bipline.compression.methods import all_methods, described
+from bipline.compression.descriptions import all_methods, described
+from bipline.face.options import CRITERIA as CRITERIA_HELP
+from bipline.face.options import RULES as RULES_HELP
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.plan import BlockPlan, Budget, Layout, PruningPlan
-from bipline.artifacts.progress import note
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import note
 from bipline.compression.allocation import load_rule, rule_options
 from bipline.compression.allocation.problem import Problem, Windows, highest
 from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
@@ -29,6 +28,7 @@ from bipline.compression.criteria import options_of
 from bipline.compression.statistics import Scores
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import exported_config
+from bipline.values.plan import BlockPlan, Budget, Layout, PruningPlan
 
 RatioOf = Literal["blocks", "total"]
 DEPTH = "depth"

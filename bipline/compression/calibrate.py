@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.digests import digest_bytes
-from bipline.artifacts.directory import DirectoryWriter, write_text
-from bipline.artifacts.documents import read_documents
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.folder import Folder, open_folder
-from bipline.artifacts.progress import note, track
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import note, track
 from bipline.model.tokenizer import tokenizer_of
+from bipline.storage.digests import digest_bytes
+from bipline.storage.directory import DirectoryWriter, write_text
+from bipline.storage.documents import read_documents
+from bipline.storage.folder import Folder, open_folder
 
 KIND = "calibration-set"
 NGRAM_WORDS = 13

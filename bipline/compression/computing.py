@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bipline.artifacts.progress import note
+from bipline.base.progress import note
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import CPU

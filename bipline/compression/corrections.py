@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bipline.artifacts.digests import digest_json
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.manifest import Manifest, verify_directory
-from bipline.artifacts.plan import PruningPlan, read_plan
+from bipline.base.errors import InvalidInput
+from bipline.storage.digests import digest_json
+from bipline.storage.manifest import Manifest, verify_directory
+from bipline.values.plan import PruningPlan, read_plan
 
 KIND = "corrections"
 PLAN_NAME = "pruning_plan.json"

@@ -21,9 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import track
-from bipline.compression.gates import OUTPUTS, mean_loss, silenced
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import track
+from bipline.compression.masks import OUTPUTS, mean_loss, silenced
 from bipline.model.block_loop import Block, BlockLoop, predicted
 
 Unit = Literal["blocks", "sublayers"]

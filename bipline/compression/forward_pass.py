@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bipline.artifacts.progress import note, track
+from bipline.base.progress import note, track
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import Criterion
 from bipline.compression.criteria.interface import Block, Options, Sums, Tokens

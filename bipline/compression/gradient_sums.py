@@ -34,8 +34,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import note
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import note
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import TILE_ROWS, Block, BlockScores, Options, Sums
 from bipline.compression.partial_sums import check_finite

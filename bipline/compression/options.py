@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 
 
 class BaseOptions(BaseModel):

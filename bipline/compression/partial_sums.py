@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.criteria.interface import Sums
 from bipline.model.hidden_states import CHUNK_WINDOWS
 

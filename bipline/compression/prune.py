@@ -14,13 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.digests import digest_json
-from bipline.artifacts.directory import DirectoryWriter, atomic_directory, is_finished, write_text
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.folder import Folder
-from bipline.artifacts.manifest import Manifest, read_manifest
-from bipline.artifacts.plan import PruningPlan
-from bipline.artifacts.progress import ticking
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import ticking
 from bipline.compression.corrections import PLAN_NAME, Corrections, hold_to_plan
 from bipline.compression.slicing import Slicer
 from bipline.model.checkpoint import Checkpoint
@@ -30,6 +25,11 @@ from bipline.model.per_layer.shipping import refuse_tokenizer_code, shipped_file
 from bipline.model.shapes import BlockWidths, shape_of
 from bipline.model.tokenizer import TOKENIZER_FILES
 from bipline.model.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_json, write_weights
+from bipline.storage.digests import digest_json
+from bipline.storage.directory import DirectoryWriter, atomic_directory, is_finished, write_text
+from bipline.storage.folder import Folder
+from bipline.storage.manifest import Manifest, read_manifest
+from bipline.values.plan import PruningPlan
 
 KIND = "model"
 JOURNAL_NAME = "shards.json"

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import track
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import track
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import FORWARD, Criterion, load_criterion, unmet_needs
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums

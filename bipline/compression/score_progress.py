@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.digests import digest_file
-from bipline.artifacts.directory import write_text
-from bipline.artifacts.errors import Refused
-from bipline.artifacts.progress import note
+from bipline.base.errors import Refused
+from bipline.base.progress import note
 from bipline.compression.criteria.interface import BlockScores, Sums
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.hidden_states import HiddenStates
+from bipline.storage.digests import digest_file
+from bipline.storage.directory import write_text
 
 Finished = tuple[Sums, BlockScores | None]
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.plan import BlockPlan, PruningPlan
+from bipline.base.errors import InvalidInput
 from bipline.compression.corrections import Corrections
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import build_of, family_of, model_axes, tensor_shapes
 from bipline.model.shapes import ModelShape, shape_of
 from bipline.model.writer import TensorSpec
+from bipline.values.plan import BlockPlan, PruningPlan
 
 
 class Slicer:

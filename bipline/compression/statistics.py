@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.directory import DirectoryWriter, write_text
-from bipline.artifacts.manifest import verify_directory
 from bipline.compression.criteria.interface import BlockScores, Sums, Unit
 from bipline.model.checkpoint import Checkpoint
+from bipline.storage.directory import DirectoryWriter, write_text
+from bipline.storage.manifest import verify_directory
 
 KIND = "statistics"
 PARTIAL_KIND = "partial-statistics"

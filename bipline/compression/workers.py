@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as distributed
 
-from bipline.artifacts.errors import EnvironmentFailure
+from bipline.base.errors import EnvironmentFailure
 from bipline.compression.partial_sums import ChunkSums, pack, unpack
 
 # A worker that died must not leave the others waiting for ever.

@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 
-from bipline.artifacts.plan import Layout, PruningPlan
-from bipline.artifacts.record import EvaluationRecord
 from bipline.compression.criteria import CRITERIA
 from bipline.compression.criteria.interface import BlockScores
-from bipline.compression.methods import criterion_method
+from bipline.compression.descriptions import criterion_method
 from bipline.delivery.compensation_text import compensation_lines
 from bipline.delivery.contents import PackageContents, measures, percent
+from bipline.values.plan import Layout, PruningPlan
+from bipline.values.record import EvaluationRecord
 
 # What a Hugging Face licence identifier looks like; anything else is a name.
 LICENCE_IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")

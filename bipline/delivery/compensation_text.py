@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bipline.artifacts.compensation import CompensationRecord, SublayerRecord, forms_text
-from bipline.artifacts.plan import PruningPlan
+from bipline.values.compensation import CompensationRecord, SublayerRecord, forms_text
+from bipline.values.plan import PruningPlan
 
 IDEAS: dict[str, str] = {
     "none": "the weights that stay are as they were.",

@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.errors import InvalidInput, Refused
-from bipline.artifacts.plan import PruningPlan
-from bipline.artifacts.record import EvaluationRecord, RecoveryRecord
-from bipline.artifacts.resolution import Resolution
+from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.statistics import Scores, Statistics, load_statistics
+from bipline.values.plan import PruningPlan
+from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.resolution import Resolution
 
 # The models a package may have records of, in the order of every table.
 STAGES = ("dense", "pruned", "recovered")

@@ -13,11 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.digests import CHUNK_BYTES
-from bipline.artifacts.directory import DirectoryWriter, write_text
-from bipline.artifacts.errors import InvalidInput, Refused
-from bipline.artifacts.manifest import FileEntry, Manifest, read_manifest, relative_files
-from bipline.artifacts.progress import track
+from bipline.base.errors import InvalidInput, Refused
+from bipline.base.progress import track
 from bipline.compression.prune import PLAN_NAME
 from bipline.delivery.card import render_card
 from bipline.delivery.contents import PackageContents, check_contents, portable_resolution
@@ -25,6 +22,9 @@ from bipline.delivery.report import render_report
 from bipline.delivery.verification import verify_hf
 from bipline.model.opening import PICKLED, open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
+from bipline.storage.digests import CHUNK_BYTES
+from bipline.storage.directory import DirectoryWriter, write_text
+from bipline.storage.manifest import FileEntry, Manifest, read_manifest, relative_files
 
 __all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
 

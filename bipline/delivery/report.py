@@ -17,9 +17,8 @@ from typing import Any
 from markupsafe import Markup
 
 from bipline import __version__
-from bipline.artifacts.record import EvaluationRecord
 from bipline.compression.criteria import CRITERIA
-from bipline.compression.methods import criterion_method
+from bipline.compression.descriptions import criterion_method
 from bipline.delivery.compensation_text import HEADER, compensation_lines, compensation_rows
 from bipline.delivery.contents import (
     PackageContents,
@@ -34,6 +33,7 @@ from bipline.delivery.pictures import (
     histogram_picture,
     widths_picture,
 )
+from bipline.values.record import EvaluationRecord
 
 TEMPLATE = "report.html.j2"
 

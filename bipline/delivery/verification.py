@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.errors import InvalidInput, Refused
-from bipline.artifacts.manifest import Manifest, read_manifest
-from bipline.artifacts.progress import note
+from bipline.base.errors import InvalidInput, Refused
+from bipline.base.progress import note
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
@@ -25,6 +24,7 @@ from bipline.model.opening import open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
 from bipline.model.shapes import ModelShape
 from bipline.model.tokenizer import load_tokenizer
+from bipline.storage.manifest import Manifest, read_manifest
 
 # Relative to the largest logit: float32 rounding of the same products in another order.
 LOGIT_TOLERANCE = 1e-5

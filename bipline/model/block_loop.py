@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.model.block_reader import BlockReader, Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import build_of, with_blocks

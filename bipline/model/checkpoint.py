@@ -15,10 +15,7 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.ahead import ahead
-from bipline.artifacts.digests import CHUNK_BYTES, digest_json, digest_listing
-from bipline.artifacts.errors import InvalidInput, Refused
-from bipline.artifacts.folder import ByteFile, Folder, LocalFolder
+from bipline.base.errors import InvalidInput, Refused
 from bipline.model.families import (
     Family,
     ModelShape,
@@ -27,6 +24,9 @@ from bipline.model.families import (
 )
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.tensor_digests import RunningDigest, TensorDigests
+from bipline.storage.ahead import ahead
+from bipline.storage.digests import CHUNK_BYTES, digest_json, digest_listing
+from bipline.storage.folder import ByteFile, Folder, LocalFolder
 
 # Pieces of this size come from memory that the allocator keeps, and are never page-faulted anew.
 PIECE_BYTES = 16 << 20

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
+from bipline.base.errors import EnvironmentFailure, InvalidInput
 
 CPU = torch.device("cpu")
 SLOTS = 2
@@ -77,3 +77,15 @@ class Transfer:
         """Wait until host memory was copied out, before it is overwritten."""
         if self._copied[slot] is not None:
             self._copied[slot].synchronize()
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a name. Raises InvalidInput for others than float32, bfloat16, float64."""
+    dtypes = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float64": torch.float64,
+    }
+    if name not in dtypes:
+        raise InvalidInput(f"dtype {name!r} is unknown; known: {', '.join(dtypes)}")
+    return dtypes[name]

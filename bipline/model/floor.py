@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from bipline.artifacts.folder import forget_cached
-from bipline.artifacts.synced_file import SyncedFile
 from bipline.model.block_loop import BlockLoop, micro_batch_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.shapes import ModelShape
+from bipline.storage.folder import forget_cached
+from bipline.storage.synced_file import SyncedFile
 
 REPEATS = 5
 SAMPLE_BYTES = 256 << 20

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bipline.artifacts.progress import track
+from bipline.base.progress import track
 from bipline.model.block_loop import Block, BlockLoop, micro_batch_of, predicted
 from bipline.model.block_reader import Weights
 from bipline.model.hidden_states import CHUNK_WINDOWS

@@ -18,10 +18,10 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from bipline.artifacts.digests import digest_file
-from bipline.artifacts.errors import Refused
-from bipline.artifacts.folder import LocalFile
+from bipline.base.errors import Refused
 from bipline.model.checkpoint import tensor_bytes
+from bipline.storage.digests import digest_file
+from bipline.storage.folder import LocalFile
 
 # Windows per chunk: partial sums are taken over chunks of this many windows, in order, so that
 # a sum is the same however the work is divided.

@@ -17,11 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bipline.artifacts.directory import environment_failure
-from bipline.artifacts.errors import BiplineError, EnvironmentFailure, InvalidInput
-from bipline.artifacts.progress import note
+from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
+from bipline.base.progress import note
 from bipline.model.families import family_of
 from bipline.model.opening import PICKLED, read_config
+from bipline.storage.directory import environment_failure
 
 SMALL_FILES = [
     "*.json",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.model.opening import read_config
 from bipline.model.per_layer.shipping import own_class
 from bipline.model.shapes import is_per_layer

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
-from bipline.artifacts.machine import anonymous_memory, free_memory
+from bipline.base.errors import EnvironmentFailure, InvalidInput
+from bipline.base.machine import anonymous_memory, free_memory
 from bipline.model.block_loop import HEAD_TOKENS, BlockLoop, micro_batch_of
 from bipline.model.checkpoint import TORCH_DTYPES
 from bipline.model.devices import SLOTS

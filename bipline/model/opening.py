@@ -12,13 +12,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.folder import Folder, open_folder
-from bipline.artifacts.machine import free_memory
+from bipline.base.errors import InvalidInput
+from bipline.base.machine import free_memory
 from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
 from bipline.model.families import build_of, family_of, shape_of, tensor_shapes
 from bipline.model.per_layer.shipping import check_code
 from bipline.model.safetensors_header import StoredTensor, read_header
+from bipline.storage.folder import Folder, open_folder
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

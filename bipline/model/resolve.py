@@ -21,15 +21,15 @@ from urllib.parse import parse_qsl
 
 import yaml
 
-from bipline.artifacts.digests import digest_file, digest_json, digest_listing
-from bipline.artifacts.directory import environment_failure
-from bipline.artifacts.documents import read_documents, write_documents
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.resolution import Resolution, ResolvedModel, ResolvedTask, ResolvedText
+from bipline.base.errors import InvalidInput
 from bipline.model import hub
 from bipline.model.opening import open_checkpoint
 from bipline.model.shard_digests import digest_shards
 from bipline.model.tokenizer import TOKENIZER_FILES
+from bipline.storage.digests import digest_file, digest_json, digest_listing
+from bipline.storage.directory import environment_failure
+from bipline.storage.documents import read_documents, write_documents
+from bipline.values.resolution import Resolution, ResolvedModel, ResolvedTask, ResolvedText
 
 HUB = "hf:"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.folder import ByteFile
+from bipline.base.errors import InvalidInput
+from bipline.storage.folder import ByteFile
 
 LENGTH_BYTES = 8
 LONGEST_HEADER = 100_000_000

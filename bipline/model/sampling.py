@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from bipline.artifacts.progress import track
+from bipline.base.progress import track
 from bipline.model.block_loop import BlockLoop
 from bipline.model.shapes import ModelShape
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 
 PER_LAYER_PREFIX = "per_layer_"
 # Where a per-layer config lists the sizes of every block; 0 where a block lacks the sublayer.

@@ -10,11 +10,11 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from bipline.artifacts.digests import CHUNK_BYTES
-from bipline.artifacts.folder import ByteFile
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.tensor_digests import RunningDigest
+from bipline.storage.digests import CHUNK_BYTES
+from bipline.storage.folder import ByteFile
 
 Range = tuple[int, int, str | None]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from bipline.artifacts.digests import digest_json
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.model.safetensors_header import StoredTensor
+from bipline.storage.digests import digest_json
 
 
 class TensorDigests:

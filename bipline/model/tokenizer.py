@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.folder import Folder, LocalFolder
+from bipline.base.errors import InvalidInput
+from bipline.storage.folder import Folder, LocalFolder
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.ahead import ahead
-from bipline.artifacts.directory import DirectoryWriter, write_text
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.synced_file import SyncedFile
+from bipline.base.errors import InvalidInput
 from bipline.model.checkpoint import FLOAT_DTYPES, tensor_bytes
 from bipline.model.opening import INDEX_FILE, SINGLE_FILE
+from bipline.storage.ahead import ahead
+from bipline.storage.directory import DirectoryWriter, write_text
+from bipline.storage.synced_file import SyncedFile
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 # Pieces that wait to be written: enough for reading and writing to overlap.

@@ -13,20 +13,20 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.digests import digest_file
-from bipline.artifacts.documents import read_documents
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.record import EvaluationRecord, Perplexity, Speed, TaskResult, environment
+from bipline.base.errors import InvalidInput
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.devices import CPU
+from bipline.model.devices import CPU, torch_dtype
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import perplexity, text_windows
-from bipline.quality.protocols import Protocol, torch_dtype
 from bipline.quality.speed import measure_speed
 from bipline.quality.zero_shot import task_configuration, zero_shot
+from bipline.settings.protocol import Protocol
+from bipline.storage.digests import digest_file
+from bipline.storage.documents import read_documents
+from bipline.values.record import EvaluationRecord, Perplexity, Speed, TaskResult, environment
 
 
 @dataclass(frozen=True)

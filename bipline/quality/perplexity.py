@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import note, track
-from bipline.artifacts.record import Perplexity
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import note, track
 from bipline.model.block_loop import BlockLoop
 from bipline.model.memory import MemoryNeed, gigabytes, memory_need, states_fit
-from bipline.quality.protocols import BosPolicy
+from bipline.settings.protocol import BosPolicy
+from bipline.values.record import Perplexity
 
 JOIN = "\n\n"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from bipline.artifacts.progress import track
-from bipline.artifacts.record import Speed
+from bipline.base.progress import track
+from bipline.values.record import Speed
 
 
 def measure_speed(model: Any, prompt_tokens: int, decoded_tokens: int, repeats: int) -> Speed:

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import note
-from bipline.artifacts.record import TaskResult
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import note
+from bipline.values.record import TaskResult
 
 
 def zero_shot(

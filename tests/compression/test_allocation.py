@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocation import RULES, load_rule, rule_options
 from bipline.compression.allocation.knapsack import Part, cheapest
 from bipline.compression.allocation.log_increase import log_share

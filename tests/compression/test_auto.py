@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocation import RULES
 from bipline.compression.auto import AUTO, CHOSEN, Method, settled
 from bipline.compression.criteria import CRITERIA
-from bipline.config import CompressConfig
-from bipline.settle import settle
+from bipline.face.settle import settle
+from bipline.settings.compress import CompressConfig
 from tests.command import contents, run
 from tests.compression.test_calibrate import prose
 

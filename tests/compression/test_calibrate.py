@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bipline.artifacts.documents import SEPARATOR, read_documents, write_documents
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.calibrate import calibrate, ngram_overlap
+from bipline.storage.documents import SEPARATOR, read_documents, write_documents
 
 WORDS = [
     "alpha",

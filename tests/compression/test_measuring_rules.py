@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocate import AllocationRequest, allocate, check_request
 from bipline.compression.allocation import RULES, load_rule
 from bipline.compression.allocation.block_errors import measure_errors

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Options
@@ -139,7 +139,7 @@ def prune(
 ) -> subprocess.CompletedProcess[str]:
     """``bipline prune`` in processes of its own, with all it can tell."""
     arguments = [
-        "-m", "bipline.cli", "prune", model, "--ratio", "0.3", "--calibration", text,
+        "-m", "bipline", "prune", model, "--ratio", "0.3", "--calibration", text,
         "--samples", samples, "--seqlen", "16", "--out", out, "--state", text.parent / "state",
         "--criterion", CRITERION,
         "--json", out.with_suffix(".json"), "--statistics", out.with_suffix(".statistics"),

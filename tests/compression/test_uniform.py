@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
 from bipline.compression.allocation.widths import Widths, choices_of, default_ffn_multiple
 from bipline.model.families import ModelShape

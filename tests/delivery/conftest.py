@@ -11,11 +11,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bipline.artifacts.digests import digest_file
-from bipline.artifacts.directory import atomic_directory
-from bipline.artifacts.manifest import Manifest, read_manifest
-from bipline.artifacts.record import RecoveryRecord
-from bipline.artifacts.resolution import Resolution, ResolvedModel, ResolvedText
 from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
@@ -27,7 +22,12 @@ from bipline.delivery.export import PackageContents, write_package
 from bipline.delivery.verification import PAGE
 from bipline.model.opening import open_checkpoint
 from bipline.quality.evaluate import evaluate
-from bipline.quality.protocols import Protocol
+from bipline.settings.protocol import Protocol
+from bipline.storage.digests import digest_file
+from bipline.storage.directory import atomic_directory
+from bipline.storage.manifest import Manifest, read_manifest
+from bipline.values.record import RecoveryRecord
+from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
 
 SENTENCES = [f"The {n}th cat sat on mat {n * 7} and saw {n % 5} birds fly by." for n in range(400)]
 CRITERION = "llm-bip-glu"

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from bipline.artifacts.resolution import Resolution
 from bipline.compression.criteria import CRITERIA
-from bipline.compression.methods import criterion_method
+from bipline.compression.descriptions import criterion_method
 from bipline.delivery.card import render_card
 from bipline.delivery.contents import PackageContents
+from bipline.values.resolution import Resolution
 from tests.delivery.conftest import altered, with_recovery
 from tests.delivery.test_report import HOSTILE, hostile
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.digests import digest_file
-from bipline.artifacts.directory import atomic_directory
-from bipline.artifacts.errors import InvalidInput, Refused
-from bipline.artifacts.manifest import Manifest, read_manifest, verify_directory
-from bipline.artifacts.plan import read_plan
-from bipline.artifacts.resolution import read_resolution
+from bipline.base.errors import InvalidInput, Refused
 from bipline.delivery.export import PackageContents, verify_hf
 from bipline.model.opening import open_checkpoint
+from bipline.storage.digests import digest_file
+from bipline.storage.directory import atomic_directory
+from bipline.storage.manifest import Manifest, read_manifest, verify_directory
+from bipline.values.plan import read_plan
+from bipline.values.resolution import read_resolution
 from tests.delivery.conftest import altered, make_tokenizer, with_recovery, write
 
 FRESH = """

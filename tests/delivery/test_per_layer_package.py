@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bipline.artifacts.errors import InvalidInput, Refused
-from bipline.artifacts.manifest import read_manifest, verify_directory
+from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.prune import prune
 from bipline.delivery.export import PackageContents, verify_hf
 from bipline.model.opening import open_checkpoint
 from bipline.quality.evaluate import evaluate
-from bipline.quality.protocols import Protocol
+from bipline.settings.protocol import Protocol
+from bipline.storage.manifest import read_manifest, verify_directory
 from tests.delivery.conftest import altered, write
 from tests.per_layer import kept, plan_of
 

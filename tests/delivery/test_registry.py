@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from bipline.artifacts.directory import atomic_directory
-from bipline.artifacts.errors import EnvironmentFailure, InvalidInput, Refused
-from bipline.artifacts.manifest import read_manifest, verify_directory
-from bipline.delivery.registry import (
+from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
+from bipline.delivery.registries.mlflow import (
     LONGEST_PARAM,
     Registration,
     check_stored_copy,
     prepare_tracking,
     track_and_register,
 )
+from bipline.storage.directory import atomic_directory
+from bipline.storage.manifest import read_manifest, verify_directory
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 NAME = "tiny-pruned.v2"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bipline.artifacts.record import Speed, TaskResult
-from bipline.artifacts.resolution import Resolution
 from bipline.delivery import pictures
 from bipline.delivery.contents import PackageContents, measures, portable
 from bipline.delivery.report import PARTS, render_report
+from bipline.values.record import Speed, TaskResult
+from bipline.values.resolution import Resolution
 from tests.delivery.conftest import altered, with_recovery
 
 HOSTILE = '<script>alert("1")</script>'

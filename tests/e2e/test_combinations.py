@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.manifest import verify_directory
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.allocation import RULES, load_rule
 from bipline.compression.allocation.problem import Windows
@@ -26,6 +25,7 @@ from bipline.compression.statistics import Scores
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.storage.manifest import verify_directory
 
 LAYOUTS = ("uniform", "per-layer")
 MODELS = {

@@ -19,7 +19,7 @@ def test_demo_twice_ends_with_the_table(tmp_path: Path) -> None:
     arguments = ["demo", "--set", f"state={tmp_path}", "--json", tmp_path / "summary.json"]
     for again in (False, True):
         outcome = subprocess.run(
-            [sys.executable, "-m", "bipline.cli", *map(str, arguments)],
+            [sys.executable, "-m", "bipline", *map(str, arguments)],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert outcome.returncode == 0, outcome.stderr

@@ -18,7 +18,7 @@ def test_calibration_text_that_is_the_evaluation_text(tmp_path: Path) -> None:
         "texts.calibration=assets/texts/held-out.txt",
     ]
     outcome = subprocess.run(
-        [sys.executable, "-m", "bipline.cli", "demo", *arguments], capture_output=True, text=True,
+        [sys.executable, "-m", "bipline", "demo", *arguments], capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert outcome.returncode == 2, outcome

@@ -55,7 +55,7 @@ def bipline(endpoint: str, folder: Path, *arguments: str) -> subprocess.Complete
         "HF_DATASETS_OFFLINE": "0", "HF_HOME": str(folder / "hf-home"),
     }  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-m", "bipline.cli", *arguments], env=environment, cwd=folder, text=True,
+        [sys.executable, "-m", "bipline", *arguments], env=environment, cwd=folder, text=True,
         capture_output=True, check=False,
     )  # fmt: skip
 

@@ -68,8 +68,8 @@ class DyingFile:
 
 def install(events: Events) -> None:
     """Put the events into everything that the core writes and renames with."""
-    from bipline.artifacts import synced_file
     from bipline.compression import corrections, score_progress, statistics
+    from bipline.storage import synced_file
 
     opened, replaced, renamed = Path.open, Path.replace, Path.rename
     write_all, save_file = synced_file._write_all, score_progress.save_file
@@ -108,7 +108,7 @@ def install(events: Events) -> None:
 
 def run(arguments: list[str], fatal: int, after: bool, log_path: str) -> None:
     """In a child: one command, killed in event ``fatal`` if it comes to that."""
-    from bipline.cli import main
+    from bipline.face.cli import main
 
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     quiet = os.open(f"{log_path}.screen", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -121,7 +121,7 @@ def run(arguments: list[str], fatal: int, after: bool, log_path: str) -> None:
 
 def serve() -> None:
     """Answer requests until there are no more."""
-    import bipline.prune_job  # noqa: F401
+    import bipline.face.prune_job  # noqa: F401
     from bipline.model.loading import import_libraries
 
     import_libraries()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bipline.quality.comparison import engine
+from bipline.comparison import engine
 from tests.command import Outcome, run
 from tests.comparison import Bench
 from tests.compression.test_calibrate import prose
@@ -159,7 +159,7 @@ def test_a_full_disk_is_the_environments_fault(
         raise full
 
     with monkeypatch.context() as patched:
-        patched.setattr("bipline.quality.comparison.measure.prune", fail)
+        patched.setattr("bipline.comparison.measure.prune", fail)
         compare().assert_one_line(3, "no space left")
     assert compare().code == 0, "what was finished is gone on from"
 

@@ -160,7 +160,7 @@ def test_model_that_changes_after_it_was_scored(
     model = Path(shutil.copytree(llama, tmp_path / "model"))
     with monkeypatch.context() as patched:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patched.setattr("bipline.prune_job.prune", Mock(side_effect=full))
+        patched.setattr("bipline.face.prune_job.prune", Mock(side_effect=full))
         prune(model).assert_one_line(3, "no space left")
     assert (tmp_path / "out.work").is_dir()
     tensors = load_file(model / "model.safetensors")
@@ -174,7 +174,7 @@ def test_model_that_changes_after_it_was_scored(
 def test_memory_that_runs_out_is_no_fault_of_the_input(
     prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bipline.prune_job.prune", Mock(side_effect=MemoryError))
+    monkeypatch.setattr("bipline.face.prune_job.prune", Mock(side_effect=MemoryError))
     prune().assert_one_line(3, "out of memory")
 
 
@@ -182,9 +182,9 @@ def test_a_reused_score_counts_no_forward_pass(
     prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The floor of a stage is of what it did: saved sums need the weights and no products."""
-    monkeypatch.setattr("bipline.prune_result.FLOOR_FROM_SECONDS", -1.0)
+    monkeypatch.setattr("bipline.face.prune_result.FLOOR_FROM_SECONDS", -1.0)
     rates = Rates(read=1e6, write=1e6, compute=1e3)
-    monkeypatch.setattr("bipline.prune_result.measure_rates", lambda *_: rates)
+    monkeypatch.setattr("bipline.face.prune_result.measure_rates", lambda *_: rates)
     floors = []
     for name in ("first", "second"):
         options = {"out": tmp_path / name, "json": tmp_path / f"{name}.json"}

@@ -64,7 +64,7 @@ def test_pipeline_onto_a_full_disk(small_disk: Path) -> None:
     """MLflow's database, ZenML's database and a stored model are what does not fit, in turn."""
     arguments = ["demo", "--set", f"state={small_disk / 'state'}", "--set", "recover.enabled=false"]
     outcome = subprocess.run(
-        [sys.executable, "-m", "bipline.cli", *arguments], capture_output=True, text=True,
+        [sys.executable, "-m", "bipline", *arguments], capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert outcome.returncode == 3, outcome

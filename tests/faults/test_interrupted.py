@@ -23,7 +23,7 @@ def start(tmp_path: Path, samples: int) -> subprocess.Popen[str]:
         "--state", tmp_path / "state", "--criterion", "llm-bip-glu",
     ]  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-m", "bipline.cli", *map(str, arguments)],
+        [sys.executable, "-m", "bipline", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip

@@ -113,7 +113,7 @@ def test_killed_while_it_compensates(runs: Runs, bench: Bench) -> None:
 def test_killed_with_workers(bench: Bench) -> None:
     """The workers end with the process that started them, and a rerun goes on."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "bipline.cli"]
+    program = [sys.executable, "-m", "bipline"]
     axes = {"criteria": "wanda-sp,llm-bip", "ratios": "0.2,0.3", "seeds": "0,1"}
     given = command(bench, "killed", jobs=2, **axes)
     process = subprocess.Popen(

@@ -30,7 +30,7 @@ def test_model_larger_than_the_limit(tmp_path: Path) -> None:
         "--state", tmp_path / "state", "--json", tmp_path / "result.json",
     ]  # fmt: skip
     outcome = subprocess.run(
-        [sys.executable, "-m", "bipline.cli", *map(str, arguments)],
+        [sys.executable, "-m", "bipline", *map(str, arguments)],
         capture_output=True, text=True, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES)),
     )  # fmt: skip

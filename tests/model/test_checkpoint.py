@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.model.opening import INDEX_FILE, SINGLE_FILE, open_checkpoint
 
 Damage = Callable[[Path], object]

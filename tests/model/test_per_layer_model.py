@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.stage_key import import_closure, imported_modules
+from bipline.base.errors import InvalidInput
 from bipline.compression.prune import check_plan, prune
 from bipline.model.block_loop import BlockLoop
 from bipline.model.block_reader import ALIGNMENT, BlockReader
@@ -26,6 +25,7 @@ from bipline.model.opening import SINGLE_FILE, open_checkpoint
 from bipline.model.per_layer import modeling_per_layer
 from bipline.model.per_layer.shipping import auto_map, code_files, own_class
 from bipline.model.shapes import PER_LAYER_PREFIX, ModelShape
+from bipline.storage.stage_key import import_closure, imported_modules
 from tests.per_layer import LAYERS, kept, mixed_blocks, plan_of
 from tests.tiny import tiny_model, token_windows
 

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bipline.artifacts import folder
-from bipline.artifacts.digests import digest_json, digest_listing
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.folder import LocalFile
+from bipline.base.errors import InvalidInput
 from bipline.model import checkpoint as checkpoint_module
 from bipline.model.checkpoint import Checkpoint, tensor_bytes
 from bipline.model.opening import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from bipline.storage import folder
+from bipline.storage.digests import digest_json, digest_listing
+from bipline.storage.folder import LocalFile
 from tests.tiny import tiny_model
 
 # Tensors of a few kilobytes in many pieces, as tensors of many megabytes are read.

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.resolution import (
+from bipline.base.errors import InvalidInput
+from bipline.model.resolve import resolve, resolve_model, resolve_task, resolve_text
+from bipline.values.resolution import (
     read_resolution,
 )
-from bipline.model.resolve import resolve, resolve_model, resolve_task, resolve_text
 from tests.model.refusals import refusal
 
 SPECIAL_FILES = {"tokenizer.json", "model.safetensors", "config.json", "chat_template.jinja"}

@@ -21,15 +21,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bipline.artifacts import errors
-from bipline.artifacts.documents import read_documents
-from bipline.artifacts.errors import EnvironmentFailure, InvalidInput
-from bipline.artifacts.resolution import (
+from bipline.base import errors
+from bipline.base.errors import EnvironmentFailure, InvalidInput
+from bipline.model.resolve import resolve_model
+from bipline.storage.documents import read_documents
+from bipline.values.resolution import (
     Resolution,
     ResolvedModel,
     ResolvedText,
 )
-from bipline.model.resolve import resolve_model
 from tests.hub_stand_in import OUT_OF_SERVICE, commit_of, hub_stand_in
 from tests.model.refusals import refusal
 
@@ -39,7 +39,7 @@ C4 = [f"page {index} says hello" for index in range(40)]
 WORKER = """
 import json, os, sys
 from pathlib import Path
-from bipline.artifacts.errors import BiplineError
+from bipline.base.errors import BiplineError
 from bipline.model import resolve
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from safetensors import deserialize, safe_open
 from safetensors.torch import save
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.folder import LocalFile
+from bipline.base.errors import InvalidInput
 from bipline.model import safetensors_header
 from bipline.model.safetensors_header import DTYPE_BITS, LONGEST_HEADER, read_header
+from bipline.storage.folder import LocalFile
 
 TORCH_DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.float16, torch.bfloat16,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.digests import digest_file
 from bipline.model.opening import SINGLE_FILE, open_checkpoint
 from bipline.model.shard_digests import digest_shards
+from bipline.storage.digests import digest_file
 
 
 def test_both_digests_from_one_reading(family_model: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bipline.artifacts.errors import EnvironmentFailure, InvalidInput, Refused
+from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.model.block_loop import BlockLoop, micro_batch_of
 from bipline.model.block_reader import BlockReader
 from bipline.model.devices import CPU, choose_device

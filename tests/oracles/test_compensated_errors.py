@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocation import compensated
 from bipline.compression.allocation.compensated_errors import measure_compensated_errors
 from bipline.compression.allocation.least_errors import ranked_splits

@@ -8,9 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bipline.artifacts.compensation import FORMS
-from bipline.artifacts.errors import InvalidInput, Refused
-from bipline.artifacts.plan import PruningPlan, read_plan
+from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.compensation import progress, realise
 from bipline.compression.corrections import Corrections, open_corrections
 from bipline.compression.prune import prune
@@ -18,6 +16,8 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.values.compensation import FORMS
+from bipline.values.plan import PruningPlan, read_plan
 from tests.command import contents
 from tests.compensated import put_in_place, realised
 from tests.oracles.test_slicing import random_plan

@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bipline.artifacts.compensation import FORMS, Form
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.plan import BlockPlan, PruningPlan
+from bipline.base.errors import InvalidInput
 from bipline.compression.compensation import collecting, obs, triangles
 from bipline.compression.compensation.closed_forms import LeastSquares, bias_correction, factor
 from bipline.compression.compensation.drawn_windows import divided_with_drawn
@@ -34,6 +32,8 @@ from bipline.model.halves import Halves
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.shapes import ModelShape
+from bipline.values.compensation import FORMS, Form
+from bipline.values.plan import BlockPlan, PruningPlan
 from tests.compensated import put_in_layer
 from tests.per_layer import LAYERS, kept, masked_model, mixed_blocks, plan_of
 from tests.tiny import tiny_model, token_windows

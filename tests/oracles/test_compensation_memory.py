@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bipline.artifacts.compensation import FORMS, Form
 from bipline.compression.compensation import (
     candidates,
     closed_forms,
@@ -30,6 +29,7 @@ from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.triangles import Triangles, lower_rows, lower_subtract
 from bipline.model.shapes import ModelShape
+from bipline.values.compensation import FORMS, Form
 
 DOUBLE = torch.float64
 CPU = torch.device("cpu")

@@ -10,7 +10,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bipline.artifacts.compensation import Form
 from bipline.compression.compensation import collecting, drawn_windows
 from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.drawn_windows import (
@@ -29,6 +28,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import Halves
 from bipline.model.opening import open_checkpoint
 from bipline.model.sampling import sampled_windows
+from bipline.values.compensation import Form
 from tests.oracles.test_compensation import COMPUTING, WINDOWS, corrected, narrowed
 from tests.tiny import tiny_model
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.criteria import load_criterion, options_of
 from bipline.compression.criteria.draws import random_signs
 from bipline.compression.criteria.interface import Block, Tokens

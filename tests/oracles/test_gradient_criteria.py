@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bipline.artifacts.directory import atomic_directory
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import load_criterion, options_of
@@ -40,6 +39,7 @@ from bipline.model.families import ModelShape
 from bipline.model.gradients import block_gradients
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.storage.directory import atomic_directory
 from tests.tiny import tiny_model, token_windows
 
 # Two chunks, the second of two windows.

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bipline.artifacts.compensation import Form
 from bipline.compression.compensation.engine import BlockCorrection
 from bipline.compression.compensation.input_maps import READERS, fitted_map, mapped
 from bipline.compression.compensation.streams import Streams
@@ -17,6 +16,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import Halves
 from bipline.model.opening import open_checkpoint
+from bipline.values.compensation import Form
 from tests.oracles.test_compensation import WINDOWS, corrected, narrowed, whole
 from tests.tiny import tiny_model
 

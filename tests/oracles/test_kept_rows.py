@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bipline.artifacts.compensation import Form
 from bipline.compression.compensation import closed_forms, triangles
 from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
@@ -23,6 +22,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
 from bipline.model.opening import open_checkpoint
+from bipline.values.compensation import Form
 from tests.oracles.test_compensation import corrected, narrowed
 from tests.oracles.test_compensation_memory import most_bytes
 from tests.tiny import tiny_model

@@ -13,12 +13,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bipline.artifacts.plan import BlockPlan
 from bipline.compression.prune import prune
 from bipline.model.block_loop import BlockLoop
 from bipline.model.gradients import block_gradients
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.values.plan import BlockPlan
 from tests.per_layer import LAYERS, drawn_blocks, kept, masked_model, mixed_blocks, plan_of
 from tests.tiny import FAMILY_CASES, tiny_model, token_windows
 

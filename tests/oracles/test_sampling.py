@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.model import sampling
 from bipline.model.block_loop import BlockLoop
 from bipline.model.loading import load_model

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.oracles.test_gates import loop_of, plain_loss, random_gates
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.learn_thresholds import (
     kept_by,
     learn_thresholds,
@@ -24,7 +25,7 @@ from bipline.compression.criteria import bi_level, options_of, policy_gradient
 from bipline.compression.criteria.bi_level import Adapters, BiLevelOptions
 from bipline.compression.criteria.interface import BlockScores
 from bipline.compression.criteria.search import batches_of
-from bipline.compression.gates import (
+from bipline.compression.masks import (
     ATTENTION_READER,
     FFN_READER,
     Gates,
@@ -37,7 +38,6 @@ from bipline.compression.statistics import Scores, Statistics
 from bipline.model.block_loop import BlockLoop
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
-from tests.oracles.test_gates import loop_of, plain_loss, random_gates
 from tests.tiny import token_windows
 
 SEQLEN = 12

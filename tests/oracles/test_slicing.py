@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bipline.artifacts.plan import BlockPlan, PruningPlan
 from bipline.compression.allocate import AllocationRequest, allocate
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import prune
@@ -18,6 +17,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.values.plan import BlockPlan, PruningPlan
 from tests.tiny import token_windows
 
 CLASS_OF_CUT = {

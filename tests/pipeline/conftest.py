@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bipline.artifacts.summary import RunSummary
-from bipline.config import CompressConfig
+from bipline.settings.compress import CompressConfig
+from bipline.values.summary import RunSummary
 
 Run = Callable[..., RunSummary]
 WORDS = ["oak", "elm", "ash", "fir", "yew", "pine", "birch", "maple", "cedar", "larch", "alder"]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bipline.artifacts.errors import InvalidInput, Refused
-from bipline.artifacts.manifest import MANIFEST_NAME, verify_directory
-from bipline.artifacts.plan import read_plan
-from bipline.artifacts.stage_key import PROJECT_ROOT
-from bipline.artifacts.summary import RunSummary
+from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.auto import CHOSEN
+from bipline.storage.manifest import MANIFEST_NAME, verify_directory
+from bipline.storage.stage_key import PROJECT_ROOT
+from bipline.values.plan import read_plan
+from bipline.values.summary import RunSummary
 from tests.pipeline.conftest import Run, configuration
 
 STEPS = [
@@ -155,7 +155,7 @@ def test_edit_of_core_code_runs_exactly_its_stages(
         file.write("# an edit that changes no result\n")
     (tmp_path / "config.json").write_text(configuration(llama, folder).model_dump_json())
     script = (
-        "from pathlib import Path; from bipline.config import CompressConfig\n"
+        "from pathlib import Path; from bipline.settings.compress import CompressConfig\n"
         "from pipelines.run import run_compress\n"
         "config = CompressConfig.model_validate_json(Path('config.json').read_text())\n"
         "Path('summary.json').write_text(run_compress(config).model_dump_json())\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zenml.exceptions import RunInterruptedException
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from pipelines.run import original
 
 

@@ -25,7 +25,7 @@ def start(config: Path, state: Path) -> subprocess.Popen[str]:
         state.with_suffix(".json"),
     ]
     return subprocess.Popen(
-        [sys.executable, "-m", "bipline.cli", *map(str, arguments)],
+        [sys.executable, "-m", "bipline", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

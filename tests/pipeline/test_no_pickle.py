@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bipline.artifacts.summary import RunSummary
+from bipline.values.summary import RunSummary
 
 OURS = {"materializers.json_value.JsonValueMaterializer", "materializers.handle.HandleMaterializer"}
 SUFFIXES = {".json", ".html", ".png", ".safetensors", ".md", ".log", ".txt", ".jinja", ".model"}

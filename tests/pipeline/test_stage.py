@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bipline.artifacts.errors import Refused
-from bipline.artifacts.resolution import Resolution
+from bipline.base.errors import Refused
 from bipline.model.resolve import resolve_model
+from bipline.values.resolution import Resolution
 
 
 def test_model_that_changes_after_it_was_resolved_is_refused(llama: Path, tmp_path: Path) -> None:

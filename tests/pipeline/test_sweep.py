@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bipline.artifacts.comparison import SweepSummary
-from bipline.artifacts.errors import InvalidInput
-from bipline.sweep_config import SweepConfig
+from bipline.base.errors import InvalidInput
+from bipline.settings.sweep import SweepConfig
+from bipline.values.comparison import SweepSummary
 from tests.command import run as command
 from tests.comparison import Bench, figures
 from tests.pipeline.conftest import Run

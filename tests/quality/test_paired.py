@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from benchmarks import paired
-from bipline.artifacts.documents import read_documents
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.model.block_loop import BlockLoop
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.perplexity import perplexity, text_windows
+from bipline.storage.documents import read_documents
 from tests.conftest import ASSETS
 from tests.tiny import tiny_model
 

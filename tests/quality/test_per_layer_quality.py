@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from bipline.artifacts.directory import atomic_directory
-from bipline.artifacts.manifest import read_manifest
 from bipline.compression.prune import prune
 from bipline.delivery.verification import verify_hf
 from bipline.model.block_loop import BlockLoop
@@ -21,9 +19,11 @@ from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.evaluate import evaluate
 from bipline.quality.perplexity import perplexity, text_windows
-from bipline.quality.protocols import Protocol
-from bipline.quality.recipes import LoraRecipe
-from bipline.quality.recover import recover
+from bipline.recovery.lora import recover
+from bipline.settings.protocol import Protocol
+from bipline.settings.recipes import LoraRecipe
+from bipline.storage.directory import atomic_directory
+from bipline.storage.manifest import read_manifest
 from tests.compression.test_calibrate import prose
 from tests.conftest import ASSETS
 from tests.per_layer import kept, plan_of

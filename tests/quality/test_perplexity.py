@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.model.block_loop import BlockLoop
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
@@ -65,7 +65,7 @@ def test_short_text_is_refused(reference: Path) -> None:
 def test_record_of_a_real_text(data: Path) -> None:
     """stories260K on stories it never saw: its perplexity is known to be near 5."""
     from bipline.quality.evaluate import evaluate
-    from bipline.quality.protocols import Protocol
+    from bipline.settings.protocol import Protocol
 
     record = evaluate(
         data / "models" / "stories260K",

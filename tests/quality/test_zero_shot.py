@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.model.loading import load_model
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.zero_shot import zero_shot

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.options import BaseOptions, options_from

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from bipline.artifacts.progress import track
+from bipline.base.progress import track
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.criteria.interface import Block, BlockScores, widened
 from bipline.compression.criteria.llm_bip_exact import FeedForward

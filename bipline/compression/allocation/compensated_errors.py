@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bipline.artifacts.progress import track
+from bipline.base.progress import track
 from bipline.compression.allocation.block_errors import BlockErrors
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.compensation.collecting import token_weights

@@ -23,11 +23,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import track
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import track
 from bipline.compression.criteria.interface import BlockScores
 from bipline.compression.criteria.search import KINDS, batches_of
-from bipline.compression.gates import Gates, check, gate_gradients
+from bipline.compression.masks import Gates, check, gate_gradients
 from bipline.model.block_loop import BlockLoop
 from bipline.model.families import ModelShape
 

@@ -25,13 +25,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bipline.artifacts.progress import track
+from bipline.base.progress import track
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.shares import filled, scaled_to_budget
 from bipline.compression.allocation.soft_masks import SoftMask
 from bipline.compression.allocation.split import uniform_of_share
 from bipline.compression.allocation.widths import Choices, Widths
-from bipline.compression.gates import ATTENTION_READER, gated
+from bipline.compression.masks import ATTENTION_READER, gated
 from bipline.compression.options import BaseOptions
 from bipline.model.block_loop import Block
 from bipline.model.hidden_states import HiddenStates

@@ -7,12 +7,12 @@ from functools import cached_property
 
 import torch
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.plan import Layout
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.widths import Choices
 from bipline.compression.computing import Computing
 from bipline.compression.statistics import Scores
 from bipline.model.checkpoint import Checkpoint
+from bipline.values.plan import Layout
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bipline.artifacts.plan import BlockPlan, Budget, PruningPlan
-from bipline.artifacts.progress import note
+from bipline.base.progress import note
 from bipline.compression.allocation.problem import Problem, highest
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.drawn_windows import Divided
 from bipline.compression.compensation.engine import compensate
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided
+from bipline.values.plan import BlockPlan, Budget, PruningPlan
 
 
 def of_least_left(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.shares import filled, scaled_to_budget
 from bipline.compression.allocation.widths import Choices, Widths

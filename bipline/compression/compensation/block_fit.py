@@ -12,7 +12,6 @@ from functools import partial
 
 from torch import Tensor
 
-from bipline.artifacts.compensation import Form, SublayerRecord
 from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
 from bipline.compression.compensation.collecting import Collecting
 from bipline.compression.compensation.drawn_windows import WEIGHED
@@ -25,6 +24,7 @@ from bipline.compression.compensation.streams import Streams, attention_half
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.criteria.interface import Block
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.values.compensation import Form, SublayerRecord
 
 # Errors of versions of a matrix behind what a block makes before it.
 ErrorsBehind = Callable[[Halves, Sequence[Candidate]], list[float]]

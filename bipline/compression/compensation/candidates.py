@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bipline.artifacts.compensation import Form
 from bipline.compression.compensation.closed_forms import ROWS_TOGETHER, Correction
+from bipline.values.compensation import Form
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bipline.artifacts.compensation import Form
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided
 from bipline.model.block_loop import BlockLoop
 from bipline.model.sampling import sampled_windows
+from bipline.values.compensation import Form
 
 # The forms that fit weights and not only a bias.
 WEIGHED: tuple[Form, ...] = ("least-squares", "obs")

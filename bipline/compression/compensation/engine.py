@@ -23,10 +23,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bipline.artifacts.compensation import FORMS, BlockRecord, Form
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.plan import BlockPlan, PruningPlan
-from bipline.artifacts.progress import track
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import track
 from bipline.compression.compensation.block_fit import BlockFit
 from bipline.compression.compensation.drawn_windows import Divided
 from bipline.compression.compensation.held_out import HeldOut
@@ -38,6 +36,8 @@ from bipline.compression.computing import Computing
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ
+from bipline.values.compensation import FORMS, BlockRecord, Form
+from bipline.values.plan import BlockPlan, PruningPlan
 
 
 class Progress(Protocol):

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
-from bipline.artifacts.compensation import FORMS, Form, SublayerRecord
 from bipline.compression.compensation.candidates import (
     Candidate,
     Sublayer,
@@ -23,6 +22,7 @@ from bipline.compression.compensation.closed_forms import LeastSquares, bias_cor
 from bipline.compression.compensation.moments import Moments
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.options import CompensationOptions
+from bipline.values.compensation import FORMS, Form, SublayerRecord
 
 # Versions that are measured in one pass over the held-out windows: their inputs are computed anew
 # for every pass, and all of them are in memory.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.compensation.triangles import DOUBLE, Triangles, triangles_bytes
 from bipline.compression.criteria.interface import widened
 

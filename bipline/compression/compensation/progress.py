@@ -9,13 +9,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from bipline.artifacts.compensation import BlockRecord
-from bipline.artifacts.digests import digest_file
-from bipline.artifacts.directory import write_text
-from bipline.artifacts.plan import BlockPlan
-from bipline.artifacts.progress import note
+from bipline.base.progress import note
 from bipline.compression.compensation.engine import BlockCorrection
 from bipline.compression.corrections import block_name, load_block, save_block
+from bipline.storage.digests import digest_file
+from bipline.storage.directory import write_text
+from bipline.values.compensation import BlockRecord
+from bipline.values.plan import BlockPlan
 
 
 @dataclass(frozen=True)

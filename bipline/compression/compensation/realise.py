@@ -12,19 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.compensation import (
-    FORMS,
-    BlockRecord,
-    CompensationRecord,
-    Form,
-    forms_text,
-)
-from bipline.artifacts.directory import DirectoryWriter, atomic_directory, write_text
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.plan import BlockPlan, PruningPlan
-from bipline.artifacts.progress import note
-from bipline.artifacts.stage_key import code_digest, numerics
-from bipline.artifacts.work import claim
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import note
 from bipline.compression.allocation.problem import Windows
 from bipline.compression.compensation.drawn_windows import divided_with_drawn, generated_windows
 from bipline.compression.compensation.engine import check_compensation, compensate
@@ -47,6 +36,17 @@ from bipline.model.families import with_output_biases
 from bipline.model.memory import gigabytes, memory_limit, memory_need
 from bipline.model.sampling import sampling_bytes
 from bipline.model.shapes import ModelShape
+from bipline.storage.directory import DirectoryWriter, atomic_directory, write_text
+from bipline.storage.stage_key import code_digest, numerics
+from bipline.storage.work import claim
+from bipline.values.compensation import (
+    FORMS,
+    BlockRecord,
+    CompensationRecord,
+    Form,
+    forms_text,
+)
+from bipline.values.plan import BlockPlan, PruningPlan
 
 
 @dataclass(frozen=True)

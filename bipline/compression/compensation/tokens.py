@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.compensation.streams import held_out_windows
 from bipline.model.shapes import ModelShape
 

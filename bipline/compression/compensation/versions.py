@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bipline.artifacts.plan import BlockPlan
 from bipline.compression.compensation.candidates import Candidate, Sublayer
 from bipline.compression.compensation.input_maps import READERS, mapped
 from bipline.compression.compensation.kept_rows import ROWS_OF
@@ -16,6 +15,7 @@ from bipline.model.block_reader import Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import block_axes, build_of
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.values.plan import BlockPlan
 
 # The chosen version of each matrix, by the matrix's name inside the block.
 Choices = dict[str, Candidate]

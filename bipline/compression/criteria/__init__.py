@@ -21,7 +21,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,

@@ -34,8 +34,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import silently, track
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import silently, track
 from bipline.compression.criteria.interface import BlockScores, Needs
 from bipline.compression.criteria.search import (
     Search,
@@ -44,7 +44,7 @@ from bipline.compression.criteria.search import (
     block_scores,
     cosine,
 )
-from bipline.compression.gates import ATTENTION_READER, FFN_READER, Gates, check, gated, top_gates
+from bipline.compression.masks import ATTENTION_READER, FFN_READER, Gates, check, gated, top_gates
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
 from bipline.model.families import ModelShape

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bipline.artifacts.digests import digest_bytes
+from bipline.storage.digests import digest_bytes
 
 BITS = 32
 

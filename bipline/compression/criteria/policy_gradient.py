@@ -39,8 +39,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.progress import track
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import track
 from bipline.compression.criteria.interface import BlockScores, Needs
 from bipline.compression.criteria.search import (
     Search,
@@ -49,7 +49,7 @@ from bipline.compression.criteria.search import (
     block_scores,
     cosine,
 )
-from bipline.compression.gates import Gates, check, gated_losses
+from bipline.compression.masks import Gates, check, gated_losses
 
 NEEDS: Needs = "search"
 # The e of the formula, as in the code.

@@ -25,7 +25,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.criteria.interface import Block, BlockScores, Needs, Options, Sums
 from bipline.compression.gradient_sums import by_kind, names_of, with_mean_one
 from bipline.model.hidden_states import CHUNK_WINDOWS

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from bipline.artifacts.errors import InvalidInput
+from bipline.base.errors import InvalidInput
 from bipline.compression.criteria import load_criterion, options_of
 from bipline.compression.criteria.interface import BlockScores, Options
 from bipline.model.block_loop import BlockLoop

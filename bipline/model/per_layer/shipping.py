@@ -15,11 +15,11 @@ from inspect import getfile
 from pathlib import Path
 from typing import Any
 
-from bipline.artifacts.errors import InvalidInput
-from bipline.artifacts.folder import Folder
+from bipline.base.errors import InvalidInput
 from bipline.model.families import family_of
 from bipline.model.per_layer import modeling_per_layer
 from bipline.model.shapes import is_per_layer
+from bipline.storage.folder import Folder
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 README = """# Weights whose blocks differ in width

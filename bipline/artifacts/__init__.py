@@ -1,1 +1,0 @@
-"""The bottom layer: typed values, digests, manifests, atomic directories and the Store."""

@@ -1,0 +1,145 @@
+"""The tables a command ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bipline.values.compensation import forms_text
+from bipline.values.record import EvaluationRecord
+from bipline.values.summary import RunSummary
+
+Row = tuple[str, Callable[[EvaluationRecord], str]]
+
+
+def evaluation_table(records: dict[str, EvaluationRecord]) -> Table:
+    """Models side by side: a column each, a row per figure."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for name in records:
+        table.add_column(name, justify="right")
+    for label, cell in _rows(next(iter(records.values()))):
+        table.add_row(label, *(cell(record) for record in records.values()))
+    return table
+
+
+def print_summary(console: Console, summary: RunSummary, log: Path) -> None:
+    """The end of a compress run: figures, stages with seconds, and where everything lies."""
+    console.print()
+    console.print(evaluation_table(summary.records))
+    console.print()
+    console.print(_stage_table(summary))
+    console.print()
+    for label, value in _closing_lines(summary, log):
+        console.print(f"{label:<12}{value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_pruned(console: Console, result: dict[str, Any], log: Path) -> None:
+    """The end of ``bipline prune``: sizes and ratio, and where long, seconds beside the floor."""
+    ratio, parameters, seconds = result["ratio"], result["parameters"], result["seconds"]
+    lines = [
+        f"{result['out']}: {parameters['before']:,} -> {parameters['after']:,} parameters; ratio "
+        f"asked {ratio['asked']:g} of {ratio['of']}, reached {ratio['reached_blocks']:.4f} of the "
+        f"blocks, {ratio['reached_total']:.4f} of all; {seconds['total']:.1f} s, "
+        f"peak memory {result['peak_anonymous_bytes'] / 1e9:.2f} GB",
+        *_compensation_line(result["compensation"]),
+        *(
+            f"{stage}: {seconds['stage'][stage]:.1f} s, floor {floor:.1f} s "
+            f"({seconds['stage'][stage] / floor:.2f} x)"
+            for stage, floor in result["floor_seconds_by_stage"].items()
+        ),
+        f"log: {log}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _compensation_line(done: dict[str, Any]) -> list[str]:
+    if done["form"] == "none":
+        return []
+    return [
+        f"compensation {done['form']}: matrices took {forms_text(done['matrices'])}; error of the "
+        f"blocks on held-out windows {done['error_without']:.4f} -> {done['error']:.4f}"
+    ]
+
+
+def _rows(first: EvaluationRecord) -> list[Row]:
+    rows: list[Row] = [
+        ("parameters", lambda record: f"{record.parameters:,}"),
+        ("file size, MB", lambda record: f"{record.file_bytes / 1e6:.2f}"),
+    ]
+    rows += [_perplexity_row(name) for name in first.perplexity]
+    for name, result in first.tasks.items():
+        rows.append(_task_row(name, "acc"))
+        if result.acc_norm is not None:
+            rows.append(_task_row(name, "acc_norm"))
+    if first.speed:
+        rows.append(_speed_row("prefill"))
+        rows.append(_speed_row("decode"))
+    return rows
+
+
+def _perplexity_row(name: str) -> Row:
+    return f"perplexity, {name}", lambda record: f"{record.perplexity[name].value:.2f}"
+
+
+def _task_row(name: str, metric: str) -> Row:
+    def cell(record: EvaluationRecord) -> str:
+        result = record.tasks[name]
+        error = f" ± {result.stderr:.3f}" if metric == "acc" and result.stderr else ""
+        return f"{getattr(result, metric):.3f}{error}"
+
+    return f"{metric}, {name}", cell
+
+
+def _speed_row(kind: str) -> Row:
+    def cell(record: EvaluationRecord) -> str:
+        best = getattr(record.speed, f"{kind}_tokens_per_second")
+        median = getattr(record.speed, f"{kind}_median_tokens_per_second")
+        return f"{best:,.0f} ({median:,.0f})"
+
+    return f"{kind}, tokens/s (median)", cell
+
+
+def _stage_table(summary: RunSummary) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("")
+    for stage in summary.stages:
+        table.add_row(stage.name, f"{stage.seconds:.1f}", stage.status)
+    return table
+
+
+def _closing_lines(summary: RunSummary, log: Path) -> list[tuple[str, str]]:
+    budget = summary.plan.budget
+    lines = [
+        (
+            "ratio",
+            f"asked {budget.asked:g} of {budget.of}; reached {budget.reached_blocks:.4f} of the "
+            f"blocks' weights, {budget.reached_total:.4f} of all parameters",
+        )
+    ]
+    if summary.recovery is not None:
+        verdict = "accepted" if summary.recovery.accepted else "refused"
+        lines.append(("recovery", f"{verdict}: {summary.recovery.reason}"))
+    registration = summary.registration
+    known = "the same version as before" if registration.reused else "new"
+    lines += [
+        ("package", _shown(summary.package.location)),
+        ("report", _shown(summary.report)),
+        ("registered", f"{registration.model_name} version {registration.version} ({known}), "
+                       f"alias {registration.alias}"),
+        ("log", str(log)),
+    ]  # fmt: skip
+    return lines
+
+
+def _shown(path: str) -> str:
+    """A path as short as it can be typed from here."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)

@@ -1,0 +1,1 @@
+"""Training of what was pruned, kept only where it helps."""

@@ -1,0 +1,1 @@
+"""What users may set: one frozen class per concern. Nothing here imports torch."""

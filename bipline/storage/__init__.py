@@ -1,0 +1,1 @@
+"""Bytes: digests, manifests, directories, stores, and the keys that name what is stored."""

@@ -1,0 +1,227 @@
+"""Atomic directories: a reader sees the finished directory or none at all.
+
+A directory is built under a temporary name beside its final one, every file and the folder
+are flushed to the disk, the manifest is written last, and one rename makes it appear. The
+temporary directory is locked while it is written: a second process on the same output is
+refused, and what a killed process left behind is cleared by the next one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
+from bipline.storage.digests import digest_file
+from bipline.storage.manifest import MANIFEST_NAME, FileEntry, Manifest, list_files, read_manifest
+
+# What an operating system says when the surroundings, not the input, are at fault.
+ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM}
+
+
+def environment_failure(error: OSError) -> EnvironmentFailure | None:
+    """Translate a full disk or a failing device into exit code 3; None for other errors."""
+    if error.errno not in ENVIRONMENT_ERRNOS:
+        return None
+    where = f" at {error.filename}" if error.filename else ""
+    return EnvironmentFailure(
+        f"{os.strerror(error.errno).lower()}{where}: nothing was left half written; "
+        "free the resource and run again"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file in one go: temporary name, flush, rename."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class DirectoryWriter:
+    """The directory while it is written. ``path`` is where its files go for now."""
+
+    def __init__(self, path: Path, kind: str, journal: Journal | None = None) -> None:
+        self.path = path
+        self.kind = kind
+        self.info: dict[str, Any] = {}
+        self._journal = journal
+        self._hashed: dict[str, FileEntry] = dict(journal.finished) if journal else {}
+
+    def has(self, name: str) -> bool:
+        """Whether an earlier run finished this file."""
+        return name in self._hashed
+
+    @property
+    def resumable(self) -> bool:
+        """Whether finished files are worth keeping when the work stops."""
+        return bool(self._journal and self._journal.finished)
+
+    def add_hashed(self, name: str, size: int, sha256: str) -> None:
+        """Record a file that was hashed while it was written, so that it is not read again."""
+        self._hashed[name] = FileEntry(size=size, sha256=sha256)
+        if self._journal:
+            self._journal.add(name, self._hashed[name])
+
+    def close(self, manifest: Manifest) -> None:
+        """Tell the journal what the directory has become."""
+        if self._journal:
+            self._journal.close(manifest.digest)
+
+    def manifest(self) -> Manifest:
+        """The manifest of what lies in the directory now."""
+        files = list_files(self.path, self._hashed)
+        return Manifest(kind=self.kind, files=files, info=self.info)
+
+
+class Journal:
+    """The finished files of a directory that is being written, kept outside of it.
+
+    ``key`` says what the directory is to become: files of another key are not taken up.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self.key = key
+        self.finished: dict[str, FileEntry] = {}
+
+    def add(self, name: str, entry: FileEntry) -> None:
+        """Record a file that is whole and on the disk."""
+        self.finished[name] = entry
+        self._write("")
+
+    def close(self, digest: str) -> None:
+        """Record the digest of the whole directory, which is about to get its final name."""
+        self._write(digest)
+
+    def _write(self, digest: str) -> None:
+        files = {name: held.model_dump() for name, held in self.finished.items()}
+        value = {"key": self.key, "files": files, "digest": digest}
+        write_text(self.path, json.dumps(value, indent=1) + "\n")
+
+    def take_up(self, directory: Path) -> None:
+        """Take up the files in ``directory`` that an earlier run finished, re-hashing each."""
+        if not self.path.is_file():
+            return
+        value = json.loads(self.path.read_text(encoding="utf-8"))
+        if value["key"] != self.key:
+            return
+        for name, held in value["files"].items():
+            entry, file = FileEntry.model_validate(held), directory / name
+            if file.is_file() and digest_file(file) == entry.sha256:
+                self.finished[name] = entry
+
+
+def is_finished(final: Path, journal: Path) -> bool:
+    """Whether ``final`` is what the run with this journal made, which was then killed."""
+    if not (journal.is_file() and (final / MANIFEST_NAME).is_file()):
+        return False
+    recorded = json.loads(journal.read_text(encoding="utf-8"))["digest"]
+    return bool(recorded == read_manifest(final).digest)
+
+
+@contextmanager
+def atomic_directory(
+    final: Path, kind: str, journal: Path | None = None, key: str = ""
+) -> Iterator[DirectoryWriter]:
+    """Write a directory that appears whole, with its manifest, or not at all.
+
+    With ``journal`` the files that a killed run finished under the same ``key`` stay, and an
+    interrupted run leaves them; without it nothing half written stays, whatever happens inside.
+    Raises InvalidInput when ``final`` exists and is not empty or another process is writing it;
+    EnvironmentFailure when the disk is full.
+    """
+    refuse_occupied(final)
+    final = final.absolute()
+    temporary = final.with_name(f".{final.name}.partial")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(exist_ok=True)
+        with locked(temporary, f"{temporary}: another process is writing this output"):
+            taken = Journal(journal, key) if journal else None
+            if taken:
+                taken.take_up(temporary)
+            _clear(temporary, set(taken.finished) if taken else set())
+            yield from _write_then_rename(DirectoryWriter(temporary, kind, taken), final)
+    except OSError as error:
+        raise environment_failure(error) or error from None
+
+
+def _write_then_rename(writer: DirectoryWriter, final: Path) -> Iterator[DirectoryWriter]:
+    try:
+        yield writer
+        manifest = writer.manifest()
+        write_text(writer.path / MANIFEST_NAME, manifest.to_json())
+        writer.close(manifest)
+        _flush_tree(writer.path)
+        writer.path.rename(final)
+        _flush(final.parent)
+    except BaseException as error:
+        if not writer.resumable or isinstance(error, (InvalidInput, Refused)):
+            shutil.rmtree(writer.path, ignore_errors=True)
+        raise
+
+
+def occupied(directory: Path | None) -> bool:
+    """Whether there is a directory that holds something."""
+    return directory is not None and directory.is_dir() and any(directory.iterdir())
+
+
+def refuse_occupied(final: Path) -> None:
+    """Raise InvalidInput unless ``final`` can become a new directory."""
+    if occupied(final):
+        raise InvalidInput(
+            f"{final}: the output directory is not empty; choose another or empty it"
+        )
+    if final.exists() and not final.is_dir():
+        raise InvalidInput(f"{final}: the output exists and is not a directory")
+
+
+@contextmanager
+def locked(directory: Path, refusal: str) -> Iterator[None]:
+    """Hold an exclusive lock on a directory; it is gone when the process is.
+
+    Raises InvalidInput with ``refusal`` when another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InvalidInput(refusal) from None
+    finally:
+        os.close(descriptor)
+
+
+def _clear(directory: Path, kept: set[str]) -> None:
+    """Remove what a killed run left half written."""
+    for leftover in directory.iterdir():
+        if leftover.name not in kept:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_tree(directory: Path) -> None:
+    for path in sorted(directory.rglob("*")):
+        _flush(path)
+    _flush(directory)

@@ -1,0 +1,125 @@
+"""A manifest lists every file of a directory with its size and sha256.
+
+It is written last, so it is also the commit marker: a directory without a manifest is not
+finished and does not exist for readers. The directory's digest is computed from the listing,
+never from where the directory lies, so a moved directory keeps its digest. ``info`` holds what
+the directory declares about itself (shapes, counts, digests of its inputs); it is covered by
+the digest too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bipline.base.errors import InvalidInput, Refused
+from bipline.storage.digests import digest_file, digest_json, digest_listing
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class FileEntry(BaseModel):
+    """One file of a directory: its size in bytes and its sha256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The listing of a directory. ``files`` maps POSIX paths relative to the directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str
+    files: dict[str, FileEntry]
+    info: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """The content address of the directory: kind, files and what it declares."""
+        files = digest_listing({name: entry.sha256 for name, entry in self.files.items()})
+        return digest_json({"kind": self.kind, "files": files, "info": self.info})
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all listed files together, in bytes."""
+        return sum(entry.size for entry in self.files.values())
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``: sorted and indented, the same for the same content."""
+        value = {**self.model_dump(), "digest": self.digest}
+        return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def relative_files(directory: Path) -> list[str]:
+    """Names of all files below a directory, sorted, the manifest itself left out.
+
+    Raises InvalidInput for links and special files: a listing must not depend on what lies
+    outside the directory.
+    """
+    names = []
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InvalidInput(f"{path}: only plain files may be listed, not links or devices")
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name != MANIFEST_NAME:
+            names.append(name)
+    return names
+
+
+def list_files(directory: Path, known: dict[str, FileEntry] | None = None) -> dict[str, FileEntry]:
+    """Hash every file below a directory; ``known`` entries were hashed while written."""
+    known = known or {}
+    entries = {}
+    for name in relative_files(directory):
+        path = directory / name
+        entries[name] = known.get(name) or FileEntry(
+            size=path.stat().st_size, sha256=digest_file(path)
+        )
+    return entries
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read a directory's manifest.
+
+    Raises InvalidInput when there is none or when its recorded digest does not follow from its
+    own listing.
+    """
+    path = directory / MANIFEST_NAME
+    if not directory.is_dir():
+        raise InvalidInput(f"{directory}: no such directory")
+    if not path.is_file():
+        raise InvalidInput(f"{directory}: no {MANIFEST_NAME}, so it is not a finished directory")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        recorded = value.pop("digest")
+        manifest = Manifest.model_validate(value)
+    except (ValueError, KeyError, AttributeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(f"{path}: not a manifest of this project: {reason}") from error
+    if manifest.digest != recorded:
+        raise InvalidInput(f"{path}: its digest {recorded[:12]} does not follow from its listing")
+    return manifest
+
+
+def verify_directory(directory: Path) -> Manifest:
+    """Re-hash every file and compare with the manifest; extra files count as a difference.
+
+    Raises Refused naming the first difference, InvalidInput when there is no usable manifest.
+    """
+    manifest = read_manifest(directory)
+    present = relative_files(directory)
+    for name in sorted(set(present) ^ set(manifest.files)):
+        state = "is listed but missing" if name in manifest.files else "is not listed"
+        raise Refused(f"{directory}: {name} {state}")
+    for name in present:
+        if digest_file(directory / name) != manifest.files[name].sha256:
+            raise Refused(f"{directory}: {name} does not match its sha256 in {MANIFEST_NAME}")
+    return manifest

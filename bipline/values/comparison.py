@@ -1,0 +1,238 @@
+"""Comparison: methods side by side on the same models, texts and protocol.
+
+A :class:`Combination` says what was tried, an :class:`Outcome` what came of it: figures, or the
+reason why it cannot be. Both together are a :class:`Row`. Seconds and memory are kept apart from
+the figures, because they differ from run to run and nothing else does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bipline.storage.digests import digest_json
+from bipline.values.combination import Combination
+from bipline.values.compensation import CompensationRecord, forms_text
+from bipline.values.plan import Budget
+from bipline.values.record import EvaluationRecord, Perplexity
+from bipline.values.summary import StageSummary
+
+# Version 1 named a compensation by a word alone, and knew no method by another name.
+SCHEMA_VERSION: Literal[2] = 2
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Change(_Frozen):
+    """The pruned model less the dense one, on one text: nats per token, and perplexity."""
+
+    nll: float
+    perplexity: float
+
+
+class Parameters(_Frozen):
+    """The number of parameters of the dense model and of the pruned one."""
+
+    before: int
+    after: int
+
+    @property
+    def ratio(self) -> float:
+        """The share that is left."""
+        return self.after / self.before
+
+
+class Compensated(_Frozen):
+    """What compensation did: how many matrices took which form, and errors block by block.
+
+    ``error`` is that on held-out windows as it was chosen, ``error_without`` that of the same
+    block with nothing corrected (see :class:`bipline.values.compensation.BlockRecord`).
+    """
+
+    forms: dict[str, int]
+    fitted_tokens: int
+    held_out_tokens: int
+    error_without: tuple[float, ...]
+    error: tuple[float, ...]
+
+    @classmethod
+    def of(cls, record: CompensationRecord) -> Compensated:
+        """The short form of a plan's record."""
+        return cls(
+            forms=record.forms(),
+            fitted_tokens=record.fitted_tokens,
+            held_out_tokens=record.held_out_tokens,
+            error_without=tuple(block.error_without for block in record.blocks),
+            error=tuple(block.error for block in record.blocks),
+        )
+
+    @property
+    def told(self) -> str:
+        """The forms as users read them."""
+        return forms_text(self.forms)
+
+
+class Measured(_Frozen):
+    """The figures of a pruned model. ``widths``: attention groups and FFN channels by block."""
+
+    plan_digest: str
+    tensor_digest: str
+    protocol_digest: str
+    parameters: Parameters
+    ratio: Budget
+    widths: tuple[tuple[int, int], ...]
+    compensated: Compensated | None = None
+    file_bytes: int
+    perplexity: dict[str, Perplexity]
+    change: dict[str, Change]
+
+
+class Cost(_Frozen):
+    """Seconds per stage and the highest memory, in bytes.
+
+    ``sums_from`` names the criterion whose pass gave the sums, where the row's own did not: its
+    seconds are not counted a second time.
+    """
+
+    seconds: dict[str, float] = Field(default_factory=dict)
+    peak_anonymous_bytes: int = 0
+    peak_device_bytes: int = 0
+    sums_from: str | None = None
+
+    def plus(self, other: Cost) -> Cost:
+        """Both together: the seconds of each stage, the higher memory."""
+        return Cost(
+            seconds={**self.seconds, **other.seconds},
+            peak_anonymous_bytes=max(self.peak_anonymous_bytes, other.peak_anonymous_bytes),
+            peak_device_bytes=max(self.peak_device_bytes, other.peak_device_bytes),
+            sums_from=self.sums_from or other.sums_from,
+        )
+
+    @property
+    def total_seconds(self) -> float:
+        """All stages together."""
+        return round(sum(self.seconds.values()), 3)
+
+
+class Outcome(_Frozen):
+    """What came of a combination: figures with their cost, or the reason of its refusal."""
+
+    refusal: str | None = None
+    measured: Measured | None = None
+    cost: Cost = Cost()
+
+    @property
+    def digest(self) -> str:
+        """The digest of all but seconds and memory, which no two runs share.
+
+        Where nothing was compensated it is what it was when nothing could be.
+        """
+        value = self.model_dump(mode="json", exclude={"cost"})
+        return digest_json(_without_compensated(value))
+
+
+class Row(_Frozen):
+    """A combination and its outcome; ``directory`` is where its model was kept, if it was."""
+
+    combination: Combination
+    refusal: str | None
+    measured: Measured | None
+    cost: Cost
+    directory: str | None = None
+
+    @classmethod
+    def of(cls, combination: Combination, outcome: Outcome, directory: str | None = None) -> Row:
+        """The row of a combination; a refused one has no directory."""
+        place = directory if outcome.measured else None
+        return cls(combination=combination, directory=place, **dict(outcome))
+
+
+class ComparedModel(_Frozen):
+    """A dense model: where it came from, and its record under the common protocol."""
+
+    source: str
+    revision: str | None = None
+    licence: str | None = None
+    record: EvaluationRecord
+
+
+class ComparedCalibration(_Frozen):
+    """A calibration text and the windows drawn from it, ``samples`` of ``seqlen`` tokens."""
+
+    source: str
+    sha256: str
+    samples: int
+    seqlen: int
+
+
+class Comparison(_Frozen):
+    """Everything a comparison tells; models and calibrations by the names rows use."""
+
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    models: dict[str, ComparedModel]
+    calibrations: dict[str, ComparedCalibration]
+    rows: tuple[Row, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """Names of the evaluation texts, in the order they were given."""
+        first = next(iter(self.models.values()))
+        return list(first.record.perplexity)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the content; that of an older version is what it always was."""
+        value = self.model_dump(mode="json")
+        return digest_json(_as_version_1(value) if self.schema_version == 1 else value)
+
+
+class Best(_Frozen):
+    """The combination that a selection picked, and why; ``value`` is the minimised mean."""
+
+    rows: tuple[Row, ...]
+    minimised: str
+    value: float
+
+
+class Tracked(_Frozen):
+    """Where a comparison was told to MLflow, and the best of it; None where nothing qualified."""
+
+    mlflow_run_id: str
+    best: Best | None
+
+
+class SweepSummary(_Frozen):
+    """One sweep from its first stage to its last; ``best`` is None where nothing qualified."""
+
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    run_name: str
+    run_id: str
+    mlflow_run_id: str
+    status: str
+    seconds: float
+    stages: tuple[StageSummary, ...]
+    comparison: Comparison
+    best: Best | None
+    report: str
+
+
+def _as_version_1(comparison: dict[str, Any]) -> dict[str, Any]:
+    """A comparison's JSON value as the first version wrote it."""
+    rows = [_without_compensated(row) for row in comparison["rows"]]
+    for row in rows:
+        tried = row["combination"]
+        del tried["alias"]
+        tried["compensation"] = tried["compensation"]["name"]
+    return {**comparison, "rows": rows}
+
+
+def _without_compensated(outcome: dict[str, Any]) -> dict[str, Any]:
+    """An outcome's JSON value without the field that says nothing was compensated."""
+    measured = outcome["measured"]
+    if measured is None or measured["compensated"] is not None:
+        return outcome
+    kept = {name: value for name, value in measured.items() if name != "compensated"}
+    return {**outcome, "measured": kept}

@@ -1,0 +1,139 @@
+"""PruningPlan: which groups every block keeps. Small, readable, valid for one model alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bipline.storage.digests import digest_json
+from bipline.values.compensation import CompensationRecord, Form
+from bipline.values.reading import read_value
+
+SCHEMA_VERSION: Literal[3] = 3
+
+# ``uniform``: all blocks that stay are equally wide, and the result is a plain checkpoint.
+# ``per-layer``: blocks differ in width, or have lost a sublayer.
+Layout = Literal["uniform", "per-layer"]
+
+
+class BlockPlan(BaseModel):
+    """What one block keeps: indices of attention groups (KV heads) and of FFN channels.
+
+    Where none stay, the sublayer goes with its norm and biases; where neither has any, the block.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attention_groups: tuple[int, ...]
+    ffn_channels: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _ascending(self) -> BlockPlan:
+        for kept in (self.attention_groups, self.ffn_channels):
+            if list(kept) != sorted(set(kept)) or min(kept, default=0) < 0:
+                raise ValueError("kept indices must be ascending, distinct and not negative")
+        return self
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """How many attention groups and FFN channels stay; 0 where the sublayer goes."""
+        return len(self.attention_groups), len(self.ffn_channels)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the whole block goes."""
+        return self.widths == (0, 0)
+
+
+class Budget(BaseModel):
+    """The ratio that was asked for and what the plan reaches, counted both ways.
+
+    ``of`` says what ``asked`` is a share of: the linear weights of the decoder blocks, or all
+    parameters of the model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asked: float
+    of: Literal["blocks", "total"]
+    reached_blocks: float
+    reached_total: float
+
+    @property
+    def reached(self) -> float:
+        """What was reached, counted as it was asked."""
+        return self.reached_blocks if self.of == "blocks" else self.reached_total
+
+
+class PruningPlan(BaseModel):
+    """The decision: per block, what stays. ``tensor_digest`` names the one model it is for.
+
+    A plan that was ``compensated`` is the realised one: what stays after groups were chosen again,
+    and what was done to each block; the corrected tensors lie in a directory of their own. Version
+    1 knew neither the per-layer layout nor blocks that go, version 2 no compensation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
+    tensor_digest: str
+    criterion: str
+    criterion_options: dict[str, Any] = Field(default_factory=dict)
+    allocation: str
+    allocation_options: dict[str, Any] = Field(default_factory=dict)
+    layout: Layout = "uniform"
+    compensation: Form = "none"
+    budget: Budget
+    ffn_multiple: int
+    notes: tuple[str, ...] = ()
+    compensated: CompensationRecord | None = None
+    blocks: tuple[BlockPlan, ...]
+
+    @model_validator(mode="after")
+    def _realised(self) -> PruningPlan:
+        if (self.compensation == "none") != (self.compensated is None):
+            raise ValueError("compensation and the record of it go together")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The digest of the plan's content; that of an older version is what it always was."""
+        return digest_json(self._content())
+
+    @property
+    def kept_blocks(self) -> tuple[int, ...]:
+        """The blocks of the source that stay, ascending; they are numbered anew in this order."""
+        return tuple(index for index, block in enumerate(self.blocks) if not block.dropped)
+
+    def _content(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude=_later_than(self.schema_version))
+
+    def to_json(self) -> str:
+        """Text of the plan: one line per block, so that two plans can be compared by diff."""
+        value = self._content()
+        record, blocks = value.pop("compensated", None), value.pop("blocks")
+        text = json.dumps(value, indent=1, allow_nan=False)[:-2]
+        if record:
+            done = record.pop("blocks")
+            head = json.dumps(record, allow_nan=False)[:-1]
+            text += f',\n "compensated": {head}, "blocks": {_by_line(done)}}}'
+        return f'{text},\n "blocks": {_by_line(blocks)}\n}}\n'
+
+
+def _later_than(version: int) -> set[str]:
+    """The fields that plans of a version did not have."""
+    later = {"criterion_options", "allocation_options"} if version == 1 else set()
+    return later | ({"compensated"} if version < 3 else set())
+
+
+def _by_line(values: list[Any]) -> str:
+    lines = ",\n  ".join(json.dumps(value, allow_nan=False) for value in values)
+    return f"[\n  {lines}\n ]"
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """Read a plan. Raises InvalidInput when the file is missing or is not a plan."""
+    return read_value(path, PruningPlan, "pruning plan")

@@ -1,0 +1,100 @@
+"""EvaluationRecord: what was measured, under which protocol, about which tensors, on what."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bipline.storage.digests import digest_json
+from bipline.storage.stage_key import library_versions, processor
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Perplexity(_Frozen):
+    """Perplexity of one text: exp of the mean negative log-likelihood (nats) per token."""
+
+    value: float
+    nll: float
+    tokens: int
+
+
+class TaskResult(_Frozen):
+    """Zero-shot accuracy of one task. ``acc_norm`` divides log-likelihoods by byte length."""
+
+    acc: float
+    acc_norm: float | None
+    stderr: float | None
+    n: int
+
+
+class Speed(_Frozen):
+    """Tokens per second: prompt processing and greedy decoding, best and median of the repeats.
+
+    A median far below the best says that the machine was busy with something else.
+    """
+
+    prefill_tokens_per_second: float
+    prefill_median_tokens_per_second: float
+    decode_tokens_per_second: float
+    decode_median_tokens_per_second: float
+    batch_size: int
+    prompt_tokens: int
+    decoded_tokens: int
+    repeats: int
+
+
+class EvaluationRecord(_Frozen):
+    """One model under one protocol. Two records compare only when ``protocol_digest`` agrees."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tensor_digest: str
+    parameters: int
+    file_bytes: int
+    perplexity: dict[str, Perplexity] = Field(default_factory=dict)
+    tasks: dict[str, TaskResult] = Field(default_factory=dict)
+    speed: Speed | None = None
+    protocol: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def protocol_digest(self) -> str:
+        """The digest of the protocol: texts, windows, BOS policy, tasks, dtype, batch size."""
+        return digest_json(self.protocol)
+
+    def to_json_value(self) -> dict[str, Any]:
+        """The record as JSON, with the protocol's digest beside the protocol."""
+        value = self.model_dump(mode="json")
+        value["protocol"] = {**value["protocol"], "digest": self.protocol_digest}
+        return value
+
+
+class RecoveryRecord(_Frozen):
+    """What a recovery did: held-out perplexity before and after, and whether it was accepted."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    accepted: bool
+    reason: str
+    held_out_perplexity_before: float
+    held_out_perplexity_after: float | None
+    merge_difference: float | None
+    recipe: dict[str, Any]
+    tokens: int
+
+
+def environment() -> dict[str, Any]:
+    """The hardware and libraries a number was measured with."""
+    import torch
+
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **library_versions(),
+    }

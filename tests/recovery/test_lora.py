@@ -1,0 +1,107 @@
+"""Recovery: the merge is exact, what helps is kept, what harms is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bipline.base.errors import InvalidInput
+from bipline.compression.prune import prune
+from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
+from bipline.recovery.lora import _with_adapter, recover
+from bipline.settings.recipes import LoraRecipe
+from bipline.storage.directory import atomic_directory
+from bipline.storage.manifest import verify_directory
+from bipline.values.record import RecoveryRecord
+from tests.compression.test_calibrate import prose
+from tests.conftest import ASSETS
+from tests.oracles.test_slicing import random_plan
+from tests.tiny import token_windows
+
+RECIPE = LoraRecipe(steps=30, batch_size=4, seqlen=32, learning_rate=5e-3, dropout=0.0)
+
+
+@pytest.fixture
+def pruned(llama: Path, tmp_path: Path) -> Path:
+    checkpoint = open_checkpoint(llama)
+    prune(checkpoint, random_plan(checkpoint, 0.4), tmp_path / "pruned")
+    return tmp_path / "pruned"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "train.txt").write_text(prose(1, 900))
+    return tmp_path / "train.txt"
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    (tmp_path / "held-out.txt").write_text(prose(2, 200))
+    return tmp_path / "held-out.txt"
+
+
+def recovered(
+    pruned: Path, text: Path, held_out: Path, recipe: LoraRecipe, out: Path
+) -> RecoveryRecord:
+    with atomic_directory(out, "model") as writer:
+        return recover(pruned, text, held_out, recipe, writer)
+
+
+def test_recovery_lowers_held_out_perplexity_and_keeps_the_shape(
+    pruned: Path, text: Path, held_out: Path, tmp_path: Path
+) -> None:
+    record = recovered(pruned, text, held_out, RECIPE, tmp_path / "out")
+    assert record.accepted, record
+    assert record.held_out_perplexity_after is not None
+    assert record.held_out_perplexity_after < record.held_out_perplexity_before
+    assert record.merge_difference is not None
+    assert record.merge_difference < 1e-5
+    verify_directory(tmp_path / "out")
+    before, after = open_checkpoint(pruned), open_checkpoint(tmp_path / "out")
+    assert before.shape == after.shape
+    assert before.tensor_digest != after.tensor_digest
+    assert not list((tmp_path / "out").glob("adapter*"))
+
+
+def test_same_recipe_gives_same_bytes(
+    pruned: Path, text: Path, held_out: Path, tmp_path: Path
+) -> None:
+    short = RECIPE.model_copy(update={"steps": 5})
+    for name in ("a", "b"):
+        recovered(pruned, text, held_out, short, tmp_path / name)
+    assert verify_directory(tmp_path / "a") == verify_directory(tmp_path / "b")
+
+
+def test_recovery_that_harms_is_refused(reference: Path, text: Path, tmp_path: Path) -> None:
+    held_out = ASSETS / "texts" / "prose.txt"
+    for learning_rate, reason in ((0.3, "did not fall"), (30.0, "merging moved the logits")):
+        wild = RECIPE.model_copy(update={"learning_rate": learning_rate, "warmup": 0.0, "steps": 3})
+        record = recovered(reference, text, held_out, wild, tmp_path / f"{learning_rate}")
+        assert not record.accepted
+        assert reason in record.reason
+
+
+def test_merged_adapter_equals_adapter_plus_base(pruned: Path) -> None:
+    """In float64, with an adapter that is not zero: peft's merge changes nothing it says."""
+    adapted = _with_adapter(load_model(pruned, torch.float64), LoraRecipe(dropout=0.0)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_(noise * 0.1)
+        base = load_model(pruned, torch.float64)(token_windows()).logits
+        expected = adapted(token_windows()).logits
+        merged = adapted.merge_and_unload()(token_windows()).logits
+    assert (expected - base).abs().max() > 1e-3, "the adapter does something"
+    assert (merged - expected).abs().max() < 1e-10
+
+
+def test_too_little_text_is_refused(pruned: Path, held_out: Path, tmp_path: Path) -> None:
+    (tmp_path / "little.txt").write_text(prose(1, 10))
+    with pytest.raises(InvalidInput, match="fewer than one batch"):
+        recovered(pruned, tmp_path / "little.txt", held_out, RECIPE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

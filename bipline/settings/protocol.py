@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bipline.settings.line import DtypeName
+
 BosPolicy = Literal["none", "text", "window"]
-DtypeName = Literal["float32", "bfloat16", "float64"]
 
 
 class Protocol(BaseModel):

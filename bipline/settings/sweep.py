@@ -1,34 +1,31 @@
-"""Configuration of a sweep: strict and frozen like :mod:`bipline.settings.compress`.
+"""Settings of a sweep: a model, its texts, what is tried, and what the best row must be.
 
-Criteria and rules are written as on the command line: ``flap:metric=ifv``.
+Criteria and allocations are written as on the command line: ``flap:metric=ifv``.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable
 
 from pydantic import Field, model_validator
 
-from bipline.base.errors import InvalidInput
-from bipline.comparison.methods import Asked
-from bipline.comparison.selection import Selection
-from bipline.settings.compress import (
-    CalibrateSection,
-    EvaluateSection,
-    ScoreSection,
-    Section,
-    all_known,
-    config_schema,
-    load,
+from bipline.settings.base import Settings
+from bipline.settings.compress import all_known
+from bipline.settings.line import (
+    MODEL,
+    STATE,
+    TEXTS,
+    CalibrateSettings,
+    CommonSettings,
+    ComputeSettings,
+    Layout,
 )
-from bipline.settings.protocol import DtypeName, Protocol
-from bipline.values.combination import Choice
+from bipline.settings.protocol import Protocol
+from bipline.values.combination import Choice, Method
+from bipline.values.figures import ROW_FIGURES, TEXT_FIGURES
 
-DEVICE = "auto (a GPU where there is one), cpu, cuda or cuda:N"
 
-
-class GridSection(Section):
+class GridSettings(Settings):
     """What is tried: every combination of these."""
 
     criteria: tuple[str, ...] | None = Field(
@@ -37,9 +34,9 @@ class GridSection(Section):
     )
     allocations: tuple[str, ...] = Field(
         default=(),
-        description="NAME or NAME:KEY=VALUE; none is the rule that goes with the criterion",
+        description="NAME or NAME:KEY=VALUE; none is the one that goes with the criterion",
     )
-    layouts: tuple[Literal["uniform", "per-layer"], ...] = Field(
+    layouts: tuple[Layout, ...] = Field(
         default=("uniform",), min_length=1, description="uniform and per-layer"
     )
     compensations: tuple[str, ...] = Field(
@@ -60,11 +57,11 @@ class GridSection(Section):
     )
 
     @model_validator(mode="after")
-    def _readable(self) -> GridSection:
+    def _readable(self) -> GridSettings:
         for text in (*self.scored, *self.allocations, *self.compensations):
             Choice.parse(text)
         for text in self.methods:
-            Asked.parse(text)
+            Method.parse(text)
         return self
 
     @property
@@ -75,111 +72,59 @@ class GridSection(Section):
         return self.criteria
 
 
-class DrawSection(Section):
-    """Which token windows criteria see; the seeds are those of the grid."""
-
-    texts: dict[str, float] = Field(
-        default={"calibration": 1.0}, description="names of texts with their weight in the mix"
-    )
-    samples: int = Field(default=128, ge=1, description="number of windows")
-    seqlen: int = Field(default=128, ge=2, description="window length in tokens")
-
-
-class ComputeSection(Section):
-    """How windows are run, in scoring and in rules that measure."""
-
-    dtype: DtypeName = Field(default="float32", description="compute dtype")
-    device: str = Field(default="auto", description=DEVICE)
-    micro_batch: int | None = Field(
-        default=None, ge=1, le=16, description="windows run together; null picks by their length"
-    )
-
-
-class CommonSection(Section):
-    """What all combinations share of an allocation."""
-
-    ratio_of: Literal["blocks", "total"] = Field(
-        default="blocks",
-        description="what a ratio is a share of: linear weights of the blocks, or all parameters",
-    )
-    keep_first: int = Field(default=0, ge=0, description="first blocks that stay whole")
-    keep_last: int = Field(default=0, ge=0, description="last blocks that stay whole")
-    divisible_by: int = Field(
-        default=1, ge=1, description="kept groups and channels divide by it (tensor parallelism)"
-    )
-    ffn_multiple: int | None = Field(
-        default=None, ge=1, description="FFN channels go in multiples of this; null picks one"
-    )
-
-
-class MeasureSection(Section):
+class MeasureSettings(Settings):
     """What is measured on the dense model and on every row alike."""
 
     texts: tuple[str, ...] = Field(
         default=("held-out",), min_length=1, description="texts for perplexity"
     )
     protocol: Protocol = Field(default=Protocol(), description="how they are measured")
-    device: str = Field(default="auto", description=DEVICE)
 
 
-class SweepConfig(Section):
+class Selection(Settings):
+    """What is minimised, and what no seed of a combination may exceed."""
+
+    minimise: str = Field(
+        description="figure whose mean over seeds is to be least: perplexity.TEXT, parameters, ..."
+    )
+    at_most: dict[str, float] = Field(
+        default={},
+        description="limits by figure, such as parameters_ratio or perplexity_increase.TEXT",
+    )
+
+    def check(self, texts: Iterable[str]) -> None:
+        """Raise ValueError for a figure that rows do not have."""
+        known = [*ROW_FIGURES, *(f"{kind}.{text}" for text in texts for kind in TEXT_FIGURES)]
+        for name in (self.minimise, *self.at_most):
+            if name not in known:
+                raise ValueError(f"select: {name!r} is no figure; known: {', '.join(known)}")
+
+
+class ComparisonSettings(Settings):
+    """What rows are tried, on which windows, and how each is measured."""
+
+    grid: GridSettings = GridSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    compute: ComputeSettings = ComputeSettings()
+    allocate: CommonSettings = CommonSettings()
+    evaluate: MeasureSettings = MeasureSettings()
+
+
+class SweepSettings(ComparisonSettings):
     """One sweep: a model, its texts, the grid, and what the best row must be."""
 
-    model: str = Field(description="model directory or hf:org/name@revision")
-    texts: dict[str, str] = Field(description="name: .txt or .jsonl file, or hf:org/name?split=...")
-    state: str = Field(
-        default=".bipline", description="folder for the store, ZenML's and MLflow's state, logs"
-    )
-    grid: GridSection = GridSection()
-    calibrate: DrawSection = DrawSection()
-    compute: ComputeSection = ComputeSection()
-    allocate: CommonSection = CommonSection()
-    evaluate: MeasureSection = MeasureSection()
+    model: str = Field(description=MODEL)
+    texts: dict[str, str] = Field(description=TEXTS)
+    state: str = Field(default=".bipline", description=STATE)
     select: Selection | None = Field(
         default=None, description="which row is the best, and within which limits"
     )
 
     @model_validator(mode="after")
-    def _names_exist(self) -> SweepConfig:
+    def _names_exist(self) -> SweepSettings:
         all_known("text", [*self.calibrate.texts, *self.evaluate.texts], self.texts)
         if self.evaluate.protocol.speed:
             raise ValueError("evaluate.protocol.speed: a sweep measures perplexity, not speed")
         if self.select:
             self.select.check(self.evaluate.texts)
         return self
-
-    def calibration(self, seed: int) -> CalibrateSection:
-        """The windows of one seed."""
-        return CalibrateSection(**self.calibrate.model_dump(), seed=seed)
-
-    def scoring(self, criterion: Choice, seed: int) -> ScoreSection:
-        """How one criterion scores."""
-        return ScoreSection(
-            criterion=criterion.name,
-            options=criterion.options,
-            seed=seed,
-            dtype=self.compute.dtype,
-            device=self.compute.device,
-            micro_batch=self.compute.micro_batch,
-        )
-
-    @property
-    def evaluation(self) -> EvaluateSection:
-        """How the dense model is measured, as the compress pipeline takes it."""
-        section = self.evaluate
-        return EvaluateSection(
-            texts=section.texts, protocol=section.protocol, device=section.device
-        )
-
-
-def load_sweep(path: Path, overrides: tuple[str, ...] = ()) -> SweepConfig:
-    """Read a sweep's configuration (see :func:`bipline.settings.compress.load`)."""
-    return load(SweepConfig, path, overrides)
-
-
-def schema_of(pipeline: str) -> dict[str, Any]:
-    """The JSON schema of a pipeline's configuration. Raises InvalidInput for another name."""
-    schemas = {"compress": config_schema, "sweep": SweepConfig.model_json_schema}
-    if pipeline not in schemas:
-        raise InvalidInput(f"{pipeline!r} has no configuration; known: {', '.join(schemas)}")
-    return schemas[pipeline]()

@@ -17,7 +17,7 @@ class _Frozen(BaseModel):
 
 
 class Choice(_Frozen):
-    """A criterion, rule or compensation with its options, written ``flap:metric=ifv``."""
+    """A criterion, allocation or compensation with its options, written ``flap:metric=ifv``."""
 
     name: str
     options: dict[str, Scalar] = Field(default_factory=dict)
@@ -40,6 +40,35 @@ class Choice(_Frozen):
     def label(self) -> str:
         """The choice as it is written."""
         return ":".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
+
+
+class Method(_Frozen):
+    """A criterion, an allocation and a compensation, written ``flap/uniform/bias``.
+
+    Each part may have options of its own (``obs:ridge=0.1``); None is what goes with the
+    criterion. ``alias`` is the name it was asked for by where that stands for others: ``auto``.
+    """
+
+    criterion: Choice
+    allocation: Choice | None = None
+    compensation: Choice | None = None
+    alias: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """Read ``CRITERION[/ALLOCATION[/COMPENSATION]]``. Raises ValueError for anything else."""
+        parts = [part.strip() for part in text.split("/")]
+        if len(parts) > 3:
+            raise ValueError(f"{text!r}: write CRITERION/ALLOCATION/COMPENSATION")
+        criterion, *rest = parts
+        chosen = [Choice.parse(part) if part else None for part in rest] + [None, None]
+        return cls(criterion=Choice.parse(criterion), allocation=chosen[0], compensation=chosen[1])
+
+    @property
+    def label(self) -> str:
+        """One line that names the method."""
+        parts = (self.criterion, self.allocation, self.compensation)
+        return "/".join([*filter(None, [self.alias]), *(p.label for p in parts if p)])
 
 
 class Combination(_Frozen):

@@ -1,0 +1,51 @@
+"""What all settings share: strict, frozen classes whose fields say what they are.
+
+A field is written once. The YAML section, the command-line flag and the API's keyword take its
+name, its default and its description from here, and the core is asked with the same class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, TypeAdapter
+
+Scalar = str | int | float | bool
+
+
+class Settings(BaseModel):
+    """Base of all settings: no unknown key, no silent conversion, no change after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _bytes(value: Any) -> Any:
+    """Bytes as a number, or with a unit: 2.5GB, 2GiB."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a size; write bytes, or 2.5GB or 2GiB") from None
+
+
+ByteCount = Annotated[int, BeforeValidator(_bytes)]
+# A method's own options, as its page in docs/methods lists them.
+MethodOptions = dict[str, Scalar]
+
+
+def key_values(pairs: list[str] | tuple[str, ...]) -> dict[str, str]:
+    """KEY=VALUE pairs as a mapping. Raises ValueError for anything else."""
+    split = [text.partition("=") for text in pairs]
+    for key, equals, value in split:
+        if not (key and equals and value):
+            raise ValueError(f"option {key + equals + value!r}: write KEY=VALUE")
+    return {key: value for key, _, value in split}
+
+
+def tuples(value: Any) -> Any:
+    """JSON's lists as tuples, however deep: strict settings take tuples alone."""
+    if isinstance(value, Mapping):
+        return {name: tuples(part) for name, part in value.items()}
+    return tuple(tuples(part) for part in value) if isinstance(value, list) else value

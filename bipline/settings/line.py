@@ -1,0 +1,190 @@
+"""Settings of the stages that make a smaller model out of a model: one class a stage.
+
+``calibrate`` to ``prune`` follow the data; ``compute`` says where and how windows are run, in
+whichever stage runs some. Field names are unique over all of them, so that a flag or a keyword
+needs no prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bipline.settings.base import ByteCount, MethodOptions, Settings
+
+RatioOf = Literal["blocks", "total"]
+Layout = Literal["uniform", "per-layer"]
+DtypeName = Literal["float32", "bfloat16", "float64"]
+MODEL = "model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
+TEXTS = "name: .txt or .jsonl file, or hf:org/name?split=..."
+STATE = "folder for the store, ZenML's and MLflow's state, logs"
+
+
+class CalibrateSettings(Settings):
+    """Which token windows scores are computed on."""
+
+    texts: dict[str, float] = Field(
+        default={"calibration": 1.0}, description="names of texts with their weight in the mix"
+    )
+    samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of windows; null is 128, or as many as compensation needs",
+    )
+    seqlen: int = Field(default=128, ge=2, description="window length in tokens")
+
+
+class ScoreSettings(Settings):
+    """How important each group is."""
+
+    criterion: str = Field(
+        default="auto",
+        description="how importance is measured: auto (brings its own allocation and "
+        "compensation), llm-bip-glu, llm-bip, llm-bip-exact, llm-bip-adjoint, wanda-sp, flap, "
+        "llm-pruner, hywia, saap, activation, magnitude, random; searches: policy-gradient, "
+        "bi-level; for depth: block-influence, block-shapley",
+    )
+    criterion_option: MethodOptions = Field(
+        default={}, description="the criterion's own options, KEY=VALUE; see docs/methods"
+    )
+    statistics: str | None = Field(
+        default=None, description="directory of saved statistics: reuse, or write"
+    )
+    parts: int = Field(
+        default=1,
+        ge=1,
+        description="parallel steps that share the calibration windows; the sums are the same",
+    )
+
+
+class CommonSettings(Settings):
+    """What a share is counted of, and what must stay whatever goes."""
+
+    ratio_of: RatioOf = Field(
+        default="blocks",
+        description="what ratio is a share of: blocks (their linear weights), or total",
+    )
+    keep_first: int = Field(default=0, ge=0, description="first blocks that stay whole")
+    keep_last: int = Field(default=0, ge=0, description="last blocks that stay whole")
+    divisible_by: int = Field(
+        default=1, ge=1, description="kept groups and channels divide by this (tensor parallelism)"
+    )
+    ffn_multiple: int | None = Field(
+        default=None, ge=1, description="FFN channels go in multiples of this; null picks one"
+    )
+
+
+class AllocateSettings(CommonSettings):
+    """How much goes, and from where."""
+
+    ratio: float = Field(default=0.2, description="share of weights to remove, between 0 and 1")
+    allocation: str | None = Field(
+        default=None,
+        description="which block loses how much: uniform, standardized, block-influence, "
+        "log-increase, error-aware, compensated, learned, threshold; depth. Null is uniform, "
+        "depth where the criterion scores blocks, or what goes with criterion auto",
+    )
+    allocation_option: MethodOptions = Field(
+        default={}, description="the allocation's own options, KEY=VALUE; see docs/methods"
+    )
+    layout: Layout = Field(
+        default="uniform",
+        description="uniform: same widths in every block, a plain checkpoint; per-layer: blocks "
+        "differ, and transformers loads the result with the code in it",
+    )
+    plan: str | None = Field(
+        default=None, description="apply the plan in this file; nothing is scored or allocated"
+    )
+
+
+class CompensateSettings(Settings):
+    """How the weights that stay make up for those that go."""
+
+    compensation: Literal["none", "bias", "least-squares", "obs"] | None = Field(
+        default=None,
+        description="none, bias, least-squares or obs; null is none, or what goes with criterion "
+        "auto",
+    )
+    compensation_option: MethodOptions = Field(
+        default={}, description="its options, KEY=VALUE; see docs/compensation.md"
+    )
+    corrections: str | None = Field(
+        default=None,
+        description="directory of corrected tensors: apply them with their plan, or write them",
+    )
+
+    @property
+    def chosen(self) -> Literal["none", "bias", "least-squares", "obs"]:
+        """The compensation by name: none where none is named."""
+        return self.compensation or "none"
+
+
+class PruneSettings(Settings):
+    """How the smaller model is written."""
+
+    shard_size: ByteCount = Field(
+        default=5 * 10**9, ge=1, description="largest shard, in bytes or as 5GB"
+    )
+
+
+class ComputeSettings(Settings):
+    """Where and how windows are run, in every stage that runs some."""
+
+    device: str = Field(
+        default="auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N"
+    )
+    dtype: DtypeName = Field(
+        default="float32", description="compute dtype of forward passes: float32 or bfloat16"
+    )
+    max_memory: ByteCount | None = Field(
+        default=None, description="most memory to use, such as 2.5GB; null is what is free"
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1, le=16, description="windows run together; null picks by their length"
+    )
+    processes: int = Field(
+        default=1, ge=1, description="processes that share the calibration windows when scoring"
+    )
+
+
+class LineSettings(Settings):
+    """From a model and its texts to a smaller model."""
+
+    model: str = Field(description=MODEL)
+    texts: dict[str, str] = Field(default={}, description=TEXTS)
+    seed: int = Field(default=0, description="draws windows, and whatever a method draws")
+    calibrate: CalibrateSettings = CalibrateSettings()
+    score: ScoreSettings = ScoreSettings()
+    allocate: AllocateSettings = AllocateSettings()
+    compensate: CompensateSettings = CompensateSettings()
+    prune: PruneSettings = PruneSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+
+SECTIONS: dict[str, type[Settings]] = {
+    "calibrate": CalibrateSettings,
+    "score": ScoreSettings,
+    "allocate": AllocateSettings,
+    "compensate": CompensateSettings,
+    "prune": PruneSettings,
+    "compute": ComputeSettings,
+}
+
+
+def sectioned(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by their bare names, as flags and keywords give them, put into their sections.
+
+    What no section has stays as it is. Fields that are None are left to their defaults.
+    """
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        section = next((s for s, kind in SECTIONS.items() if name in kind.model_fields), None)
+        if value is None:
+            continue
+        if section is None:
+            values[name] = value
+        else:
+            values.setdefault(section, {})[name] = value
+    return values

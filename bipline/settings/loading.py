@@ -1,0 +1,100 @@
+"""Reading settings from a YAML file, with overrides; the first problem is one line.
+
+Unknown keys are refused with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from bipline.base.errors import InvalidInput
+from bipline.settings.base import Settings
+from bipline.settings.compress import CompressSettings
+from bipline.settings.sweep import SweepSettings
+
+KINDS: dict[str, type[Settings]] = {"compress": CompressSettings, "sweep": SweepSettings}
+Configuration = TypeVar("Configuration", bound=Settings)
+
+
+def load(kind: type[Configuration], path: Path, overrides: tuple[str, ...] = ()) -> Configuration:
+    """Read a YAML file and apply ``section.field=value`` overrides (values are YAML too).
+
+    Raises InvalidInput, in one line, naming the key, the value and what is allowed.
+    """
+    values = _read_yaml(path)
+    for override in overrides:
+        _override(values, override)
+    try:
+        # Through JSON, because YAML gives lists and strict mode wants tuples.
+        return kind.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise InvalidInput(f"{path}: {_first_problem(error, kind)}") from None
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{path}: not a configuration: {error}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidInput(f"{path}: no such configuration file") from None
+    except IsADirectoryError:
+        raise InvalidInput(f"{path}: is a directory, not a configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{path}: not a mapping of sections")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InvalidInput(f"--set {override!r}: write section.field=value")
+    *sections, field = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InvalidInput(f"--set {override!r}: {section} is a value, not a section")
+    try:
+        values[field] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InvalidInput(f"--set {override!r}: {text!r} is not a YAML value") from None
+
+
+def _first_problem(error: ValidationError, kind: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{_nearest(problem, kind)}"
+    if problem["type"] == "value_error":
+        return problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"the key {where!r} is required"
+    return f"{where} = {json.dumps(problem['input'])}: {problem['msg'].lower()}"
+
+
+def _nearest(problem: ErrorDetails, section: type[BaseModel]) -> str:
+    *path, key = (str(part) for part in problem["loc"])
+    for part in path:
+        annotation = section.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        section = annotation
+    close = difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.4)
+    known = ", ".join(section.model_fields)
+    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {known}"
+
+
+def schema_of(pipeline: str) -> dict[str, Any]:
+    """The JSON schema of a pipeline's settings. Raises InvalidInput for another name."""
+    if pipeline not in KINDS:
+        raise InvalidInput(f"{pipeline!r} has no configuration; known: {', '.join(KINDS)}")
+    return KINDS[pipeline].model_json_schema()

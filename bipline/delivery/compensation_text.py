@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bipline.values.compensation import CompensationRecord, SublayerRecord, forms_text
+from bipline.values.compensation import CompensationRecord, SublayerRecord, counts_text
 from bipline.values.plan import PruningPlan
 
 IDEAS: dict[str, str] = {
@@ -24,7 +24,7 @@ def compensation_lines(plan: PruningPlan) -> list[str]:
     order = "in order, towards the dense model" if record.options["sequential"] else "each alone"
     return [
         f"compensation `{plan.compensation}`, blocks {order}: {IDEAS[plan.compensation]}",
-        f"matrices took {forms_text(record.forms())}; error of all blocks on held-out calibration "
+        f"matrices took {counts_text(record.counts())}; error of all blocks on held-out calibration "
         f"windows {record.error_without:.4f} without and {record.error:.4f} with it "
         f"({_tokens(record)})",
     ]

@@ -105,7 +105,7 @@ class Combination(_Frozen):
 
     @property
     def selection(self) -> str:
-        """What chooses the groups: criterion, rule, and a layout that is not as usual."""
+        """What chooses the groups: criterion, allocation, and a layout that is not as usual."""
         return self._written(self._selecting)
 
     @property

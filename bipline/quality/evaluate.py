@@ -70,7 +70,7 @@ def evaluate(
         tasks=accuracies,
         speed=speed,
         protocol=protocol.described(_digests(texts), _digests(tasks)),
-        environment=environment(),
+        environment=environment(running.device),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocate import check_allocation, check_ratio, needs_windows
 from bipline.compression.auto import settle
-from bipline.compression.compensation.settings import check_compensation_settings
+from bipline.compression.compensation.checks import check_compensation_settings
 from bipline.compression.criteria import needs_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import AllocateSettings, CompensateSettings, ScoreSettings

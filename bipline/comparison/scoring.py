@@ -20,14 +20,13 @@ def families(rows: Iterable[Combination]) -> list[tuple[Combination, ...]]:
     found: dict[str, list[Combination]] = {}
     for row in sorted(by_criterion.values(), key=lambda one: -_breadth(one)):
         needs = needs_of(row.criterion.name)
-        family = needs.family if needs.shareable else row.criterion.label
-        found.setdefault(family, []).append(row)
+        found.setdefault(needs.family or row.criterion.label, []).append(row)
     return [tuple(family) for family in found.values()]
 
 
 def _breadth(row: Combination) -> int:
     """How many sums a criterion reads: the more, the more others may find in them."""
     name = row.criterion.name
-    if not needs_of(name).shareable:
+    if not needs_of(name).sums:
         return 0
     return len(load_criterion(name).reads(options_of(name, row.seed, row.criterion.options)))

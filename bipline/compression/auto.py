@@ -89,11 +89,14 @@ def method_of(settings: LineSettings) -> Method:
 
 
 def applies(settings: LineSettings) -> bool:
-    """Whether a plan is given, by itself or with corrections that are there: nothing is scored."""
-    corrections = settings.compensate.corrections
-    return settings.allocate.plan is not None or (
-        corrections is not None and occupied(Path(corrections))
-    )
+    """Whether a plan is given, by itself or with corrections that are there: nothing is scored.
+
+    With a ratio, corrections are what this very run is to write.
+    """
+    allocate, corrections = settings.allocate, settings.compensate.corrections
+    if allocate.plan is not None or corrections is None:
+        return allocate.plan is not None
+    return "ratio" not in allocate.model_fields_set and occupied(Path(corrections))
 
 
 def _usual(criterion: Choice) -> Method:

@@ -12,7 +12,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import AllocateSettings, LineSettings
 from bipline.stages.calibrate import windows_of
 from bipline.stages.score import scores_in
-from bipline.stages.stage import Context, Stage, opened
+from bipline.stages.stage import Context, Stage
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan, read_plan
 from bipline.values.resolution import ResolvedModel
@@ -45,7 +45,7 @@ def allocate(
     )
 
     def produce(work: Path) -> PruningPlan:
-        checkpoint = opened(model)
+        checkpoint = context.opened(model)
         windows = windows_of(context, checkpoint, _needed(calibration, name)) if measures else None
         scores = scores_in(context, statistics)
         return core.allocate(checkpoint, scores, settings, context.seed, windows)
@@ -53,10 +53,10 @@ def allocate(
     return STAGE.value(context, key, PruningPlan, produce)
 
 
-def given_plan(model: ResolvedModel, settings: AllocateSettings) -> PruningPlan:
+def given_plan(context: Context, model: ResolvedModel, settings: AllocateSettings) -> PruningPlan:
     """The plan in the file that the settings name. Raises InvalidInput where it does not fit."""
     plan = read_plan(Path(str(settings.plan)))
-    check_plan(opened(model), plan)
+    check_plan(context.opened(model), plan)
     return plan
 
 

@@ -8,14 +8,14 @@ from typing import TypeVar
 
 from bipline.base.errors import InvalidInput
 from bipline.compression import calibrate as core
-from bipline.compression.compensation.settings import least_samples_of
+from bipline.compression.compensation.checks import least_samples_of
 from bipline.compression.computing import Computing
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import CalibrateSettings, CompensateSettings, LineSettings
-from bipline.stages.stage import Context, Stage, opened
+from bipline.stages.stage import Context, Stage
 from bipline.storage.directory import DirectoryWriter
 from bipline.storage.folder import open_folder
 from bipline.storage.store import Handle
@@ -43,7 +43,7 @@ def calibrate(
     core.check_overlap(
         [Path(text.location) for text in chosen], [Path(text.location) for text in evaluation]
     )
-    samples = samples_of(opened(model), settings, compensate)
+    samples = samples_of(context.opened(model), settings, compensate)
     # By content, because the key does not depend on what a text is called.
     mix = sorted((texts[name].sha256, share) for name, share in settings.texts.items())
     places = {text.sha256: Path(text.location) for text in chosen}

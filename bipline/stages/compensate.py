@@ -7,7 +7,7 @@ from pathlib import Path
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.compression.compensation import realise as core
-from bipline.compression.compensation.settings import (
+from bipline.compression.compensation.checks import (
     check_compensation_settings,
     compensation_options,
     needed_bytes,
@@ -17,7 +17,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.memory import gigabytes
 from bipline.settings.line import CompensateSettings, LineSettings
 from bipline.stages.calibrate import samples_of, windows_of
-from bipline.stages.stage import Context, Stage, opened
+from bipline.stages.stage import Context, Stage
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan
@@ -48,7 +48,7 @@ def compensate(
     asked = {"compensation": settings.chosen, "options": options}
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
-        checkpoint = opened(model)
+        checkpoint = context.opened(model)
         windows = windows_of(context, checkpoint, calibration)
         core.realise(checkpoint, plan, windows, settings, writer, work)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from bipline.compression.allocate import needs_windows
-from bipline.compression.auto import settled_settings
+from bipline.compression.auto import applies, settled_settings
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
 from bipline.settings.compress import CompressSettings
@@ -68,7 +68,7 @@ def smaller(
             context, model, texts, settings.calibrate, settings.compensate, evaluation
         )
     if applies(settings):
-        plan, corrections = planned(model, settings)
+        plan, corrections = planned(context, model, settings)
     else:
         statistics = score.score(context, model, calibration, settings.score)
         if statistics is None:
@@ -84,21 +84,13 @@ def smaller(
 
 
 def planned(
-    model: ResolvedModel, settings: LineSettings
+    context: Context, model: ResolvedModel, settings: LineSettings
 ) -> tuple[PruningPlan, Handle | None]:
     """The plan that was given, or that of the corrections that were, with those it needs."""
-    plan = allocate.given_plan(model, settings.allocate) if settings.allocate.plan else None
+    plan = allocate.given_plan(context, model, settings.allocate) if settings.allocate.plan else None
     if plan and not plan.compensated and not compensate.has_corrections(settings.compensate):
         return plan, None
     return compensate.given_corrections(plan, settings.compensate)
-
-
-def applies(settings: LineSettings) -> bool:
-    """Whether a plan is applied as it is, so that nothing is scored or allocated."""
-    given = "ratio" in settings.allocate.model_fields_set
-    return bool(settings.allocate.plan) or (
-        not given and compensate.has_corrections(settings.compensate)
-    )
 
 
 def runs_windows(settings: LineSettings) -> bool:

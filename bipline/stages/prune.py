@@ -8,7 +8,7 @@ from bipline.compression import prune as core
 from bipline.compression.corrections import open_corrections
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import LineSettings, PruneSettings
-from bipline.stages.stage import Context, Stage, opened
+from bipline.stages.stage import Context, Stage
 from bipline.storage.directory import DirectoryWriter
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan
@@ -31,7 +31,7 @@ def prune(
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
         corrected = corrections and open_corrections(context.store.open(corrections))[1]
-        core.write_pruned(opened(model), plan, writer, settings.shard_size, corrected)
+        core.write_pruned(context.opened(model), plan, writer, settings.shard_size, corrected)
 
     return STAGE.run(context, STAGE.key(inputs, settings.model_dump(mode="json")), produce)
 

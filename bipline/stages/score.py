@@ -10,7 +10,15 @@ from pathlib import Path
 
 from bipline.base.progress import note
 from bipline.compression import score as core
-from bipline.compression.criteria import CRITERIA, module_name, modules_of, needs_of, options_of
+from bipline.compression.criteria import (
+    CRITERIA,
+    load_criterion,
+    module_name,
+    modules_of,
+    needs_of,
+    options_of,
+    unmet_needs,
+)
 from bipline.compression.criteria.interface import Options
 from bipline.compression.gradient_sums import check_windows
 from bipline.compression.partial_sums import share_of
@@ -30,7 +38,7 @@ from bipline.model.devices import choose_device
 from bipline.settings.line import LineSettings, ScoreSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_of, windows_of
 from bipline.stages.processes import scored_by_processes
-from bipline.stages.stage import Context, Stage, opened
+from bipline.stages.stage import Context, Stage
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
 from bipline.values.resolution import ResolvedModel
@@ -66,10 +74,11 @@ def score(
         _help(context, model, calibration, settings, key)
         return None
 
-    def produce(writer: DirectoryWriter, work: Path) -> None:
-        checkpoint = opened(model)
+    def produce(writer: DirectoryWriter, work: Path) -> str | None:
+        checkpoint = context.opened(model)
         windows = _windows(context, checkpoint, calibration, settings)
-        found = _from_others(context, checkpoint, settings.criterion, options, others)
+        check_windows(settings.criterion, options, len(windows.token_ids))
+        found, lender = _from_others(context, checkpoint, settings.criterion, options, others)
         if found is None and context.compute.processes > 1:
             found = scored_by_processes(
                 model, windows, settings, context.compute, context.seed, work
@@ -78,9 +87,10 @@ def score(
             checkpoint, windows, settings.criterion, options, work, context.workers
         )
         save_statistics(*found, writer)
+        return lender
 
     handle = STAGE.run(context, key, produce)
-    if settings.statistics:
+    if settings.statistics and not _saved(settings):
         copy_directory(context.store.open(handle), Path(settings.statistics))
     return handle
 
@@ -93,7 +103,7 @@ def score_part(
     options, part = _options(context, settings), (index, settings.parts)
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
-        checkpoint = opened(model)
+        checkpoint = context.opened(model)
         windows = windows_of(context, checkpoint, calibration)
         statistics = core.score_part(
             checkpoint, windows, settings.criterion, options, part, work
@@ -117,7 +127,7 @@ def reduce_scores(
         sums = [load_sums(context.store.open(part))[0] for part in parts]
         statistics = core.reduce_parts(sums)
         options = _options(context, settings)
-        scores = core.compute_scores(opened(model), statistics, settings.criterion, options)
+        scores = core.compute_scores(context.opened(model), statistics, settings.criterion, options)
         save_statistics(statistics, scores, writer)
 
     return STAGE.run(context, key, produce)
@@ -137,7 +147,7 @@ def _from_saved(
 ) -> Handle:
     """Statistics as they were saved, or another criterion's from the saved sums."""
     note(f"sums come from {place}; no window is scored")
-    checkpoint, options = opened(model), _options(context, settings)
+    checkpoint, options = context.opened(model), _options(context, settings)
     statistics, scores = load_statistics(place)
     if (scores.criterion, scores.options) == (settings.criterion, options.to_json_value()):
         core.hold_to_model(checkpoint, statistics)
@@ -159,16 +169,17 @@ def _from_others(
     criterion: str,
     options: Options,
     others: Sequence[Handle],
-) -> tuple[Statistics, Scores] | None:
-    """Scores from the first sums that meet the criterion's needs in every block."""
-    if not needs_of(criterion).shareable:
-        return None
-    for handle in others:
-        statistics, scores = load_statistics(context.store.open(handle))
-        if core.meets_needs(statistics, criterion, options):
-            note(f"{criterion}: its sums come from the pass of {scores.criterion}")
-            return statistics, core.compute_scores(checkpoint, statistics, criterion, options)
-    return None
+) -> tuple[tuple[Statistics, Scores] | None, str | None]:
+    """Scores from the first sums that meet the criterion's needs in every block, and whose."""
+    chosen = load_criterion(criterion)
+    if chosen.NEEDS.family:
+        for handle in others:
+            statistics, scores = load_statistics(context.store.open(handle))
+            if not any(unmet_needs(chosen, options, sums) for sums in statistics.blocks):
+                note(f"{criterion}: its sums come from the pass of {scores.criterion}")
+                found = core.compute_scores(checkpoint, statistics, criterion, options)
+                return (statistics, found), scores.criterion
+    return None, None
 
 
 def _help(
@@ -179,7 +190,7 @@ def _help(
     key: str,
 ) -> None:
     """Run this process's share of the windows; the first process keeps what all find."""
-    checkpoint = opened(model)
+    checkpoint = context.opened(model)
     windows = _windows(context, checkpoint, calibration, settings)
     with context.store.work(f"score-{context.workers.rank}", key) as work:
         core.score_model(

@@ -55,7 +55,8 @@ class StageReport:
 class Context:
     """What all stages of a run share: the Store, how windows are run, the seed, who works.
 
-    ``report`` is called after every stage. ``downloads`` is where remote sources are kept.
+    ``report`` is called after every stage. ``downloads`` is where remote sources are kept,
+    ``checkpoints`` what was opened so far, by identity.
     """
 
     store: Store
@@ -64,11 +65,23 @@ class Context:
     workers: Workers = Workers()
     downloads: Path = Path(".bipline/downloads")
     report: Callable[[StageReport], None] = field(default=lambda report: None)
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict, repr=False)
 
     @cached_property
     def device(self) -> torch.device:
         """The device. Raises InvalidInput or EnvironmentFailure for one that is not there."""
         return choose_device(self.compute.device)
+
+    def opened(self, model: ResolvedModel) -> Checkpoint:
+        """The model as it was resolved: opened once, so that no tensor is hashed twice in a run.
+
+        Its weights are compared when all of them were read, which every stage that uses them
+        does: taking the digest then raises Refused when it changed since.
+        """
+        if model.identity not in self.checkpoints:
+            found = open_checkpoint(model.location, model.tensor_digest)
+            self.checkpoints[model.identity] = found
+        return self.checkpoints[model.identity]
 
     @property
     def computing(self) -> dict[str, Any]:
@@ -112,7 +125,8 @@ class Stage:
     def run(self, context: Context, key: str, produce: Produce, title: str = "") -> Handle:
         """The directory of this key: found in the Store, or produced into it.
 
-        ``produce`` is given the directory's writer, and a work directory that outlives a kill.
+        ``produce`` is given the directory's writer, and a work directory that outlives a kill; a
+        name that it returns is that of a criterion whose sums it used.
         """
         heading(title or self.name)
         found, cost = context.store.find(self.name, key), None
@@ -121,7 +135,7 @@ class Stage:
         else:
             found, cost = self._produced(context, key, produce)
         context.report(StageReport(title or self.name, key, found.digest, cost))
-        return found
+        return found.model_copy(update={"key": key})
 
     def value(
         self,
@@ -147,9 +161,10 @@ class Stage:
             store.work(self.name, key) as work,
             store.write(self.name, key, self.kind) as writer,
         ):
-            produce(writer, work)
+            borrowed = produce(writer, work)
             peak.sample()
             cost = Cost(
+                sums_from=borrowed if isinstance(borrowed, str) else None,
                 seconds={self.name: round(time.perf_counter() - start, 3)},
                 peak_anonymous_bytes=peak.anonymous,
                 peak_device_bytes=peak.device,
@@ -161,10 +176,3 @@ class Stage:
         return handle, cost
 
 
-def opened(model: ResolvedModel) -> Checkpoint:
-    """The model as it was resolved.
-
-    Its weights are compared when all of them were read, which every stage that uses them does:
-    taking the digest then raises Refused when it changed since.
-    """
-    return open_checkpoint(model.location, model.tensor_digest)

@@ -256,3 +256,30 @@ def _flush_tree(directory: Path) -> None:
     for path in sorted(directory.rglob("*")):
         _flush(path)
     _flush(directory)
+
+
+def copy_directory(source: Path, target: Path, replace: bool = False) -> None:
+    """Copy a finished directory with its manifest; it appears whole or not at all.
+
+    Files are hard links where the file system can, and copies elsewhere. With ``replace`` what
+    an interrupted run left at ``target`` goes first.
+    """
+    if source.absolute() == target.absolute():
+        return
+    if replace:
+        shutil.rmtree(target, ignore_errors=True)
+    manifest = read_manifest(source)
+    with atomic_directory(target, manifest.kind) as writer:
+        writer.info = manifest.info
+        for name, entry in manifest.files.items():
+            path = writer.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(source / name, path)
+            writer.add_hashed(name, entry.size, entry.sha256)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

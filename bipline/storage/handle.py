@@ -23,7 +23,7 @@ class Handle(BaseModel):
     """A finished directory: where it is, what it is, and the digest it must have.
 
     ``location`` is a path or an ``s3://`` place and may change from machine to machine;
-    ``digest`` is the identity.
+    ``digest`` is the identity, ``key`` what a stage stored it under.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +33,7 @@ class Handle(BaseModel):
     digest: str
     total_bytes: int = 0
     info: dict[str, Any] = Field(default_factory=dict)
+    key: str = ""
 
     @classmethod
     def to_directory(cls, directory: Path, manifest: Manifest | None = None) -> Handle:

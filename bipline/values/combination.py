@@ -125,6 +125,11 @@ class Combination(_Frozen):
         return digest_json(self.model_dump(mode="json", exclude={"seed"}))
 
     @property
+    def digest(self) -> str:
+        """What tells the combination apart from all others."""
+        return digest_json(self.model_dump(mode="json"))
+
+    @property
     def unnamed(self) -> Combination:
         """The same by its own names: what it stands for decides the outcome."""
         return self.model_copy(update={"alias": None})

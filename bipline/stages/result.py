@@ -2,98 +2,95 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from bipline.base.progress import note
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.memory import moments_operations, rows_operations
-from bipline.compression.criteria import load_criterion
+from bipline.compression.criteria import needs_of
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device, torch_dtype
 from bipline.model.floor import Rates, Work, forward_operations, measure_rates
 from bipline.model.memory import PeakMemory
 from bipline.model.shapes import ModelShape
+from bipline.settings.line import LineSettings
+from bipline.stages.stage import StageReport
 from bipline.storage.manifest import Manifest
 from bipline.values.compensation import CompensationRecord
 from bipline.values.plan import PruningPlan
-
-if TYPE_CHECKING:
-    from bipline.face.prune_request import PruneRequest
+from bipline.values.summary import BeforeAfter, PruneSummary, Seconds
 
 # Below this, start-up and small files are most of a stage, and a floor says nothing.
 FLOOR_FROM_SECONDS = 5.0
-# Forward passes that a criterion's work is worth at least: a backward pass counts as two.
-PASSES = {"moments": 1, "tokens": 1, "gradients": 3}
 
 
+@dataclass
 class Clock:
-    """Seconds per stage; stages follow each other and are never nested, so they add up.
+    """What the stages of a run told; ``whole`` is false where an earlier run did a part."""
 
-    ``whole`` is false where a part of the work was done by an earlier run; ``scored`` is true
-    where windows were scored in this one.
-    """
+    whole: bool = True
+    reports: list[StageReport] = field(default_factory=list)
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.whole = True
-        self.scored = False
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage; stages follow each other, so they add up."""
+        return {
+            report.stage: sum(report.cost.seconds.values()) if report.cost else 0.0
+            for report in self.reports
+        }
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the block under this stage's name."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+    def ran(self, stage: str) -> bool:
+        """Whether a stage was run, and not found."""
+        return any(each.stage == stage and not each.reused for each in self.reports)
 
 
-def prune_result(
-    request: PruneRequest,
+def prune_summary(
+    settings: LineSettings,
     checkpoint: Checkpoint,
     plan: PruningPlan,
+    out: Path,
     manifest: Manifest,
     clock: Clock,
     peak: PeakMemory,
-) -> dict[str, Any]:
-    """The result as JSON; see the command's description for the fields."""
+) -> PruneSummary:
+    """The result of a run that wrote ``out``."""
     blocks = checkpoint.shape.linear_weights
-    after = manifest.info["parameters"]
-    return {
-        "schema_version": 1,
-        "model": request.model,
-        "out": str(request.out),
-        "digest": manifest.digest,
-        "plan_digest": plan.digest,
-        "criterion": plan.criterion,
-        "allocation": plan.allocation,
-        "layout": plan.layout,
-        "compensation": _compensation(plan),
-        "widths": [block.widths for block in plan.blocks],
-        "parameters": {"before": checkpoint.parameters, "after": after},
-        "block_parameters": {
-            "before": blocks,
-            "after": blocks - _removed_weights(checkpoint, plan),
-        },
-        "ratio": {**plan.budget.model_dump(), "reached": plan.budget.reached},
-        "notes": list(plan.notes),
-        "seconds": {"stage": clock.seconds, "total": round(sum(clock.seconds.values()), 3)},
-        "peak_rss_bytes": peak.resident,
-        "peak_anonymous_bytes": peak.anonymous,
-        "peak_device_bytes": peak.device,
-        **_floor(request, checkpoint, plan, manifest, clock),
-    }
+    removed = sum(
+        Widths(*block.widths).removed_weights(checkpoint.shape.block(index))
+        for index, block in enumerate(plan.blocks)
+    )
+    return PruneSummary(
+        model=settings.model,
+        out=str(out),
+        digest=manifest.digest,
+        plan_digest=plan.digest,
+        criterion=plan.criterion,
+        allocation=plan.allocation,
+        layout=plan.layout,
+        compensation=_compensation(plan),
+        widths=tuple(block.widths for block in plan.blocks),
+        parameters=BeforeAfter(before=checkpoint.parameters, after=manifest.info["parameters"]),
+        block_parameters=BeforeAfter(before=blocks, after=blocks - removed),
+        ratio={**plan.budget.model_dump(), "reached": plan.budget.reached},
+        notes=plan.notes,
+        seconds=Seconds(stage=clock.seconds, total=round(sum(clock.seconds.values()), 3)),
+        peak_rss_bytes=peak.resident,
+        peak_anonymous_bytes=peak.anonymous,
+        peak_device_bytes=peak.device,
+        **_floor(settings, checkpoint, plan, out, manifest, clock),
+    )
 
 
 def _compensation(plan: PruningPlan) -> dict[str, Any]:
-    """The form, how many matrices took which, and the blocks' summed held-out errors."""
+    """What corrected, how many matrices took which, and the blocks' summed held-out errors."""
     record = plan.compensated
     if record is None:
-        return {"form": plan.compensation}
+        return {"name": plan.compensation}
     return {
-        "form": plan.compensation,
+        "name": plan.compensation,
         "corrections": record.corrections,
         "matrices": record.forms(),
         "error_without": record.error_without,
@@ -101,31 +98,24 @@ def _compensation(plan: PruningPlan) -> dict[str, Any]:
     }
 
 
-def _removed_weights(checkpoint: Checkpoint, plan: PruningPlan) -> int:
-    """Linear weights that the plan takes from the blocks."""
-    return sum(
-        Widths(*block.widths).removed_weights(checkpoint.shape.block(index))
-        for index, block in enumerate(plan.blocks)
-    )
-
-
 def _floor(
-    request: PruneRequest,
+    settings: LineSettings,
     checkpoint: Checkpoint,
     plan: PruningPlan,
+    out: Path,
     manifest: Manifest,
     clock: Clock,
 ) -> dict[str, Any]:
     """The floor of every stage that took long enough, and the rates it follows from."""
-    long = [name for name, seconds in clock.seconds.items() if seconds > FLOOR_FROM_SECONDS]
-    works = _works(request, checkpoint, plan, manifest, clock.scored)
-    measured = [name for name in long if name in works]
+    works = _works(settings, checkpoint, plan, manifest, clock)
+    measured = [n for n, taken in clock.seconds.items() if taken > FLOOR_FROM_SECONDS and n in works]
     if not measured or not clock.whole:
         return {"floor_seconds": None, "floor_seconds_by_stage": {}, "rates": {}}
     note("measuring this machine's rates, for the floor")
-    device = choose_device(request.device)
-    loop = BlockLoop(checkpoint, torch_dtype(request.dtype), device, request.micro_batch)
-    rates: Rates = measure_rates(loop, request.seqlen, request.out.absolute().parent)
+    compute = settings.compute
+    device = choose_device(compute.device)
+    loop = BlockLoop(checkpoint, torch_dtype(compute.dtype), device, compute.micro_batch)
+    rates: Rates = measure_rates(loop, settings.calibrate.seqlen, out.absolute().parent)
     floors = {name: round(works[name].seconds(rates), 3) for name in measured}
     return {
         "floor_seconds": round(sum(floors.values()), 3),
@@ -139,33 +129,33 @@ def _floor(
 
 
 def _works(
-    request: PruneRequest,
+    settings: LineSettings,
     checkpoint: Checkpoint,
     plan: PruningPlan,
     manifest: Manifest,
-    scored: bool,
+    clock: Clock,
 ) -> dict[str, Work]:
     """What each stage had to do at least; a search has no floor.
 
-    Where no windows were ``scored`` in this run the weights are only read.
+    Where no windows were scored in this run the weights are only read.
     """
-    shape = checkpoint.shape
+    shape, seqlen = checkpoint.shape, settings.calibrate.seqlen
     blocks = sum(
         checkpoint.tensors[full].num_bytes
         for index in range(shape.num_hidden_layers)
         for full in checkpoint.block_names(index).values()
     )
-    needs = load_criterion(request.method.criterion).NEEDS
-    passes = PASSES.get(needs, 0) if scored else 0
-    operations = passes * forward_operations(shape, request.samples, request.seqlen)
+    needs = needs_of(settings.score.criterion)
+    passes = needs.passes if clock.ran("score") else 0
+    operations = passes * forward_operations(shape, settings.calibrate.samples or 0, seqlen)
     written = sum(
         entry.size for name, entry in manifest.files.items() if name.endswith(".safetensors")
     )
     works = {"prune": Work(read=written, written=written)}
     if record := plan.compensated:
-        corrected = _compensation_operations(shape, plan, record, request.seqlen)
+        corrected = _compensation_operations(shape, plan, record, seqlen)
         works["compensate"] = Work(read=blocks, operations=corrected)
-    if needs != "search":
+    if needs.sums:
         works["score"] = Work(read=blocks, operations=operations)
     return works
 

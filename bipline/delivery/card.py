@@ -92,8 +92,10 @@ def _comparison(contents: PackageContents) -> str:
     measured = contents.measured
     head = ["", *(model.capitalize() for model in measured), "Change"]
     lines = [_line(head), _line(["---", *["---:"] * (len(measured) + 1)])]
-    for row in side_by_side(measured, contents.packaged):
-        lines.append(_line([escaped(row.title), *row.texts.values(), row.change]))
+    lines += [
+        _line([escaped(line.title), *line.texts.values(), line.change])
+        for line in side_by_side(measured, contents.packaged)
+    ]
     change = f"Change is of the {contents.packaged} model, the one packaged, against the dense."
     protocol = _protocol(contents.records["dense"])
     return "\n".join(["## Measured", "", *lines, "", change, protocol])

@@ -153,6 +153,12 @@ def title_of(name: str) -> str:
     return f"{kind_of(name).title}, {subject}" if subject else kind_of(name).title
 
 
+def label_of(name: str) -> str:
+    """The title of a figure inside a sentence or a terminal's table: ``perplexity, TEXT``."""
+    title = title_of(name)
+    return title if title[1].isupper() else f"{title[0].lower()}{title[1:]}"
+
+
 def row_names(texts: Iterable[str]) -> list[str]:
     """The figures that a row of a comparison on these texts can be selected by."""
     return [*ROW_FIGURES, *(f"{kind}.{text}" for text in texts for kind in TEXT_FIGURES)]

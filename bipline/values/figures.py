@@ -226,7 +226,7 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
     yield Figure("file_bytes", record.file_bytes)
     for text, found in sorted(record.perplexity.items()):
         before = dense.perplexity.get(text) if dense else None
-        yield from _of_text(text, found, before and _change(before, found))
+        yield from _of_text(text, found, _change(before, found) if before else None)
     for task, result in sorted(record.tasks.items()):
         yield from _of_task(task, result)
     if speed := record.speed:

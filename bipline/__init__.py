@@ -1,7 +1,10 @@
 """bipline shrinks large language models: LLM-BIP structured pruning as a pipeline.
 
-The packages are layers; imports run downward only, in this order:
-``cli``/``config``, ``delivery``, ``quality``, ``compression``, ``model``, ``artifacts``.
+The rooms are layers, and imports run downward only, in this order: face, comparison, stages,
+delivery, recovery, quality, compression, model, settings, values, storage, base.
 """
 
+# The build reads it as text, without importing bipline: a plain string, here and nowhere else.
 __version__ = "0.1.0"
+
+# The public Python API: imported when first used.

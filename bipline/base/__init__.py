@@ -1,1 +1,1 @@
-"""What everything stands on: errors and progress."""
+"""What everything stands on: errors, progress, extras and bundled files."""

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
+from bipline.base.extras import check, require
 from bipline.base.progress import note
 from bipline.model.families import family_of
 from bipline.model.opening import PICKLED, read_config
@@ -46,11 +47,10 @@ def download_model(repository: str, revision: str, downloads: Path) -> tuple[Pat
     Raises InvalidInput for an unknown repository or revision and for a model that cannot be
     used, EnvironmentFailure when the hub does not answer or the disk is full.
     """
-    from huggingface_hub import HfApi
-
+    hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{revision}"
     with _hub_failures(what, "model"):
-        info = HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
+        info = hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
         commit = _commit_of(info, what)
         names = [sibling.rfilename for sibling in info.siblings or []]
         _refuse_unsafe(what, names)
@@ -65,10 +65,8 @@ def download_model(repository: str, revision: str, downloads: Path) -> tuple[Pat
 def _fetch(
     repository: str, commit: str, directory: Path, names: list[str], patterns: list[str]
 ) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import filter_repo_objects
-
-    snapshot_download(
+    hub = require("huggingface_hub", "hub")
+    hub.snapshot_download(
         repository,
         revision=commit,
         local_dir=directory,
@@ -76,7 +74,7 @@ def _fetch(
         ignore_patterns=SKIPPED,
     )
     # The library answers with what is there when the hub goes away between two requests.
-    wanted = filter_repo_objects(names, allow_patterns=patterns, ignore_patterns=SKIPPED)
+    wanted = hub.utils.filter_repo_objects(names, allow_patterns=patterns, ignore_patterns=SKIPPED)
     for name in wanted:
         if not (directory / name).is_file():
             raise EnvironmentFailure(f"hf:{repository}: {name} did not arrive; run again")
@@ -104,11 +102,10 @@ def check_download(
     A file that differs is removed, so that the next run fetches it again.
     Raises EnvironmentFailure naming it, or when the hub does not answer.
     """
-    from huggingface_hub import HfApi
-
+    hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{commit}"
     with _hub_failures(what, "model"):
-        info = HfApi().model_info(
+        info = hub.HfApi().model_info(
             repository, revision=commit, files_metadata=True, timeout=TIMEOUT_SECONDS
         )
     for sibling in info.siblings or []:
@@ -132,11 +129,10 @@ def dataset_commit(repository: str, revision: str) -> str:
 
     Raises InvalidInput for an unknown one, EnvironmentFailure when the hub does not answer.
     """
-    from huggingface_hub import HfApi
-
+    hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{revision}"
     with _hub_failures(what, "data set"):
-        info = HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
+        info = hub.HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
         return _commit_of(info, what)
 
 
@@ -153,9 +149,10 @@ def download_documents(
 
     The rows are streamed, so a thousand documents of a large set cost little. Blank rows stay:
     they belong to what published perplexities are measured on.
-    Raises InvalidInput for an unknown repository, revision, subset, split, file or field,
-    EnvironmentFailure when the hub does not answer.
+    Raises InvalidInput for an unknown repository, revision, subset, split, file or field, and
+    without the extra ``hub``; EnvironmentFailure when the hub does not answer.
     """
+    check("hub", f"text hf:{repository}")
     commit = dataset_commit(repository, revision)
     what = f"hf:{repository}@{revision}"
     note(f"reading {what} (commit {commit[:12]})")
@@ -177,9 +174,7 @@ def _stream(
     data_files: str | None,
     cache: str,
 ) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
-
-    rows = load_dataset(
+    rows = require("datasets", "hub").load_dataset(
         # The prefix keeps a local folder of the same name from being read instead.
         f"hf://datasets/{repository}",
         name=subset,
@@ -223,8 +218,7 @@ def _hub_failures(what: str, kind: str) -> Iterator[None]:
 
 
 def _failure(error: Exception, what: str, kind: str) -> BiplineError | None:
-    from huggingface_hub import errors
-
+    errors = require("huggingface_hub.errors", "hub")
     if isinstance(error, errors.GatedRepoError):
         return InvalidInput(f"{what}: access must be granted first; ask for it and set HF_TOKEN")
     if isinstance(error, errors.RevisionNotFoundError):
@@ -242,8 +236,8 @@ def _is_refusal(status: int) -> bool:
 
 
 def _unreachable(error: Exception, what: str) -> EnvironmentFailure | None:
-    from huggingface_hub import constants, errors
-
+    errors = require("huggingface_hub.errors", "hub")
+    endpoint = require("huggingface_hub.constants", "hub").ENDPOINT
     if errors.OfflineModeIsEnabled in (type(error), type(error.__cause__)):
         return EnvironmentFailure(f"{what}: HF_HUB_OFFLINE forbids the hub; unset it")
     # ``errors.HTTPError`` is the base class of whichever HTTP client the library is built on.
@@ -252,7 +246,7 @@ def _unreachable(error: Exception, what: str) -> EnvironmentFailure | None:
     broke_off = isinstance(error, OSError) and error.errno is None
     if isinstance(error, (*transport, ConnectionError, TimeoutError)) or broke_off:
         return EnvironmentFailure(
-            f"{what}: the hub at {constants.ENDPOINT} did not serve it "
+            f"{what}: the hub at {endpoint} did not serve it "
             f"({_reason(error, lines=1)}); try again later"
         )
     return environment_failure(error) if isinstance(error, OSError) else None
@@ -261,14 +255,13 @@ def _unreachable(error: Exception, what: str) -> EnvironmentFailure | None:
 @contextmanager
 def _data_set_failures(what: str, data_files: str | None) -> Iterator[None]:
     """Unknown subsets, splits and files, and rows that cannot be read, are bad input."""
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+    errors = require("huggingface_hub.errors", "hub")
+    unreadable = require("datasets.exceptions", "hub").DatasetsError
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError):
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError):
         raise
-    except (DatasetsError, FileNotFoundError, ValueError) as error:
+    except (unreadable, FileNotFoundError, ValueError) as error:
         if data_files and isinstance(error, FileNotFoundError):
             raise InvalidInput(f"{what}: no data file {data_files!r} in the repository") from error
         raise InvalidInput(f"{what}: {_reason(error, lines=2)}") from error

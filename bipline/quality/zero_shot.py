@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput
+from bipline.base.extras import check, require
 from bipline.base.progress import note
 from bipline.values.record import TaskResult
 
@@ -45,7 +46,11 @@ def zero_shot(
 
 
 def task_configuration(name: str, path: Path) -> dict[str, Any]:
-    """lm-eval's configuration of a task file."""
+    """lm-eval's configuration of a task file.
+
+    Raises InvalidInput for rows of neither form, and without the extra ``eval``.
+    """
+    check("eval", f"task {name}")
     row = _first_row(path)
     if {"query", "choices", "gold"} <= row.keys():
         form = {
@@ -89,12 +94,10 @@ def _simple_evaluate(
     batch_size: int,
     num_fewshot: int,
 ) -> dict[str, Any]:
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
+    lm_eval = require("lm_eval", "eval")
+    tasks = require("lm_eval.tasks", "eval")
     note(f"zero-shot tasks: {', '.join(c['task'] for c in configurations)}")
-    harness = HFLM(
+    harness = require("lm_eval.models.huggingface", "eval").HFLM(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch_size,
@@ -104,7 +107,7 @@ def _simple_evaluate(
     results: dict[str, Any] = lm_eval.simple_evaluate(
         model=harness,
         tasks=configurations,
-        task_manager=TaskManager(include_defaults=False),
+        task_manager=tasks.TaskManager(include_defaults=False),
         num_fewshot=num_fewshot,
         bootstrap_iters=0,
         log_samples=False,

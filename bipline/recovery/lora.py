@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bipline.base.errors import InvalidInput
+from bipline.base.extras import check, require
 from bipline.base.progress import note, track
 from bipline.compression.prune import (
     PLAN_NAME,
@@ -46,9 +47,11 @@ def recover(
     """Train, merge, write the merged model into ``writer``, and judge it on held-out text.
 
     When the record says ``accepted=False``, what was written is to be thrown away.
-    Raises InvalidInput when the text is too short. A training that went wrong is no error: a
-    loss that is not finite or a merge that is not exact is recorded as a refusal.
+    Raises InvalidInput when the text is too short or the extra ``recover`` is missing. A training
+    that went wrong is no error: a loss that is not finite or a merge that is not exact is recorded
+    as a refusal.
     """
+    check("recover")
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(pruned)
     source = open_checkpoint(pruned)
@@ -100,16 +103,15 @@ def _train_and_merge(
 
 
 def _with_adapter(model: Any, recipe: LoraRecipe) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    configuration = LoraConfig(
+    peft = require("peft", "recover")
+    configuration = peft.LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
         target_modules=list(TARGETS),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, configuration)
+    return peft.get_peft_model(model, configuration)
 
 
 def _train(model: Any, windows: torch.Tensor, recipe: LoraRecipe) -> bool:

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
+from bipline.base.extras import require
 from bipline.base.progress import note
 from bipline.storage.directory import environment_failure
 from bipline.storage.manifest import read_manifest, verify_directory
@@ -127,15 +128,12 @@ def check_stored_copy(location: str, package_digest: str) -> None:
 def _mlflow() -> ModuleType:
     # Read once, when MLflow is imported: a pipeline must not report to third parties unasked.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow
-
-    return mlflow
+    return require("mlflow", "pipeline")
 
 
 def _check_request(name: str, alias: str, metrics: Mapping[str, float]) -> None:
     """Ask MLflow's own rules before anything is uploaded; the server asks them last."""
-    from mlflow.utils import validation
-
+    validation = require("mlflow.utils.validation", "pipeline")
     if "'" in name:
         raise InvalidInput(f"model name {name!r}: a quotation mark cannot be searched for")
     validation._validate_model_name(name)
@@ -214,11 +212,10 @@ def _version_of(client: Any, name: str, package_digest: str) -> Any | None:
 
 
 def _logged_model(client: Any, source: str, name: str, version: str) -> Any:
-    from mlflow.exceptions import MlflowException
-
+    failure = require("mlflow.exceptions", "pipeline").MlflowException
     try:
         return client.get_logged_model(source.removeprefix("models:/"))
-    except MlflowException as error:
+    except failure as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise Refused(
@@ -319,10 +316,9 @@ def _translated(service: str) -> Iterator[None]:
 
 def _failure(service: str, error: Exception) -> BiplineError | None:
     """What an error means to the user; None for one that is neither MLflow's nor a service's."""
-    from mlflow.exceptions import MlflowException
-
+    failure = require("mlflow.exceptions", "pipeline").MlflowException
     reason = _without_password(_cut(" ".join(str(error).split()), 300))
-    if isinstance(error, MlflowException):
+    if isinstance(error, failure):
         if error.error_code in BAD_REQUESTS:
             return InvalidInput(f"{service} refuses: {reason}")
         return EnvironmentFailure(f"{service} failed: {reason}")

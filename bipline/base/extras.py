@@ -1,0 +1,71 @@
+"""Libraries that only some installations have: the extras of ``pip install 'bipline[EXTRA]'``.
+
+``require`` stands in place of an ``import`` statement inside functions; ``check`` refuses before
+any work. Both tell a missing extra in one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
+
+from bipline.base.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What an extra is for, as the subject of a sentence, and the modules that it brings."""
+
+    purpose: str
+    modules: tuple[str, ...]
+
+
+EXTRAS = {
+    "pipeline": Extra("a pipeline", ("matplotlib", "mlflow", "zenml")),
+    "eval": Extra("a zero-shot task", ("accelerate", "lm_eval")),
+    "recover": Extra("recovery", ("accelerate", "peft")),
+    "s3": Extra("an s3:// address", ("boto3",)),
+    "hub": Extra("an hf: address", ("datasets", "huggingface_hub")),
+}
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a module of an extra's libraries, such as ``lm_eval.tasks``.
+
+    Raises InvalidInput when it or another of the extra is not installed. Any other failure to
+    import is raised as it is: the library is there and broken.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in {module.split(".")[0], *EXTRAS[extra].modules}:
+            raise
+        raise _not_installed(extra, missing, EXTRAS[extra].purpose) from None
+
+
+def missing_modules(extra: str) -> list[str]:
+    """The modules of an extra that are not installed; nothing is imported to know it."""
+    return [module for module in EXTRAS[extra].modules if find_spec(module) is None]
+
+
+def installed(extra: str) -> bool:
+    """Whether every library of an extra is installed."""
+    return not missing_modules(extra)
+
+
+def check(extra: str, what: str | None = None) -> None:
+    """Refuse before any work: raises InvalidInput when a library of the extra is not installed.
+
+    ``what`` is what the user asked for, such as ``--tasks``, where the extra's purpose is vaguer.
+    """
+    if missing := missing_modules(extra):
+        raise _not_installed(extra, ", ".join(missing), what or EXTRAS[extra].purpose)
+
+
+def _not_installed(extra: str, missing: str, what: str) -> InvalidInput:
+    return InvalidInput(
+        f"{what} needs {missing}, not installed here; run: pip install 'bipline[{extra}]'"
+    )

@@ -15,7 +15,7 @@ import yaml
 
 from bipline.compression.criteria import CRITERIA
 from bipline.compression.criteria.interface import BlockScores
-from bipline.compression.descriptions import criterion_method
+from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import compensation_lines
 from bipline.delivery.contents import PackageContents, measures, percent
 from bipline.values.plan import Layout, PruningPlan
@@ -43,7 +43,7 @@ def method_text(criterion: str) -> str:
     """What a criterion is and where it comes from, said honestly, as markdown."""
     if criterion not in CRITERIA:
         return f"criterion {as_code(criterion)}"
-    method = criterion_method(criterion)
+    method = criterion_description(criterion)
     source = " ".join(method.status[0].text.split())
     return f"`{criterion}`: {method.idea} {source}".replace("``", "`")
 

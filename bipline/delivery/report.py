@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from bipline import __version__
 from bipline.compression.criteria import CRITERIA
-from bipline.compression.descriptions import criterion_method
+from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import HEADER, compensation_lines, compensation_rows
 from bipline.delivery.contents import (
     PackageContents,
@@ -119,7 +119,7 @@ def importance_part(contents: PackageContents) -> Markup:
         histogram_picture(channels, "FFN channels"),
     )
     plan = contents.plan
-    told = f", {criterion_method(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
+    told = f", {criterion_description(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
     lead = (
         f"Scores by {plan.criterion}{told} Within a block the highest stay"
         f"{', unless compensation chose again' if plan.compensation == 'obs' else ''}; a higher "

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from bipline.compression.criteria import CRITERIA
-from bipline.compression.descriptions import criterion_method
+from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import compensation_lines
 from bipline.delivery.contents import NO_SCORES, PackageContents
 from bipline.values.figures import percent, side_by_side
@@ -43,7 +43,7 @@ def method_text(criterion: str) -> str:
     """What a criterion is and where it comes from, said honestly, as markdown."""
     if criterion not in CRITERIA:
         return f"criterion {as_code(criterion)}"
-    method = criterion_method(criterion)
+    method = criterion_description(criterion)
     source = " ".join(method.status[0].text.split())
     return f"`{criterion}`: {method.idea} {source}".replace("``", "`")
 

@@ -1,4 +1,4 @@
-"""What a package says of compensation: what the form is, and what each block took."""
+"""What a package says of compensation: what it is, and what each block took."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADER = ["Block", "Attention", "FFN", "Error without", "Error with"]
 
 
 def compensation_lines(plan: PruningPlan) -> list[str]:
-    """Sentences: the form, how many matrices took which, and the errors of all blocks."""
+    """Sentences: which it was, how many matrices took which, and the errors of all blocks."""
     record = plan.compensated
     if record is None:
         return [f"compensation `{plan.compensation}`: {IDEAS[plan.compensation]}"]

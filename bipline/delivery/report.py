@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from bipline import __version__
 from bipline.compression.criteria import CRITERIA
-from bipline.compression.descriptions import criterion_method
+from bipline.compression.descriptions import criterion_description
 from bipline.compression.statistics import Scores
 from bipline.delivery.compensation_text import HEADER, compensation_lines, compensation_rows
 from bipline.delivery.contents import NO_SCORES, PackageContents, portable
@@ -106,7 +106,7 @@ def importance_part(contents: PackageContents) -> Content:
         histogram_picture(channels, "FFN channels"),
         [(swatch("kept"), "kept"), (swatch("removed"), "removed")],
     )
-    told = f", {criterion_method(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
+    told = f", {criterion_description(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
     lead = (
         f"Scores by {plan.criterion}{told} Within a block the highest stay"
         f"{', unless compensation chose again' if plan.compensation == 'obs' else ''}; a higher "

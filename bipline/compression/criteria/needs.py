@@ -20,7 +20,7 @@ class Needs:
     """
 
     name: str
-    told: str
+    description: str
     windows: bool = True
     shareable: bool = False
     sums: bool = True

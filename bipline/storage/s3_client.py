@@ -70,6 +70,10 @@ class S3Place:
         except (BotoCoreError, ValueError) as error:
             raise InvalidInput(f"{self.location}: the AWS settings: {error}") from error
 
+    def below(self, name: str) -> S3Place:
+        """A place below this one."""
+        return S3Place(self.where(name), self.client)
+
     def where(self, name: str) -> str:
         """An object as the user would write it."""
         return f"{self.location}/{name}"

@@ -16,7 +16,7 @@ LAYERS = (
 CORE = {"base", "storage", "values", "settings", "model", "compression"}
 KEPT_OUT_OF_CORE = {"zenml", "mlflow", "kfp", "lm_eval", "peft", "boto3", "botocore"}
 # The one module that may know S3, and only inside its functions.
-S3_MODULE = "bipline.storage.s3"
+S3_MODULE = "bipline.storage.s3_client"
 HEAVY = {
     "torch", "transformers", "datasets", "huggingface_hub", "lm_eval", "peft", "mlflow", "zenml",
     "matplotlib",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +25,10 @@ from bipline.comparison.scoring import families
 from bipline.comparison.tasks import DenseTask, RowTask, ScoreTask, Task
 from bipline.compression.calibrate import load_calibration
 from bipline.model.devices import choose_device
+from bipline.model.opening import open_checkpoint
 from bipline.settings.line import CalibrateSettings, CompensateSettings
 from bipline.settings.sweep import ComparisonSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES, calibrate
-from bipline.model.opening import open_checkpoint
 from bipline.stages.stage import Context
 from bipline.storage.store import Handle, Store
 from bipline.values.combination import Combination
@@ -194,7 +193,9 @@ class _Model:
 
     def _measure(self, perform: Perform) -> None:
         # What auto stands for may be in the grid by its own names too: it is measured once.
-        tasks = [self._row_task(row) for row in {r.unnamed.digest: r for r in self._pending}.values()]
+        tasks = [
+            self._row_task(row) for row in {r.unnamed.digest: r for r in self._pending}.values()
+        ]
         if not tasks:
             return
         start, total = time.perf_counter(), len(tasks)

@@ -116,7 +116,9 @@ def _methods(grid: GridSettings) -> list[Method]:
             raise InvalidInput("criteria: give at least one, or a method")
         for axis in ("allocations", "compensations"):
             if getattr(grid, axis):
-                raise InvalidInput(f"{axis} go with criteria; name some, or write them into methods")
+                raise InvalidInput(
+                    f"{axis} go with criteria; name some, or write them into methods"
+                )
     axes = (criteria, choices(grid.allocations) or (None,), choices(grid.compensations) or (None,))
     for name, values in zip(("criteria", "allocations", "compensations"), axes, strict=True):
         _check_once(name, values)

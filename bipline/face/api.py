@@ -224,9 +224,7 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _loaded(
-    kind: type[Any], config: Any, overrides: Sequence[str], state: Place | None
-) -> Any:
+def _loaded(kind: type[Any], config: Any, overrides: Sequence[str], state: Place | None) -> Any:
     settings = config if isinstance(config, kind) else load(kind, Path(config), tuple(overrides))
     return settings.model_copy(update={"state": str(state)}) if state is not None else settings
 

@@ -93,9 +93,7 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
     return prune_summary(settings, checkpoint, made.plan, places.out, manifest, clock, peak)
 
 
-def _checked(
-    settings: LineSettings, places: Places
-) -> LineSettings:
+def _checked(settings: LineSettings, places: Places) -> LineSettings:
     """The settings with everything named, after all that can be seen to fail was looked at."""
     if not applies(settings) and "ratio" not in settings.allocate.model_fields_set:
         raise InvalidInput("give --ratio (a share between 0 and 1) or --plan")
@@ -151,9 +149,7 @@ def _check_disk(settings: LineSettings, checkpoint: Checkpoint, out: Path) -> No
 
 
 @contextmanager
-def _store(
-    settings: LineSettings, places: Places, work: Path, workers: Workers
-) -> Iterator[Store]:
+def _store(settings: LineSettings, places: Places, work: Path, workers: Workers) -> Iterator[Store]:
     """The Store of the user, or the work directory with outputs where the user wants them."""
     if places.store:
         yield open_store(places.store, places.downloads)

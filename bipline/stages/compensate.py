@@ -40,9 +40,7 @@ def compensate(
     if settings.chosen == "none":
         return plan, None
     if calibration is None:
-        raise InvalidInput(
-            f"compensation {settings.chosen} needs --calibration FILE or hf:NAME"
-        )
+        raise InvalidInput(f"compensation {settings.chosen} needs --calibration FILE or hf:NAME")
     options = compensation_options(settings).to_json_value()
     inputs = {"model": model.identity, "windows": calibration.digest, "plan": plan.digest}
     asked = {"compensation": settings.chosen, "options": options}

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.quality import evaluate as core
 from bipline.model.checkpoint import Checkpoint
+from bipline.quality import evaluate as core
 from bipline.settings.compress import CompressSettings
 from bipline.settings.protocol import Protocol
 from bipline.stages.stage import Context, Stage

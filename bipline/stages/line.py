@@ -87,7 +87,9 @@ def planned(
     context: Context, model: ResolvedModel, settings: LineSettings
 ) -> tuple[PruningPlan, Handle | None]:
     """The plan that was given, or that of the corrections that were, with those it needs."""
-    plan = allocate.given_plan(context, model, settings.allocate) if settings.allocate.plan else None
+    plan = (
+        allocate.given_plan(context, model, settings.allocate) if settings.allocate.plan else None
+    )
     if plan and not plan.compensated and not compensate.has_corrections(settings.compensate):
         return plan, None
     return compensate.given_corrections(plan, settings.compensate)

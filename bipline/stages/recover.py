@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bipline.base.extras import require
 from bipline.compression.prune import KIND
-from bipline.recovery import lora as core
 from bipline.model.checkpoint import Checkpoint
+from bipline.recovery import lora as core
 from bipline.settings.compress import CompressSettings, RecoverSettings
 from bipline.stages.stage import Context, Stage
 from bipline.storage.directory import DirectoryWriter

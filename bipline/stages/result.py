@@ -108,7 +108,9 @@ def _floor(
 ) -> dict[str, Any]:
     """The floor of every stage that took long enough, and the rates it follows from."""
     works = _works(settings, checkpoint, plan, manifest, clock)
-    measured = [n for n, taken in clock.seconds.items() if taken > FLOOR_FROM_SECONDS and n in works]
+    measured = [
+        n for n, taken in clock.seconds.items() if taken > FLOOR_FROM_SECONDS and n in works
+    ]
     if not measured or not clock.whole:
         return {"floor_seconds": None, "floor_seconds_by_stage": {}, "rates": {}}
     note("measuring this machine's rates, for the floor")

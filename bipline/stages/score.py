@@ -105,9 +105,7 @@ def score_part(
     def produce(writer: DirectoryWriter, work: Path) -> None:
         checkpoint = context.opened(model)
         windows = windows_of(context, checkpoint, calibration)
-        statistics = core.score_part(
-            checkpoint, windows, settings.criterion, options, part, work
-        )
+        statistics = core.score_part(checkpoint, windows, settings.criterion, options, part, work)
         save_sums(statistics, writer)
 
     return PART.run(context, key, produce, title=f"score_part_{index + 1}")

@@ -174,5 +174,3 @@ class Stage:
         if handle is None:
             raise RuntimeError(f"{store.location} has lost {self.name} {key} that was just stored")
         return handle, cost
-
-

@@ -226,6 +226,15 @@ def locked(directory: Path, refusal: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file for the length of the block, once no other process does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _lies_at(descriptor: int, path: Path) -> bool:
     """Whether what was opened is still there: a holder that just ended may have moved it."""
     try:

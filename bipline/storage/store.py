@@ -17,8 +17,18 @@ from bipline.storage.directory import DirectoryWriter
 from bipline.storage.folder import Folder
 from bipline.storage.handle import Handle, StoredGone
 from bipline.storage.local_store import LocalStore
+from bipline.storage.s3_client import S3_SCHEME
+from bipline.storage.s3_store import S3Store
 
-__all__ = ["Handle", "LocalStore", "Store", "StoredGone", "default_downloads", "open_store"]
+__all__ = [
+    "Handle",
+    "LocalStore",
+    "S3Store",
+    "Store",
+    "StoredGone",
+    "default_downloads",
+    "open_store",
+]
 
 
 class Store(Protocol):
@@ -71,6 +81,8 @@ def open_store(location: str | Path, downloads: Path | None = None) -> Store:
     in the user's cache. Raises InvalidInput for other schemes.
     """
     text = str(location)
+    if text.startswith(S3_SCHEME):
+        return S3Store(text, downloads or default_downloads())
     if "://" in text and not text.startswith("file://"):
         raise InvalidInput(f"store {text!r}: give a directory, file:// or s3://bucket/prefix")
     return LocalStore(Path(text.removeprefix("file://")))

@@ -29,7 +29,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import PIECE_BYTES
 from bipline.model.opening import INDEX_FILE, open_checkpoint
 from bipline.model.writer import TensorSpec, write_weights
-from bipline.storage import s3
+from bipline.storage import s3, s3_client
 from bipline.storage.digests import CHUNK_BYTES
 from bipline.storage.directory import DirectoryWriter
 from bipline.storage.folder import LocalFolder, open_folder
@@ -387,7 +387,7 @@ def test_without_a_wish_the_attempts_are_ours(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_MAX_ATTEMPTS")
-    monkeypatch.setattr(s3, "ATTEMPTS", 3)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 3)
     server.down = True
     with pytest.raises(EnvironmentFailure):
         open_folder(MODEL).names()
@@ -458,10 +458,10 @@ def test_a_stream_that_breaks_off_is_read_to_its_end(
     content = Random(1).randbytes(5000)
     file = put("broken", content)
     monkeypatch.setattr(s3, "PART_BYTES", part_bytes)
-    server.breaking, server.share = s3.ATTEMPTS - 1, share
+    server.breaking, server.share = s3_client.ATTEMPTS - 1, share
     assert read(file, 0, 5000) == content
     assert server.breaking == 0
-    assert len(server.ranges) == -(-5000 // part_bytes) + s3.ATTEMPTS - 1
+    assert len(server.ranges) == -(-5000 // part_bytes) + s3_client.ATTEMPTS - 1
 
 
 def test_what_came_before_the_break_is_not_asked_for_again(
@@ -482,7 +482,7 @@ def test_a_stream_that_always_breaks_off_is_given_up(
     server.breaking, server.share = 10**6, 0.0
     with pytest.raises(EnvironmentFailure, match="objects/hopeless: gave 0 of 1000 bytes"):
         read(file, 0, 1000)
-    assert len(server.asked) == s3.ATTEMPTS
+    assert len(server.asked) == s3_client.ATTEMPTS
 
 
 def test_a_model_is_opened_through_streams_that_break_off(server: Server, local: Path) -> None:

@@ -1,10 +1,7 @@
-"""What the tracker is told about a run beside its figures: seconds per stage, configuration."""
+"""What the tracker is told about a run beside its figures: seconds per stage."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
 from uuid import UUID
 
 from zenml.client import Client
@@ -39,14 +36,3 @@ def stage_seconds(run_id: UUID) -> tuple[dict[str, float], list[str]]:
     finished = [run for run in step_runs(run_id) if run.end_time]
     seconds = {f"stage_seconds.{run.name}": seconds_of(run) for run in finished}
     return seconds, [run.name for run in finished if status_of(run) != "completed"]
-
-
-def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested configuration as text by dotted name."""
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(flattened(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
-    return flat

@@ -22,20 +22,29 @@ STAGE = Stage("export", core.KIND, ("bipline.delivery.export",))
 
 
 @dataclass(frozen=True)
-class Product:
-    """What a run has made and measured: the model to package and all that is told of it.
+class Account:
+    """What a run tells of itself.
 
-    ``statistics`` is None where the plan was given. ``records`` are by model: dense, pruned, and
-    recovered where a recovery was accepted.
+    ``records`` are by model: dense, pruned, and recovered where a recovery was accepted.
+    """
+
+    plan: PruningPlan
+    records: dict[str, EvaluationRecord]
+    recovery: RecoveryRecord | None
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Product:
+    """The model to package and all that is told of it.
+
+    ``statistics`` is None where the plan was given.
     """
 
     model: Handle
-    plan: PruningPlan
     statistics: Handle | None
-    records: dict[str, EvaluationRecord]
-    recovery: RecoveryRecord | None
     resolution: Resolution
-    config: dict[str, Any]
+    account: Account
 
 
 def export(context: Context, product: Product, settings: ExportSettings) -> Handle:
@@ -46,12 +55,9 @@ def export(context: Context, product: Product, settings: ExportSettings) -> Hand
         contents = core.PackageContents(
             model=open_(product.model),
             dense=Path(product.resolution.model.location),
-            plan=product.plan,
             statistics=product.statistics and open_(product.statistics),
-            records=product.records,
-            recovery=product.recovery,
             resolution=product.resolution,
-            config=product.config,
+            **vars(product.account),
             formats=settings.formats,
         )
         core.write_package(contents, writer)
@@ -61,17 +67,18 @@ def export(context: Context, product: Product, settings: ExportSettings) -> Hand
 
 def _inputs(product: Product) -> dict[str, str]:
     """Digests of all that the package tells; where a local file lies is no part of it."""
+    account = product.account
     records: dict[str, Any] = {
-        name: record.model_dump(mode="json") for name, record in product.records.items()
+        name: record.model_dump(mode="json") for name, record in account.records.items()
     }
-    records["recovery"] = product.recovery and product.recovery.model_dump(mode="json")
+    records["recovery"] = account.recovery and account.recovery.model_dump(mode="json")
     return {
         "model": product.model.digest,
         "statistics": product.statistics.digest if product.statistics else "",
-        "plan": product.plan.digest,
+        "plan": account.plan.digest,
         "records": digest_json(records),
-        "resolution": digest_json(core.portable_resolution(product.resolution).model_dump()),
-        "config": digest_json(product.config),
+        "resolution": digest_json(core.portable_resolution(product.resolution).model_dump(mode="json")),
+        "config": digest_json(account.config),
     }
 
 

@@ -11,7 +11,7 @@ from bipline.delivery.registries import mlflow as core
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import flattened
 from bipline.settings.compress import CompressSettings, PromoteSettings
-from bipline.stages.export import Product
+from bipline.stages.export import Account
 from bipline.stages.stage import Context
 from bipline.storage.store import Handle
 from bipline.values.figures import metrics_of
@@ -21,7 +21,7 @@ from bipline.values.summary import Registration
 def promote(
     context: Context,
     package: Handle,
-    product: Product,
+    account: Account,
     settings: PromoteSettings,
     tags: Mapping[str, str],
     seconds: Mapping[str, float],
@@ -32,18 +32,18 @@ def promote(
     """
     heading("promote")
     place = context.store.open(package)
-    records = {name: record.to_json_value() for name, record in product.records.items()}
+    records = {name: record.to_json_value() for name, record in account.records.items()}
     return core.track_and_register(
         package=place,
         package_digest=package.digest,
         name=settings.name,
         alias=settings.alias,
-        params=flattened(product.config),
-        metrics={**seconds, **metrics_of(product.records, product.plan, product.recovery)},
+        params=flattened(account.config),
+        metrics={**seconds, **metrics_of(account.records, account.plan, account.recovery)},
         artifacts={
-            "pruning_plan.json": product.plan.to_json(),
+            "pruning_plan.json": account.plan.to_json(),
             "evaluation.json": _json(records),
-            "config.json": _json(product.config),
+            "config.json": _json(account.config),
             "report.html": (place / "report.html").read_text(encoding="utf-8"),
         },
         tags=dict(tags),

@@ -120,7 +120,9 @@ class Stage:
     def fingerprint(self) -> str:
         """What an orchestrator's own cache must take in besides inputs and parameters."""
         code = code_digest(*self.modules)
-        return digest_json({"version": self.version, "code": code, "numerics": numerics()})
+        device = choose_device("auto").type
+        told = {"version": self.version, "code": code, "numerics": numerics(), "device": device}
+        return digest_json(told)
 
     def run(self, context: Context, key: str, produce: Produce, title: str = "") -> Handle:
         """The directory of this key: found in the Store, or produced into it.

@@ -125,6 +125,13 @@ class Resolution(_Frozen):
             tasks={name: self.tasks[name] for name in tasks},
         )
 
+    def with_files(self, *others: Resolution) -> Resolution:
+        """The same model with the texts and tasks of others too."""
+        parts = (self, *others)
+        texts = {name: text for part in parts for name, text in part.texts.items()}
+        tasks = {name: task for part in parts for name, task in part.tasks.items()}
+        return Resolution(model=self.model, texts=texts, tasks=tasks)
+
     def to_json(self) -> str:
         """The text of the resolution: sorted and indented, the same for the same content."""
         value = self.model_dump(mode="json")

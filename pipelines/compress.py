@@ -66,9 +66,7 @@ def compress(settings: CompressSettings) -> None:
     dense_record = evaluate_dense(evaluation_inputs, protocol, compute, after=subject)
     pruned_record = measure(pruned, name="pruned", id="evaluate_pruned", after=subject)
     if settings.recover.enabled:
-        recovered["recovered_record"] = measure(
-            subject, name="recovered", id="evaluate_recovered"
-        )
+        recovered["recovered_record"] = measure(subject, name="recovered", id="evaluate_recovered")
     package = export(
         subject, plan, dense_record, pruned_record, calibration_inputs, evaluation_inputs,
         recovery_inputs, settings.export, described(settings), **scored, **recovered,
@@ -92,9 +90,7 @@ def score_all(model: Any, settings: CompressSettings, **windows: Any) -> Any:
         )
         for index in range(section.parts)
     ]  # fmt: skip
-    return reduce_scores(
-        model, parts=shares, settings=section, id="score", **computing, **windows
-    )
+    return reduce_scores(model, parts=shares, settings=section, id="score", **computing, **windows)
 
 
 def line_of(settings: CompressSettings) -> Any:

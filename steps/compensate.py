@@ -30,9 +30,7 @@ def compensate(
     seed: int,
 ) -> tuple[Annotated[PruningPlan, "realised_plan"], Annotated[Handle, "corrections"]]:
     """Correct the weights that stay, block by block; killed, it goes on after the last block."""
-    return _both(
-        stage.compensate(context(compute, seed), model.model, calibration, plan, settings)
-    )
+    return _both(stage.compensate(context(compute, seed), model.model, calibration, plan, settings))
 
 
 @step(enable_cache=False)

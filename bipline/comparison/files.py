@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from bipline.comparison.report import render_comparison
 from bipline.comparison.spread import Repeated, repeated
+from bipline.storage.directory import environment_failure, write_text
 from bipline.values.comparison import Comparison, Row
 from bipline.values.figures import figures_of, row_figures
 
@@ -27,6 +31,24 @@ CAME_OF_IT = (
     "seconds", "peak_bytes", "peak_device_bytes", "sums_from", "plan_digest", "tensor_digest",
     "directory",
 )  # fmt: skip
+
+
+def write_results(comparison: Comparison, out: Path) -> None:
+    """Write ``comparison.json``, ``.csv`` and ``.html`` into a folder.
+
+    Raises EnvironmentFailure when the disk is full.
+    """
+    write_copies(comparison, {suffix: out / f"comparison.{suffix}" for suffix in RESULTS})
+
+
+def write_copies(comparison: Comparison, places: Mapping[str, Path | None]) -> None:
+    """Write what is asked for, by suffix, where it was asked for."""
+    try:
+        for suffix, place in places.items():
+            if place is not None:
+                write_text(place, RESULTS[suffix](comparison))
+    except OSError as error:
+        raise environment_failure(error) or error from None
 
 
 def comparison_value(comparison: Comparison) -> dict[str, Any]:
@@ -108,3 +130,10 @@ def _line(row: Row) -> dict[str, Any]:
         "plan_digest": measured.plan_digest, "tensor_digest": measured.tensor_digest,
         "sums_from": row.cost.sums_from,
     }  # fmt: skip
+
+
+RESULTS: dict[str, Callable[[Comparison], str]] = {
+    "json": comparison_json,
+    "csv": comparison_csv,
+    "html": render_comparison,
+}

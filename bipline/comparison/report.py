@@ -15,7 +15,7 @@ from bipline.comparison.pictures import (
     swatch,
 )
 from bipline.comparison.spread import STARRED, Repeated, named, ranked, table_lines
-from bipline.compression.descriptions import criterion_method
+from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import IDEAS
 from bipline.delivery.contents import portable
 from bipline.delivery.page import Part, details, figure, flat, joined, render_page, table
@@ -100,7 +100,7 @@ def methods_part(comparison: Comparison) -> Content:
     return "", table(
         [
             *([alias, f"stands for {method}"] for alias, method in aliases),
-            *([name, criterion_method(name).idea] for name in criteria),
+            *([name, criterion_description(name).idea] for name in criteria),
             *([name, IDEAS[name]] for name in compensations),
         ]
     )

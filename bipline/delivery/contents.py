@@ -80,7 +80,7 @@ def check_contents(contents: PackageContents, tensor_digest: str) -> None:
         raise InvalidInput(f"no evaluation record of the {missing[0]} model; evaluate it first")
     if "recovered" in records and not (contents.recovery and contents.recovery.accepted):
         raise Refused("there is a record of a recovered model, but no recovery was accepted")
-    dense = contents.resolution.model.tensor_digest
+    dense = str(contents.resolution.model.tensor_digest)
     told = {
         "plan": contents.plan.tensor_digest,
         "record of the dense model": records["dense"].tensor_digest,

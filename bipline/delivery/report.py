@@ -196,7 +196,7 @@ def _digests(contents: PackageContents) -> dict[str, str]:
     resolution, scored = contents.resolution, contents.scored
     return {
         "resolution": resolution.digest,
-        "tensors, dense": resolution.model.tensor_digest,
+        "tensors, dense": str(resolution.model.tensor_digest),
         **{
             f"tensors, {model}": record.tensor_digest
             for model, record in contents.measured.items()

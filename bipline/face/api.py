@@ -51,7 +51,7 @@ def prune(
     from bipline.stages.beside import Places, prune_to
 
     places = Places(
-        Path(out), work and Path(work), store, plan_out and Path(plan_out),
+        Path(out), Path(work) if work else None, store, Path(plan_out) if plan_out else None,
         Path(state) / "downloads",
     )  # fmt: skip
     return prune_to(line_settings(model, calibration, settings), places)

@@ -82,7 +82,7 @@ def _flag(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     shown = str(default) if default not in (None, {}, False, ()) else False
     described = str(field.description).replace("null", "the default")
     option_ = typer.Option(help=described, rich_help_panel=panel, show_default=shown)
-    annotation = Annotated[_typed(field) | None, option_]
+    annotation: Any = Annotated[_typed(field) | None, option_]
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword, default=None, annotation=annotation)
 

@@ -100,8 +100,10 @@ def evaluation_texts(settings: LineSettings, texts: Mapping[str, T]) -> list[T]:
 def tell(settings: LineSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
     """How many windows, and how many tokens they are."""
     section = settings.calibrate
-    if checkpoint is None and section.samples is None:
-        return [("calibrate", f"{DEFAULT_SAMPLES} windows, or what compensation needs")]
-    samples = section.samples or samples_of(checkpoint, section, settings.compensate)
+    samples = section.samples
+    if samples is None and checkpoint is not None:
+        samples = samples_of(checkpoint, section, settings.compensate)
+    if samples is None:
+        return [("calibrate", f"{DEFAULT_SAMPLES} windows, or as many as compensation needs")]
     tokens = samples * section.seqlen
     return [("calibrate", f"{samples} windows of {section.seqlen} tokens = {tokens:,} tokens")]

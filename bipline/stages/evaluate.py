@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import choose_device
+from bipline.model.opening import open_checkpoint
 from bipline.quality import evaluate as core
 from bipline.settings.compress import CompressSettings
+from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
+from bipline.stages.resolve import glance, local_copy, resolve_texts
 from bipline.stages.stage import Context, Stage
 from bipline.storage.store import Handle
 from bipline.values.record import EvaluationRecord
@@ -27,7 +31,9 @@ def evaluate_dense(context: Context, given: Resolution, protocol: Protocol) -> E
     inputs = {"model": model.identity, "tokenizer": model.tokenizer_digest}
 
     def measure() -> EvaluationRecord:
-        record = _measured(context, model.location, given, protocol)
+        whole = bool(given.tasks) or protocol.speed
+        place = local_copy(model, context.downloads) if whole else model.location
+        record = _measured(context, place, given, protocol)
         if model.tensor_digest not in (None, record.tensor_digest):
             raise Refused(f"{model.location}: its weights changed while the run was going on")
         return record
@@ -45,6 +51,34 @@ def evaluate(
 
     title = f"evaluate_{name}"
     return _stored(context, {"model": subject.digest}, given, protocol, measure, title)
+
+
+def evaluate_models(
+    models: Mapping[str, str],
+    texts: Mapping[str, str],
+    tasks: Mapping[str, Path],
+    protocol: Protocol,
+    compute: ComputeSettings,
+    downloads: Path,
+) -> dict[str, EvaluationRecord]:
+    """Records of models by name, kept nowhere: sources of models and texts, files of tasks.
+
+    An unusable one is found before the first is measured.
+    """
+    running = core.Running(choose_device(compute.device), compute.max_memory)
+    places = {name: _place(source, downloads) for name, source in models.items()}
+    for place in places.values():
+        open_checkpoint(place)
+    files = {name: Path(t.location) for name, t in resolve_texts(texts, downloads).items()}
+    return {
+        name: core.evaluate(place, protocol, files, tasks, running)
+        for name, place in places.items()
+    }
+
+
+def _place(source: str, downloads: Path) -> str:
+    """Where a model lies, fetched first where it must be."""
+    return glance(source, downloads).location
 
 
 def _stored(

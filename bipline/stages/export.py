@@ -10,6 +10,7 @@ from bipline.base.extras import require
 from bipline.delivery import export as core
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.compress import CompressSettings, ExportSettings
+from bipline.stages.resolve import local_copy
 from bipline.stages.stage import Context, Stage
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter
@@ -54,8 +55,8 @@ def export(context: Context, product: Product, settings: ExportSettings) -> Hand
         open_ = context.store.open
         contents = core.PackageContents(
             model=open_(product.model),
-            dense=Path(product.resolution.model.location),
-            statistics=product.statistics and open_(product.statistics),
+            dense=local_copy(product.resolution.model, context.downloads),
+            statistics=open_(product.statistics) if product.statistics else None,
             resolution=product.resolution,
             **vars(product.account),
             formats=settings.formats,
@@ -77,7 +78,9 @@ def _inputs(product: Product) -> dict[str, str]:
         "statistics": product.statistics.digest if product.statistics else "",
         "plan": account.plan.digest,
         "records": digest_json(records),
-        "resolution": digest_json(core.portable_resolution(product.resolution).model_dump(mode="json")),
+        "resolution": digest_json(
+            core.portable_resolution(product.resolution).model_dump(mode="json")
+        ),
         "config": digest_json(account.config),
     }
 

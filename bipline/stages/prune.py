@@ -30,7 +30,7 @@ def prune(
         inputs["corrections"] = corrections.digest
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
-        corrected = corrections and open_corrections(context.store.open(corrections))[1]
+        corrected = open_corrections(context.store.open(corrections))[1] if corrections else None
         core.write_pruned(context.opened(model), plan, writer, settings.shard_size, corrected)
 
     return STAGE.run(context, STAGE.key(inputs, settings.model_dump(mode="json")), produce)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from bipline.base.errors import Refused
+from bipline.base.progress import note
 from bipline.model import resolve as core
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import LineSettings
+from bipline.storage.digests import CHUNK_BYTES, digest_file
+from bipline.storage.directory import atomic_directory
+from bipline.storage.folder import ByteFile, LocalFolder, open_folder
 from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
 
 REGISTRY = "models:/"
@@ -61,6 +66,34 @@ def glance(source: str, downloads: Path) -> ResolvedModel:
     )
 
 
+def local_copy(model: ResolvedModel, downloads: Path) -> Path:
+    """A local directory with the model's files: where it lies, or a copy of what lies in S3.
+
+    Raises Refused where a file is not the one that was resolved.
+    """
+    folder = open_folder(model.location)
+    if isinstance(folder, LocalFolder):
+        return folder.path
+    target = downloads / "models" / model.identity[:32]
+    if not target.is_dir():
+        note(f"fetching {model.location} to {target}: this needs the whole model")
+        with atomic_directory(target, "model-copy") as writer:
+            for name, digest in model.files.items():
+                _fetch(folder.open(name), writer.path / name, digest)
+    return target
+
+
+def _fetch(file: ByteFile, target: Path, digest: str) -> None:
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with target.open("wb") as out:
+        for start in range(0, file.size, CHUNK_BYTES):
+            piece = buffer[: min(CHUNK_BYTES, file.size - start)]
+            file.read_into(piece, start)
+            out.write(piece)
+    if digest_file(target) != digest:
+        raise Refused(f"{file.name}: changed since it was resolved; run again")
+
+
 def _registered(source: str, downloads: Path) -> tuple[Path, str]:
     from bipline.delivery.registries import mlflow
 
@@ -72,11 +105,11 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
 
     Raises InvalidInput for a model, text or task that cannot be had or used.
     """
-    if checkpoint is None:
+    if settings.model.startswith(core.HUB):
         core.check_source(settings.model)
     for source in settings.texts.values():
         if source.startswith(core.HUB):
-            core.check_source(source)
+            core.check_text(source)
         else:
             core.resolve_text(source, Path())
     for source in settings.tasks.values() if isinstance(settings, CompressSettings) else ():

@@ -92,7 +92,7 @@ def _compensation(plan: PruningPlan) -> dict[str, Any]:
     return {
         "name": plan.compensation,
         "corrections": record.corrections,
-        "matrices": record.forms(),
+        "matrices": record.counts(),
         "error_without": record.error_without,
         "error": record.error,
     }

@@ -60,9 +60,9 @@ class Context:
     """
 
     store: Store
-    compute: ComputeSettings = ComputeSettings()
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
     seed: int = 0
-    workers: Workers = Workers()
+    workers: Workers = field(default_factory=Workers)
     downloads: Path = Path(".bipline/downloads")
     report: Callable[[StageReport], None] = field(default=lambda report: None)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict, repr=False)

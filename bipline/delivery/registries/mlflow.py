@@ -104,7 +104,7 @@ def _parts(source: str) -> tuple[str, str]:
     """The name, and ``@ALIAS`` or a version. Raises InvalidInput for anything else."""
     text = source.removeprefix("models:/")
     for sign in ("@", "/"):
-        name, found, wanted = text.partition(sign)
+        name, _, wanted = text.partition(sign)
         if name and wanted:
             return name, f"@{wanted}" if sign == "@" else wanted
     raise InvalidInput(f"{source}: write models:/NAME@ALIAS or models:/NAME/VERSION")

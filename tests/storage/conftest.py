@@ -1,8 +1,9 @@
-"""A tiny model on the disk and the same behind ``s3://``, and the command to run on them."""
+"""A tiny model and a store, each on the disk and behind ``s3://``, and the command to run."""
 
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,8 @@ from bipline.storage import s3
 from bipline.storage.directory import DirectoryWriter
 from tests.command import Outcome, run
 from tests.storage.server import Server, running_server
+from tests.storage.stores import BUCKET as STORES
+from tests.storage.stores import Case
 from tests.tiny import tiny_model
 
 BUCKET = "models"
@@ -94,6 +97,22 @@ def command(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
         return run(capfd, name, *arguments, "--state", tmp_path / "state")
 
     return call
+
+
+@pytest.fixture(scope="module")
+def bucket(serving: Server) -> str:
+    """An empty bucket for stores."""
+    boto3.client("s3").create_bucket(Bucket=STORES)
+    return STORES
+
+
+@pytest.fixture(params=["local", "s3"])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    """A new place for stores, of either kind."""
+    if request.param == "local":
+        return Case(str(tmp_path / "store"), tmp_path)
+    bucket = request.getfixturevalue("bucket")
+    return Case(f"s3://{bucket}/{uuid.uuid4().hex}/deep", tmp_path)
 
 
 def read(file: s3.S3File, offset: int, length: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,6 @@ def content(directory: Path) -> dict[str, bytes]:
 
 def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
     """Wait for another thread or process."""
-    import time
-
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

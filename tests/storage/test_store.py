@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,37 +12,15 @@ from hypothesis import strategies as st
 from bipline.base.errors import InvalidInput, Refused
 from bipline.storage.manifest import MANIFEST_NAME, read_manifest
 from bipline.storage.store import StoredGone, open_store
-from tests.storage.server import running_server
 from tests.storage.stores import (
-    BUCKET,
     FILES,
     KEY,
-    LEASE_SECONDS,
     OTHER_KEY,
     Case,
     content,
     fill,
-    wait_until,
     write,
 )
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with running_server():
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield BUCKET
-
-
-@pytest.fixture(params=["local", "s3"])
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
-    if request.param == "local":
-        return Case(str(tmp_path / "store"), tmp_path)
-    bucket = request.getfixturevalue("bucket")
-    return Case(f"s3://{bucket}/{uuid.uuid4().hex}/deep", tmp_path)
-
-
-# -- finished directories -----------------------------------------------------------------------
 
 
 def test_what_was_written_is_found_by_everybody(case: Case) -> None:
@@ -230,127 +205,3 @@ def test_the_place_is_opened_as_the_user_writes_it(case: Case, tmp_path: Path) -
 def test_a_place_of_another_kind_is_refused() -> None:
     with pytest.raises(InvalidInput, match="gs://bucket"):
         open_store("gs://bucket/prefix")
-
-
-# -- unfinished work ----------------------------------------------------------------------------
-
-
-def record(work: Path, number: int) -> None:
-    """What a stage leaves of a block: its numbers, then the record that names them."""
-    (work / "part").mkdir(exist_ok=True)
-    (work / "part" / f"block-{number}.bin").write_bytes(bytes([number]) * 1000)
-    (work / "part" / f"block-{number}.json").write_text("{}")
-
-
-def test_work_that_is_done_leaves_nothing(case: Case) -> None:
-    store = case.open()
-    with store.work("stage", KEY) as work:
-        record(work, 0)
-        if case.is_s3:
-            wait_until(lambda: any(name.endswith("block-0.json") for name in case.names()))
-    assert case.names() == []
-    assert not list(case.folder.rglob("block-*"))
-    with store.work("stage", KEY) as work:
-        assert not list(work.rglob("block-*"))
-
-
-def test_records_outlive_a_failure(case: Case) -> None:
-    with pytest.raises(KeyboardInterrupt), case.open().work("stage", KEY) as work:
-        record(work, 0)
-        raise KeyboardInterrupt
-    with case.open("second").work("stage", KEY) as work:
-        assert (work / "part" / "block-0.bin").read_bytes() == bytes(1000)
-    assert case.names() == []
-
-
-def test_unusable_input_leaves_nothing(case: Case) -> None:
-    with pytest.raises(InvalidInput), case.open().work("stage", KEY) as work:
-        record(work, 0)
-        raise InvalidInput
-    assert case.names() == []
-
-
-def test_unusable_input_does_not_remove_what_was_taken_up(case: Case) -> None:
-    with pytest.raises(RuntimeError), case.open().work("stage", KEY) as work:
-        record(work, 0)
-        raise RuntimeError
-    with pytest.raises(InvalidInput), case.open("second").work("stage", KEY) as work:
-        raise InvalidInput
-    with case.open("third").work("stage", KEY) as work:
-        assert (work / "part" / "block-0.json").is_file()
-
-
-def test_a_second_holder_is_refused(case: Case) -> None:
-    with case.open().work("stage", KEY) as work:
-        record(work, 0)
-        for machine in ("first", "second"):
-            with (
-                pytest.raises(InvalidInput, match="another process is working") as refusal,
-                case.open(machine).work("stage", KEY),
-            ):
-                pass
-            assert "\n" not in str(refusal.value)
-        with case.open("second").work("stage", OTHER_KEY):
-            pass
-        assert (work / "part" / "block-0.json").is_file()
-    with case.open("second").work("stage", KEY):
-        pass
-
-
-def test_a_live_holder_keeps_others_out_longer_than_its_lease(case: Case) -> None:
-    ended = threading.Event()
-    with case.open().work("stage", KEY):
-        ended.wait(LEASE_SECONDS + 2.5)
-        with (
-            pytest.raises(InvalidInput, match="another process"),
-            case.open("second").work("stage", KEY),
-        ):
-            pass
-
-
-def test_killed_work_is_gone_on_from_elsewhere(case: Case) -> None:
-    """On another disk once the lease has ended; the same records, and then nothing stays."""
-    killed = case.run(
-        "import time\n"
-        "from tests.storage.stores import Case, wait_until\n"
-        "from tests.storage.test_store import record\n"
-        "with store.work('stage', KEY) as work:\n"
-        "    record(work, 0)\n"
-        "    (work / 'part' / 'block-0.bin').unlink()\n"
-        "    record(work, 1)\n"
-        "    (work / 'part' / 'block-2.partial').write_text('half')\n"
-        f"    case = Case({case.place!r}, Path({str(case.folder)!r}))\n"
-        "    wait_until(lambda: any(n.endswith('block-1.json') for n in case.names()))\n"
-        "    time.sleep(0.2)\n"
-        "    os._exit(9)"
-    )
-    assert killed.returncode == 9, killed.stderr
-    waiting = []
-
-    def free() -> bool:
-        try:
-            with case.open("second").work("stage", KEY) as work:
-                found = {p.name for p in work.rglob("block-*") if p.suffix != ".partial"}
-                assert found == {"block-0.json", "block-1.bin", "block-1.json"}
-                assert (work / "part" / "block-1.bin").read_bytes() == b"\1" * 1000
-        except InvalidInput:
-            waiting.append(1)
-            return False
-        return True
-
-    wait_until(free)
-    assert bool(waiting) == case.is_s3
-    assert case.names() == []
-
-
-def test_killed_work_is_gone_on_from_at_once_on_the_same_machine(case: Case) -> None:
-    killed = case.run(
-        "from tests.storage.test_store import record\n"
-        "with store.work('stage', KEY) as work:\n"
-        "    record(work, 0)\n"
-        "    os._exit(9)"
-    )
-    assert killed.returncode == 9, killed.stderr
-    with case.open().work("stage", KEY) as work:
-        assert (work / "part" / "block-0.json").is_file()
-    assert case.names() == []

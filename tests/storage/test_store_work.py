@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 
 from bipline.base.errors import InvalidInput
-from tests.storage.stores import KEY, LEASE_SECONDS, OTHER_KEY, Case, wait_until
+from tests.storage.stores import KEY, OTHER_KEY, Case, wait_until
 
 
 def record(work: Path, number: int) -> None:
@@ -71,17 +70,6 @@ def test_a_second_holder_is_refused(case: Case) -> None:
         assert (work / "part" / "block-0.json").is_file()
     with case.open("second").work("stage", KEY):
         pass
-
-
-def test_a_live_holder_keeps_others_out_longer_than_its_lease(case: Case) -> None:
-    ended = threading.Event()
-    with case.open().work("stage", KEY):
-        ended.wait(LEASE_SECONDS + 2.5)
-        with (
-            pytest.raises(InvalidInput, match="another process"),
-            case.open("second").work("stage", KEY),
-        ):
-            pass
 
 
 def test_killed_work_is_gone_on_from_elsewhere(case: Case) -> None:

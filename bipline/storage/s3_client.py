@@ -7,9 +7,10 @@ endpoint is and who asks comes from the usual variables and files (``AWS_ENDPOIN
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
@@ -33,46 +34,28 @@ class MissingObject(InvalidInput):
 
 
 class S3Place:
-    """A prefix in a bucket. Places below it share its client."""
+    """A prefix in a bucket."""
 
-    def __init__(self, location: str, client: Any = None) -> None:
+    def __init__(self, location: str) -> None:
         bucket, _, prefix = location.removeprefix(S3_SCHEME).partition("/")
         if not bucket:
             raise InvalidInput(f"{location}: names no bucket; write s3://bucket/prefix")
         self.location = location.rstrip("/")
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        if client is not None:
-            self.client = client
 
-    @cached_property
+    @property
     def client(self) -> Any:
-        """boto3's client, made when it is first needed; it asks again where that may help.
-
-        Raises InvalidInput for variables and files that make no sense.
-        """
-        require("boto3", "s3")
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-        from botocore.session import get_session
-
-        session = get_session()
+        """boto3's client. Raises InvalidInput for variables and files that make no sense."""
+        settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         try:
-            attempts = session.get_config_variable("max_attempts") or ATTEMPTS
-            retries = {"mode": "standard", "total_max_attempts": attempts}
-            config = Config(
-                retries=retries,
-                max_pool_connections=CONNECTIONS,
-                connect_timeout=CONNECT_SECONDS,
-            )
-            return boto3.Session(botocore_session=session).client("s3", config=config)
-        except (BotoCoreError, ValueError) as error:
+            return _client(os.getpid(), tuple(sorted(settings.items())))
+        except ValueError as error:
             raise InvalidInput(f"{self.location}: the AWS settings: {error}") from error
 
     def below(self, name: str) -> S3Place:
         """A place below this one."""
-        return S3Place(self.where(name), self.client)
+        return S3Place(self.where(name))
 
     def where(self, name: str) -> str:
         """An object as the user would write it."""
@@ -126,6 +109,33 @@ class S3Place:
                 answer = self.client.delete_objects(Bucket=self.bucket, Delete=objects)
             for error in answer.get("Errors", []):
                 raise _meaning(f"{S3_SCHEME}{self.bucket}/{error['Key']}", error["Code"], None)
+
+
+@lru_cache(maxsize=4)
+def _client(_process: int, _settings: tuple[tuple[str, str], ...]) -> Any:
+    """The client of a process under these variables, made once; it asks again where that may help.
+
+    Raises ValueError for variables and files that make no sense.
+    """
+    require("boto3", "s3")
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+    from botocore.session import get_session
+
+    session = get_session()
+    try:
+        attempts = session.get_config_variable("max_attempts") or ATTEMPTS
+        retries = {"mode": "standard", "total_max_attempts": attempts}
+        config = Config(
+            retries=retries,
+            # Readings, and beside them the lease and the mirror of work.
+            max_pool_connections=2 * CONNECTIONS,
+            connect_timeout=CONNECT_SECONDS,
+        )
+        return boto3.Session(botocore_session=session).client("s3", config=config)
+    except BotoCoreError as error:
+        raise ValueError(str(error)) from error
 
 
 def condition(over: str | None) -> dict[str, str]:

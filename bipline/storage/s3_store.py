@@ -110,7 +110,7 @@ class S3Store:
         """
         if not handle.location.startswith(S3_SCHEME):
             return open_directory(handle)
-        place = S3Folder(handle.location, self._place.client)
+        place = S3Folder(handle.location)
         manifest = _stored_manifest(place)
         if manifest is None:
             raise handle.gone
@@ -126,7 +126,7 @@ class S3Store:
         """What a handle names, read from S3 by ranges."""
         if not handle.location.startswith(S3_SCHEME):
             return open_folder(handle.location)
-        return S3Folder(handle.location, self._place.client)
+        return S3Folder(handle.location)
 
     def discard(self, stage: str, key: str) -> None:
         """Remove the output of this key, its manifest first, and the copy on this machine."""
@@ -151,7 +151,7 @@ class S3Store:
 
     def _output(self, stage: str, key: str) -> S3Folder:
         below = self._place.where(f"{stage}/{key[:NAME_DIGITS]}")
-        return S3Folder(below, self._place.client)
+        return S3Folder(below)
 
     def _keep(self, scratch: Path) -> None:
         """Make what was just written the copy of its digest, unless there is one already."""

@@ -127,9 +127,8 @@ class _Parts:
             **self._upload, PartNumber=number, Body=part, ChecksumSHA256=checksum
         )
         if answer.get("ChecksumSHA256", checksum) != checksum:
-            raise EnvironmentFailure(
-                f"{self._place.where(self._name)}: part {number} arrived other"
-            )
+            where = self._place.where(self._name)
+            raise EnvironmentFailure(f"{where}: part {number} arrived changed; try again")
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
 
     def _complete(self, parts: list[dict[str, Any]], over: str) -> bool:

@@ -140,6 +140,8 @@ class Mirror:
         The round works on links, so that the run may replace and remove files meanwhile.
         """
         end = time.time_ns() - TICK_NANOSECONDS
+        if not self._lease.held:
+            return
         present = self._whole_files()
         changed = [
             name for name, (time_ns, _) in present.items()

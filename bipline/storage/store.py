@@ -20,15 +20,7 @@ from bipline.storage.local_store import LocalStore
 from bipline.storage.s3_client import S3_SCHEME
 from bipline.storage.s3_store import S3Store
 
-__all__ = [
-    "Handle",
-    "LocalStore",
-    "S3Store",
-    "Store",
-    "StoredGone",
-    "default_downloads",
-    "open_store",
-]
+__all__ = ["Handle", "LocalStore", "S3Store", "Store", "StoredGone", "open_store"]
 
 
 class Store(Protocol):

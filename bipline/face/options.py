@@ -63,28 +63,40 @@ def with_settings(
         variable = inspect.Parameter.VAR_KEYWORD
         own = [each for each in signature.parameters.values() if each.kind is not variable]
         taken = {each.name for each in own} | set(leave_out)
-        flags = [
-            _flag(name, field, panel)
+        fields = [
+            (name, field, panel)
             for panel, kinds in panels.items()
             for kind in kinds
             for name, field in kind.model_fields.items()
             if name not in taken
         ]
-        function.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
-        function.__annotations__ = {each.name: each.annotation for each in (*own, *flags)}
+        # Of two classes with a field of one name the first has the flag.
+        flags = list({name: _flag(name, *rest) for name, *rest in reversed(fields)}.values())[::-1]
+        needed = [each for each in own if each.default is each.empty]
+        parameters = [*needed, *flags, *(each for each in own if each not in needed)]
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        function.__annotations__ = {each.name: each.annotation for each in parameters}
         return function
 
     return decorate
 
 
 def _flag(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
-    default = field.get_default(call_default_factory=True)
-    shown = str(default) if default not in (None, {}, False, ()) else False
-    described = str(field.description).replace("null", "the default")
-    option_ = typer.Option(help=described, rich_help_panel=panel, show_default=shown)
+    described = str(field.description).replace("null", "the default").replace("Null", "The default")
+    option_ = typer.Option(help=described + _shown(name, field), rich_help_panel=panel)
     annotation: Any = Annotated[_typed(field) | None, option_]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, keyword, default=None, annotation=annotation)
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Parameter(name, either, default=None, annotation=annotation)
+
+
+def _shown(name: str, field: FieldInfo) -> str:
+    """The default as the help tells it, where there is one that says something."""
+    default = field.get_default(call_default_factory=True)
+    if name == "ratio":
+        return "; needed unless a plan is applied"
+    if default in (None, {}, False, (), 0):
+        return ""
+    return f" (default: {default / 1e9:g}GB)" if _is_size(field) else f" (default: {default})"
 
 
 def _typed(field: FieldInfo) -> Any:
@@ -115,7 +127,7 @@ Model = Annotated[
         help="model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
     ),
 ]
-Out = Annotated[Path, option("output directory; must be empty or not exist")]
+Out = Annotated[Path, option("output directory; must be empty or not exist", WHAT)]
 Calibration = Annotated[
     list[str] | None,
     option(

@@ -27,8 +27,8 @@ from bipline.model.shard_digests import digest_shards
 from bipline.model.tokenizer import TOKENIZER_FILES
 from bipline.storage.digests import digest_bytes, digest_file, digest_json, digest_listing
 from bipline.storage.directory import environment_failure
-from bipline.storage.folder import S3_SCHEME, Folder, LocalFolder, open_folder
 from bipline.storage.documents import read_documents, write_documents
+from bipline.storage.folder import S3_SCHEME, Folder, LocalFolder, open_folder
 from bipline.values.resolution import ResolvedModel, ResolvedTask, ResolvedText
 
 HUB = "hf:"

@@ -75,7 +75,7 @@ def evaluate(
 
 
 def check_texts(checkpoint: Checkpoint, protocol: Protocol, texts: Iterable[Path]) -> None:
-    """Raise InvalidInput for a text that cannot be measured on, or windows the model cannot take."""
+    """Raise InvalidInput for a text that cannot be measured on, or windows that are too long."""
     loop, tokenizer = BlockLoop(checkpoint, torch_dtype(protocol.dtype)), None
     for path in texts:
         tokenizer = tokenizer or tokenizer_of(checkpoint.folder)

@@ -64,7 +64,8 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     require("peft", "recover")
     places = [settings.texts[name] for name in (section.text, section.held_out)]
     if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
-        core.check_texts(checkpoint.folder, *map(Path, places), section.recipe)
+        text, judge = map(Path, places)
+        core.check_texts(checkpoint.folder, text, judge, section.recipe)
 
 
 def tell(settings: CompressSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:

@@ -23,7 +23,6 @@ from bipline.settings.line import (
 from bipline.settings.protocol import Protocol
 
 STATE = Path(".bipline")
-LISTS = "comma-separated; with options NAME:KEY=VALUE, such as"
 
 
 @with_settings(
@@ -121,52 +120,20 @@ def compare(
     text: Annotated[list[str] | None, option("NAME=FILE to measure on; may be repeated", WHAT)] = (
         None
     ),
-    criteria: Annotated[
-        str | None,
-        option(
-            f"{LISTS} flap:metric=ifv (default: auto, llm-bip-glu, wanda-sp, magnitude, random; "
-            "none where a --method is given)",
-            WHAT,
-        ),
-    ] = None,
-    allocations: Annotated[
-        str | None,
-        option(f"{LISTS} threshold:tokens=4000 (default: what goes with the criterion)", WHAT),
-    ] = None,
-    layouts: Annotated[str, option("comma-separated: uniform, per-layer", WHAT)] = "uniform",
-    compensations: Annotated[
-        str | None,
-        option(f"{LISTS} none,obs:ridge=0.1 (default: none; for auto its own)", WHAT),
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        option(
-            "CRITERION/ALLOCATION/COMPENSATION beside the axes, such as flap/uniform/bias; a part "
-            "left out goes with the criterion; may be repeated",
-            WHAT,
-        ),
-    ] = None,
-    ratios: Annotated[str, option("comma-separated shares to remove", WHAT)] = "0.2,0.35,0.5",
-    seeds: Annotated[
-        str, option("comma-separated; each draws its windows", options.CALIBRATION)
-    ] = "0",
-    evaluation_seqlen: Annotated[
-        int, option("window length in tokens, for perplexity", "Protocol")
-    ] = 128,
-    bos: Annotated[str, option("for perplexity: none, text or window", "Protocol")] = "none",
-    jobs: Annotated[
-        int, option("processes, as far as memory has room; they share the cores", MACHINE)
-    ] = 1,
-    keep: Annotated[bool, option("keep every pruned model, below OUT/models")] = False,
+    criteria: options.Criteria = None,
+    allocations: options.Allocations = None,
+    layouts: options.Layouts = "uniform",
+    compensations: options.Compensations = None,
+    method: options.Methods = None,
+    ratios: options.Ratios = "0.2,0.35,0.5",
+    seeds: options.Seeds = "0",
+    evaluation_seqlen: options.EvaluationSeqlen = 128,
+    bos: options.Bos = "none",
+    jobs: options.Jobs = 1,
+    keep: options.Keep = False,
     json_file: options.JsonFile = None,
-    csv_file: Annotated[
-        Path | None,
-        option("write the rows as CSV here", OUTPUT, "--csv", callback=options.in_a_folder),
-    ] = None,
-    html_file: Annotated[
-        Path | None,
-        option("write the report here too", OUTPUT, "--html", callback=options.in_a_folder),
-    ] = None,
+    csv_file: options.CsvFile = None,
+    html_file: options.HtmlFile = None,
     state: options.State = STATE,
     **settings: Any,
 ) -> None:

@@ -144,3 +144,42 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated")
 ]
 DryRun = Annotated[bool, typer.Option(help="print the plan of work, do nothing")]
+
+# Those of compare: lists in one flag.
+LISTS = "comma-separated; with options NAME:KEY=VALUE, such as"
+Criteria = Annotated[
+    str | None,
+    option(
+        f"{LISTS} flap:metric=ifv (default: auto, llm-bip-glu, wanda-sp, magnitude, random; none "
+        "where a --method is given)",
+        WHAT,
+    ),
+]
+Allocations = Annotated[
+    str | None,
+    option(f"{LISTS} threshold:tokens=4000 (default: what goes with the criterion)", WHAT),
+]
+Layouts = Annotated[str, option("comma-separated: uniform, per-layer", WHAT)]
+Compensations = Annotated[
+    str | None, option(f"{LISTS} none,obs:ridge=0.1 (default: none; for auto its own)", WHAT)
+]
+Methods = Annotated[
+    list[str] | None,
+    option(
+        "CRITERION/ALLOCATION/COMPENSATION beside the axes, such as flap/uniform/bias; a part left "
+        "out goes with the criterion; may be repeated",
+        WHAT,
+    ),
+]
+Ratios = Annotated[str, option("comma-separated shares to remove", WHAT)]
+Seeds = Annotated[str, option("comma-separated; each draws its windows", CALIBRATION)]
+EvaluationSeqlen = Annotated[int, option("window length in tokens, for perplexity", "Protocol")]
+Bos = Annotated[str, option("for perplexity: none, text or window", "Protocol")]
+Jobs = Annotated[int, option("processes, as far as memory has room; they share the cores", MACHINE)]
+Keep = Annotated[bool, option("keep every pruned model, below OUT/models")]
+CsvFile = Annotated[
+    Path | None, option("write the rows as CSV here", OUTPUT, "--csv", callback=in_a_folder)
+]
+HtmlFile = Annotated[
+    Path | None, option("write the report here too", OUTPUT, "--html", callback=in_a_folder)
+]

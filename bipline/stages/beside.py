@@ -158,7 +158,7 @@ def _store(settings: LineSettings, places: Places, work: Path, workers: Workers)
     statistics, corrections = settings.score.statistics, settings.compensate.corrections
     if statistics and not occupied(Path(statistics)) and workers.leads:
         named["score"] = Path(statistics)
-    if corrections and not applies(settings) and workers.leads:
+    if corrections and not occupied(Path(corrections)) and workers.leads:
         named["compensate"] = Path(corrections)
     yield LocalStore(work, {stage: place for stage, place in named.items() if place})
 

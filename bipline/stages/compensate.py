@@ -50,10 +50,13 @@ def compensate(
         windows = windows_of(context, checkpoint, calibration)
         core.realise(checkpoint, plan, windows, settings, writer, work)
 
+    if has_corrections(settings):
+        found = plan.digest, calibration.info["token_digest"], settings.chosen, options
+        return _kept(Path(str(settings.corrections)), found)
     corrections = STAGE.run(context, STAGE.key(inputs, asked, context.computing), produce)
     place = context.store.open(corrections)
     if settings.corrections:
-        _keep(place, Path(settings.corrections), corrections)
+        copy_directory(place, Path(settings.corrections))
     return open_corrections(place)[0], corrections
 
 
@@ -87,18 +90,24 @@ def given_corrections(
     return realised, Handle.to_directory(place)
 
 
-def _keep(place: Path, target: Path, corrections: Handle) -> None:
-    """Leave the corrections where the user wants them; what lies there already must be the same.
+def _kept(
+    place: Path, asked: tuple[str, str, str, dict[str, object]]
+) -> tuple[PruningPlan, Handle]:
+    """Corrections that lie there already, where they are what this run would write.
 
-    So it is when a run was killed after this; anything else is refused.
+    So they are when a run was killed after them; anything else is refused.
     """
-    if not occupied(target):
-        copy_directory(place, target)
-    elif Handle.to_directory(target).digest != corrections.digest:
+    realised, _ = open_corrections(place)
+    record = realised.compensated
+    if record is None or asked != (
+        record.asked_plan, record.calibration_digest, realised.compensation, record.options,
+    ):  # fmt: skip
         raise InvalidInput(
-            f"{target}: holds corrections of other inputs or settings; give an empty directory, "
+            f"{place}: holds corrections of other inputs or settings; give an empty directory, "
             "or leave --ratio out to apply what is there"
         )
+    note(f"corrections come from {place}; no block is corrected again")
+    return realised, Handle.to_directory(place)
 
 
 def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:

@@ -95,9 +95,9 @@ def _fetch(file: ByteFile, target: Path, digest: str) -> None:
 
 
 def _registered(source: str, downloads: Path) -> tuple[Path, str]:
-    from bipline.delivery.registries import mlflow
+    from bipline.delivery.registries.mlflow_source import download_version
 
-    return mlflow.download_version(source, downloads)
+    return download_version(source, downloads)
 
 
 def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:

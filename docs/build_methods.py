@@ -53,7 +53,9 @@ def _criterion_page(method: Description, measured: dict[str, Any]) -> str:
 
 def _allocation_page(method: Description) -> str:
     allocation = load_allocation(method.name)
-    windows = "runs calibration windows itself" if allocation.WINDOWS else "looks at the scores alone"
+    windows = (
+        "runs calibration windows itself" if allocation.WINDOWS else "looks at the scores alone"
+    )
     uniform = allocation.NOT_UNIFORM
     layouts = f"per-layer only: {uniform}" if uniform else "uniform and per-layer"
     parts = [

@@ -22,18 +22,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
-from bipline.compression.allocate import AllocationRequest, allocate
-from bipline.compression.allocation.problem import Windows
+from bipline.compression.allocate import allocate
 from bipline.compression.calibrate import calibrate
 from bipline.compression.compensation.held_out import difference
-from bipline.compression.compensation.realise import CompensationRequest, realise_in
+from bipline.compression.compensation.realise import realise
 from bipline.compression.computing import Computing
+from bipline.compression.corrections import KIND, open_corrections
 from bipline.compression.criteria import options_of
 from bipline.compression.prune import prune
-from bipline.compression.score import Calibration, score_model
+from bipline.compression.score import score_model
+from bipline.compression.windows import Windows
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
+from bipline.settings.line import AllocateSettings, CompensateSettings
+from bipline.storage.directory import atomic_directory
 from bipline.values.plan import PruningPlan
 
 COUNTS = (16, 32, 64, 128, 256, 512)
@@ -94,30 +97,27 @@ class Curve:
 
     def point(self, seed: int, count: int) -> Point:
         """Compensate on ``count`` windows of a seed and measure."""
-        windows, request = self._windows(self._text, seed, count), CompensationRequest("obs")
+        windows = self._windows(self._text, seed, count)
+        settings = CompensateSettings(compensation="obs")
         with TemporaryDirectory() as name:
             folder = Path(name)
-            place, work = folder / "corrections", folder / "work"
-            plan, corrections = realise_in(
-                place, self.checkpoint, self._plan, windows, request, work
-            )
+            with atomic_directory(folder / "corrections", KIND) as writer:
+                realise(self.checkpoint, self._plan, windows, settings, writer, folder / "work")
+            plan, corrections = open_corrections(folder / "corrections")
             prune(self.checkpoint, plan, folder / "pruned", corrections=corrections)
             hidden, perplexity = final_stream(open_checkpoint(folder / "pruned"), self._held)
         error = difference(hidden, self._hidden, 1e-6) / self._held.numel()
         return Point(self.name, seed, count, error, perplexity)
 
     def _windows(self, text: Path, seed: int, count: int) -> Windows:
-        drawn = calibrate(self.checkpoint.folder, {text: 1.0}, count, SEQLEN, seed)
-        return Windows(drawn.token_ids, Computing(), drawn.digest)
+        drawn = calibrate(self.checkpoint.folder, [(text, 1.0)], count, SEQLEN, seed)
+        return Windows(drawn.token_ids, drawn.digest, Computing())
 
     def _planned(self, windows: Windows) -> PruningPlan:
         options = options_of("llm-bip-exact", 0)
-        calibration = Calibration(windows.token_ids, windows.digest)
         with TemporaryDirectory() as work:
-            _, scores = score_model(
-                self.checkpoint, calibration, "llm-bip-exact", options, Computing(), Path(work)
-            )
-        return allocate(self.checkpoint, scores, AllocationRequest(RATIO))
+            _, scores = score_model(self.checkpoint, windows, "llm-bip-exact", options, Path(work))
+        return allocate(self.checkpoint, scores, AllocateSettings(ratio=RATIO), 0)
 
 
 @torch.no_grad()

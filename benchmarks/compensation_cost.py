@@ -35,7 +35,7 @@ from bipline.compression.compensation import (
     tokens,
     triangles,
 )
-from bipline.compression.compensation.drawn_windows import Divided, random_windows
+from bipline.compression.compensation.drawn_windows import Division, random_windows
 from bipline.compression.compensation.memory import compensation_bytes
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.computing import Computing
@@ -73,7 +73,7 @@ TIMED: tuple[tuple[str, Any, str], ...] = (
     ("passes", streams.Streams, "advance_attention"),
     ("passes", streams.Streams, "advance_ffn"),
     ("passes", streams.Streams, "advance_pruned"),
-    ("passes", collecting.Collecting, "take"),
+    ("passes", collecting.Collector, "take"),
 )
 
 
@@ -176,11 +176,11 @@ def _tokens(token_ids: torch.Tensor, options: CompensationOptions) -> tuple[int,
     return windows.tokens - windows.held.numel(), windows.held.numel()
 
 
-def _divided(token_ids: torch.Tensor, options: CompensationOptions) -> Divided:
+def _divided(token_ids: torch.Tensor, options: CompensationOptions) -> Division:
     """Windows of random tokens for the generated ones too: they cost the same to be fitted on."""
     fitted, held = streams.divided(token_ids, options.held_out)
     shares = options.random_windows, options.generated_windows
-    return Divided(fitted, held, *(random_windows(fitted, each, VOCABULARY) for each in shares))
+    return Division(fitted, held, *(random_windows(fitted, each, VOCABULARY) for each in shares))
 
 
 def _windows(checkpoint: Checkpoint, options: CompensationOptions, asked: int | None) -> Any:

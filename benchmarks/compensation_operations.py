@@ -1,6 +1,6 @@
 """Operations of compensating one block as ``obs``, sequentially: counted from sizes, by part.
 
-Of the usual case, in which the error falls with ``obs`` and no simpler form is fitted.
+Of the usual case, in which the error falls with ``obs`` and nothing simpler is fitted.
 """
 
 from __future__ import annotations

@@ -21,13 +21,14 @@ from safetensors.torch import save_file
 from benchmarks.operations import OperationCounter
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
-from bipline.compression.criteria import load_criterion, options_of
-from bipline.compression.score import Calibration, score_model
+from bipline.compression.criteria import needs_of, options_of
+from bipline.compression.score import score_model
 from bipline.compression.statistics import flattened
-from bipline.face.options import key_values
+from bipline.compression.windows import Windows
 from bipline.model.loading import import_libraries
 from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint
+from bipline.settings.base import key_values
 
 # Operations per window do not depend on how many there are; saap wants two chunks.
 COUNTED_WINDOWS = 32
@@ -38,17 +39,17 @@ def main() -> None:
     given = _arguments()
     import_libraries()
     checkpoint = open_checkpoint(given.model)
-    drawn = calibrate(checkpoint.folder, {given.text: 1.0}, given.samples, given.seqlen, 0)
-    calibration = Calibration(drawn.token_ids, drawn.digest)
-    options = options_of(given.criterion, 0, key_values(given.option))
+    drawn = calibrate(checkpoint.folder, [(given.text, 1.0)], given.samples, given.seqlen, 0)
+    options = options_of(given.criterion, 0, key_values(given.option or ()))
     computing = Computing().within(None, checkpoint, drawn.token_ids)
     counter = OperationCounter()
 
     def score(windows: int | None = None) -> Any:
-        few = Calibration(calibration.token_ids[:windows], calibration.digest)
-        return score_model(checkpoint, few, given.criterion, options, computing)[1]
+        few = Windows(drawn.token_ids[:windows], drawn.digest, computing)
+        return score_model(checkpoint, few, given.criterion, options)[1]
 
-    searches = load_criterion(given.criterion).NEEDS == "search"
+    needs = needs_of(given.criterion)
+    searches = not needs.sums
     with watching_memory() as peak:
         start = time.perf_counter()
         if searches:
@@ -57,7 +58,7 @@ def main() -> None:
         else:
             scores = score()
         seconds = time.perf_counter() - start
-    counted = len(calibration.token_ids) if searches else COUNTED_WINDOWS
+    counted = len(drawn.token_ids) if searches else COUNTED_WINDOWS
     if not searches:
         with counter:
             score(counted)
@@ -66,8 +67,8 @@ def main() -> None:
         "seconds": round(seconds, 3),
         "peak_anonymous_bytes": peak.anonymous,
         "forward_passes": counter.total
-        / _forward_flops(computing, checkpoint, calibration.token_ids[:counted]),
-        "needs": load_criterion(given.criterion).NEEDS,
+        / _forward_flops(computing, checkpoint, drawn.token_ids[:counted]),
+        "needs": needs.name,
         "options": options.to_json_value(),
     }
     given.json.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -115,7 +115,7 @@ def _truth(
 ) -> dict[str, TrueChanges]:
     if not file.exists():
         checkpoint = open_checkpoint(model)
-        drawn = calibrate(checkpoint.folder, {text: 1.0}, TRUTH_WINDOWS, 128, 0)
+        drawn = calibrate(checkpoint.folder, [(text, 1.0)], TRUTH_WINDOWS, 128, 0)
         found = true_changes(Computing().loop(checkpoint), drawn.token_ids, given.channels)
         write_text(file, json.dumps({kind: asdict(held) for kind, held in found.items()}))
     value = json.loads(file.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """The obvious way to do the same: load the whole model, hook it, slice it in memory, save it.
 
-What it computes is the project's own: the same windows, sums and scores, the same rule of what
+What it computes is the project's own: the same windows, sums and scores, the same choice of what
 stays. What differs is how: transformers loads, runs and saves all of the model at once. Where that
 costs nothing it is spared work: the output head is not run, and a block's sums are taken in
 micro-batches of the same size. It does not hash, check or write anything but the model.
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.running import CALIBRATION, SEQLEN
-from bipline.compression.allocate import AllocationRequest, allocate
+from bipline.compression.allocate import allocate
 from bipline.compression.calibrate import calibrate
 from bipline.compression.criteria import Criterion, load_criterion
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Tokens
@@ -35,6 +35,7 @@ from bipline.model.families import block_axes, build_of, exported_config
 from bipline.model.loading import import_libraries, load_model
 from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint
+from bipline.settings.line import AllocateSettings
 from bipline.values.plan import PruningPlan
 
 
@@ -71,14 +72,15 @@ def prune(
     chosen = load_criterion(criterion)
     with clock.stage("calibrate"):
         folder = checkpoint.folder
-        token_ids = calibrate(folder, {CALIBRATION: 1.0}, samples, SEQLEN, 0).token_ids
+        token_ids = calibrate(folder, [(CALIBRATION, 1.0)], samples, SEQLEN, 0).token_ids
     with clock.stage("load"):
         model = load_model(source, torch.bfloat16)
     with clock.stage("forward"):
         sums = _run(model, checkpoint, chosen, token_ids)
     with clock.stage("score"):
         scores = _scores(model, checkpoint, chosen, sums)
-        plan = allocate(checkpoint, Scores("", criterion, tuple(scores)), AllocationRequest(ratio))
+        given = Scores("", criterion, tuple(scores))
+        plan = allocate(checkpoint, given, AllocateSettings(ratio=ratio), 0)
     with clock.stage("slice"):
         _slice(model, checkpoint, plan)
     with clock.stage("save"):

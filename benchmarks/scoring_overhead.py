@@ -20,9 +20,11 @@ import torch
 
 from benchmarks.running import CALIBRATION, SEQLEN
 from bipline.compression.calibrate import calibrate
+from bipline.compression.computing import Computing
 from bipline.compression.criteria import load_criterion
 from bipline.compression.criteria.interface import Block, Options, Tokens
-from bipline.compression.score import Calibration, Computing, score_model
+from bipline.compression.score import score_model
+from bipline.compression.windows import Windows
 from bipline.model.block_loop import Activations
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import import_libraries
@@ -43,24 +45,24 @@ def main() -> None:
     given = parser.parse_args()
     import_libraries()
     checkpoint = open_checkpoint(given.model)
-    drawn = calibrate(checkpoint.folder, {CALIBRATION: 1.0}, given.samples, SEQLEN, 0)
-    calibration = Calibration(drawn.token_ids, drawn.digest)
+    drawn = calibrate(checkpoint.folder, [(CALIBRATION, 1.0)], given.samples, SEQLEN, 0)
+    windows = Windows(drawn.token_ids, drawn.digest, COMPUTING)
     found = {
         "blocks": checkpoint.shape.num_hidden_layers,
-        "tokens": calibration.token_ids.numel(),
-        "seconds": _passes(checkpoint, calibration),
-        "parts": {name: _parts(checkpoint, calibration, name) for name in CRITERIA},
+        "tokens": windows.token_ids.numel(),
+        "seconds": _passes(checkpoint, windows),
+        "parts": {name: _parts(checkpoint, windows, name) for name in CRITERIA},
     }
     given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def _passes(checkpoint: Checkpoint, calibration: Calibration) -> dict[str, list[float]]:
+def _passes(checkpoint: Checkpoint, windows: Windows) -> dict[str, list[float]]:
     """Seconds of whole passes: a warm-up of each, then all of them in turn, three times."""
     passes: dict[str, Callable[[], object]] = {
-        PLAIN: lambda: _forward(checkpoint, calibration.token_ids)
+        PLAIN: lambda: _forward(checkpoint, windows.token_ids)
     }
     for name in CRITERIA:
-        passes[name] = _scoring(checkpoint, calibration, name)
+        passes[name] = _scoring(checkpoint, windows, name)
     for once in passes.values():
         once()
     seconds: dict[str, list[float]] = {name: [] for name in passes}
@@ -79,26 +81,24 @@ def _forward(checkpoint: Checkpoint, token_ids: torch.Tensor) -> None:
         block.advance(states)
 
 
-def _scoring(
-    checkpoint: Checkpoint, calibration: Calibration, criterion: str
-) -> Callable[[], object]:
-    return lambda: score_model(checkpoint, calibration, criterion, Options(), COMPUTING)
+def _scoring(checkpoint: Checkpoint, windows: Windows, criterion: str) -> Callable[[], object]:
+    return lambda: score_model(checkpoint, windows, criterion, Options())
 
 
-def _parts(checkpoint: Checkpoint, calibration: Calibration, criterion: str) -> dict[str, float]:
+def _parts(checkpoint: Checkpoint, windows: Windows, criterion: str) -> dict[str, float]:
     """Seconds of the two functions of a criterion alone, on the first block and chunk."""
     chosen = load_criterion(criterion)
     loop = COMPUTING.loop(checkpoint)
     resident = loop.block(0)
     block = Block(0, checkpoint.shape, resident.weights)
-    seen = _observed(resident, loop.embed(calibration.token_ids[:16]))
+    seen = _observed(resident, loop.embed(windows.token_ids[:16]))
     tokens = Tokens(seen, SEQLEN)
     sums = chosen.observe(block, tokens, Options())
-    tokens = float(sums["tokens"])
+    count = float(sums["tokens"])
     observing = _best(lambda: chosen.observe(block, tokens, Options()))
     return {
-        "observe_seconds_per_token": observing / tokens,
-        "observe_seconds_per_block": observing / tokens * calibration.token_ids.numel(),
+        "observe_seconds_per_token": observing / count,
+        "observe_seconds_per_block": observing / count * windows.token_ids.numel(),
         "score_seconds_per_block": _best(lambda: chosen.score(sums, block, Options())),
     }
 

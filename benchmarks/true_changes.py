@@ -1,6 +1,6 @@
 """What removing one group truly does: to its block's output, and to the model's loss.
 
-Nothing is estimated: the model is run again without the group, by a gate of zero on the columns
+Nothing is estimated: the model is run again without the group, by a mask of zero on the columns
 that read it. All removals of a model go through it together, each branching off the dense hidden
 states at its own block, so the weights are read once.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bipline.base.progress import track
-from bipline.compression.masks import ATTENTION_READER, gated, mean_loss
+from bipline.compression.masks import ATTENTION_READER, masked, mean_loss
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
 
@@ -81,9 +81,9 @@ def _removals(block: Block, hidden: Tensor, channels: list[int]) -> list[_Branch
 
 def _without(source: Weights, groups: int, kind: str, index: int) -> Weights:
     like = source[ATTENTION_READER]
-    gates = {
+    factors = {
         "attention_groups": like.new_ones(groups),
         "ffn_channels": like.new_ones(source["mlp.down_proj.weight"].shape[1]),
     }
-    gates[kind][index] = 0
-    return gated(source, **gates)
+    factors[kind][index] = 0
+    return masked(source, **factors)

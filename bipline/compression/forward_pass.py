@@ -17,14 +17,14 @@ from bipline.compression.computing import Computing
 from bipline.compression.criteria import Criterion
 from bipline.compression.criteria.interface import Block, Options, Sums, Tokens
 from bipline.compression.partial_sums import Accumulator, ChunkSums
-from bipline.compression.score_progress import Finished, ScoreProgress
+from bipline.compression.score_progress import BlockOutcome, ScoreProgress
 from bipline.compression.workers import Workers
 from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.hidden_states import CHUNK_WINDOWS
 
-Finish = Callable[[LoopBlock, ChunkSums], Finished]
+Finish = Callable[[LoopBlock, ChunkSums], BlockOutcome]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ForwardPass:
         self.states = self.loop.states(token_ids, work, computing.resident)
         self.progress = ScoreProgress(work, checkpoint) if work else None
 
-    def run(self, finish: Finish) -> list[Finished]:
+    def run(self, finish: Finish) -> list[BlockOutcome]:
         """What ``finish`` makes of every block's partial sums, those of earlier runs included."""
         finished = self._taken_up()
         layers = self.layers
@@ -76,7 +76,7 @@ class ForwardPass:
                 self.progress.save(block.index, self.states, finished[-1])
         return finished
 
-    def _taken_up(self) -> list[Finished]:
+    def _taken_up(self) -> list[BlockOutcome]:
         if self.progress is None:
             return []
         own = self.progress.finished(self.states)

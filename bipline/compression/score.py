@@ -28,7 +28,7 @@ from bipline.compression.partial_sums import (
     share_of,
     windows_of,
 )
-from bipline.compression.score_progress import Finished
+from bipline.compression.score_progress import BlockOutcome
 from bipline.compression.statistics import (
     Scores,
     Statistics,
@@ -88,7 +88,7 @@ def score_part(
     check_shared(criterion)
     own = share_of(len(windows.token_ids), *part)
 
-    def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
+    def finish(block: LoopBlock, chunks: ChunkSums) -> BlockOutcome:
         sums = {f"{n}.{name}": value for n, held in chunks.items() for name, value in held.items()}
         check_finite(sums, block.index)
         return sums, None
@@ -174,7 +174,7 @@ class _Run:
         chosen, samples = load_criterion(self.criterion), len(self.windows.token_ids)
         everybody, own = share_of(samples, 0, 1), share_of(samples, workers.rank, workers.count)
 
-        def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
+        def finish(block: LoopBlock, chunks: ChunkSums) -> BlockOutcome:
             sums = reduce_chunks(workers.gather(chunks, everybody))
             check_finite(sums, block.index)
             return sums, _block_scores(chosen, sums, _source_block(block), self.options)

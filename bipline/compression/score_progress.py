@@ -23,7 +23,7 @@ from bipline.model.hidden_states import HiddenStates
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import write_text
 
-Finished = tuple[Sums, BlockScores | None]
+BlockOutcome = tuple[Sums, BlockScores | None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ScoreProgress:
     folder: Path
     checkpoint: Checkpoint
 
-    def save(self, index: int, states: HiddenStates, finished: Finished) -> None:
+    def save(self, index: int, states: HiddenStates, finished: BlockOutcome) -> None:
         """Record a finished block; ``states`` are its outputs."""
         sums, scores = finished
         tensors = {f"sums.{name}": value.contiguous() for name, value in sums.items()}
@@ -67,7 +67,7 @@ class ScoreProgress:
             return count
         return 0
 
-    def load(self, count: int) -> list[Finished]:
+    def load(self, count: int) -> list[BlockOutcome]:
         """What the first ``count`` blocks gave; the model's tensors are held to their digests.
 
         Where the place says that the model's files changed since, they are compared now.
@@ -104,7 +104,7 @@ class ScoreProgress:
         return self.folder / f"block-{index:04d}.safetensors"
 
 
-def _split(tensors: dict[str, torch.Tensor]) -> Finished:
+def _split(tensors: dict[str, torch.Tensor]) -> BlockOutcome:
     parts: dict[str, dict[str, torch.Tensor]] = {"sums": {}, "scores": {}}
     for name, value in tensors.items():
         part, _, local = name.partition(".")

@@ -58,14 +58,14 @@ def test_held_out_windows_are_never_fitted(
     llama: Path, sequential: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[list[Tensor]] = []
-    plain = collecting.Collecting.moments
+    plain = collecting.Collector.moments
 
-    def recorded(self: collecting.Collecting, centred: bool) -> Moments:
+    def recorded(self: collecting.Collector, centred: bool) -> Moments:
         found = plain(self, centred)
         fitted[-1].append(found.second.dense())
         return found
 
-    monkeypatch.setattr(collecting.Collecting, "moments", recorded)
+    monkeypatch.setattr(collecting.Collector, "moments", recorded)
     others = WINDOWS.clone()
     others[held_out_windows(len(WINDOWS), 0.1)] = token_windows(windows=1, seqlen=24, seed=5)
     checkpoint = open_checkpoint(llama)

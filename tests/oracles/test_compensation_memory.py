@@ -22,7 +22,7 @@ from bipline.compression.compensation import (
     triangles,
 )
 from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
-from bipline.compression.compensation.fitting import VERSIONS_TOGETHER, Tried
+from bipline.compression.compensation.fitting import VERSIONS_TOGETHER, Trials
 from bipline.compression.compensation.memory import compensation_bytes
 from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
@@ -148,7 +148,7 @@ def test_only_a_few_versions_live_at_a_time() -> None:
     def errors(few: Sequence[Candidate]) -> list[float]:
         return [abs(float(each.weight) - 13.2) for each in few]
 
-    tried = Tried(errors, uncorrected(sublayer_of(1, 1, 1.0)))
+    tried = Trials(errors, uncorrected(sublayer_of(1, 1, 1.0)))
     tried.measure(versions())
     assert float(tried.chosen.weight) == 13
     assert tried.by_compensation["obs"] == pytest.approx(0.2)

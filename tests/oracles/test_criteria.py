@@ -272,6 +272,17 @@ def test_glu_score_of_one_token_is_its_per_token_form(seed: int) -> None:
 # -- additive sums -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_what_a_criterion_needs_is_what_its_file_holds(name: str) -> None:
+    criterion, needs = load_criterion(name), needs_of(name)
+    assert hasattr(criterion, "observe") == needs.shareable
+    assert hasattr(criterion, "search") == (not needs.sums)
+    assert hasattr(criterion, "score") == needs.sums
+    reads = bool(needs.sums and criterion.reads(options_of(name)))
+    assert reads == bool(needs.family) == (needs.passes > 0)
+    assert needs.windows or not (reads or needs.backward)
+
+
 @pytest.mark.parametrize("name", [n for n in CRITERIA if needs_of(n).shareable])
 def test_sums_add_up_over_chunks(llama: Path, name: str) -> None:
     block, activations, _ = observed(llama)

@@ -110,14 +110,14 @@ def test_fits_are_on_both_and_choices_on_calibration_alone(
 ) -> None:
     """The first block's moments, asked for by the choice and then by the fit, by brute force."""
     found: list[Tensor] = []
-    plain = collecting.Collecting.moments
+    plain = collecting.Collector.moments
 
-    def recorded(self: collecting.Collecting, centred: bool) -> Moments:
+    def recorded(self: collecting.Collector, centred: bool) -> Moments:
         moments = plain(self, centred)
         found.append(moments.second.dense())
         return moments
 
-    monkeypatch.setattr(collecting.Collecting, "moments", recorded)
+    monkeypatch.setattr(collecting.Collector, "moments", recorded)
     halved(checkpoint, "obs", sequential=False, random_windows=1.0)
     loop = BlockLoop(checkpoint, torch.float64)
     options = CompensationOptions(random_windows=1.0)

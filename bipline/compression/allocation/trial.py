@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bipline.base.progress import note
 from bipline.compression.allocation.problem import Problem, highest
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.compensation.drawn_windows import Divided
+from bipline.compression.compensation.drawn_windows import Division
 from bipline.compression.compensation.engine import compensate
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided
@@ -41,7 +41,7 @@ def error_of(problem: Problem, widths: Sequence[Widths], ridge: float) -> float:
         row_steps=0,
     )
     fitted, held = divided(windows.token_ids, options.held_out)
-    plan, given = _plan(problem, widths), Divided(fitted, held, fitted[:0], fitted[:0])
+    plan, given = _plan(problem, widths), Division(fitted, held, fitted[:0], fitted[:0])
     corrections = compensate(problem.checkpoint, plan, given, windows.computing, "obs", options)
     error = [correction.record.error for correction in corrections][-1]
     note(f"tried {_kept(widths)}: error of the final stream {error:.4f}")

@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor
 
 from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
-from bipline.compression.compensation.collecting import Collecting
+from bipline.compression.compensation.collecting import Collector
 from bipline.compression.compensation.drawn_windows import WEIGHED
 from bipline.compression.compensation.fitting import chosen_groups, fitted
 from bipline.compression.compensation.held_out import HeldOut
@@ -154,7 +154,7 @@ class BlockFit:
     def _fix(
         self,
         sublayer: Sublayer,
-        collecting: Collecting,
+        collecting: Collector,
         errors: ErrorsBehind,
         options: CompensationOptions | None = None,
     ) -> None:
@@ -165,15 +165,15 @@ class BlockFit:
             sublayer, moments, self._compensation, options or self._options, measured
         )
 
-    def _with_choice(self, sublayer: Sublayer, collecting: Collecting) -> Sublayer:
+    def _with_choice(self, sublayer: Sublayer, collecting: Collector) -> Sublayer:
         """What OBS keeps, by what was collected so far."""
         if self._compensation != "obs":
             return sublayer
         moments = collecting.moments(sublayer.intercept)
         return replace(sublayer, chosen=chosen_groups(sublayer, moments, self._options.ridge))
 
-    def _collecting(self, name: str, weighed: Block | None = None) -> Collecting:
-        return Collecting(self.pruned.reader(name), name, self._options.sequential, weighed)
+    def _collecting(self, name: str, weighed: Block | None = None) -> Collector:
+        return Collector(self.pruned.reader(name), name, self._options.sequential, weighed)
 
 
 def _entering(streams: Iterable[Streams], before: Halves | None) -> Iterator[tuple[Tensor, Tensor]]:

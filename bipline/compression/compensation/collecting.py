@@ -18,7 +18,7 @@ from bipline.compression.criteria.interface import Block, Sums, Tokens, widened
 from bipline.model.halves import Halves
 
 
-class Collecting:
+class Collector:
     """Moments of one matrix's inputs, ``name``, as ``dense`` makes them; until they are given up.
 
     With ``weighed``, the dense block, the importance of hidden channels is collected beside them.

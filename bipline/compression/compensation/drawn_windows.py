@@ -36,7 +36,7 @@ KNOWN_WITHIN = 0.01
 
 
 @dataclass(frozen=True)
-class Divided:
+class Division:
     """Windows ``[windows, seqlen]``: fitted on, held out, and those drawn and fitted on too."""
 
     fitted: Tensor
@@ -57,7 +57,7 @@ class Divided:
 
 def divided_with_drawn(
     loop: BlockLoop, token_ids: Tensor, compensation: Compensation, options: CompensationOptions
-) -> Divided:
+) -> Division:
     """Calibration windows ``[windows, seqlen]``, divided, and what is drawn beside them."""
     fitted, held = divided(token_ids, options.held_out)
     vocab_size, special = loop.checkpoint.shape.vocab_size, special_tokens(loop.checkpoint.config)
@@ -66,7 +66,7 @@ def divided_with_drawn(
     count = generated_windows(compensation, options, len(fitted))
     opening = random_windows(fitted[:, :1], count / len(fitted), vocab_size, special)[:, 0]
     generated = sampled_windows(loop, opening, fitted.shape[1]) if len(opening) else fitted[:0]
-    return Divided(fitted, held, random, generated)
+    return Division(fitted, held, random, generated)
 
 
 def random_share(

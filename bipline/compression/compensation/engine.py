@@ -26,7 +26,7 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import track
 from bipline.compression.compensation.block_fit import BlockFit
-from bipline.compression.compensation.drawn_windows import Divided
+from bipline.compression.compensation.drawn_windows import Division
 from bipline.compression.compensation.held_out import HeldOut
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import Streams
@@ -68,7 +68,7 @@ class BlockCorrection:
 def compensate(
     checkpoint: Checkpoint,
     plan: PruningPlan,
-    windows: Divided,
+    windows: Division,
     computing: Computing,
     compensation: Compensation,
     options: CompensationOptions,
@@ -130,7 +130,7 @@ class _Engine:
         self,
         checkpoint: Checkpoint,
         plan: PruningPlan,
-        windows: Divided,
+        windows: Division,
         computing: Computing,
         compensation: Compensation,
         options: CompensationOptions,

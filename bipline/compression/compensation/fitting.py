@@ -31,7 +31,7 @@ VERSIONS_TOGETHER = 4
 Errors = Callable[[Sequence[Candidate]], list[float]]
 
 
-class Tried:
+class Trials:
     """Measures versions of a matrix; only the best of all is kept.
 
     ``by_compensation`` has the best error of each.
@@ -77,7 +77,7 @@ def fitted(
     intercept. Where nothing is pruned and no drift is to be corrected, there is only the matrix
     itself.
     """
-    tried = Tried(errors, uncorrected(sublayer))
+    tried = Trials(errors, uncorrected(sublayer))
     if not (sublayer.whole and moments.drift is None):
         for each in reversed(COMPENSATIONS[1 : COMPENSATIONS.index(compensation) + 1]):
             _FITS[each](sublayer, moments, options, tried)
@@ -105,7 +105,7 @@ def chosen_groups(sublayer: Sublayer, moments: Moments, ridge: float) -> tuple[i
 
 
 def _fit_bias(
-    sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Tried
+    sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Trials
 ) -> None:
     if not sublayer.intercept:
         return
@@ -119,13 +119,13 @@ def _fit_bias(
 
 
 def _fit_least_squares(
-    sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Tried
+    sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Trials
 ) -> None:
     _regress("least-squares", sublayer.kept, sublayer, moments, options, tried)
 
 
 def _fit_obs(
-    sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Tried
+    sublayer: Sublayer, moments: Moments, options: CompensationOptions, tried: Trials
 ) -> None:
     if sublayer.chosen is not None and sublayer.chosen != sublayer.kept:
         _regress("obs", sublayer.chosen, sublayer, moments, options, tried)
@@ -144,7 +144,7 @@ def _regress(
     sublayer: Sublayer,
     moments: Moments,
     options: CompensationOptions,
-    tried: Tried,
+    tried: Trials,
 ) -> None:
     columns, others = sublayer.columns(kept), sublayer.others(kept)
     problem = LeastSquares(sublayer.weight.to(moments.products), moments, columns, others)

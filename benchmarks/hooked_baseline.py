@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bipline.face.prune_result import Clock
 from torch import nn
 
 from benchmarks.running import CALIBRATION, SEQLEN
@@ -28,7 +29,6 @@ from bipline.compression.criteria.interface import Block, BlockScores, Options, 
 from bipline.compression.partial_sums import Accumulator, reduce_chunks
 from bipline.compression.slicing import kept_indices
 from bipline.compression.statistics import Scores
-from bipline.face.prune_result import Clock
 from bipline.model.block_loop import Activations, micro_batch_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import block_axes, build_of, exported_config

@@ -30,7 +30,10 @@ def compensate(
     seed: int,
 ) -> tuple[Annotated[PruningPlan, "realised_plan"], Annotated[Handle, "corrections"]]:
     """Correct the weights that stay, block by block; killed, it goes on after the last block."""
-    return _both(stage.compensate(context(compute, seed), model.model, calibration, plan, settings))
+    plan, corrections = stage.compensate(
+        context(compute, seed), model.model, calibration, plan, settings
+    )
+    return plan, _needed(corrections)
 
 
 @step(enable_cache=False)
@@ -38,11 +41,11 @@ def given_corrections(
     model: Resolution, settings: Annotated[LineSettings, FROM_JSON]
 ) -> tuple[Annotated[PruningPlan, "realised_plan"], Annotated[Handle, "corrections"]]:
     """Corrections in a directory, and the plan they belong to."""
-    return _both(planned(context(), model.model, settings))
+    plan, corrections = planned(context(), model.model, settings)
+    return plan, _needed(corrections)
 
 
-def _both(found: tuple[PruningPlan, Handle | None]) -> tuple[PruningPlan, Handle]:
-    plan, corrections = found
+def _needed(corrections: Handle | None) -> Handle:
     if corrections is None:
         raise RuntimeError("this step is for plans with corrections")
-    return plan, corrections
+    return corrections

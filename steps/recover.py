@@ -28,4 +28,5 @@ def recover(
     Annotated[RecoveryRecord, "recovery_record"],
 ]:
     """The recovered model, or the pruned one where the training did not help."""
-    return stage.recover(context(), pruned, recovery_inputs.texts, settings)
+    subject, record = stage.recover(context(), pruned, recovery_inputs.texts, settings)
+    return subject, record

@@ -71,7 +71,8 @@ def with_settings(
             if name not in taken
         ]
         # Of two classes with a field of one name the first has the flag.
-        flags = list({name: _flag(name, *rest) for name, *rest in reversed(fields)}.values())[::-1]
+        of_name = {name: (field, panel) for name, field, panel in reversed(fields)}
+        flags = [_flag(name, *place) for name, place in reversed(of_name.items())]
         needed = [each for each in own if each.default is each.empty]
         parameters = [*needed, *flags, *(each for each in own if each not in needed)]
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

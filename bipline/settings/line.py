@@ -8,18 +8,29 @@ needs no prefix.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from bipline.settings.base import ByteCount, MethodOptions, Settings
 
 RatioOf = Literal["blocks", "total"]
 Layout = Literal["uniform", "per-layer"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
+CompensationName = Literal["none", "bias", "least-squares", "obs"]
 MODEL = "model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
 TEXTS = "name: .txt or .jsonl file, or hf:org/name?split=..."
 STATE = "folder for the store, ZenML's and MLflow's state, logs"
+
+
+def _known(value: Any) -> Any:
+    names = get_args(CompensationName)
+    if value is not None and value not in names:
+        raise ValueError(f"compensation {value!r} is unknown; known: {', '.join(names)}")
+    return value
+
+
+Compensation = Annotated[CompensationName, BeforeValidator(_known)]
 
 
 class CalibrateSettings(Settings):
@@ -102,7 +113,7 @@ class AllocateSettings(CommonSettings):
 class CompensateSettings(Settings):
     """How the weights that stay make up for those that go."""
 
-    compensation: Literal["none", "bias", "least-squares", "obs"] | None = Field(
+    compensation: Compensation | None = Field(
         default=None,
         description="none, bias, least-squares or obs; null is none, or what goes with criterion "
         "auto",
@@ -116,7 +127,7 @@ class CompensateSettings(Settings):
     )
 
     @property
-    def chosen(self) -> Literal["none", "bias", "least-squares", "obs"]:
+    def chosen(self) -> CompensationName:
         """The compensation by name: none where none is named."""
         return self.compensation or "none"
 

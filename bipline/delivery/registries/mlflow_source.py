@@ -1,4 +1,4 @@
-"""Models that are read from the MLflow registry: ``models:/NAME@ALIAS`` and ``models:/NAME/VERSION``."""
+"""Models read from the MLflow registry: ``models:/NAME@ALIAS`` and ``models:/NAME/VERSION``."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.scale import ROOT, TEXT, Scale, Shape, trained_models
-from benchmarks.running import Failed, forget_model
+from benchmarks.processes import Failed
+from benchmarks.running import forget_model
+from benchmarks.session import model_bytes
 from benchmarks.tables import Section, Table
-
-SEQLEN = 128
 
 
 @dataclass
@@ -36,12 +37,16 @@ class Findings:
 
 @dataclass(frozen=True)
 class Job:
-    """One ``bipline prune``: a name for its files, the model, and flags beyond the common ones."""
+    """One ``bipline prune``: a name, the model, and flags beyond those that all runs have.
+
+    ``scores`` says to save them, to be compared.
+    """
 
     name: str
     model: Path
     samples: int
-    options: tuple[str | Path, ...]
+    options: tuple[str, ...]
+    scores: bool = False
 
 
 @dataclass
@@ -83,21 +88,33 @@ class Bench:
         return time.monotonic() - start
 
     def prune(self, job: Job, threads: int | None = None) -> dict[str, Any]:
-        """Run ``bipline prune``; its own JSON, with its command and the process's seconds.
+        """Run ``bipline prune`` from a dropped page cache; its own JSON, with more beside it.
 
-        ``NAME-plan.json`` and ``NAME-statistics`` stay beside the output ``NAME``.
+        That is the command, the process's seconds, and the bytes of weights read and written. The
+        plan and the scores stay; the smaller model goes.
         """
-        out, json_file = self.work / job.name, self.work / f"{job.name}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        flags = [
-            "--calibration", TEXT, "--samples", job.samples, "--seqlen", SEQLEN, "--seed", 0,
-            "--plan-out", self.plan(job.name), "--json", json_file, "--state", self.work / "state",
-        ]  # fmt: skip
-        words = ["bipline", "prune", job.model, "--out", out, *job.options, *flags]
-        seconds = self.run([str(word) for word in words], threads)
-        result = json.loads(json_file.read_text(encoding="utf-8"))
-        command = " ".join(str(word) for word in words[:3]) + f" {' '.join(map(str, job.options))}"
-        return {**result, "command": command, "process_seconds": seconds}
+        folder = self._folder(job.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        asked = [*job.options, "--samples", str(job.samples), "--seqlen", str(self.scale.seqlen)]
+        places = {
+            "--out": folder / "model", "--json": folder / "result.json", "--state": folder,
+            "--plan-out": self.plan(job.name), "--calibration": TEXT,
+        }  # fmt: skip
+        if job.scores:
+            places["--statistics"] = self.statistics(job.name)
+        files = [word for flag, path in places.items() for word in (flag, str(path))]
+        forget_model(job.model)
+        seconds = self.run(["bipline", "prune", str(job.model), *asked, *files], threads)
+        result = json.loads(places["--json"].read_text(encoding="utf-8"))
+        told = {
+            "command": " ".join(["bipline prune", job.model.name, *asked]),
+            "process_seconds": seconds,
+            "read_bytes": model_bytes(job.model),
+            "written_bytes": model_bytes(places["--out"]),
+        }
+        shutil.rmtree(places["--out"])
+        return {**result, **told}
 
     def side_by_side(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any] | Failed]:
         """Several runs at once, each with its share of the cores; a run that failed says why."""
@@ -114,18 +131,18 @@ class Bench:
 
     def plan(self, name: str) -> Path:
         """Where the plan of a run lies."""
-        return self.work / f"{name}-plan.json"
+        return self._folder(name) / "plan.json"
 
     def statistics(self, name: str) -> Path:
         """Where a run that was asked to saves its scores."""
-        return self.work / f"{name}-statistics"
+        return self._folder(name) / "statistics"
 
     def checkpoint(self, shape: Shape) -> Path:
-        """A random checkpoint of a shape, made unless it is there; it is no longer cached."""
+        """A random checkpoint of a shape, made unless it is there."""
         out = self.work / "models" / shape.folder
-        sizes = [f"{name}={size}" for name, size in shape.changes.items()]
-        self.run(["benchmarks.shapes", str(out), shape.name, *sizes])
-        forget_model(out)
+        if not out.is_dir():
+            sizes = [f"{name}={size}" for name, size in shape.changes.items()]
+            self.run(["benchmarks.shapes", str(out), shape.name, *sizes])
         return out
 
     def references(self, findings: Findings) -> dict[str, Path]:
@@ -137,6 +154,9 @@ class Bench:
         findings.values["missing"] = missing
         findings.notes += [f"{name}: not measured, the model is not here" for name in missing]
         return {name: path for name, path in found.items() if path}
+
+    def _folder(self, name: str) -> Path:
+        return self.work / "runs" / name
 
     def _logged(self, shown: str, printed: str | bytes | None) -> str:
         text = printed.decode(errors="replace") if isinstance(printed, bytes) else printed or ""

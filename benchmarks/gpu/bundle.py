@@ -1,13 +1,14 @@
 """Collect what a machine without network lacks: wheels, and trained models that are not tracked.
 
-    python -m benchmarks.gpu.bundle
+    python -m benchmarks.gpu.bundle [--python 3.12]
 
-Wheels are of the versions in constraints.txt, for CPython 3.12 on Linux. The folder is carried
+Wheels are of the versions in constraints.txt, for that CPython on Linux, x86-64. The folder is carried
 beside the tracked files and is never committed.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -27,23 +28,25 @@ LIMIT_BYTES = 64 << 20
 
 def main() -> None:
     """Make the bundle anew; exit code 1 when the tracked files and it are too large together."""
-    bundle = ROOT / BUNDLE
+    parser = argparse.ArgumentParser(description="Collect what a machine without network lacks.")
+    parser.add_argument("--python", default=PYTHON, help="its version there [default: %(default)s]")
+    python, bundle = parser.parse_args().python, ROOT / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
-    collect_wheels(bundle / "wheels")
+    collect_wheels(bundle / "wheels", python)
     copied = copy_models(bundle / "models")
     size, tracked = folder_bytes(bundle), tracked_bytes()
-    print(f"{BUNDLE}: {len(PACKAGES)} wheels, models {', '.join(copied) or 'none'}; "
-          f"{size / 2**20:.1f} MiB, {tracked / 2**20:.1f} MiB tracked")  # fmt: skip
+    print(f"{BUNDLE}: {len(PACKAGES)} wheels, models: {', '.join(copied) or 'none'}")
+    print(f"{size / 2**20:.1f} MiB, beside {tracked / 2**20:.1f} MiB of tracked files")
     if size + tracked > LIMIT_BYTES:
         sys.exit(f"error: together more than {LIMIT_BYTES >> 20} MiB")
 
 
-def collect_wheels(folder: Path) -> None:
-    """Download the wheels; whoever lacks network is told so by pip."""
+def collect_wheels(folder: Path, python: str) -> None:
+    """Download the wheels for a version of Python; whoever lacks network is told so by pip."""
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     words = [
         "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
-        "--implementation", "cp", "--python-version", PYTHON, *platforms,
+        "--implementation", "cp", "--python-version", python, *platforms,
         "--constraint", str(ROOT / "constraints.txt"), "--dest", str(folder), *PACKAGES,
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "pip", *words], check=True)  # noqa: S603

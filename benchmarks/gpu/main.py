@@ -18,7 +18,7 @@ from benchmarks.gpu.bench import Bench, Findings
 from benchmarks.gpu.parts import PARTS, Part
 from benchmarks.gpu.results import FAILED, PASSED, UNFINISHED, Outcome, Results
 from benchmarks.gpu.scale import FULL, REHEARSAL, ROOT
-from benchmarks.running import Failed
+from benchmarks.processes import Failed
 from bipline.storage.digests import digest_file, digest_listing
 
 SECONDS = 540.0

@@ -22,7 +22,7 @@ class Shape:
     @property
     def folder(self) -> str:
         """A folder's name that tells one shape from another."""
-        return "-".join([self.name, *(f"{name}-{size}" for name, size in self.changes.items())])
+        return "-".join([self.name, *(str(size) for size in self.changes.values())])
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Scale:
     reference_samples: int
     file_bytes: int
     matrix_size: int
+    seqlen: int = 128
     stand_in: Shape | None = None
 
 
@@ -57,24 +58,28 @@ FULL = Scale(
     file_bytes=4 << 30,
     matrix_size=8192,
 )
-_TINY = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 2,
-}
+_SHAPE = Shape(
+    "small",
+    {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+    },
+)
 REHEARSAL = Scale(
     name="rehearsal",
     device="cpu",
-    whole=Shape("small", {"num_hidden_layers": 2}),
-    whole_samples=4,
-    part=Shape("small", _TINY),
+    whole=_SHAPE,
+    whole_samples=8,
+    part=_SHAPE,
     part_samples=8,
     reference_samples=8,
     file_bytes=16 << 20,
     matrix_size=256,
-    stand_in=Shape("small", {**_TINY, "num_hidden_layers": 3}),
+    seqlen=32,
+    stand_in=_SHAPE,
 )
 
 

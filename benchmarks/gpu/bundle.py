@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.bundle [--python 3.12]
 
-Wheels are of the versions in constraints.txt, for that CPython on Linux, x86-64. The folder is carried
-beside the tracked files and is never committed.
+Wheels are of the versions in constraints.txt, for that CPython on x86-64 Linux. The folder
+is carried beside the tracked files and is never committed.
 """
 
 from __future__ import annotations

@@ -14,11 +14,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from benchmarks.gpu.bench import Bench, Findings
 from benchmarks.gpu.parts import PARTS, Part
 from benchmarks.gpu.results import FAILED, PASSED, UNFINISHED, Outcome, Results
 from benchmarks.gpu.scale import FULL, REHEARSAL, ROOT
 from benchmarks.processes import Failed
+from bipline.base.errors import EnvironmentFailure
 from bipline.storage.digests import digest_file, digest_listing
 
 SECONDS = 540.0
@@ -28,6 +31,9 @@ def main() -> None:
     """Run the parts that were asked for."""
     given = _parsed()
     scale = REHEARSAL if given.rehearse else FULL
+    if scale.device == "cuda" and not torch.cuda.is_available():
+        print("error: PyTorch sees no GPU; --rehearse tries everything on the CPU", file=sys.stderr)
+        sys.exit(EnvironmentFailure.exit_code)
     work = (given.work or ROOT / "build" / "gpu" / scale.name).absolute()
     out = given.out.absolute()
     for folder in (out, work):

@@ -13,14 +13,15 @@ site=$PWD/build/gpu-site
 needed="import pydantic, rich, typer"
 
 if ! "$python" -c "$needed" 2>/dev/null; then
+  if ! compgen -G "$bundle/*.whl" >/dev/null; then
+    echo "error: $bundle holds no wheels; make them with python -m benchmarks.gpu.bundle" >&2
+    exit 3
+  fi
   rm -rf "$site"
+  # A wheel is an archive of what it installs. An environment made by another environment's python
+  # would not see that one's packages, so none is made.
   for wheel in "$bundle"/*.whl; do
-    # A wheel is an archive of what it installs. A virtual environment made by an environment's
-    # own python would not see that one's packages.
-    "$python" -m zipfile -e "$wheel" "$site" || {
-      echo "error: $bundle holds no wheels; make them with python -m benchmarks.gpu.bundle" >&2
-      exit 3
-    }
+    "$python" -m zipfile -e "$wheel" "$site"
   done
   export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
   "$python" -c "$needed"

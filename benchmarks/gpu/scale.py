@@ -85,7 +85,7 @@ REHEARSAL = Scale(
 
 def trained_models() -> dict[str, Path | None]:
     """Where the trained models lie; None for one that is nowhere."""
-    data = Path(os.environ.get("BIPLINE_DATA", ROOT / "shared" / "data"))
+    data = Path(os.environ.get("BIPLINE_DATA", ROOT.parent / "shared" / "data"))
     places = [ROOT / "assets", ROOT / BUNDLE / "models", data / "models"]
     return {
         name: next((place / name for place in places if (place / name).is_dir()), None)

@@ -31,7 +31,7 @@ from benchmarks.correlations import (
     spearman,
 )
 from benchmarks.fidelity_tables import sections
-from benchmarks.running import Failed, run
+from benchmarks.processes import Failed, run
 from benchmarks.true_changes import TrueChanges, true_changes
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing

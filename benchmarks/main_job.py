@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.running import Failed, Pruned, forget_model, prune
+from benchmarks.processes import Failed
+from benchmarks.running import Pruned, forget_model, prune
 from benchmarks.session import Session, model_bytes
 from benchmarks.tables import (
     NOTHING,

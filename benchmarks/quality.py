@@ -99,7 +99,9 @@ class Bench:
 
     def uniform(self) -> None:
         """Published methods, LLM-BIP's forms, compensated ones and auto; same widths everywhere."""
-        methods = [f"{name}/uniform/{form}" for name, form in self._published.items()]
+        methods = [
+            f"{name}/uniform/{compensation}" for name, compensation in self._published.items()
+        ]
         methods += [f"{name}/uniform/none" for name in FAITHFUL]
         if not self.brief:
             methods += [f"{name}/uniform/none" for name in (*OURS, "flap")]
@@ -111,8 +113,11 @@ class Bench:
         """Every criterion with its best allocation, and auto; blocks that differ."""
         first = dict(list(self.subject.texts.items())[:1])
         compensated = self._published | dict.fromkeys(FAITHFUL, "none")
-        rules = BRIEF_ALLOCATIONS if self.brief else ALLOCATIONS
-        searched = [f"{name}/{rule}/{form}" for name, form in compensated.items() for rule in rules]
+        searched = [
+            f"{name}/{allocation}/{compensation}"
+            for name, compensation in compensated.items()
+            for allocation in (BRIEF_ALLOCATIONS if self.brief else ALLOCATIONS)
+        ]
         self._compare("per-layer-search", searched, first)
         [text] = first
         found = load(self._folder("per-layer-search"))
@@ -124,7 +129,7 @@ class Bench:
     @property
     def _published(self) -> dict[str, str]:
         left_out = BRIEFLY_LEFT_OUT if self.brief else ()
-        return {name: form for name, form in PUBLISHED.items() if name not in left_out}
+        return {name: PUBLISHED[name] for name in PUBLISHED if name not in left_out}
 
     def _compare(self, name: str, methods: Iterable[str], texts: dict[str, str]) -> None:
         """One ``bipline compare``; a text that is added measures rows again, and nothing else."""
@@ -197,7 +202,7 @@ def write_results(facts: dict[str, object]) -> None:
     text = RESULTS.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    published = {f"{name}/{form}" for name, form in PUBLISHED.items()}
+    published = {"/".join(method) for method in PUBLISHED.items()}
     table = standing_table(cells, published, facts)
     RESULTS.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
     values = [vars(cell) for cell in cells]

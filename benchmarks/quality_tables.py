@@ -35,13 +35,13 @@ class Cell:
             return None
         dense = comparison.models[tried.model].record.perplexity
         criterion, compensation = tried.criterion.label, tried.compensation.label
-        rule = "" if tried.allocation.name == "uniform" else f", {tried.allocation.label}"
-        form = "" if compensation == "none" else f" + {compensation}"
+        allocated = "" if tried.allocation.name == "uniform" else f", {tried.allocation.label}"
+        compensated = "" if compensation == "none" else f" + {compensation}"
         return cls(
             model=model,
             layout=layout,
             ratio=tried.ratio,
-            method=AUTO if tried.alias == AUTO else f"{criterion}{rule}{form}",
+            method=AUTO if tried.alias == AUTO else f"{criterion}{allocated}{compensated}",
             published_as=f"{criterion}/{compensation}",
             reached=found.ratio.reached_blocks,
             widths=_widths(found.widths),

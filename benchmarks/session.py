@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.running import run
+from benchmarks.processes import run
 from benchmarks.shapes import SHAPES
 
 QUICK_SHAPE = "small"
@@ -61,7 +61,7 @@ class Session:
         """A random checkpoint of a shape, made unless an earlier run made it.
 
         It may have other blocks, or be wider or narrower in proportion. It is made by a process
-        of its own, so that this one stays small: see :mod:`.running`.
+        of its own, so that this one stays small: see :mod:`.processes`.
         """
         sizes = scaled(shape, blocks, hidden_size)
         changes = {name: size for name, size in sizes.items() if SHAPES[shape][name] != size}

@@ -23,7 +23,8 @@ from benchmarks.machine import ProcessorTime, described, machine
 from benchmarks.main_job import gpu_section, main_section, second_ratio_section
 from benchmarks.overhead import overhead_section
 from benchmarks.precision import precision_section
-from benchmarks.running import CALIBRATION, Failed
+from benchmarks.processes import Failed
+from benchmarks.running import CALIBRATION
 from benchmarks.session import QUICK_SHAPE, Session, Settings, session
 from benchmarks.shapes import SHAPES
 from benchmarks.tables import Section

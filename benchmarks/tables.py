@@ -31,8 +31,8 @@ class Table:
 
     def markdown(self) -> str:
         """The table as Markdown."""
-        rule = [":---", *["---:"] * (len(self.columns) - 1)]
-        lines = [" | ".join(cells) for cells in (self.columns, rule, *self.rows)]
+        alignment = [":---", *["---:"] * (len(self.columns) - 1)]
+        lines = [" | ".join(cells) for cells in (self.columns, alignment, *self.rows)]
         return "\n".join(f"| {line} |" for line in lines)
 
 

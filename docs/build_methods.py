@@ -1,4 +1,4 @@
-"""Writes docs/methods/: a page per criterion and per allocation rule, from one template.
+"""Writes docs/methods/: a page per criterion and per allocation, from one template.
 
     .venv/bin/python docs/build_methods.py
 
@@ -13,39 +13,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bipline.compression.allocation import load_rule
+from bipline.compression.allocation import load_allocation
 from bipline.compression.criteria import load_criterion
-from bipline.compression.descriptions import Method, Paragraph, all_methods
+from bipline.compression.descriptions import Description, Paragraph, all_descriptions
 from bipline.compression.options import BaseOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
 MEASURED = ROOT / "benchmarks" / "fidelity.json"
-NEEDS = {
-    "weights": "the weights alone: no calibration text, no forward pass",
-    "moments": "moments of activations: one forward pass, whose sums other criteria can reuse",
-    "tokens": "work on every token during one forward pass",
-    "gradients": "gradients of the language model's loss: one forward and one backward pass",
-    "search": "many passes over the whole model",
-}
 
 
 def pages() -> dict[str, str]:
     """Every page by its file name."""
-    criteria, rules = all_methods()
+    criteria, allocations = all_descriptions()
     measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
     found = {f"{each.name}.md": _criterion_page(each, measured) for each in criteria}
-    found.update({f"allocation-{each.name}.md": _rule_page(each) for each in rules})
-    found["README.md"] = _index(criteria, rules)
+    found.update({f"allocation-{each.name}.md": _allocation_page(each) for each in allocations})
+    found["README.md"] = _index(criteria, allocations)
     return found
 
 
-def _criterion_page(method: Method, measured: dict[str, Any]) -> str:
+def _criterion_page(method: Description, measured: dict[str, Any]) -> str:
     criterion = load_criterion(method.name)
     parts = [
         f"# `{method.name}`",
         _words(method.idea),
-        f"Needs {NEEDS[criterion.NEEDS]}.",
+        f"Needs {criterion.NEEDS.description}.",
         "## How it is computed",
         *map(_shown, method.computed),
         "## Options",
@@ -58,10 +51,12 @@ def _criterion_page(method: Method, measured: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _rule_page(method: Method) -> str:
-    rule = load_rule(method.name)
-    windows = "runs calibration windows itself" if rule.WINDOWS else "looks at the scores alone"
-    uniform = rule.NOT_UNIFORM
+def _allocation_page(method: Description) -> str:
+    allocation = load_allocation(method.name)
+    windows = (
+        "runs calibration windows itself" if allocation.WINDOWS else "looks at the scores alone"
+    )
+    uniform = allocation.NOT_UNIFORM
     layouts = f"per-layer only: {uniform}" if uniform else "uniform and per-layer"
     parts = [
         f"# Allocation `{method.name}`",
@@ -70,7 +65,7 @@ def _rule_page(method: Method) -> str:
         "## How it is computed",
         *map(_shown, method.computed),
         "## Options",
-        _options(rule.OPTIONS, "--allocation-option"),
+        _options(allocation.OPTIONS, "--allocation-option"),
         "## Source and status",
         *map(_shown, method.status),
     ]
@@ -131,7 +126,7 @@ def _cost(name: str, measured: dict[str, Any]) -> str:
     return "\n".join([head, *rows])
 
 
-def _index(criteria: list[Method], rules: list[Method]) -> str:
+def _index(criteria: list[Description], allocations: list[Description]) -> str:
     parts = [
         "# Methods",
         "Made by `docs/build_methods.py` from what every method says of itself. Where the words "
@@ -141,14 +136,14 @@ def _index(criteria: list[Method], rules: list[Method]) -> str:
         "How well they agree with what removing a group truly does, and with each other: "
         "[fidelity](../fidelity.md).",
         "## Allocation: who loses how much?",
-        _listed(rules, "allocation-"),
+        _listed(allocations, "allocation-"),
         "What the cited literature holds and this project does not: [not done, and why]"
         "(../not-done.md).",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _listed(methods: list[Method], prefix: str) -> str:
+def _listed(methods: list[Description], prefix: str) -> str:
     return "\n".join(
         f"* [`{each.name}`]({prefix}{each.name}.md): {_words(each.idea)}" for each in methods
     )

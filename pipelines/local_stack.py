@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bipline.delivery.registries.mlflow import prepare_tracking
+from bipline.delivery.registries.mlflow import tracking_uri
 from bipline.storage.stage_key import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from zenml.models import ComponentResponse
 
 STACK = "bipline-local"
-# ZenML names the experiment after the pipeline.
-EXPERIMENT = "compress"
 # Settings by which the environment would lead to another stack, server or run.
 FOREIGN = (
     "ZENML_STORE_", "ZENML_SECRETS_STORE_", "ZENML_BACKUP_SECRETS_STORE_", "ZENML_ACTIVE_",
@@ -28,8 +28,24 @@ FOREIGN = (
 )  # fmt: skip
 
 
-def isolate(state: Path) -> None:
-    """Point this process at the ZenML state below ``state``, and at this checkout's sources."""
+@contextmanager
+def isolated(state: Path) -> Iterator[None]:
+    """Point this process at the ZenML state below ``state`` for the length of the block.
+
+    Afterwards the environment, and what ZenML and MLflow remember of it, are the caller's again.
+    """
+    before, tracking = dict(os.environ), _tracking_uri()
+    try:
+        _isolate(state)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        _forget()
+        _follow(tracking)
+
+
+def _isolate(state: Path) -> None:
     home = state / "zenml"
     home.mkdir(parents=True, exist_ok=True)
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
@@ -48,15 +64,32 @@ def isolate(state: Path) -> None:
         MLFLOW_DISABLE_TELEMETRY="true",
         DO_NOT_TRACK="true",
     )
-    if "zenml" in sys.modules:
-        _forget()
+    _forget()
     from zenml.utils import source_utils
 
     source_utils.set_custom_source_root(str(PROJECT_ROOT))
 
 
+def _tracking_uri() -> str | None:
+    """Where MLflow was pointed by a call; None where it follows the environment."""
+    if "mlflow" not in sys.modules:
+        return None
+    from mlflow.tracking._tracking_service import utils
+
+    return utils._tracking_uri
+
+
+def _follow(tracking: str | None) -> None:
+    if "mlflow" in sys.modules:
+        from mlflow.tracking._tracking_service import utils
+
+        utils._tracking_uri = tracking
+
+
 def _forget() -> None:
     """Drop what an already imported ZenML remembers of another state."""
+    if "zenml" not in sys.modules:
+        return
     from zenml.client import Client
     from zenml.config.global_config import GlobalConfiguration
     from zenml.stack import stack
@@ -71,7 +104,7 @@ def activate_local_stack(state: Path) -> None:
     from zenml.client import Client
     from zenml.enums import StackComponentType
 
-    tracking = prepare_tracking(state, EXPERIMENT)
+    tracking = tracking_uri(state)
     artifacts = {"path": str(state / "zenml" / "artifacts")}
     store = _component(StackComponentType.ARTIFACT_STORE, "local", artifacts)
     tracker = _component(

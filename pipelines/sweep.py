@@ -8,64 +8,60 @@ with its report, which is told to MLflow row by row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from zenml import pipeline
 from zenml.enums import ExecutionMode
 
-from bipline.face.sweep_plan import combinations_of
-from bipline.settings.sweep import SweepConfig
+from bipline.comparison.plan import sweep_rows
+from bipline.settings.compress import CompressSettings, EvaluateSettings
+from bipline.settings.line import CompensateSettings
+from bipline.settings.sweep import SweepSettings
 from bipline.values.combination import Combination
 from pipelines.provenance import provenance
 from steps.calibrate import calibrate
 from steps.evaluate import evaluate_dense
 from steps.resolve import resolve
-from steps.sweep import RowSection, collect, measure_row, score_criterion, track
+from steps.rows import collect, row, score_criterion, track
 
 
 @pipeline(name="sweep", execution_mode=ExecutionMode.FAIL_FAST)
-def sweep(config: SweepConfig) -> None:
+def sweep(settings: SweepSettings) -> None:
     """Resolve, calibrate, score, then a step a row, and what they come to."""
-    rows = combinations_of(config)
-    model, calibration_inputs, _, evaluation_inputs = resolve(**names_of(config))
+    rows, compute = sweep_rows(settings), settings.compute
+    protocol = settings.evaluate.protocol
+    _, calibration_inputs, _, evaluation_inputs = resolve(sources_of(settings))
     windows = {
         seed: calibrate(
-            calibration_inputs, evaluation_inputs, config.calibration(seed),
+            calibration_inputs, evaluation_inputs, settings.calibrate, CompensateSettings(), seed,
             id=f"calibrate_seed_{seed}",
         )
-        for seed in config.grid.seeds
+        for seed in settings.grid.seeds
     }  # fmt: skip
-    statistics = {name: scored(model, windows, row, name, config) for name, row in scorings(rows)}
+    statistics = {
+        name: score_criterion(evaluation_inputs, windows[each.seed], each, compute, id=name)
+        for name, each in scorings(rows)
+    }
     dense_record = evaluate_dense(
-        evaluation_inputs, config.evaluation, after=[*statistics.values()]
+        evaluation_inputs, protocol, compute, after=[*statistics.values()]
     )
     outcomes = [
-        measure_row(
-            model, windows[row.seed], statistics[scoring_name(row)], dense_record,
-            evaluation_inputs, section_of(config, row), id=f"row_{number:03d}",
+        row(
+            windows[each.seed], statistics[scoring_name(each)], dense_record, evaluation_inputs,
+            each.unnamed, protocol, compute, id=f"row_{number:03d}",
         )
-        for number, row in enumerate(rows, start=1)
+        for number, each in enumerate(rows, start=1)
     ]  # fmt: skip
-    tried = [row.model_dump(mode="json") for row in rows]
+    tried = [each.model_dump(mode="json") for each in rows]
     comparison, report = collect(
-        outcomes, dense_record, calibration_inputs, tried, config.calibrate
+        outcomes, dense_record, calibration_inputs, tried, settings.calibrate
     )
-    described = config.model_dump(mode="json", exclude={"state"})
-    track(comparison, report, config.select, described, provenance())
-
-
-def scored(
-    model: Any, windows: dict[int, Any], row: Combination, name: str, config: SweepConfig
-) -> Any:
-    """The one scoring step of all rows with this criterion and seed."""
-    return score_criterion(
-        model, windows[row.seed], config.scoring(row.criterion, row.seed), id=name
-    )
+    described = settings.model_dump(mode="json", exclude={"state"})
+    track(comparison, report, settings.select, described, provenance())
 
 
 def scorings(rows: Sequence[Combination]) -> list[tuple[str, Combination]]:
     """The names of the scoring steps, each with a row that needs it."""
-    return list({scoring_name(row): row for row in rows}.items())
+    return list({scoring_name(each): each.unnamed for each in rows}.items())
 
 
 def scoring_name(row: Combination) -> str:
@@ -74,19 +70,11 @@ def scoring_name(row: Combination) -> str:
     return f"score_{label}_seed_{row.seed}"
 
 
-def section_of(config: SweepConfig, row: Combination) -> RowSection:
-    """What of the configuration a row depends on; by whatever name it was asked for."""
-    return RowSection(combination=row.unnamed, compute=config.compute, evaluate=config.evaluate)
-
-
-def names_of(config: SweepConfig) -> dict[str, Any]:
-    """What is resolved: every name of the run, and which stage reads which text."""
-    return {
-        "model": config.model,
-        "texts": config.texts,
-        "tasks": {},
-        "calibration_texts": list(config.calibrate.texts),
-        "recovery_texts": [],
-        "evaluation_texts": list(config.evaluate.texts),
-        "evaluation_tasks": [],
-    }
+def sources_of(settings: SweepSettings) -> CompressSettings:
+    """What is resolved: every name of the sweep, and which stage reads which text."""
+    return CompressSettings(
+        model=settings.model,
+        texts=settings.texts,
+        calibrate=settings.calibrate,
+        evaluate=EvaluateSettings(texts=settings.evaluate.texts),
+    )

@@ -1,5 +1,5 @@
-"""The stages as ZenML steps, one file each, in the order of the pipeline.
+"""The stages as ZenML steps, in the order of the pipeline.
 
-A step takes its own section of the configuration and its inputs, calls one core function, and
-logs what happened. It computes nothing itself.
+A step says what passes, typed, and calls one function of :mod:`bipline.stages`. It computes
+nothing itself, and never asks where the bytes of a handle lie.
 """

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from zenml import step
 
-from bipline.compression.compensation import realise as core
-from bipline.compression.corrections import KIND, open_corrections
-from bipline.model.devices import choose_device
-from bipline.settings.compress import CompensateSection
-from bipline.storage.directory import DirectoryWriter
+from bipline.settings.line import CompensateSettings, ComputeSettings, LineSettings
+from bipline.stages import compensate as stage
+from bipline.stages.line import planned
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan
 from bipline.values.resolution import Resolution
-from steps.stage import FROM_JSON, Stage, cached_by, calibration_windows, dense_checkpoint
-
-VERSION = "1"
-STAGE = Stage("compensate", VERSION, ("bipline.compression.compensation.realise",))
+from steps.stage import FROM_JSON, cached_by, context
 
 
 def fingerprint() -> str:
-    """See :meth:`steps.stage.Stage.fingerprint`."""
-    return STAGE.fingerprint()
+    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
+    return stage.STAGE.fingerprint()
 
 
 @step(cache_policy=cached_by(f"{__name__}.fingerprint"))
@@ -31,24 +25,24 @@ def compensate(
     model: Resolution,
     calibration: Handle,
     plan: PruningPlan,
-    section: Annotated[CompensateSection, FROM_JSON],
+    settings: Annotated[CompensateSettings, FROM_JSON],
+    compute: Annotated[ComputeSettings, FROM_JSON],
+    seed: int,
 ) -> tuple[Annotated[PruningPlan, "realised_plan"], Annotated[Handle, "corrections"]]:
     """Correct the weights that stay, block by block; killed, it goes on after the last block."""
-    device = choose_device(section.device).type
-    inputs = {
-        "model": model.digest,
-        "calibration": calibration.digest,
-        "plan": plan.digest,
-        "device": device,
-    }
-    key = STAGE.key(inputs, section)
-    request = core.CompensationRequest(section.form or "none", section.options)
+    return _both(stage.compensate(context(compute, seed), model.model, calibration, plan, settings))
 
-    def produce(writer: DirectoryWriter) -> None:
-        checkpoint = dense_checkpoint(model)
-        windows = calibration_windows(checkpoint, calibration, section.dtype, section.device)
-        with STAGE.work(key) as work:
-            core.realise(checkpoint, plan, windows, request, writer, work)
 
-    corrections = STAGE.stored(key, KIND, produce)
-    return open_corrections(Path(corrections.location))[0], corrections
+@step(enable_cache=False)
+def given_corrections(
+    model: Resolution, settings: Annotated[LineSettings, FROM_JSON]
+) -> tuple[Annotated[PruningPlan, "realised_plan"], Annotated[Handle, "corrections"]]:
+    """Corrections in a directory, and the plan they belong to."""
+    return _both(planned(context(), model.model, settings))
+
+
+def _both(found: tuple[PruningPlan, Handle | None]) -> tuple[PruningPlan, Handle]:
+    plan, corrections = found
+    if corrections is None:
+        raise RuntimeError("this step is for plans with corrections")
+    return plan, corrections

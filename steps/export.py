@@ -1,80 +1,102 @@
-"""Export: model, card, report and records become one package."""
+"""Export and promote: model, card, report and records become a package, and that a version.
+
+ZenML's experiment tracker opens the MLflow run, named like the pipeline run, and writes its id
+into the promoting step's metadata; the tags name the pipeline run. So each leads to the other.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
-from zenml import ArtifactConfig, step
+from zenml import ArtifactConfig, get_step_context, log_metadata, step
 from zenml.enums import ArtifactType
 
-from bipline.delivery import export as core
-from bipline.settings.compress import ExportSection
-from bipline.storage.digests import digest_json
+from bipline.settings.compress import ExportSettings, PromoteSettings
+from bipline.stages import export as export_stage
+from bipline.stages import promote as promote_stage
+from bipline.stages.export import Account, Product
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, RecoveryRecord
 from bipline.values.resolution import Resolution
-from steps.stage import FROM_JSON, Stage, cached_by
-
-VERSION = "1"
-STAGE = Stage("export", VERSION, ("bipline.delivery.export",))
+from bipline.values.summary import Registration
+from steps.stage import FROM_JSON, cached_by, context
+from steps.tracked import stage_seconds
 
 
 def fingerprint() -> str:
-    """See :meth:`steps.stage.Stage.fingerprint`."""
-    return STAGE.fingerprint()
+    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
+    return export_stage.STAGE.fingerprint()
 
 
 @step(cache_policy=cached_by(f"{__name__}.fingerprint"))
 def export(
     subject: Handle,
-    statistics: Handle,
     plan: PruningPlan,
     dense_record: EvaluationRecord,
     pruned_record: EvaluationRecord,
     calibration_inputs: Resolution,
     evaluation_inputs: Resolution,
     recovery_inputs: Resolution,
-    section: Annotated[ExportSection, FROM_JSON],
+    settings: Annotated[ExportSettings, FROM_JSON],
     config: dict[str, Any],
+    statistics: Handle | None = None,
     recovered_record: EvaluationRecord | None = None,
     recovery: RecoveryRecord | None = None,
 ) -> Annotated[Handle, ArtifactConfig(name="package", artifact_type=ArtifactType.MODEL)]:
     """Write the package of the pruned model, or of the recovered one where that was accepted."""
-    resolution = _together(calibration_inputs, recovery_inputs, evaluation_inputs)
-    records = {"dense": dense_record, "pruned": pruned_record}
-    if recovery and recovery.accepted and recovered_record:
-        records["recovered"] = recovered_record
-    contents = core.PackageContents(
-        model=Path(subject.location),
-        dense=Path(resolution.model.location),
-        plan=plan,
-        statistics=Path(statistics.location),
-        records=records,
-        recovery=recovery,
-        resolution=resolution,
-        config=config,
-        formats=section.formats,
+    records = _records(dense_record, pruned_record, recovered_record, recovery)
+    product = Product(
+        model=subject,
+        statistics=statistics,
+        resolution=calibration_inputs.with_files(recovery_inputs, evaluation_inputs),
+        account=Account(plan, records, recovery, config),
     )
-    told: dict[str, Any] = {
-        name: record.model_dump(mode="json") for name, record in records.items()
-    }
-    told["recovery"] = recovery and recovery.model_dump(mode="json")
-    inputs = {
-        "model": subject.digest,
-        "statistics": statistics.digest,
-        "plan": plan.digest,
-        "records": digest_json(told),
-        "resolution": digest_json(resolution.model_dump(mode="json")),
-        "config": digest_json(config),
-    }
-    key = STAGE.key(inputs, section)
-    return STAGE.stored(key, core.KIND, lambda writer: core.write_package(contents, writer))
+    return export_stage.export(context(), product, settings)
 
 
-def _together(*parts: Resolution) -> Resolution:
-    """One resolution of all that the run read."""
-    texts = {name: text for part in parts for name, text in part.texts.items()}
-    tasks = {name: task for part in parts for name, task in part.tasks.items()}
-    return Resolution(model=parts[0].model, texts=texts, tasks=tasks)
+@step(enable_cache=False, experiment_tracker=True)
+def promote(
+    package: Handle,
+    plan: PruningPlan,
+    dense_record: EvaluationRecord,
+    pruned_record: EvaluationRecord,
+    settings: Annotated[PromoteSettings, FROM_JSON],
+    config: dict[str, Any],
+    provenance: dict[str, str],
+    recovered_record: EvaluationRecord | None = None,
+    recovery: RecoveryRecord | None = None,
+) -> Annotated[Registration, "registration"]:
+    """Register the package under its name and alias, with every number of the run."""
+    run = get_step_context().pipeline_run
+    seconds, remembered = stage_seconds(run.id)
+    records = _records(dense_record, pruned_record, recovered_record, recovery)
+    registered = promote_stage.promote(
+        context(),
+        package,
+        Account(plan, records, recovery, config),
+        settings,
+        tags={
+            **provenance,
+            "zenml.run_id": str(run.id),
+            "zenml.run_name": run.name,
+            "stages.not_run_again": ", ".join(remembered) or "none",
+        },
+        seconds=seconds,
+    )
+    told = {"output_digest": package.digest, "registration": registered.model_dump()}
+    log_metadata(told)
+    return registered
+
+
+def _records(
+    dense: EvaluationRecord,
+    pruned: EvaluationRecord,
+    recovered: EvaluationRecord | None,
+    recovery: RecoveryRecord | None,
+) -> dict[str, EvaluationRecord]:
+    """Records by model; that of a recovered one counts where the recovery was accepted."""
+    records = {"dense": dense, "pruned": pruned}
+    if recovered and recovery and recovery.accepted:
+        records["recovered"] = recovered
+    return records

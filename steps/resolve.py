@@ -7,22 +7,16 @@ from typing import Annotated
 from zenml import log_metadata, step
 
 from bipline.base.progress import heading
-from bipline.model import resolve as core
+from bipline.settings.compress import CompressSettings
+from bipline.stages import resolve as stage
+from bipline.storage.store import default_downloads
 from bipline.values.resolution import Resolution
-from steps.stage import store
-
-VERSION = "1"
+from steps.stage import FROM_JSON
 
 
 @step(enable_cache=False)
 def resolve(
-    model: str,
-    texts: dict[str, str],
-    tasks: dict[str, str],
-    calibration_texts: list[str],
-    recovery_texts: list[str],
-    evaluation_texts: list[str],
-    evaluation_tasks: list[str],
+    settings: Annotated[CompressSettings, FROM_JSON],
 ) -> tuple[
     Annotated[Resolution, "model"],
     Annotated[Resolution, "calibration_inputs"],
@@ -31,11 +25,12 @@ def resolve(
 ]:
     """Resolve everything, and hand each stage only what it reads."""
     heading("resolve")
-    whole = core.resolve(model, texts, tasks, store().root / "downloads")
-    log_metadata({"version": VERSION, "output_digest": whole.digest})
+    whole = stage.resolve(settings, default_downloads())
+    log_metadata({"output_digest": whole.digest})
+    recover, evaluate = settings.recover, settings.evaluate
     return (
         whole.subset(),
-        whole.subset(calibration_texts),
-        whole.subset(recovery_texts),
-        whole.subset(evaluation_texts, evaluation_tasks),
+        whole.subset(settings.calibrate.texts),
+        whole.subset([recover.text, recover.held_out] if recover.enabled else []),
+        whole.subset(evaluate.texts, evaluate.tasks),
     )

@@ -9,26 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bipline.compression.allocation.problem import Windows
-from bipline.compression.compensation.realise import CompensationRequest, realise_in
+from bipline.compression.compensation.realise import realise
 from bipline.compression.computing import Computing
-from bipline.compression.corrections import Corrections
+from bipline.compression.corrections import KIND, Corrections, open_corrections
 from bipline.compression.slicing import kept_indices
+from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import block_axes
+from bipline.settings.line import CompensateSettings
+from bipline.storage.directory import atomic_directory
 from bipline.values.plan import BlockPlan, PruningPlan
 from tests.tiny import token_windows
 
-WINDOWS = Windows(token_windows(12, 24, seed=5), Computing(torch.float64), "windows")
+WINDOWS = Windows(token_windows(12, 24, seed=5), "windows", Computing(torch.float64))
 
 
 def realised(
-    checkpoint: Checkpoint, plan: PruningPlan, folder: Path, form: str, **options: Any
+    checkpoint: Checkpoint, plan: PruningPlan, folder: Path, compensation: Any, **options: Any
 ) -> tuple[PruningPlan, Corrections]:
     """The realised plan and its corrections, written below ``folder``."""
-    request = CompensationRequest(form, options)
+    settings = CompensateSettings(compensation=compensation, compensation_option=options)
     place = folder / "corrections"
-    return realise_in(place, checkpoint, plan, WINDOWS, request, folder / "work")
+    with atomic_directory(place, KIND) as writer:
+        realise(checkpoint, plan, WINDOWS, settings, writer, folder / "work")
+    return open_corrections(place)
 
 
 @torch.no_grad()

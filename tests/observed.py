@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bipline.compression.criteria import FORWARD, load_criterion, options_of
+from bipline.compression.criteria import load_criterion, options_of
 from bipline.compression.criteria.interface import Block, BlockScores, Sums, Tokens
 from bipline.model.block_loop import Activations, BlockLoop
 from bipline.model.opening import open_checkpoint
@@ -43,7 +43,7 @@ def feed_forward(block: Block, hidden: Tensor, eps: float = 1e-6) -> Tensor:
 
 def scores_of(name: str, block: Block, activations: Activations, **options: object) -> BlockScores:
     criterion = load_criterion(name)
-    sums = sums_of(name, block, activations, **options) if criterion.NEEDS in FORWARD else {}
+    sums = sums_of(name, block, activations, **options) if criterion.NEEDS.shareable else {}
     return criterion.score(sums, block, options_of(name, 0, options))
 
 

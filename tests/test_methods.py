@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from bipline.compression.allocation import RULES
+from bipline.compression.allocation import ALLOCATIONS
 from bipline.compression.criteria import CRITERIA
-from bipline.compression.descriptions import all_methods, described
-from bipline.face.options import CRITERIA as CRITERIA_HELP
-from bipline.face.options import RULES as RULES_HELP
+from bipline.compression.descriptions import all_descriptions, description_from
+from bipline.settings.line import AllocateSettings, ScoreSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,16 +34,20 @@ def test_committed_pages_are_what_the_script_writes() -> None:
 
 
 def test_every_method_is_described_and_in_the_help() -> None:
-    criteria, rules = all_methods()
+    criteria, allocations = all_descriptions()
     assert [each.name for each in criteria] == sorted(CRITERIA)
-    assert [each.name for each in rules] == sorted(RULES)
-    for known, text in ((CRITERIA, CRITERIA_HELP), (RULES, RULES_HELP)):
-        words = text.replace(";", ",").replace(":", ",").replace("(", ",").split(",")
-        assert set(known) <= {word.strip() for word in words} | {words[-1].strip()}
+    assert [each.name for each in allocations] == sorted(ALLOCATIONS)
+    for known, settings, field in (
+        (CRITERIA, ScoreSettings, "criterion"),
+        (ALLOCATIONS, AllocateSettings, "allocation"),
+    ):
+        text = settings.model_fields[field].description or ""
+        words = re.split("[,;:(.]", text)
+        assert set(known) <= {word.strip() for word in words}
 
 
 def test_every_method_owns_up_to_its_source() -> None:
-    for each in [*all_methods()[0], *all_methods()[1]]:
+    for each in [*all_descriptions()[0], *all_descriptions()[1]]:
         text = " ".join(part.text for part in each.status).lower() + each.idea.lower()
         words = ("established", "reconstruction", "ours", "this project", "none; every paper")
         assert any(word in text for word in words), each.name
@@ -60,4 +64,4 @@ def test_every_method_owns_up_to_its_source() -> None:
 )
 def test_a_description_without_formula_or_source_is_refused(docstring: str | None) -> None:
     with pytest.raises(ValueError, match="this: its description"):
-        described("this", docstring)
+        description_from("this", docstring)

@@ -1,8 +1,7 @@
 """Comparison: many ways to prune, each measured under one protocol beside the dense model.
 
-:mod:`.grid` spans what is tried, :mod:`.scoring` takes statistics once for all that can share
-them, :mod:`.measure` turns a combination into figures, :mod:`.selection` picks among them. These
-serve ``bipline compare`` and the sweep pipeline alike. For the command alone :mod:`.inputs` reads
-what is compared, :mod:`.tasks` and :mod:`.pool` divide the work among processes, and
-:mod:`.engine` puts all in order and keeps what is finished.
+:mod:`.grid` spans what is tried, :mod:`.rows` turns a combination into figures by the line of
+stages, :mod:`.selection` picks among them. These serve ``bipline compare`` and the sweep pipeline
+alike. For the command :mod:`.inputs` reads what is compared, :mod:`.tasks` and :mod:`.pool` divide
+the work among processes, and :mod:`.engine` puts all in order.
 """

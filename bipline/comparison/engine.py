@@ -10,37 +10,27 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note, ticking
 from bipline.comparison.folder import MODELS, comparison_folder
-from bipline.comparison.grid import Grid, check_grid, combinations, refusal_of
-from bipline.comparison.inputs import (
-    Inputs,
-    Settings,
-    check_windows,
-    draw_windows,
-    opened,
-)
-from bipline.comparison.keys import Keys
+from bipline.comparison.grid import combinations, refusal_of
+from bipline.comparison.inputs import Inputs, check_windows
 from bipline.comparison.pool import Perform, performing, processes_for, threads_for
-from bipline.comparison.scoring import STAGE, Wanted, families
-from bipline.comparison.tasks import (
-    DenseTask,
-    RowTask,
-    ScoreTask,
-    Setting,
-    WantedCriterion,
-    read_outcome,
-    read_record,
-)
+from bipline.comparison.rows import RowInputs
+from bipline.comparison.scoring import families
+from bipline.comparison.tasks import DenseTask, RowTask, ScoreTask, Task
+from bipline.compression.calibrate import load_calibration
 from bipline.model.devices import choose_device
-from bipline.storage.store import LocalStore
+from bipline.model.opening import open_checkpoint
+from bipline.settings.line import CalibrateSettings, CompensateSettings
+from bipline.settings.sweep import ComparisonSettings
+from bipline.stages.calibrate import DEFAULT_SAMPLES, calibrate
+from bipline.stages.stage import Context
+from bipline.storage.store import Handle, Store
 from bipline.values.combination import Combination
 from bipline.values.comparison import (
     ComparedCalibration,
@@ -49,212 +39,206 @@ from bipline.values.comparison import (
     Outcome,
     Row,
 )
-from bipline.values.resolution import Resolution
+from bipline.values.record import EvaluationRecord
 
 
 def compare(
-    grid: Grid, inputs: Inputs, settings: Settings, out: Path, jobs: int = 1, keep: bool = False
+    settings: ComparisonSettings, inputs: Inputs, out: Path, jobs: int = 1, keep: bool = False
 ) -> Comparison:
     """Measure every combination of a grid; ``out`` keeps what is finished, and models if asked.
 
     Raises InvalidInput before any work where the grid or the inputs can be seen to fail, or when
     another process works in ``out``; EnvironmentFailure when a worker or the disk fails.
     """
-    check_grid(grid)
+    rows = combinations(settings, list(inputs.models), list(inputs.calibrations))
     if jobs < 1:
         raise InvalidInput(f"jobs {jobs}: must be at least 1")
-    if jobs > 1 and choose_device(settings.device).type != "cpu":
+    if jobs > 1 and choose_device(settings.compute.device).type != "cpu":
         raise InvalidInput(f"jobs {jobs}: several processes run on the CPU only; give --device cpu")
     # Threads are part of a key, and jobs decide how many there are.
     with threads_for(jobs), comparison_folder(out) as store:
-        work = _Work(grid, inputs, settings, store, out, keep)
-        need = max(work.checked(model) for model in grid.models)
-        processes, memory = processes_for(jobs, need, settings.max_memory)
-        work.max_memory = memory
+        works = [
+            _Model(
+                name, [row for row in rows if row.model == name], inputs, settings, store,
+                out if keep else None,
+            )
+            for name in inputs.models
+        ]  # fmt: skip
+        need = max(work.checked() for work in works)
+        processes, memory = processes_for(jobs, need, settings.compute.max_memory)
         with performing(processes) as perform:
-            for model in grid.models:
-                work.run(model, perform)
-        return work.result()
+            for work in works:
+                work.run(perform, memory)
+    return Comparison(
+        models={work.name: work.compared for work in works},
+        calibrations={
+            name: ComparedCalibration(
+                source=text.source,
+                sha256=text.sha256,
+                samples=settings.calibrate.samples or DEFAULT_SAMPLES,
+                seqlen=settings.calibrate.seqlen,
+            )
+            for name, text in inputs.calibrations.items()
+        },
+        rows=tuple(row for work in works for row in work.finished),
+    )
 
 
 @dataclass
-class _Work:
-    """The state of one run. ``refusals`` are those known so far, by statistics' key or row's."""
+class _Model:
+    """One model's part of a comparison, and how far it has come.
 
-    grid: Grid
+    ``windows`` and ``statistics`` are by calibration text and seed, statistics by criterion too;
+    ``outcomes`` by the combination's digest. ``out`` is where models are kept, or None.
+    """
+
+    name: str
+    rows: list[Combination]
     inputs: Inputs
-    settings: Settings
-    store: LocalStore
-    out: Path
-    keep: bool
+    settings: ComparisonSettings
+    store: Store
+    out: Path | None
     max_memory: int | None = None
-    refusals: dict[str, str] = field(default_factory=dict)
+    dense: EvaluationRecord | None = None
+    windows: dict[tuple[str, int], Handle] = field(default_factory=dict)
+    statistics: dict[tuple[str, int, str], Handle | str] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
-    @cached_property
-    def keys(self) -> Keys:
-        return Keys(self.inputs, self.settings)
-
-    @cached_property
-    def combinations(self) -> list[Combination]:
-        return combinations(self.grid)
-
-    def checked(self, model: str) -> int:
+    def checked(self) -> int:
         """Look at all that can be seen without computing; bytes one process needs at most.
 
         Refused combinations are told apart here, and need no statistics.
         """
-        checkpoint = opened(self.inputs.models[model])
+        given, compute = self.inputs.models[self.name], self.settings.compute
+        checkpoint = open_checkpoint(given.model.location, given.model.tensor_digest)
+        section = self.settings.calibrate
+        samples = section.samples or DEFAULT_SAMPLES
+        for row in self.rows:
+            place = row.calibration, row.seed
+            if place not in self.windows:
+                self.windows[place] = self._drawn(*place, samples)
+        sizes = samples, section.seqlen
+        for row in self.rows:
+            if reason := refusal_of(checkpoint, row, sizes, compute.max_memory):
+                self.outcomes[row.unnamed.digest] = Outcome(refusal=reason)
         drawn = [
-            draw_windows(
-                self.inputs, self.settings, model, calibration, seed,
-                (self.store, self.keys.calibration(model, calibration, seed)),
-            )
-            for calibration in self.grid.calibrations
-            for seed in self.grid.seeds
-        ]  # fmt: skip
-        windows = (self.settings.samples, self.settings.seqlen)
-        left = []
-        for each in self._of(model):
-            if reason := refusal_of(checkpoint, each, windows, self.settings.max_memory):
-                self.outcomes[self._key(each)] = Outcome(refusal=reason)
-            else:
-                left.append(each)
-        return check_windows(self.inputs, self.settings, model, left, drawn)
+            load_calibration(self.store.open(handle)).token_ids for handle in self.windows.values()
+        ]
+        texts = list(given.texts.values())
+        return check_windows(checkpoint, texts, self.settings, self._pending, drawn)
 
-    def run(self, model: str, perform: Perform) -> None:
-        """Dense record, statistics and rows of one model, as far as they are not finished."""
-        heading(model)
-        task = self._task(model)
-        list(perform([DenseTask(**task, key=self.keys.dense(model))]))
-        pending = self._pending(model)
-        self._score(model, pending, perform)
-        rows = [each for each in pending if self.keys.statistics(each) not in self.refusals]
-        self._measure(model, rows, perform)
-        for each in pending:
-            if reason := self.refusals.get(self.keys.statistics(each)):
-                self.outcomes[self._key(each)] = Outcome(refusal=reason)
+    def run(self, perform: Perform, max_memory: int | None) -> None:
+        """Dense record, statistics and rows, as far as they are not finished."""
+        heading(self.name)
+        self.max_memory = max_memory
+        given, protocol = self.inputs.models[self.name], self.settings.evaluate.protocol
+        [(_, record)] = perform([DenseTask(**self._task, given=given, protocol=protocol)])
+        self.dense = EvaluationRecord.model_validate_json(record)
+        self._score(perform)
+        self._measure(perform)
 
-    def result(self) -> Comparison:
-        """Everything, in the order of the grid."""
-        return Comparison(
-            models={name: self._model(name, held) for name, held in self.inputs.models.items()},
-            calibrations={
-                name: ComparedCalibration(
-                    source=text.source,
-                    sha256=text.sha256,
-                    samples=self.settings.samples,
-                    seqlen=self.settings.seqlen,
-                )
-                for name, text in self.inputs.calibrations.items()
-            },
-            rows=tuple(self._row(each) for each in self.combinations),
+    @property
+    def compared(self) -> ComparedModel:
+        """What the comparison tells of the dense model."""
+        model = self.inputs.models[self.name].model
+        assert self.dense  # noqa: S101
+        return ComparedModel(
+            source=model.source, revision=model.revision, licence=model.licence, record=self.dense
         )
 
-    def _pending(self, model: str) -> list[Combination]:
-        """Combinations without an outcome yet; those finished earlier get theirs here."""
-        pending, finished = [], 0
-        for each in self._of(model):
-            key = self._key(each)
-            if key in self.outcomes:
-                continue
-            outcome = read_outcome(self.store, key)
-            directory = self._directory(each)
-            if outcome and (directory is None or directory.is_dir()):
-                self.outcomes[key] = outcome
-                finished += 1
-            else:
-                pending.append(each)
-        if finished:
-            note(f"{finished} rows were finished before")
-        return pending
+    @property
+    def finished(self) -> list[Row]:
+        """All rows in the order of the grid."""
+        found = []
+        for row in self.rows:
+            place = self._directory(row)
+            shown = place.relative_to(self.out).as_posix() if place and self.out else None
+            found.append(Row.of(row, self.outcomes[row.unnamed.digest], shown))
+        return found
 
-    def _score(self, model: str, pending: Sequence[Combination], perform: Perform) -> None:
-        tasks = list(self._score_tasks(model, pending))
-        for _, answer in perform(tasks):
-            self.refusals.update(json.loads(answer))
+    def _drawn(self, calibration: str, seed: int, samples: int) -> Handle:
+        given = self.inputs.models[self.name]
+        section = CalibrateSettings(
+            texts={calibration: 1.0}, samples=samples, seqlen=self.settings.calibrate.seqlen
+        )
+        return calibrate(
+            Context(self.store, self.settings.compute, seed), given.model,
+            self.inputs.calibrations, section, CompensateSettings(), given.texts.values(),
+        )  # fmt: skip
 
-    def _score_tasks(self, model: str, pending: Sequence[Combination]) -> Iterator[ScoreTask]:
-        """A task for each family of criteria with the same windows."""
-        needed = {self.keys.statistics(each) for each in pending}
-        sets: dict[str, dict[str, Wanted]] = {}
-        for each in self._of(model):
-            key = self.keys.statistics(each)
-            missing = key in needed and self.store.find(STAGE, key) is None
-            calibration = self.keys.calibration(model, each.calibration, each.seed)
-            wanted = Wanted(each.criterion, each.seed, key, missing)
-            sets.setdefault(calibration, {})[key] = wanted
-        for calibration, wanted_by_key in sets.items():
-            for family in families(list(wanted_by_key.values())):
-                members = tuple(WantedCriterion(**vars(each)) for each in family)
-                yield ScoreTask(**self._task(model), calibration=calibration, family=members)
+    @property
+    def _pending(self) -> list[Combination]:
+        return [row for row in self.rows if row.unnamed.digest not in self.outcomes]
 
-    def _measure(self, model: str, rows: Sequence[Combination], perform: Perform) -> None:
-        tasks = {self._key(each): self._row_task(model, each) for each in rows}
+    def _score(self, perform: Perform) -> None:
+        """Statistics of every criterion; where they are refused, so are its rows."""
+        tasks = [
+            ScoreTask(
+                **self._task, given=self.inputs.models[self.name], calibration=handle,
+                family=family,
+            )
+            for place, handle in self.windows.items()
+            for family in families(
+                row for row in self._pending if (row.calibration, row.seed) == place
+            )
+        ]  # fmt: skip
+        for task, answer in perform(tasks):
+            first = cast("ScoreTask", task).family[0]
+            for label, found in json.loads(answer).items():
+                statistics = found if isinstance(found, str) else Handle.model_validate(found)
+                self.statistics[first.calibration, first.seed, label] = statistics
+        for row in self._pending:
+            if isinstance(reason := self._statistics(row), str):
+                self.outcomes[row.unnamed.digest] = Outcome(refusal=reason)
+
+    def _measure(self, perform: Perform) -> None:
+        # What auto stands for may be in the grid by its own names too: it is measured once.
+        tasks = [
+            self._row_task(row) for row in {r.unnamed.digest: r for r in self._pending}.values()
+        ]
         if not tasks:
             return
         start, total = time.perf_counter(), len(tasks)
-        with ticking(f"rows of {model}", total) as tick:
-            for done, (task, answer) in enumerate(perform(list(tasks.values())), start=1):
+        with ticking(f"rows of {self.name}", total) as tick:
+            for done, (task, answer) in enumerate(perform(tasks), start=1):
                 tick()
-                row, outcome = cast("RowTask", task), Outcome.model_validate_json(answer)
-                self.outcomes[row.key] = outcome
+                row = cast("RowTask", task).row.combination
+                outcome = Outcome.model_validate_json(answer)
+                self.outcomes[row.unnamed.digest] = outcome
                 left = (time.perf_counter() - start) / done * (total - done)
-                note(f"row {done} of {total}: {_told(row.combination, outcome)}{_left(left)}")
+                note(f"row {done} of {total}: {_told(row, outcome)}{_left(left)}")
 
-    def _row_task(self, model: str, combination: Combination) -> RowTask:
-        directory = self._directory(combination)
-        return RowTask(
-            **self._task(model),
-            key=self._key(combination),
-            combination=combination,
-            calibration=self.keys.calibration(model, combination.calibration, combination.seed),
-            statistics=self.keys.statistics(combination),
-            dense=self.keys.dense(model),
-            directory=directory and str(directory),
+    def _row_task(self, row: Combination) -> Task:
+        keep, dense = self._directory(row), self.dense
+        statistics = self._statistics(row)
+        assert dense and isinstance(statistics, Handle)  # noqa: S101
+        inputs = RowInputs(
+            given=self.inputs.models[self.name],
+            calibration=self.windows[row.calibration, row.seed],
+            statistics=statistics,
+            combination=row,
+            dense=dense,
+            protocol=self.settings.evaluate.protocol,
         )
+        return RowTask(**self._task, row=inputs, keep=keep and str(keep))
 
-    def _task(self, model: str) -> dict[str, Any]:
-        """What every task about a model is told."""
-        resolved, settings = self.inputs.models[model].model, self.settings
-        setting = Setting(
-            store=str(self.store.root),
-            texts={name: str(path) for name, path in self.inputs.texts.items()},
-            protocol=settings.protocol,
-            device=settings.device,
-            micro_batch=settings.micro_batch,
-            max_memory=self.max_memory,
-        )
-        digest = resolved.tensor_digest
-        return {"setting": setting, "location": resolved.location, "tensor_digest": digest}
+    @property
+    def _task(self) -> dict[str, Any]:
+        """What every task is told."""
+        compute = self.settings.compute.model_copy(update={"max_memory": self.max_memory})
+        return {"store": self.store.location, "compute": compute}
 
-    def _row(self, combination: Combination) -> Row:
-        place = self._directory(combination)
-        shown = None if place is None else place.relative_to(self.out).as_posix()
-        return Row.of(combination, self.outcomes[self._key(combination)], shown)
+    def _statistics(self, row: Combination) -> Handle | str:
+        return self.statistics[row.calibration, row.seed, row.criterion.label]
 
-    def _model(self, name: str, held: Resolution) -> ComparedModel:
-        return ComparedModel(
-            source=held.model.source,
-            revision=held.model.revision,
-            licence=held.model.licence,
-            record=read_record(self.store, self.keys.dense(name)),
-        )
-
-    def _directory(self, combination: Combination) -> Path | None:
-        """Where a kept model goes: a name to read, and its key to tell alike ones apart."""
-        if not self.keep:
+    def _directory(self, row: Combination) -> Path | None:
+        """Where a kept model goes: a name to read, and a digest to tell alike ones apart."""
+        if self.out is None:
             return None
         # By its own names: what auto stands for is the same model, and kept once.
-        words = f"{combination.model} {combination.unnamed.label}"
+        words = f"{row.model} {row.unnamed.label}"
         name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")
-        return self.out / MODELS / f"{name}-{self._key(combination)[:8]}"
-
-    def _of(self, model: str) -> list[Combination]:
-        return [each for each in self.combinations if each.model == model]
-
-    def _key(self, combination: Combination) -> str:
-        return self.keys.row(combination)
+        return self.out / MODELS / f"{name}-{row.unnamed.digest[:8]}"
 
 
 def _told(combination: Combination, outcome: Outcome) -> str:

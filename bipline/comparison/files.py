@@ -5,13 +5,50 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from bipline.comparison.report import render_comparison
 from bipline.comparison.spread import Repeated, repeated
-from bipline.values.comparison import Comparison, Measured, Row
+from bipline.storage.directory import environment_failure, write_text
+from bipline.values.comparison import Comparison, Row
+from bipline.values.figures import figures_of, row_figures
 
-STAGES = ("score", "allocate", "compensate", "prune", "evaluate")
+# The stages whose seconds a row has.
+ROW_STAGES = ("score", "allocate", "compensate", "prune", "evaluate")
 DENSE = "dense"
+TRIED = (
+    "model", "calibration", "method", "alias", "criterion", "allocation", "layout",
+    "compensation", "ratio", "ratio_of", "seed", "refusal",
+)  # fmt: skip
+OF_MODEL = (
+    "parameters", "parameters_ratio", "reached_blocks", "reached_total", "file_bytes",
+    "corrected", "block_error_without", "block_error",
+)  # fmt: skip
+OF_TEXT = ("perplexity", "nll", "perplexity_increase", "nll_increase")
+CAME_OF_IT = (
+    "seconds", "peak_bytes", "peak_device_bytes", "sums_from", "plan_digest", "tensor_digest",
+    "directory",
+)  # fmt: skip
+
+
+def write_results(comparison: Comparison, out: Path) -> None:
+    """Write ``comparison.json``, ``.csv`` and ``.html`` into a folder.
+
+    Raises EnvironmentFailure when the disk is full.
+    """
+    write_copies(comparison, {suffix: out / f"comparison.{suffix}" for suffix in RESULTS})
+
+
+def write_copies(comparison: Comparison, places: Mapping[str, Path | None]) -> None:
+    """Write what is asked for, by suffix, where it was asked for."""
+    try:
+        for suffix, place in places.items():
+            if place is not None:
+                write_text(place, RESULTS[suffix](comparison))
+    except OSError as error:
+        raise environment_failure(error) or error from None
 
 
 def comparison_value(comparison: Comparison) -> dict[str, Any]:
@@ -21,8 +58,8 @@ def comparison_value(comparison: Comparison) -> dict[str, Any]:
     records is that of every row.
     """
     value = comparison.model_dump(mode="json")
-    for name, held in comparison.models.items():
-        value["models"][name]["record"] = held.record.to_json_value()
+    for name, model in comparison.models.items():
+        value["models"][name]["record"] = model.record.to_json_value()
     return {**value, "spread": [_spread(each) for each in repeated(comparison.rows)]}
 
 
@@ -32,113 +69,71 @@ def comparison_json(comparison: Comparison) -> str:
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """A line a row, after a line a dense model; what a row has not is empty."""
+    """A line a row, after a line a dense model; what a row has not is empty.
+
+    Figures have their names of :mod:`bipline.values.figures`.
+    """
     out = io.StringIO()
-    lines = [
-        *(_dense(comparison, name) for name in comparison.models),
-        *map(_line, comparison.rows),
-    ]
-    writer = csv.DictWriter(out, _columns(comparison), lineterminator="\n")
+    writer = csv.DictWriter(out, _columns(comparison), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows(_dense(comparison, name) for name in comparison.models)
+    writer.writerows(map(_line, comparison.rows))
     return out.getvalue()
 
 
 def _spread(each: Repeated) -> dict[str, Any]:
-    combination = each.combination.model_dump(mode="json", exclude={"seed"})
-    texts = each.measured[0][1].perplexity if each.measured else {}
+    texts = next((row.measured.perplexity for row in each.rows if row.measured), {})
 
-    def over(read: Any) -> Any:
-        found = each.over(read)
+    def over(name: str) -> Any:
+        found = each.over(name)
         return found and found.model_dump(mode="json")
 
     return {
-        "combination": combination,
-        "seeds": [row.combination.seed for row, _ in each.measured],
+        "combination": each.combination.model_dump(mode="json", exclude={"seed"}),
+        "seeds": [row.combination.seed for row in each.rows if row.measured],
         "refusals": each.refusals,
-        "parameters": over(lambda _, measured: measured.parameters.after),
-        "seconds": over(lambda row, _: row.cost.total_seconds),
-        "perplexity": {
-            text: over(lambda _, measured, text=text: measured.perplexity[text].value)
-            for text in texts
-        },
-        "nll_change": {
-            text: over(lambda _, measured, text=text: measured.change[text].nll) for text in texts
-        },
+        "parameters": over("parameters"),
+        "seconds": over("seconds"),
+        "perplexity": {text: over(f"perplexity.{text}") for text in texts},
+        "nll_change": {text: over(f"nll_increase.{text}") for text in texts},
     }
 
 
 def _columns(comparison: Comparison) -> list[str]:
-    figures = ("perplexity", "nll", "perplexity_change", "nll_change")
+    of_texts = (f"{kind}.{text}" for text in comparison.texts for kind in OF_TEXT)
     return [
-        "model", "calibration", "method", "alias", "criterion", "allocation", "layout",
-        "compensation", "ratio", "ratio_of", "seed", "refusal", "parameters_before",
-        "parameters_after", "reached_blocks", "reached_total", "file_bytes", "corrected",
-        "error_without", "error",
-        *(f"{figure}.{text}" for text in comparison.texts for figure in figures),
-        *(f"seconds.{stage}" for stage in STAGES), "seconds", "peak_anonymous_bytes",
-        "peak_device_bytes", "sums_from", "plan_digest", "tensor_digest", "directory",
+        *TRIED, *OF_MODEL, *of_texts, *(f"seconds.{stage}" for stage in ROW_STAGES), *CAME_OF_IT,
     ]  # fmt: skip
 
 
 def _dense(comparison: Comparison, name: str) -> dict[str, Any]:
     record = comparison.models[name].record
-    line = {
-        "model": name, "method": DENSE, "criterion": DENSE, "ratio": 0,
-        "parameters_before": record.parameters, "parameters_after": record.parameters,
-        "file_bytes": record.file_bytes, "tensor_digest": record.tensor_digest,
+    about = {"model": name, "method": DENSE, "criterion": DENSE, "ratio": 0}
+    return {
+        **about, "tensor_digest": record.tensor_digest,
+        **{name: figure.value for name, figure in figures_of(record, record).items()},
     }  # fmt: skip
-    for text, found in record.perplexity.items():
-        line |= {f"perplexity.{text}": found.value, f"nll.{text}": found.nll}
-    return line
 
 
 def _line(row: Row) -> dict[str, Any]:
-    tried = row.combination
-    line: dict[str, Any] = {
-        "model": tried.model, "calibration": tried.calibration, "method": tried.method,
-        "alias": tried.alias,
-        "criterion": tried.criterion.label, "allocation": tried.allocation.label,
-        "layout": tried.layout, "compensation": tried.compensation.label, "ratio": tried.ratio,
-        "ratio_of": tried.ratio_of, "seed": tried.seed, "refusal": row.refusal,
-        "directory": row.directory,
+    tried, measured = row.combination, row.measured
+    choices = ("criterion", "allocation", "compensation")
+    line = {
+        **tried.model_dump(mode="json"), **{name: getattr(tried, name).label for name in choices},
+        "method": tried.method, "refusal": row.refusal, "directory": row.directory,
     }  # fmt: skip
-    return line if row.measured is None else {**line, **_figures(row.measured), **_costs(row)}
-
-
-def _figures(measured: Measured) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "parameters_before": measured.parameters.before,
-        "parameters_after": measured.parameters.after,
-        "reached_blocks": measured.ratio.reached_blocks,
-        "reached_total": measured.ratio.reached_total,
-        "file_bytes": measured.file_bytes,
-        "plan_digest": measured.plan_digest,
-        "tensor_digest": measured.tensor_digest,
-    }
-    if did := measured.compensated:
-        line |= {
-            "corrected": did.told,
-            "error_without": sum(did.error_without),
-            "error": sum(did.error),
-        }
-    for text, found in measured.perplexity.items():
-        change = measured.change[text]
-        line |= {
-            f"perplexity.{text}": found.value,
-            f"nll.{text}": found.nll,
-            f"perplexity_change.{text}": change.perplexity,
-            f"nll_change.{text}": change.nll,
-        }
-    return line
-
-
-def _costs(row: Row) -> dict[str, Any]:
-    cost = row.cost
+    if measured is None:
+        return line
     return {
-        **{f"seconds.{stage}": cost.seconds.get(stage) for stage in STAGES},
-        "seconds": cost.total_seconds,
-        "peak_anonymous_bytes": cost.peak_anonymous_bytes,
-        "peak_device_bytes": cost.peak_device_bytes,
-        "sums_from": cost.sums_from,
-    }
+        **line, **{name: figure.value for name, figure in row_figures(row).items()},
+        "corrected": measured.compensated and measured.compensated.told,
+        "plan_digest": measured.plan_digest, "tensor_digest": measured.tensor_digest,
+        "sums_from": row.cost.sums_from,
+    }  # fmt: skip
+
+
+RESULTS: dict[str, Callable[[Comparison], str]] = {
+    "json": comparison_json,
+    "csv": comparison_csv,
+    "html": render_comparison,
+}

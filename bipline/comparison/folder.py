@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bipline.base.errors import InvalidInput
-from bipline.comparison.tasks import PRUNED
 from bipline.storage.directory import environment_failure, locked
-from bipline.storage.store import LocalStore
+from bipline.storage.local_store import LocalStore
 
 MARKER_NAME = ".bipline-comparison"
 MODELS = "models"
@@ -32,14 +31,11 @@ def comparison_folder(path: Path) -> Iterator[LocalStore]:
         with locked(path, f"{path}: another process is comparing into this folder"):
             _refuse_foreign(path)
             store = LocalStore(path / "work")
-            # Half written models of a run that was killed.
-            shutil.rmtree(store.root / PRUNED, ignore_errors=True)
             try:
                 yield store
             except BaseException:
                 _remove_if_idle(path, store)
                 raise
-            shutil.rmtree(store.root / PRUNED, ignore_errors=True)
     except OSError as error:
         raise environment_failure(error) or error from None
 
@@ -47,7 +43,7 @@ def comparison_folder(path: Path) -> Iterator[LocalStore]:
 def _remove_if_idle(path: Path, store: LocalStore) -> None:
     """Remove the folder where there is nothing in it but drawn windows."""
     own = {MARKER_NAME, store.root.name}
-    if not (store.root / "dense").is_dir() and {each.name for each in path.iterdir()} <= own:
+    if not (store.root / "evaluate").is_dir() and {each.name for each in path.iterdir()} <= own:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from bipline.comparison.spread import Spread
-from bipline.delivery.pictures import Axis, axis_over
+from bipline.delivery.pictures import Axis, axis_over, grid, svg, words
 
 WIDTH, HEIGHT = 920.0, 380.0
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 16.0, 14.0, 46.0
@@ -58,14 +58,15 @@ def curves_picture(curves: Sequence[Curve], label: str) -> Markup:
     margin = 0.04 * (max(across) - min(across)) or 0.04 * max(across)
     plane = _Plane(Axis(min(across) - margin, max(across) + margin, False), upward)
     shapes = "".join(_curve(plane, curve) for curve in curves)
-    inside = f"{_grid(plane)}{shapes}{_across_labels(plane, 'parameters left, millions')}"
-    return _picture(WIDTH, HEIGHT, label, inside)
+    lines = grid(upward, plane.y, LEFT, WIDTH - RIGHT)
+    inside = f"{lines}{shapes}{_across_labels(plane, 'parameters left, millions')}"
+    return svg(WIDTH, HEIGHT, label, inside)
 
 
 def swatch(number: int) -> Markup:
     """How a method's curve looks, for a legend."""
     line = f'<path {_line(number)} d="M1 7h26"/>'
-    return _picture(28.0, 14.0, "", line + _mark(number, 14.0, 7.0), 'class="line-swatch"')
+    return svg(28.0, 14.0, "", line + _mark(number, 14.0, 7.0))
 
 
 def bars_picture(values: Sequence[tuple[str, float]], label: str, unit: str) -> Markup:
@@ -77,11 +78,11 @@ def bars_picture(values: Sequence[tuple[str, float]], label: str, unit: str) -> 
         width = max(1.0, value / highest * (BAR_WIDTH - 90))
         number = f"{value:,.1f} {unit}"
         shapes.append(
-            f"{_text(0, top + 11, 'start', name)}"
+            f"{words(0, top + 11, 'start', name)}"
             f'<rect class="kept" x="0.0" y="{top + 15:.1f}" width="{width:.1f}" height="10.0"/>'
-            f"{_text(width + 6, top + 24, 'start', number)}"
+            f"{words(width + 6, top + 24, 'start', number)}"
         )
-    return _picture(BAR_WIDTH, max(1, len(values)) * BAR_STEP, label, "".join(shapes))
+    return svg(BAR_WIDTH, max(1, len(values)) * BAR_STEP, label, "".join(shapes))
 
 
 @dataclass(frozen=True)
@@ -124,33 +125,10 @@ def _mark(number: int, x: float, y: float) -> str:
     return f'<path fill="{COLOURS[number % len(COLOURS)]}" d="{shape}"/>'
 
 
-def _grid(plane: _Plane) -> str:
-    lines = []
-    for tick in plane.upward.ticks():
-        y = plane.y(tick)
-        ends = f'x1="{LEFT:.0f}" x2="{WIDTH - RIGHT:.0f}" y1="{y:.1f}" y2="{y:.1f}"'
-        lines.append(f'<line class="grid" {ends}/>')
-        lines.append(_text(LEFT - 8, y + 3.5, "end", f"{tick:,.6g}"))
-    return "".join(lines)
-
-
 def _across_labels(plane: _Plane, name: str) -> str:
     y = HEIGHT - BOTTOM + 18
     labels = [
-        _text(plane.x(tick), y, "middle", f"{tick / 1e6:,.6g}") for tick in plane.across.ticks()
+        words(plane.x(tick), y, "middle", f"{tick / 1e6:,.6g}") for tick in plane.across.ticks()
     ]
     middle = (LEFT + WIDTH - RIGHT) / 2
-    return "".join([*labels, _text(middle, y + 18, "middle", name)])
-
-
-def _text(x: float, y: float, anchor: str, text: str) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="tick" {place}>{escape(text)}</text>'
-
-
-def _picture(width: float, height: float, label: str, inside: str, more: str = "") -> Markup:
-    """An SVG of its own; without a label it is an ornament."""
-    told = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
-    size = f"0 0 {width:.0f} {height:.0f}"
-    # Safe to mark: every text from outside went through escape, the rest are numbers.
-    return Markup(f'<svg viewBox="{size}" {told} {more}>{inside}</svg>')  # noqa: S704
+    return "".join([*labels, words(middle, y + 18, "middle", name)])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict
 
 from bipline.values.combination import Combination
-from bipline.values.comparison import Comparison, Measured, Row
+from bipline.values.comparison import Comparison, Row
+from bipline.values.figures import Figure, figures_of, kind_of, row_figures
+
+STARRED = "* scored from the sums of another criterion's pass, whose seconds count there"
 
 
 class Spread(BaseModel):
@@ -33,6 +37,13 @@ class Spread(BaseModel):
             deviation=deviation,
         )
 
+    def text(self, show: Callable[[float], str]) -> str:
+        """The mean; where seeds differ, with deviation and range."""
+        if self.deviation is None or self.least == self.most:
+            return show(self.mean)
+        apart = f"{show(self.least)} to {show(self.most)}"
+        return f"{show(self.mean)} ± {show(self.deviation).lstrip('+')} ({apart})"
+
 
 @dataclass(frozen=True)
 class Repeated:
@@ -45,10 +56,10 @@ class Repeated:
         """The combination; its seed is the first one's."""
         return self.rows[0].combination
 
-    @property
-    def measured(self) -> list[tuple[Row, Measured]]:
-        """The rows that have figures, with them."""
-        return [(row, row.measured) for row in self.rows if row.measured]
+    @cached_property
+    def figures(self) -> list[dict[str, Figure]]:
+        """The figures of the rows that have any."""
+        return [row_figures(row) for row in self.rows if row.measured]
 
     @property
     def refusals(self) -> list[str]:
@@ -59,13 +70,31 @@ class Repeated:
     def compensation(self) -> str:
         """What was to be corrected, and by what the matrices of the first row were."""
         tried = self.combination.compensation.label
-        first = self.measured[0][1].compensated if self.measured else None
-        return f"{tried} ({first.told})" if first else tried
+        did = next((row.measured.compensated for row in self.rows if row.measured), None)
+        return f"{tried} ({did.told})" if did else tried
 
-    def over(self, figure: Callable[[Row, Measured], float]) -> Spread | None:
+    @property
+    def shares_sums(self) -> bool:
+        """Whether a row was scored from the sums of another criterion's pass."""
+        return any(row.cost.sums_from for row in self.rows)
+
+    def over(self, name: str) -> Spread | None:
         """The spread of a figure over the measured rows; None without one."""
-        values = [figure(row, measured) for row, measured in self.measured]
+        values = [figures[name].value for figures in self.figures]
         return Spread.of(values) if values else None
+
+    def text(self, name: str, ranged: bool = True) -> str:
+        """A figure for tables: the mean, ``ranged`` with how far the seeds part; the highest peak.
+
+        A star says that the seconds of scoring count elsewhere.
+        """
+        spread, show = self.over(name), kind_of(name).text
+        if spread is None:
+            return ""
+        if name == "peak_bytes":
+            return show(spread.most)
+        star = "*" if name == "seconds" and self.shares_sums else ""
+        return (spread.text(show) if ranged else show(spread.mean)) + star
 
 
 def repeated(rows: Iterable[Row]) -> list[Repeated]:
@@ -73,7 +102,7 @@ def repeated(rows: Iterable[Row]) -> list[Repeated]:
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row.combination.but_seed, []).append(row)
-    return [Repeated(tuple(held)) for held in found.values()]
+    return [Repeated(tuple(rows)) for rows in found.values()]
 
 
 def ranked(comparison: Comparison, model: str) -> list[Repeated]:
@@ -82,9 +111,40 @@ def ranked(comparison: Comparison, model: str) -> list[Repeated]:
     Those that were refused come last.
     """
     found = repeated(row for row in comparison.rows if row.combination.model == model)
+    first_text = f"perplexity.{comparison.texts[0]}"
 
     def place(each: Repeated) -> tuple[bool, float, float]:
-        first = each.over(lambda _, measured: next(iter(measured.perplexity.values())).value)
+        first = each.over(first_text)
         return first is None, each.combination.ratio, first.mean if first else 0.0
 
     return sorted(found, key=place)
+
+
+def named(comparison: Comparison, each: Repeated, name: str) -> str:
+    """A method's name, with its calibration where there are several."""
+    several = len(comparison.calibrations) > 1
+    return f"{name}, on {each.combination.calibration}" if several else name
+
+
+def table_lines(
+    comparison: Comparison, model: str, names: Sequence[str], ranged: Collection[str]
+) -> list[list[str]]:
+    """A model's table: the dense model, then every measured combination; a cell a figure.
+
+    Before the figures stand method, compensation and ratio. Of the figures whose kinds are
+    ``ranged`` it is told how far the seeds part.
+    """
+    record = comparison.models[model].record
+    dense = figures_of(record, record)
+    lines = [["dense", "", "", *(dense[name].text if name in dense else "" for name in names)]]
+    lines += [
+        [
+            named(comparison, each, each.combination.selection),
+            each.compensation,
+            f"{each.combination.ratio:g}",
+            *(each.text(name, name.partition(".")[0] in ranged) for name in names),
+        ]
+        for each in ranked(comparison, model)
+        if each.figures
+    ]
+    return lines

@@ -6,7 +6,7 @@ tables and plots compare them. A refused row is a child that says why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 
 from bipline.delivery.registries.mlflow import (
@@ -21,7 +21,8 @@ from bipline.delivery.registries.mlflow import (
     _run,
     _translated,
 )
-from bipline.values.comparison import Comparison, Measured, Row
+from bipline.values.comparison import Comparison, Row
+from bipline.values.figures import Figure, figures_of, row_figures
 
 
 def track_comparison(
@@ -41,7 +42,9 @@ def track_comparison(
         _probe(mlflow)
         with _limited(WORK_LIMITS), _run(mlflow) as run:
             _log_run(mlflow, run.info.run_id, params, artifacts, tags)
-            mlflow.log_metrics(dict(_dense(comparison)), run_id=run.info.run_id)
+            for model in comparison.models.values():
+                dense = _values(figures_of(model.record), "dense.")
+                mlflow.log_metrics(dense, run_id=run.info.run_id)
             for number, row in enumerate(comparison.rows, start=1):
                 _log_row(mlflow, row, f"row-{number:03d}")
             return str(run.info.run_id)
@@ -52,7 +55,7 @@ def _log_row(mlflow: ModuleType, row: Row, name: str) -> None:
         for batch in _batches(_tried(row), LONGEST_TAG):
             mlflow.log_params(batch)
         if row.measured:
-            mlflow.log_metrics(dict(_figures(row, row.measured)))
+            mlflow.log_metrics(_values(row_figures(row)))
             mlflow.set_tags({"plan_digest": row.measured.plan_digest})
         else:
             mlflow.set_tags({"refusal": _cut(row.refusal or "", LONGEST_TAG)})
@@ -66,26 +69,5 @@ def _tried(row: Row) -> dict[str, str]:
     return {name: str(value) for name, value in {**plain, **named, **aliased}.items()}
 
 
-def _figures(row: Row, measured: Measured) -> Iterator[tuple[str, float]]:
-    yield "parameters", float(measured.parameters.after)
-    yield "parameters_ratio", measured.parameters.ratio
-    yield "reached_blocks", measured.ratio.reached_blocks
-    yield "reached_total", measured.ratio.reached_total
-    yield "file_bytes", float(measured.file_bytes)
-    yield "seconds", row.cost.total_seconds
-    yield "peak_anonymous_bytes", float(row.cost.peak_anonymous_bytes)
-    if did := measured.compensated:
-        yield "block_error_without", sum(did.error_without)
-        yield "block_error", sum(did.error)
-    for text, found in measured.perplexity.items():
-        yield f"perplexity.{text}", found.value
-        yield f"nll.{text}", found.nll
-        yield f"perplexity_change.{text}", measured.change[text].perplexity
-        yield f"nll_change.{text}", measured.change[text].nll
-
-
-def _dense(comparison: Comparison) -> Iterator[tuple[str, float]]:
-    for held in comparison.models.values():
-        yield "dense.parameters", float(held.record.parameters)
-        for text, found in held.record.perplexity.items():
-            yield f"dense.perplexity.{text}", found.value
+def _values(figures: Mapping[str, Figure], prefix: str = "") -> dict[str, float]:
+    return {f"{prefix}{name}": float(figure.value) for name, figure in figures.items()}

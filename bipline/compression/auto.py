@@ -1,73 +1,125 @@
-"""``auto``: the criterion, allocation and compensation that are used where none is named.
+"""``auto``, and every part that is not named: what it stands for.
 
-What is chosen and why is told by docs/auto.md, with the figures that it was chosen by. A part
+What auto chooses and why is told by docs/auto.md, with the figures that it was chosen by. A part
 that is named by the user stays as named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.compensation.realise import CompensationRequest
-from bipline.compression.criteria import CRITERIA
+from bipline.compression.allocate import usual_allocation
+from bipline.compression.allocation import allocation_options
+from bipline.compression.compensation.checks import options_by_name
+from bipline.compression.criteria import CRITERIA, options_of
+from bipline.settings.line import LineSettings
+from bipline.storage.directory import occupied
+from bipline.values.combination import NONE, Choice, Method
 
 AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a model is pruned: what scores groups, what sets widths, what corrects the rest.
-
-    A ``rule`` or ``compensation`` of None is the one that goes with the criterion.
-    """
-
-    criterion: str
-    criterion_options: Mapping[str, Any] = field(default_factory=dict)
-    rule: str | None = None
-    rule_options: Mapping[str, Any] = field(default_factory=dict)
-    compensation: str | None = None
-    compensation_options: Mapping[str, Any] = field(default_factory=dict)
-
-    def without_auto(self) -> Method:
-        """The same where nothing is scored: ``auto`` then brings nothing with it."""
-        return replace(
-            self, criterion=CHOSEN.criterion if self.criterion == AUTO else self.criterion
-        )
-
-    @property
-    def request(self) -> CompensationRequest:
-        """The compensation that is asked for."""
-        return CompensationRequest(self.compensation or "none", self.compensation_options)
-
-
-CHOSEN = Method(criterion="llm-bip-glu", rule="compensated", compensation="obs")
+CHOSEN = Method(
+    criterion=Choice(name="llm-bip-glu"),
+    allocation=Choice(name="compensated"),
+    compensation=Choice(name="obs"),
+    alias=AUTO,
+)
 REASON = (
-    "auto: {criterion} scores, {rule} splits, {compensation} corrects; chosen by the perplexity "
-    "that was left on two models (docs/auto.md)"
+    "auto: {} scores, {} splits, {} corrects; chosen by the perplexity that was left on two models "
+    "(docs/auto.md)"
 )
 
+Line = TypeVar("Line", bound=LineSettings)
 
-def settled(method: Method, layout: str = "uniform") -> tuple[Method, str]:
-    """The method with ``auto`` replaced by what it stands for, and the reason; else as it is.
 
-    What it stands for may differ between the layouts. Raises InvalidInput for an unknown
-    criterion, and for options of one that ``auto`` chooses.
+def settle(method: Method, layout: str) -> tuple[Method, str]:
+    """The method with every part named, and why; the reason is empty unless ``auto`` chose.
+
+    What auto stands for may differ between the layouts; so far it does not.
+    Raises InvalidInput for a part that is unknown, for an option that it does not have, and for
+    options of a criterion that ``auto`` chooses.
     """
-    if method.criterion not in (AUTO, *CRITERIA):
-        known = ", ".join((AUTO, *sorted(CRITERIA)))
-        raise InvalidInput(f"criterion {method.criterion!r} is unknown; known: {known}")
-    if method.criterion != AUTO:
-        return replace(method, compensation=method.compensation or "none"), ""
-    if method.criterion_options:
-        raise InvalidInput("criterion auto has no options of its own; name a criterion to set them")
-    chosen = replace(
-        CHOSEN,
-        rule=method.rule or CHOSEN.rule,
-        rule_options=method.rule_options,
-        compensation=method.compensation or CHOSEN.compensation,
-        compensation_options=method.compensation_options,
+    usual = _usual(method.criterion)
+    allocation = method.allocation or usual.allocation
+    compensation = method.compensation or usual.compensation
+    assert allocation and compensation  # noqa: S101
+    allocation_options(allocation.name, 0, allocation.options)
+    options_by_name(compensation.name, compensation.options)
+    settled = Method(
+        criterion=usual.criterion,
+        allocation=allocation,
+        compensation=compensation,
+        alias=usual.alias or method.alias,
     )
-    return chosen, REASON.format(**vars(chosen))
+    if usual.alias is None:
+        return settled, ""
+    return settled, REASON.format(usual.criterion.name, allocation.name, compensation.name)
+
+
+def settled_settings(settings: Line) -> tuple[Line, str]:
+    """The same for settings; where nothing is scored, ``auto`` brings nothing with it.
+
+    Raises InvalidInput as :func:`settle` does.
+    """
+    method, reason = settle(method_of(settings), settings.allocate.layout)
+    return _with_method(settings, method), reason
+
+
+def method_of(settings: LineSettings) -> Method:
+    """What is scored, allocated and compensated by, as settings name it."""
+    score, allocate, compensate = settings.score, settings.allocate, settings.compensate
+    criterion = Choice(name=score.criterion, options=score.criterion_option)
+    if criterion.name == AUTO and applies(settings):
+        criterion = Choice(name=CHOSEN.criterion.name, options=criterion.options)
+
+    def choice(name: str | None, options: dict[str, Any], part: str) -> Choice | None:
+        """None where nothing is named; options alone are of the part that is used then."""
+        if name is None and options:
+            name = getattr(_usual(criterion), part).name
+        return None if name is None else Choice(name=name, options=options)
+
+    return Method(
+        criterion=criterion,
+        allocation=choice(allocate.allocation, allocate.allocation_option, "allocation"),
+        compensation=choice(
+            compensate.compensation, compensate.compensation_option, "compensation"
+        ),
+    )
+
+
+def applies(settings: LineSettings) -> bool:
+    """Whether a plan is given, by itself or with corrections that are there: nothing is scored.
+
+    With a ratio, corrections are what this very run is to write.
+    """
+    allocate, corrections = settings.allocate, settings.compensate.corrections
+    if allocate.plan is not None or corrections is None:
+        return allocate.plan is not None
+    return "ratio" not in allocate.model_fields_set and occupied(Path(corrections))
+
+
+def _usual(criterion: Choice) -> Method:
+    """The method where only a criterion is named. Raises InvalidInput for an unknown one."""
+    if criterion.name not in (AUTO, *CRITERIA):
+        known = ", ".join((AUTO, *sorted(CRITERIA)))
+        raise InvalidInput(f"criterion {criterion.name!r} is unknown; known: {known}")
+    if criterion.name != AUTO:
+        prunes = options_of(criterion.name, 0, criterion.options).prunes
+        allocation = Choice(name=usual_allocation(prunes))
+        return Method(criterion=criterion, allocation=allocation, compensation=Choice(name=NONE))
+    if criterion.options:
+        raise InvalidInput("criterion auto has no options of its own; name a criterion to set them")
+    return CHOSEN
+
+
+def _with_method(settings: Line, method: Method) -> Line:
+    """Settings that name a method's parts."""
+    updates: dict[str, Any] = {}
+    for section, part in (
+        ("score", "criterion"), ("allocate", "allocation"), ("compensate", "compensation"),
+    ):  # fmt: skip
+        choice = getattr(method, part)
+        named = {part: choice.name, f"{part}_option": choice.options}
+        updates[section] = getattr(settings, section).model_copy(update=named)
+    return settings.model_copy(update=updates)

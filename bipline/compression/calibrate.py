@@ -2,16 +2,17 @@
 
 Documents are de-duplicated, shuffled by the seed and tokenised one by one, each opened by the
 tokenizer's BOS where it has one, so that a window that crosses a boundary shows it. The stream
-is cut into windows, and ``samples`` of them are drawn by the seed without replacement. Text
-that overlaps the evaluation texts is refused: shared 13-grams of words are how one finds out
-(the check of Brown et al. 2020, arXiv 2005.14165, appendix C).
+is cut into windows, and ``samples`` of them are drawn by the seed without replacement. Nothing
+else decides the draw. Text that overlaps the evaluation texts is refused (:func:`check_overlap`):
+shared 13-grams of words are how one finds out (the check of Brown et al. 2020, arXiv 2005.14165,
+appendix C).
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from bipline.model.tokenizer import tokenizer_of
 from bipline.storage.digests import digest_bytes
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.documents import read_documents
-from bipline.storage.folder import Folder, open_folder
+from bipline.storage.folder import Folder
 
 KIND = "calibration-set"
 NGRAM_WORDS = 13
@@ -47,44 +48,60 @@ class CalibrationSet:
 
 
 def calibrate(
-    tokenizer_folder: Path | Folder,
-    texts: Mapping[Path, float],
+    tokenizer_folder: Folder,
+    texts: Sequence[tuple[Path, float]],
     samples: int,
     seqlen: int,
     seed: int,
-    evaluation_texts: Iterable[Path] = (),
 ) -> CalibrationSet:
     """Draw ``samples`` windows of ``seqlen`` tokens from a mix of texts.
 
-    ``texts`` maps files to their weight in the mix (shares of the windows, any positive scale).
-    Raises InvalidInput for empty or too short text, for text that is also evaluation text, and
-    for weights or sizes that make no sense.
+    ``texts`` are files with their weight in the mix (shares of the windows, any positive scale).
+    Names decide nothing; windows come in the order of the texts.
+    Raises InvalidInput for empty or too short text, and for weights or sizes that make no sense.
     """
     _check_sizes(texts, samples, seqlen)
-    if isinstance(tokenizer_folder, Path):
-        tokenizer_folder = open_folder(tokenizer_folder)
     tokenizer = tokenizer_of(tokenizer_folder)
-    evaluation = [read_documents(path) for path in evaluation_texts]
-    parts = []
-    description: dict[str, Any] = {"samples": samples, "seqlen": seqlen, "seed": seed, "texts": []}
-    for (path, _), share in zip(texts.items(), _shares(texts, samples), strict=True):
+    parts, drawn = [], []
+    for (path, _), share in zip(texts, _shares(texts, samples), strict=True):
         documents = _distinct(read_documents(path))
-        overlap = ngram_overlap(documents, [d for text in evaluation for d in text])
-        _refuse_overlap(path, overlap)
         stream = _token_stream(tokenizer, _shuffled(documents, seed))
         parts.append(_draw(stream, share, seqlen, seed, path))
-        description["texts"].append(
-            {"documents": len(documents), "windows": share, "overlap": overlap}
-        )
+        drawn.append({"documents": len(documents), "windows": share})
+    description = {"samples": samples, "seqlen": seqlen, "seed": seed, "texts": drawn}
     return CalibrationSet(torch.cat(parts), description)
 
 
-def ngram_overlap(documents: Iterable[str], evaluation: Iterable[str]) -> float:
-    """The share of a text's distinct 13-grams of words that the evaluation text holds too."""
-    known = _ngrams(evaluation)
-    if not known:
-        return 0.0
-    own = _ngrams(documents)
+def check_overlap(texts: Iterable[Path], evaluation: Iterable[Path]) -> dict[Path, float]:
+    """Each text's share of distinct 13-grams of words that the evaluation texts hold too.
+
+    Raises InvalidInput for a text that is also evaluation text, by more than MAXIMUM_OVERLAP.
+    """
+    known = ngrams_of(document for path in evaluation for document in read_documents(path))
+    found = {}
+    for path in texts:
+        own = ngrams_of(read_documents(path)) if known else set()
+        found[path] = overlap = overlap_of(own, known)
+        if overlap > MAXIMUM_OVERLAP:
+            raise InvalidInput(
+                f"{path}: {overlap:.1%} of its 13-grams stand in the evaluation text; "
+                "calibrate on other text"
+            )
+    return found
+
+
+def ngrams_of(documents: Iterable[str]) -> set[int]:
+    """The distinct 13-grams of words of some documents, each as its hash."""
+    grams = set()
+    for document in documents:
+        words = document.lower().split()
+        for start in range(len(words) - NGRAM_WORDS + 1):
+            grams.add(hash(tuple(words[start : start + NGRAM_WORDS])))
+    return grams
+
+
+def overlap_of(own: set[int], known: set[int]) -> float:
+    """The share of a text's n-grams that are known; 0 for a text that has none."""
     return len(own & known) / len(own) if own else 0.0
 
 
@@ -104,20 +121,20 @@ def load_calibration(directory: Path) -> CalibrationSet:
     return CalibrationSet(token_ids, description)
 
 
-def _check_sizes(texts: Mapping[Path, float], samples: int, seqlen: int) -> None:
+def _check_sizes(texts: Sequence[tuple[Path, float]], samples: int, seqlen: int) -> None:
     if samples < 1 or seqlen < 2:
         raise InvalidInput(f"samples {samples}, seqlen {seqlen}: need at least 1 and 2")
     if not texts:
         raise InvalidInput("no calibration text was given")
-    for path, weight in texts.items():
+    for path, weight in texts:
         if not 0 < weight < float("inf"):
             raise InvalidInput(f"{path}: weight {weight} in the calibration mix must be positive")
 
 
-def _shares(texts: Mapping[Path, float], samples: int) -> list[int]:
+def _shares(texts: Sequence[tuple[Path, float]], samples: int) -> list[int]:
     """Split the windows by weight; largest remainders take what rounding leaves."""
-    total = sum(texts.values())
-    exact = [samples * weight / total for weight in texts.values()]
+    total = sum(weight for _, weight in texts)
+    exact = [samples * weight / total for _, weight in texts]
     shares = [int(share) for share in exact]
     order = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
     for index in order[: samples - sum(shares)]:
@@ -160,20 +177,3 @@ def _draw(stream: torch.Tensor, count: int, seqlen: int, seed: int, path: Path) 
     windows = stream[: available * seqlen].view(available, seqlen)
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:count]
     return windows[chosen.sort().values]
-
-
-def _ngrams(documents: Iterable[str]) -> set[int]:
-    grams = set()
-    for document in documents:
-        words = document.lower().split()
-        for start in range(len(words) - NGRAM_WORDS + 1):
-            grams.add(hash(tuple(words[start : start + NGRAM_WORDS])))
-    return grams
-
-
-def _refuse_overlap(path: Path, overlap: float) -> None:
-    if overlap > MAXIMUM_OVERLAP:
-        raise InvalidInput(
-            f"{path}: {overlap:.1%} of its 13-grams stand in the evaluation text; "
-            "calibrate on other text"
-        )

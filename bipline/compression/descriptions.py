@@ -1,4 +1,4 @@
-"""What a criterion or a rule says of itself: its docstring, taken apart for pages and cards.
+"""What a criterion or an allocation says of itself: its docstring, taken apart for pages and cards.
 
 The first line is ``name``: idea. Paragraphs that are aligned as formulas are formulas, and from
 the first paragraph that begins with "Source" or "Established" on, the text says where the method
@@ -13,7 +13,7 @@ import inspect
 import re
 from dataclasses import dataclass
 
-from bipline.compression.allocation import RULES, rule_module
+from bipline.compression.allocation import ALLOCATIONS, allocation_module
 from bipline.compression.criteria import CRITERIA, module_name
 
 ALIGNED = re.compile(r"\S {2,}\S|^ {2,}\S", re.MULTILINE)
@@ -29,8 +29,8 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A criterion or a rule, described by itself."""
+class Description:
+    """A criterion or an allocation, described by itself."""
 
     name: str
     idea: str
@@ -38,23 +38,23 @@ class Method:
     status: tuple[Paragraph, ...]
 
 
-def criterion_method(name: str) -> Method:
+def criterion_description(name: str) -> Description:
     """A criterion's description. Raises InvalidInput for an unknown one."""
-    return described(name, importlib.import_module(module_name(name)).__doc__)
+    return description_from(name, importlib.import_module(module_name(name)).__doc__)
 
 
-def rule_method(name: str) -> Method:
-    """An allocation rule's description. Raises InvalidInput for an unknown one."""
-    return described(name, importlib.import_module(rule_module(name)).__doc__)
+def allocation_description(name: str) -> Description:
+    """An allocation's description. Raises InvalidInput for an unknown one."""
+    return description_from(name, importlib.import_module(allocation_module(name)).__doc__)
 
 
-def all_methods() -> tuple[list[Method], list[Method]]:
-    """All criteria and all rules, by name."""
-    criteria = [criterion_method(name) for name in sorted(CRITERIA)]
-    return criteria, [rule_method(name) for name in sorted(RULES)]
+def all_descriptions() -> tuple[list[Description], list[Description]]:
+    """Those of all criteria and of all allocations, by name."""
+    criteria = [criterion_description(name) for name in sorted(CRITERIA)]
+    return criteria, [allocation_description(name) for name in sorted(ALLOCATIONS)]
 
 
-def described(name: str, docstring: str | None) -> Method:
+def description_from(name: str, docstring: str | None) -> Description:
     """Take a docstring apart. Raises ValueError where it does not say what a page needs."""
     first, *rest = inspect.cleandoc(docstring or "").split("\n\n")
     label, _, idea = first.partition("``: ")
@@ -64,4 +64,4 @@ def described(name: str, docstring: str | None) -> Method:
     cut = next((i for i, each in enumerate(paragraphs) if each.text.startswith(STATUS)), None)
     if cut is None or not any(each.formula for each in paragraphs[:cut]):
         raise ValueError(f"{name}: its description lacks a formula, or its source")
-    return Method(name, " ".join(idea.split()), paragraphs[:cut], paragraphs[cut:])
+    return Description(name, " ".join(idea.split()), paragraphs[:cut], paragraphs[cut:])

@@ -77,19 +77,20 @@ def gradient_sums(
     loop = replace(computing, micro_batch=1).loop(checkpoint)
     loop.check(token_ids)
     folder = _folder(loop, token_ids, computing, work)
-    windows: list[Windows] = []
+    held: list[GradientAccumulator] = []
 
     def listen(block: LoopBlock) -> Callable[[Weights], None]:
         seen = Block.of(checkpoint, block.index, block.source_weights())
-        windows[:] = [Windows(seen, couplings(checkpoint, block.index), len(token_ids))]
-        return windows[0]
+        coupled = couplings(checkpoint, block.index)
+        held[:] = [GradientAccumulator(seen, coupled, len(token_ids))]
+        return held[0]
 
     for found in block_gradients(loop, token_ids, folder, listen):
-        sums = windows[0].sums(found.gradients)
+        sums = held[0].sums(found.gradients)
         # While the next block is computed, nobody needs the gradients of this one.
         del found
-        check_finite(sums, windows[0].block.index)
-        yield windows[0].block, sums
+        check_finite(sums, held[0].block.index)
+        yield held[0].block, sums
     if folder is not None:
         folder.rmdir()
 
@@ -161,8 +162,8 @@ def line_sums(weight: Tensor, gradient: Tensor, square: Tensor | None, dim: int)
     return {name: put([tile[name] for tile in tiles]) for name in tiles[0]}
 
 
-class Windows:
-    """One block's windows as they come: F over all of them, and the sums of every chunk."""
+class GradientAccumulator:
+    """One block's gradients, window by window: F over all of them, and the sums of every chunk."""
 
     def __init__(self, block: Block, coupled: dict[str, Coupling], windows: int) -> None:
         self.block = block

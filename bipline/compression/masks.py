@@ -1,11 +1,11 @@
-"""Gates: one factor per attention group and per FFN channel of every block of a model.
+"""Masks: a factor for every attention group and FFN channel of every block of a model.
 
-A gate scales the columns that read its group: ``self_attn.o_proj.weight`` for an attention group,
-one column of ``mlp.down_proj.weight`` for an FFN channel. Biases stay. So a gate of 0 is exactly
-what slicing the group away does, and a gate of 1 changes nothing.
+An entry scales the columns that read its group: ``self_attn.o_proj.weight`` for an attention group,
+one column of ``mlp.down_proj.weight`` for an FFN channel. Biases stay. So an entry of 0 is exactly
+what slicing the group away does, and an entry of 1 changes nothing.
 
-Several settings of the gates run in one pass over the blocks, so a search that compares masks
-reads the weights once for all of them. The gradient with respect to the gates is taken by
+Several masks run in one pass over the blocks, so a search that compares masks
+reads the weights once for all of them. The gradient with respect to the masks is taken by
 streamed back-propagation, with one block's weights in memory.
 """
 
@@ -35,15 +35,15 @@ OUTPUTS = {
 
 
 @dataclass(frozen=True)
-class Gates:
-    """A setting of all gates: ``[blocks, num_key_value_heads]`` and ``[blocks, f]``."""
+class Masks:
+    """The masks of all blocks: ``[blocks, num_key_value_heads]`` and ``[blocks, f]``."""
 
     attention_groups: Tensor
     ffn_channels: Tensor
 
     @classmethod
-    def opened(cls, shape: ModelShape) -> Gates:
-        """All gates at one, in float64: the dense model. Raises InvalidInput as :func:`check`."""
+    def dense(cls, shape: ModelShape) -> Masks:
+        """All entries at one, in float64: the dense model. Raises InvalidInput as :func:`check`."""
         check(shape)
         layers = shape.num_hidden_layers
         return cls(
@@ -52,12 +52,12 @@ class Gates:
         )
 
     def of_block(self, index: int, like: Tensor) -> Weights:
-        """One block's gates by field name, with the dtype and on the device of ``like``."""
+        """One block's masks by field name, with the dtype and on the device of ``like``."""
         return {name: getattr(self, name)[index].to(like) for name in self.__dataclass_fields__}
 
 
 def check(shape: ModelShape) -> None:
-    """Raise InvalidInput for a model whose blocks differ in width: gates are one tensor."""
+    """Raise InvalidInput for a model whose blocks differ in width: masks are one tensor."""
     if shape.per_layer:
         raise InvalidInput(
             "searches over masks need a model whose blocks are equally wide; the blocks of this "
@@ -65,8 +65,8 @@ def check(shape: ModelShape) -> None:
         )
 
 
-def gated(weights: Weights, attention_groups: Tensor, ffn_channels: Tensor) -> Weights:
-    """A block's two gated matrices, differentiable in the gates ``[groups]`` and ``[f]``."""
+def masked(weights: Weights, attention_groups: Tensor, ffn_channels: Tensor) -> Weights:
+    """A block's two masked matrices, differentiable in the masks ``[groups]`` and ``[f]``."""
     columns, down = weights[ATTENTION_READER], weights[FFN_READER]
     width = columns.shape[1] // len(attention_groups)
     by_column = attention_groups.repeat_interleave(width)
@@ -83,11 +83,11 @@ def silenced(weights: Weights, sublayer: str) -> Weights:
 
 
 @torch.no_grad()
-def gated_losses(loop: BlockLoop, token_ids: Tensor, settings: Sequence[Gates]) -> Tensor:
-    """The model's mean loss under several settings of the gates, in one pass over the blocks.
+def masked_losses(loop: BlockLoop, token_ids: Tensor, settings: Sequence[Masks]) -> Tensor:
+    """The model's mean loss under each of several masks, in one pass over the blocks.
 
     ``token_ids`` is ``[windows, seqlen]``; the losses are float64 ``[len(settings)]``, in nats per
-    predicted token. Memory is one block and the hidden states of every setting.
+    predicted token. Memory is one block and the hidden states under every mask.
     Raises InvalidInput for a model whose blocks differ in width.
     """
     check(loop.checkpoint.shape)
@@ -95,8 +95,8 @@ def gated_losses(loop: BlockLoop, token_ids: Tensor, settings: Sequence[Gates]) 
     for block in loop.blocks():
         source = block.weights
         like = source[ATTENTION_READER]
-        for place, gates in enumerate(settings):
-            block.replace(gated(source, **gates.of_block(block.index, like)))
+        for place, masks in enumerate(settings):
+            block.replace(masked(source, **masks.of_block(block.index, like)))
             states[place] = block.run(states[place])
     output = loop.output_weight()
     found = [mean_loss(loop, hidden, token_ids, output) for hidden in states]
@@ -116,20 +116,20 @@ def mean_loss(loop: BlockLoop, hidden: Tensor, token_ids: Tensor, output: Tensor
     return total / (windows * (seqlen - 1))
 
 
-def gate_gradients(
-    loop: BlockLoop, token_ids: Tensor, gates: Gates, folder: Path | None = None
-) -> tuple[float, Gates]:
-    """The mean loss and its gradient with respect to every gate, by streamed back-propagation.
+def mask_gradients(
+    loop: BlockLoop, token_ids: Tensor, masks: Masks, folder: Path | None = None
+) -> tuple[float, Masks]:
+    """The mean loss and its gradient with respect to every entry, by streamed back-propagation.
 
-    Gradients have the shapes of the gates, in float64 on the CPU. With ``folder`` the inputs of
+    Gradients have the shapes of the masks, in float64 on the CPU. With ``folder`` the inputs of
     the blocks wait on the disk. Raises InvalidInput for a model whose blocks differ in width.
     """
     check(loop.checkpoint.shape)
 
     def parametrise(block: Block) -> Parameters:
         source = block.weights
-        leaves = gates.of_block(block.index, source[ATTENTION_READER])
-        return Parameters(leaves, lambda held: gated(source, **held))
+        leaves = masks.of_block(block.index, source[ATTENTION_READER])
+        return Parameters(leaves, lambda held: masked(source, **held))
 
     with silently():
         parts = block_gradients(loop, token_ids, folder, parametrise=parametrise)
@@ -138,10 +138,10 @@ def gate_gradients(
     stacked = {
         name: torch.stack([part[name].cpu().double() for part in ordered]) for name in ordered[0]
     }
-    return found[0].loss, Gates(**stacked)
+    return found[0].loss, Masks(**stacked)
 
 
-def top_gates(scores: Tensor, keep: float) -> Tensor:
+def top_masks(scores: Tensor, keep: float) -> Tensor:
     """Ones for the highest scores of every block, ``[blocks, n] -> [blocks, n]`` in float64.
 
     ``keep`` is the share that stays, rounded to whole groups and at least one; of equal scores

@@ -1,4 +1,4 @@
-"""Options of criteria and of allocation rules: the papers' knobs as strict, frozen values."""
+"""Options of criteria and of allocations: the papers' knobs as strict, frozen values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bipline.base.errors import InvalidInput
 
 
 class BaseOptions(BaseModel):
-    """What a criterion or a rule may be told. ``seed`` is for what is drawn."""
+    """What a criterion or an allocation may be told. ``seed`` is for what is drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import track
-from bipline.compression.computing import Computing
-from bipline.compression.criteria import FORWARD, Criterion, load_criterion, unmet_needs
+from bipline.compression.criteria import Criterion, load_criterion, needs_of, unmet_needs
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
+from bipline.compression.criteria.needs import GRADIENTS
 from bipline.compression.criteria.search import Search
 from bipline.compression.forward_pass import ForwardPass, Observe
 from bipline.compression.gradient_sums import check_windows, gradient_sums
@@ -37,25 +35,17 @@ from bipline.compression.statistics import (
     empty_statistics,
     statistics_of,
 )
+from bipline.compression.windows import Windows
 from bipline.compression.workers import Workers
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The windows that scoring runs, ``[samples, seqlen]``, and their digest."""
-
-    token_ids: torch.Tensor
-    digest: str
-
-
 def score_model(
     checkpoint: Checkpoint,
-    calibration: Calibration,
+    windows: Windows,
     criterion: str,
     options: Options,
-    computing: Computing,
     work: Path | None = None,
     workers: Workers | None = None,
 ) -> tuple[Statistics, Scores]:
@@ -65,30 +55,27 @@ def score_model(
     Raises InvalidInput where the model's activations are not finite, and where windows cannot be
     divided among workers.
     """
-    needs, workers = load_criterion(criterion).NEEDS, workers or Workers()
-    if workers.count > 1 and needs != "weights":
+    needs, workers = needs_of(criterion), workers or Workers()
+    if workers.count > 1 and needs.windows:
         check_shared(criterion)
-    if work is None and not computing.resident:
+    if work is None and not windows.computing.resident:
         with TemporaryDirectory(prefix="bipline-") as folder:
-            return score_model(
-                checkpoint, calibration, criterion, options, computing, Path(folder), workers
-            )
-    if needs == "weights":
+            return score_model(checkpoint, windows, criterion, options, Path(folder), workers)
+    if not needs.windows:
         statistics = empty_statistics(checkpoint)
         scores = _scores_of(checkpoint, criterion, options, statistics.blocks)
         return statistics, _named(scores, statistics, criterion, options)
-    run = _Run(checkpoint, calibration, criterion, options, computing, work)
-    if needs == "gradients":
+    run = _Run(checkpoint, windows, criterion, options, work)
+    if needs == GRADIENTS:
         return run.by_gradients()
-    return run.by_search() if needs == "search" else run.forward(workers)
+    return run.forward(workers) if needs.sums else run.by_search()
 
 
 def score_part(
     checkpoint: Checkpoint,
-    calibration: Calibration,
+    windows: Windows,
     criterion: str,
     options: Options,
-    computing: Computing,
     part: tuple[int, int],
     work: Path | None = None,
 ) -> Statistics:
@@ -99,18 +86,18 @@ def score_part(
     divided.
     """
     check_shared(criterion)
-    own = share_of(len(calibration.token_ids), *part)
+    own = share_of(len(windows.token_ids), *part)
 
     def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
         sums = {f"{n}.{name}": value for n, held in chunks.items() for name, value in held.items()}
         check_finite(sums, block.index)
         return sums, None
 
-    token_ids = windows_of(calibration.token_ids, own)
+    token_ids, computing = windows_of(windows.token_ids, own), windows.computing
     observe = Observe(load_criterion(criterion), options)
     forward = ForwardPass(checkpoint, token_ids, own, observe, computing, work, Workers())
     blocks = tuple(sums for sums, _ in forward.run(finish))
-    return statistics_of(checkpoint, calibration.digest, computing.dtype_name, blocks)
+    return statistics_of(checkpoint, windows.digest, computing.dtype_name, blocks)
 
 
 def reduce_parts(parts: Sequence[Statistics]) -> Statistics:
@@ -164,11 +151,11 @@ def hold_to_model(checkpoint: Checkpoint, statistics: Statistics) -> None:
 
 def check_shared(criterion: str) -> None:
     """Raise InvalidInput where several workers cannot share a criterion's windows."""
-    needs = load_criterion(criterion).NEEDS
-    if needs not in FORWARD:
+    needs = needs_of(criterion)
+    if not needs.shareable:
         raise InvalidInput(
-            f"criterion {criterion} needs {needs}, whose work cannot be divided among workers; "
-            "run it in one process, with parts: 1"
+            f"criterion {criterion} needs {needs.name}, whose work cannot be divided among "
+            "workers; run it in one process, with parts: 1"
         )
 
 
@@ -177,37 +164,37 @@ class _Run:
     """One scoring of a model whose windows are run, in the way that the criterion needs."""
 
     checkpoint: Checkpoint
-    calibration: Calibration
+    windows: Windows
     criterion: str
     options: Options
-    computing: Computing
     work: Path | None
 
     def forward(self, workers: Workers) -> tuple[Statistics, Scores]:
         """One forward pass, each worker with its share of the windows."""
-        chosen, windows = load_criterion(self.criterion), len(self.calibration.token_ids)
-        everybody, own = share_of(windows, 0, 1), share_of(windows, workers.rank, workers.count)
+        chosen, samples = load_criterion(self.criterion), len(self.windows.token_ids)
+        everybody, own = share_of(samples, 0, 1), share_of(samples, workers.rank, workers.count)
 
         def finish(block: LoopBlock, chunks: ChunkSums) -> Finished:
             sums = reduce_chunks(workers.gather(chunks, everybody))
             check_finite(sums, block.index)
             return sums, _block_scores(chosen, sums, _source_block(block), self.options)
 
-        token_ids = windows_of(self.calibration.token_ids, own)
+        token_ids = windows_of(self.windows.token_ids, own)
         observe = Observe(chosen, self.options)
-        forward = ForwardPass(
-            self.checkpoint, token_ids, own, observe, self.computing, self.work, workers
-        )
-        finished = forward.run(finish)
+        computing = self.windows.computing
+        finished = ForwardPass(
+            self.checkpoint, token_ids, own, observe, computing, self.work, workers
+        ).run(finish)
         found = [scores for _, scores in finished if scores is not None]
         return self._finished([sums for sums, _ in finished], found)
 
     def by_gradients(self) -> tuple[Statistics, Scores]:
         """A backward pass. Raises InvalidInput for too few windows."""
-        chosen, token_ids = load_criterion(self.criterion), self.calibration.token_ids
+        chosen, token_ids = load_criterion(self.criterion), self.windows.token_ids
         check_windows(self.criterion, self.options, len(token_ids))
         found: dict[int, tuple[Sums, BlockScores]] = {}
-        for block, sums in gradient_sums(self.checkpoint, token_ids, self.computing, self.work):
+        computing = self.windows.computing
+        for block, sums in gradient_sums(self.checkpoint, token_ids, computing, self.work):
             found[block.index] = sums, _block_scores(chosen, sums, block, self.options)
         blocks, scores = zip(*(found[index] for index in sorted(found)), strict=True)
         return self._finished(blocks, scores)
@@ -216,20 +203,18 @@ class _Run:
         """Many passes, which leave scores and no sums."""
 
         def score(criterion: str, options: Options) -> Sequence[BlockScores]:
-            return score_model(
-                self.checkpoint, self.calibration, criterion, options, self.computing
-            )[1].blocks
+            return score_model(self.checkpoint, self.windows, criterion, options)[1].blocks
 
-        loop = self.computing.loop(self.checkpoint)
-        searching = Search(loop, self.calibration.token_ids, score)
+        loop = self.windows.computing.loop(self.checkpoint)
+        searching = Search(loop, self.windows.token_ids, score)
         found = load_criterion(self.criterion).search(searching, self.options)
         return self._finished([{} for _ in found], found)
 
     def _finished(
         self, blocks: Sequence[Sums], scores: Sequence[BlockScores]
     ) -> tuple[Statistics, Scores]:
-        dtype = self.computing.dtype_name
-        statistics = statistics_of(self.checkpoint, self.calibration.digest, dtype, tuple(blocks))
+        dtype = self.windows.computing.dtype_name
+        statistics = statistics_of(self.checkpoint, self.windows.digest, dtype, tuple(blocks))
         return statistics, _named(scores, statistics, self.criterion, self.options)
 
 
@@ -275,7 +260,3 @@ def _reduced(parts: Sequence[Sums]) -> Sums:
             number, _, local = name.partition(".")
             chunks.setdefault(int(number), {})[local] = value
     return reduce_chunks(chunks)
-
-
-def _layers(checkpoint: Checkpoint) -> int:
-    return checkpoint.shape.num_hidden_layers

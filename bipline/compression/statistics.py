@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from bipline.compression.criteria.interface import BlockScores, Sums, Unit
 from bipline.model.checkpoint import Checkpoint
+from bipline.storage.digests import digest_file
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.manifest import verify_directory
 
@@ -67,10 +68,12 @@ def statistics_of(
 
 def save_statistics(statistics: Statistics, scores: Scores, writer: DirectoryWriter) -> None:
     """Write sums and scores as safetensors, and what they are about as JSON."""
-    tensors = [block.tensors() for block in scores.blocks]
-    save_file(flattened(tensors), writer.path / "scores.safetensors")
+    path = writer.path / "scores.safetensors"
+    save_file(flattened([block.tensors() for block in scores.blocks]), path)
     scored = {n: getattr(scores, n) for n in ("criterion", "options", "prunes")}
     save_sums(statistics, writer, scored)
+    # What follows from the scores is keyed by them, whatever other sums lie beside.
+    writer.info["scores"] = digest_file(path)
 
 
 def save_sums(

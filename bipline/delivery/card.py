@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from bipline.compression.criteria import CRITERIA
-from bipline.compression.criteria.interface import BlockScores
-from bipline.compression.descriptions import criterion_method
+from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import compensation_lines
-from bipline.delivery.contents import PackageContents, measures, percent
+from bipline.delivery.contents import NO_SCORES, PackageContents
+from bipline.values.figures import percent, side_by_side
 from bipline.values.plan import Layout, PruningPlan
 from bipline.values.record import EvaluationRecord
 
@@ -43,7 +43,7 @@ def method_text(criterion: str) -> str:
     """What a criterion is and where it comes from, said honestly, as markdown."""
     if criterion not in CRITERIA:
         return f"criterion {as_code(criterion)}"
-    method = criterion_method(criterion)
+    method = criterion_description(criterion)
     source = " ".join(method.status[0].text.split())
     return f"`{criterion}`: {method.idea} {source}".replace("``", "`")
 
@@ -89,12 +89,13 @@ def _opening(contents: PackageContents) -> str:
 
 
 def _comparison(contents: PackageContents) -> str:
-    stages = contents.stages
-    head = ["", *(stage.capitalize() for stage in stages), "Change"]
-    lines = [_line(head), _line(["---", *["---:"] * (len(stages) + 1)])]
-    for row in measures(contents):
-        values = [row.values[stage] for stage in stages]
-        lines.append(_line([escaped(row.name), *values, row.change]))
+    measured = contents.measured
+    head = ["", *(model.capitalize() for model in measured), "Change"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(measured) + 1)])]
+    lines += [
+        _line([escaped(line.title), *line.texts.values(), line.change])
+        for line in side_by_side(measured, contents.packaged)
+    ]
     change = f"Change is of the {contents.packaged} model, the one packaged, against the dense."
     protocol = _protocol(contents.records["dense"])
     return "\n".join(["## Measured", "", *lines, "", change, protocol])
@@ -131,27 +132,26 @@ def _is_plain(value: object) -> bool:
 
 
 def _removed(contents: PackageContents) -> str:
-    plan = contents.plan
-    statistics, scores = contents.scored
-    notes = [f"* {escaped(note)}" for note in plan.notes]
+    plan, scored = contents.plan, contents.scored
+    tokens = f"calibration tokens: digest `{scored[0].calibration_digest}`" if scored else NO_SCORES
     return "\n".join(
         [
             "## What was removed",
             "",
-            *_kept(plan, scores.blocks[0]),
+            *_kept(plan, contents.dense_widths),
             f"* asked for: {percent(plan.budget.asked)} of {_of(plan.budget.of)}",
             f"* chosen by {method_text(plan.criterion)}",
             f"* split between blocks: `{plan.allocation}`",
             *(f"* {line}" for line in compensation_lines(plan)),
-            f"* calibration tokens: digest `{statistics.calibration_digest}`",
-            *notes,
+            f"* {tokens}",
+            *(f"* {escaped(note)}" for note in plan.notes),
             "",
             "`pruning_plan.json` lists the kept groups and channels of every block.",
         ]
     )
 
 
-def _kept(plan: PruningPlan, scored: BlockScores) -> list[str]:
+def _kept(plan: PruningPlan, dense: tuple[int, int]) -> list[str]:
     """How wide the blocks are that stay, and how many went."""
     widths = [plan.blocks[index].widths for index in plan.kept_blocks]
     gone = len(plan.blocks) - len(widths)
@@ -160,8 +160,8 @@ def _kept(plan: PruningPlan, scored: BlockScores) -> list[str]:
     return [
         *lines,
         f"* every one of the {len(widths)} blocks keeps {groups} of "
-        f"{len(scored.attention_groups)} attention groups (a KV head with its query heads) "
-        f"and {channels} of {len(scored.ffn_channels)} FFN channels",
+        f"{dense[0]} attention groups (a KV head with its query heads) "
+        f"and {channels} of {dense[1]} FFN channels",
     ]
 
 

@@ -1,8 +1,8 @@
-"""What a package says of compensation: what the form is, and what each block took."""
+"""What a package says of compensation: what it is, and what each block took."""
 
 from __future__ import annotations
 
-from bipline.values.compensation import CompensationRecord, SublayerRecord, forms_text
+from bipline.values.compensation import CompensationRecord, SublayerRecord, counts_text
 from bipline.values.plan import PruningPlan
 
 IDEAS: dict[str, str] = {
@@ -17,14 +17,14 @@ HEADER = ["Block", "Attention", "FFN", "Error without", "Error with"]
 
 
 def compensation_lines(plan: PruningPlan) -> list[str]:
-    """Sentences: the form, how many matrices took which, and the errors of all blocks."""
+    """Sentences: which it was, how many matrices took which, and the errors of all blocks."""
     record = plan.compensated
     if record is None:
         return [f"compensation `{plan.compensation}`: {IDEAS[plan.compensation]}"]
     order = "in order, towards the dense model" if record.options["sequential"] else "each alone"
     return [
         f"compensation `{plan.compensation}`, blocks {order}: {IDEAS[plan.compensation]}",
-        f"matrices took {forms_text(record.forms())}; error of all blocks on held-out calibration "
+        f"matrices took {counts_text(record.counts())}; error of all blocks on held-out "
         f"windows {record.error_without:.4f} without and {record.error:.4f} with it "
         f"({_tokens(record)})",
     ]

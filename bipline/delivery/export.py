@@ -114,7 +114,7 @@ def _evaluation(contents: PackageContents) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "packaged": contents.packaged,
-        "records": {stage: contents.records[stage].to_json_value() for stage in contents.stages},
+        "records": {model: record.to_json_value() for model, record in contents.measured.items()},
         "recovery": None if recovery is None else recovery.model_dump(mode="json"),
     }
 
@@ -135,7 +135,7 @@ def _declared(contents: PackageContents, manifest: Manifest, digest: str) -> dic
         "packaged": contents.packaged,
         "ratio": contents.plan.budget.model_dump(mode="json"),
         "perplexity": {
-            stage: {text: value.value for text, value in record.perplexity.items()}
-            for stage, record in contents.records.items()
+            model: {text: value.value for text, value in record.perplexity.items()}
+            for model, record in contents.records.items()
         },
     }

@@ -8,10 +8,10 @@ channels are drawn as histograms. Kept and removed differ in shape or place as w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 # Margins of the drawing area, in SVG units (one unit is about a pixel).
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 8.0, 12.0, 40.0
@@ -180,38 +180,48 @@ def _mark(x: float, y: float, radius: float, state: str, title: str) -> str:
     return f"<g><title>{title}</title>{shape}</g>"
 
 
-def _picture(label: str, canvas: Canvas, shapes: str) -> Markup:
-    """Frame, grid and axes around shapes; every text in it is a number or a word of this file."""
-    # Safe to mark: labels are constants and everything else is formatted numbers.
-    size = f"0 0 {canvas.width:.0f} {canvas.height:.0f}"
-    inside = f"{_grid(canvas)}{shapes}{_block_labels(canvas)}"
-    picture = f'<svg viewBox="{size}" role="img" aria-label="{label}">{inside}</svg>'
-    return Markup(picture)  # noqa: S704
+def svg(width: float, height: float, label: str, inside: str) -> Markup:
+    """An SVG of its own; without a label it is an ornament.
+
+    ``inside`` is drawn by this module's functions or escaped by its maker.
+    """
+    told = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
+    # Safe to mark: every text from outside went through escape, the rest are numbers.
+    return Markup(f'<svg viewBox="0 0 {width:.0f} {height:.0f}" {told}>{inside}</svg>')  # noqa: S704
 
 
-def _grid(canvas: Canvas) -> str:
+def words(x: float, y: float, anchor: str, text: str) -> str:
+    """A text of an axis, escaped."""
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="tick" {place}>{escape(text)}</text>'
+
+
+def grid(axis: Axis, level: Callable[[float], float], left: float, right: float) -> str:
+    """A line for each tick of a vertical axis, with its value to the left."""
     lines = []
-    for tick in canvas.axis.ticks():
-        y = canvas.level(tick)
-        ends = f'x1="{LEFT:.0f}" x2="{canvas.width - RIGHT:.0f}" y1="{y:.1f}" y2="{y:.1f}"'
+    for tick in axis.ticks():
+        y = level(tick)
+        ends = f'x1="{left:.0f}" x2="{right:.0f}" y1="{y:.1f}" y2="{y:.1f}"'
         lines.append(f'<line class="grid" {ends}/>')
-        lines.append(_text(LEFT - 8, y + 3.5, "end", _number(tick)))
+        lines.append(words(left - 8, y + 3.5, "end", _number(tick)))
     return "".join(lines)
+
+
+def _picture(label: str, canvas: Canvas, shapes: str) -> Markup:
+    lines = grid(canvas.axis, canvas.level, LEFT, canvas.width - RIGHT)
+    inside = f"{lines}{shapes}{_block_labels(canvas)}"
+    return svg(canvas.width, canvas.height, label, inside)
 
 
 def _block_labels(canvas: Canvas) -> str:
     step = max(1, math.ceil(LABEL_WIDTH / canvas.slot))
     y = canvas.floor + 16
     labels = [
-        _text(canvas.middle(block), y, "middle", str(block))
+        words(canvas.middle(block), y, "middle", str(block))
         for block in range(0, canvas.blocks, step)
     ]
     middle = (LEFT + canvas.width - RIGHT) / 2
-    return "".join([*labels, _text(middle, y + 17, "middle", "block")])
-
-
-def _text(x: float, y: float, anchor: str, text: str) -> str:
-    return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+    return "".join([*labels, words(middle, y + 17, "middle", "block")])
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:

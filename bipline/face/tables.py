@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from bipline.values.compensation import forms_text
+from bipline.values.compensation import counts_text
+from bipline.values.figures import byte_size, label_of, side_by_side
 from bipline.values.record import EvaluationRecord
-from bipline.values.summary import RunSummary
-
-Row = tuple[str, Callable[[EvaluationRecord], str]]
+from bipline.values.summary import PruneSummary, RunSummary
 
 
 def evaluation_table(records: dict[str, EvaluationRecord]) -> Table:
@@ -22,8 +21,8 @@ def evaluation_table(records: dict[str, EvaluationRecord]) -> Table:
     table.add_column("")
     for name in records:
         table.add_column(name, justify="right")
-    for label, cell in _rows(next(iter(records.values()))):
-        table.add_row(label, *(cell(record) for record in records.values()))
+    for line in side_by_side(records):
+        table.add_row(Text(label_of(line.name)), *line.texts.values())
     return table
 
 
@@ -38,71 +37,37 @@ def print_summary(console: Console, summary: RunSummary, log: Path) -> None:
         console.print(f"{label:<12}{value}", highlight=False, soft_wrap=True, markup=False)
 
 
-def print_pruned(console: Console, result: dict[str, Any], log: Path) -> None:
-    """The end of ``bipline prune``: sizes and ratio, and where long, seconds beside the floor."""
-    ratio, parameters, seconds = result["ratio"], result["parameters"], result["seconds"]
+def print_pruned(console: Console, summary: PruneSummary, log: Path, verbose: bool = False) -> None:
+    """The end of ``bipline prune``: sizes and ratio; ``verbose`` also seconds beside the floor."""
+    ratio, parameters, seconds = summary.ratio, summary.parameters, summary.seconds
     lines = [
-        f"{result['out']}: {parameters['before']:,} -> {parameters['after']:,} parameters; ratio "
-        f"asked {ratio['asked']:g} of {ratio['of']}, reached {ratio['reached_blocks']:.4f} of the "
-        f"blocks, {ratio['reached_total']:.4f} of all; {seconds['total']:.1f} s, "
-        f"peak memory {result['peak_anonymous_bytes'] / 1e9:.2f} GB",
-        *_compensation_line(result["compensation"]),
-        *(
-            f"{stage}: {seconds['stage'][stage]:.1f} s, floor {floor:.1f} s "
-            f"({seconds['stage'][stage] / floor:.2f} x)"
-            for stage, floor in result["floor_seconds_by_stage"].items()
-        ),
+        f"{summary.out}: {parameters.before:,} -> {parameters.after:,} parameters; ratio asked "
+        f"{ratio['asked']:g} of {ratio['of']}, reached {ratio['reached_blocks']:.4f} of the "
+        f"blocks, {ratio['reached_total']:.4f} of all; {seconds.total:.1f} s, "
+        f"peak memory {byte_size(summary.peak_anonymous_bytes)}",
+        *_compensation_line(summary.compensation),
+        *(_floor_lines(summary) if verbose else []),
         f"log: {log}",
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _compensation_line(done: dict[str, Any]) -> list[str]:
-    if done["form"] == "none":
+    if done["name"] == "none":
         return []
     return [
-        f"compensation {done['form']}: matrices took {forms_text(done['matrices'])}; error of the "
+        f"compensation {done['name']}: matrices took {counts_text(done['matrices'])}; error of the "
         f"blocks on held-out windows {done['error_without']:.4f} -> {done['error']:.4f}"
     ]
 
 
-def _rows(first: EvaluationRecord) -> list[Row]:
-    rows: list[Row] = [
-        ("parameters", lambda record: f"{record.parameters:,}"),
-        ("file size, MB", lambda record: f"{record.file_bytes / 1e6:.2f}"),
-    ]
-    rows += [_perplexity_row(name) for name in first.perplexity]
-    for name, result in first.tasks.items():
-        rows.append(_task_row(name, "acc"))
-        if result.acc_norm is not None:
-            rows.append(_task_row(name, "acc_norm"))
-    if first.speed:
-        rows.append(_speed_row("prefill"))
-        rows.append(_speed_row("decode"))
-    return rows
-
-
-def _perplexity_row(name: str) -> Row:
-    return f"perplexity, {name}", lambda record: f"{record.perplexity[name].value:.2f}"
-
-
-def _task_row(name: str, metric: str) -> Row:
-    def cell(record: EvaluationRecord) -> str:
-        result = record.tasks[name]
-        error = f" ± {result.stderr:.3f}" if metric == "acc" and result.stderr else ""
-        return f"{getattr(result, metric):.3f}{error}"
-
-    return f"{metric}, {name}", cell
-
-
-def _speed_row(kind: str) -> Row:
-    def cell(record: EvaluationRecord) -> str:
-        best = getattr(record.speed, f"{kind}_tokens_per_second")
-        median = getattr(record.speed, f"{kind}_median_tokens_per_second")
-        return f"{best:,.0f} ({median:,.0f})"
-
-    return f"{kind}, tokens/s (median)", cell
+def _floor_lines(summary: PruneSummary) -> list[str]:
+    taken = summary.seconds.stage
+    return [
+        f"{stage}: {taken[stage]:.1f} s, floor {floor:.1f} s ({taken[stage] / floor:.2f} x)"
+        for stage, floor in summary.floor_seconds_by_stage.items()
+    ] or ["floor: not measured, as no stage took 5 s or an earlier run did a part"]
 
 
 def _stage_table(summary: RunSummary) -> Table:

@@ -62,6 +62,16 @@ def download_model(repository: str, revision: str, downloads: Path) -> tuple[Pat
     return directory, commit
 
 
+def model_commit(repository: str, revision: str) -> str:
+    """The commit of a model's revision; raises as :func:`download_model` does."""
+    hub = require("huggingface_hub", "hub")
+    what = f"hf:{repository}@{revision}"
+    with _hub_failures(what, "model"):
+        info = hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
+        _refuse_unsafe(what, [sibling.rfilename for sibling in info.siblings or []])
+        return _commit_of(info, what)
+
+
 def _fetch(
     repository: str, commit: str, directory: Path, names: list[str], patterns: list[str]
 ) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -26,10 +25,11 @@ from bipline.model import hub
 from bipline.model.opening import open_checkpoint
 from bipline.model.shard_digests import digest_shards
 from bipline.model.tokenizer import TOKENIZER_FILES
-from bipline.storage.digests import digest_file, digest_json, digest_listing
+from bipline.storage.digests import digest_bytes, digest_file, digest_json, digest_listing
 from bipline.storage.directory import environment_failure
 from bipline.storage.documents import read_documents, write_documents
-from bipline.values.resolution import Resolution, ResolvedModel, ResolvedTask, ResolvedText
+from bipline.storage.folder import S3_SCHEME, Folder, LocalFolder, open_folder
+from bipline.values.resolution import ResolvedModel, ResolvedTask, ResolvedText
 
 HUB = "hf:"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -49,88 +49,113 @@ TASK_ROWS = {"choices": "query", "options": "continuation"}
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def resolve(
-    model: str, texts: Mapping[str, str], tasks: Mapping[str, str], downloads: Path
-) -> Resolution:
-    """Resolve a model, texts and tasks (by name), downloading below ``downloads`` what is remote.
-
-    Raises InvalidInput for what cannot be used, EnvironmentFailure when the hub does not answer
-    or the disk is full.
-    """
-    return Resolution(
-        model=resolve_model(model, downloads),
-        texts={name: resolve_text(source, downloads) for name, source in texts.items()},
-        tasks={name: resolve_task(source) for name, source in tasks.items()},
-    )
-
-
 def resolve_model(source: str, downloads: Path) -> ResolvedModel:
-    """Resolve a model directory or ``hf:org/name@revision`` (``main`` unless it says otherwise).
+    """Resolve a model directory, an ``s3://`` prefix or ``hf:org/name@revision``.
 
-    Raises InvalidInput for a source or a model that cannot be used, EnvironmentFailure when the
-    hub does not answer or the disk is full.
+    The revision is ``main`` unless it says otherwise. Raises InvalidInput for a source or a model
+    that cannot be used, EnvironmentFailure when the hub does not answer or the disk is full.
     """
     if not source.startswith(HUB):
-        _refuse_scheme(source, "a directory or hf:org/name@revision")
-        return _resolved_directory(source, Path(source), None)
-    parsed = _parse_hub(source)
-    if parsed.query:
-        raise InvalidInput(f"{source}: a model takes no query; give hf:org/name@revision")
+        _refuse_scheme(source, "a directory, hf:org/name@revision or s3://bucket/prefix", S3_SCHEME)
+        return _resolved_folder(source, open_folder(source), None)
+    parsed = _model_of_hub(source)
     directory, commit = hub.download_model(parsed.repository, parsed.revision, downloads)
-    resolved = _resolved_directory(source, directory, commit)
+    resolved = _resolved_folder(source, open_folder(directory), commit)
     hub.check_download(parsed.repository, commit, directory, resolved.files)
     return resolved
 
 
-def _resolved_directory(source: str, directory: Path, commit: str | None) -> ResolvedModel:
-    checkpoint = open_checkpoint(directory)
-    if not any((directory / name).is_file() for name in VOCABULARIES):
-        raise InvalidInput(f"{directory}: no tokenizer; one of {', '.join(VOCABULARIES)} is needed")
-    files = _digests(directory, digest_shards(checkpoint))
-    tokenizer = {name: files[name] for name in files if _matches(name, TOKENIZER_PATTERNS)}
+def check_source(source: str) -> None:
+    """Ask the hub for a model, or a data set where there is a query; nothing is downloaded.
+
+    Raises InvalidInput for what is not there, EnvironmentFailure when the hub does not answer.
+    """
+    hub.model_commit(*_place(_model_of_hub(source)))
+
+
+def check_text(source: str) -> None:
+    """The same for a text of the hub."""
+    parsed = _parse_hub(source)
+    _selection(source, parsed.query)
+    hub.dataset_commit(*_place(parsed))
+
+
+def tokenizer_digest(folder: Folder) -> str:
+    """The digest of the files that make a model's tokenizer.
+
+    Raises InvalidInput where there is none.
+    """
+    names = folder.names()
+    if not any(name in names for name in VOCABULARIES):
+        raise InvalidInput(
+            f"{folder.location}: no tokenizer; one of {', '.join(VOCABULARIES)} is needed"
+        )
+    own = [name for name in names if _is_own(name) and _matches(name, TOKENIZER_PATTERNS)]
+    return digest_listing({name: digest_bytes(folder.read(name)) for name in own})
+
+
+def _model_of_hub(source: str) -> _HubSource:
+    parsed = _parse_hub(source)
+    if parsed.query:
+        raise InvalidInput(f"{source}: a model takes no query; give hf:org/name@revision")
+    return parsed
+
+
+def _place(parsed: _HubSource) -> tuple[str, str]:
+    return parsed.repository, parsed.revision
+
+
+def _resolved_folder(source: str, folder: Folder, commit: str | None) -> ResolvedModel:
+    checkpoint = open_checkpoint(folder.location)
+    tokenizer = tokenizer_digest(folder)
+    local = isinstance(folder, LocalFolder)
     return ResolvedModel(
         source=source,
         revision=commit,
-        location=str(directory.absolute()),
+        location=str(Path(folder.location).absolute()) if local else folder.location,
         tensor_digest=checkpoint.tensor_digest,
-        files=files,
-        tokenizer_digest=digest_listing(tokenizer),
-        licence=_licence(directory),
+        files=_digests(folder, digest_shards(checkpoint)),
+        tokenizer_digest=tokenizer,
+        licence=_licence(folder),
     )
 
 
-def _digests(directory: Path, shards: dict[str, str]) -> dict[str, str]:
+def _digests(folder: Folder, shards: dict[str, str]) -> dict[str, str]:
     """Hash the files that make the model but for its ``shards``, whose digests are known.
 
     What lies in subfolders is not part of the model.
     """
-    digests = {}
-    for path in sorted(directory.iterdir()):
-        matters = _matches(path.name, (*MODEL_PATTERNS, *TOKENIZER_PATTERNS))
-        if path.is_file() and matters and not _matches(path.name, hub.SKIPPED):
-            digests[path.name] = shards.get(path.name) or digest_file(path)
-    return digests
+    return {
+        name: shards.get(name) or digest_bytes(folder.read(name))
+        for name in folder.names()
+        if _is_own(name)
+    }
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file is part of the model."""
+    matters = _matches(name, (*MODEL_PATTERNS, *TOKENIZER_PATTERNS))
+    return matters and not _matches(name, hub.SKIPPED)
 
 
 def _matches(name: str, patterns: tuple[str, ...] | list[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _licence(directory: Path) -> str | None:
+def _licence(folder: Folder) -> str | None:
     """The first line of the licence file, or what the front matter of README.md declares."""
-    for path in sorted(directory.glob("LICENSE*")):
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    names = folder.names()
+    for name in names:
+        if fnmatchcase(name, "LICENSE*"):
+            lines = folder.read(name).decode("utf-8", "replace").splitlines()
             named = [line.strip() for line in lines if line.strip()]
             if named:
                 return named[0]
-    return _declared_licence(directory / "README.md")
+    readme = folder.read("README.md") if "README.md" in names else b""
+    return _declared_licence(readme.decode("utf-8", "replace"))
 
 
-def _declared_licence(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8", errors="replace")
+def _declared_licence(text: str) -> str | None:
     front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     try:
         declared = yaml.safe_load(front_matter.group(1)) if front_matter else None
@@ -281,6 +306,7 @@ def _refuse_outside(source: str, name: str) -> None:
         raise InvalidInput(f"{source}: data_files={name!r} is not a path inside the repository")
 
 
-def _refuse_scheme(source: str, instead: str) -> None:
-    if "://" in source or source.startswith("models:/"):
+def _refuse_scheme(source: str, instead: str, allowed: str = "\0") -> None:
+    other = "://" in source and not source.startswith(allowed)
+    if other or source.startswith("models:/"):
         raise InvalidInput(f"{source}: not served by this version; give {instead}")

@@ -6,7 +6,7 @@ tasks and speed need the whole model in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,17 @@ def evaluate(
         tasks=accuracies,
         speed=speed,
         protocol=protocol.described(_digests(texts), _digests(tasks)),
-        environment=environment(),
+        environment=environment(running.device),
     )
+
+
+def check_texts(checkpoint: Checkpoint, protocol: Protocol, texts: Iterable[Path]) -> None:
+    """Raise InvalidInput for a text that cannot be measured on, or windows that are too long."""
+    loop, tokenizer = BlockLoop(checkpoint, torch_dtype(protocol.dtype)), None
+    for path in texts:
+        tokenizer = tokenizer or tokenizer_of(checkpoint.folder)
+        documents = read_documents(path)
+        loop.check(text_windows(tokenizer, documents, protocol.seqlen, protocol.bos))
 
 
 def measure_perplexity(

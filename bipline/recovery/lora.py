@@ -28,12 +28,13 @@ from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import model_axes
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
-from bipline.model.tokenizer import load_tokenizer
+from bipline.model.tokenizer import load_tokenizer, tokenizer_of
 from bipline.model.writer import TensorSpec, write_json, write_weights
 from bipline.quality.perplexity import perplexity, text_windows
 from bipline.settings.recipes import LoraRecipe
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.documents import read_documents
+from bipline.storage.folder import Folder
 from bipline.values.record import RecoveryRecord
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -76,6 +77,21 @@ def recover(
         recipe=recipe.model_dump(mode="json"),
         tokens=recipe.steps * recipe.batch_size * recipe.seqlen,
     )
+
+
+def check_texts(folder: Folder, text: Path, held_out: Path, recipe: LoraRecipe) -> None:
+    """Raise InvalidInput for a training text or a judge that is too short for the recipe."""
+    tokenizer = tokenizer_of(folder)
+    text_windows(tokenizer, read_documents(held_out), recipe.seqlen, "none")
+    _check_windows(text_windows(tokenizer, read_documents(text), recipe.seqlen, "none"), recipe)
+
+
+def _check_windows(windows: torch.Tensor, recipe: LoraRecipe) -> None:
+    if len(windows) < recipe.batch_size:
+        raise InvalidInput(
+            f"the recovery text has {len(windows)} windows of {recipe.seqlen} tokens, "
+            f"fewer than one batch of {recipe.batch_size}"
+        )
 
 
 def _judgement(before: float, after: float) -> str:
@@ -137,11 +153,7 @@ def _train(model: Any, windows: torch.Tensor, recipe: LoraRecipe) -> bool:
 
 def _batches(windows: torch.Tensor, recipe: LoraRecipe) -> Iterator[torch.Tensor]:
     """``steps`` batches of windows, reshuffled by seed each time the text is through."""
-    if len(windows) < recipe.batch_size:
-        raise InvalidInput(
-            f"the recovery text has {len(windows)} windows of {recipe.seqlen} tokens, "
-            f"fewer than one batch of {recipe.batch_size}"
-        )
+    _check_windows(windows, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(recipe.steps):

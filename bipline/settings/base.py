@@ -6,6 +6,7 @@ name, its default and its description from here, and the core is asked with the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -49,3 +50,14 @@ def tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: tuples(part) for name, part in value.items()}
     return tuple(tuples(part) for part in value) if isinstance(value, list) else value
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested configuration as text by dotted name: what a tracker takes as parameters."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flattened(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from bipline.settings.compress import CompressSettings
 from bipline.settings.sweep import SweepSettings
 
 KINDS: dict[str, type[Settings]] = {"compress": CompressSettings, "sweep": SweepSettings}
-Configuration = TypeVar("Configuration", bound=Settings)
+Configuration = TypeVar("Configuration", bound=BaseModel)
 
 
 def load(kind: type[Configuration], path: Path, overrides: tuple[str, ...] = ()) -> Configuration:
@@ -38,6 +39,18 @@ def load(kind: type[Configuration], path: Path, overrides: tuple[str, ...] = ())
         raise InvalidInput(f"{path}: {_first_problem(error, kind)}") from None
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{path}: not a configuration: {error}") from None
+
+
+def validated(kind: type[Configuration], values: Mapping[str, Any]) -> Configuration:
+    """Settings from flags or keywords. Raises InvalidInput, naming the flag and its value."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["type"] in ("extra_forbidden", "value_error", "missing"):
+            raise InvalidInput(_first_problem(error, kind)) from None
+        flag = str(problem["loc"][-1] if problem["loc"] else "").replace("_", "-")
+        raise InvalidInput(f"--{flag} {problem['input']!r}: {problem['msg'].lower()}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bipline.settings.line import (
 )
 from bipline.settings.protocol import Protocol
 from bipline.values.combination import Choice, Method
-from bipline.values.figures import ROW_FIGURES, TEXT_FIGURES
+from bipline.values.figures import row_names
 
 
 class GridSettings(Settings):
@@ -94,7 +94,7 @@ class Selection(Settings):
 
     def check(self, texts: Iterable[str]) -> None:
         """Raise ValueError for a figure that rows do not have."""
-        known = [*ROW_FIGURES, *(f"{kind}.{text}" for text in texts for kind in TEXT_FIGURES)]
+        known = row_names(texts)
         for name in (self.minimise, *self.at_most):
             if name not in known:
                 raise ValueError(f"select: {name!r} is no figure; known: {', '.join(known)}")

@@ -13,8 +13,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,12 @@ class DirectoryWriter:
         if self._journal:
             self._journal.close(manifest.digest)
 
+    def discard(self) -> None:
+        """Remove what was written and what the journal says of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._journal:
+            self._journal.path.unlink(missing_ok=True)
+
     def manifest(self) -> Manifest:
         """The manifest of what lies in the directory now."""
         files = list_files(self.path, self._hashed)
@@ -110,6 +116,7 @@ class Journal:
     def _write(self, digest: str) -> None:
         files = {name: held.model_dump() for name, held in self.finished.items()}
         value = {"key": self.key, "files": files, "digest": digest}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps(value, indent=1) + "\n")
 
     def take_up(self, directory: Path) -> None:
@@ -125,22 +132,29 @@ class Journal:
                 self.finished[name] = entry
 
 
-def is_finished(final: Path, journal: Path) -> bool:
-    """Whether ``final`` is what the run with this journal made, which was then killed."""
+def is_finished(final: Path, journal: Path, key: str | None = None) -> bool:
+    """Whether ``final`` is what a run with this journal made, under ``key`` where one is given."""
     if not (journal.is_file() and (final / MANIFEST_NAME).is_file()):
         return False
-    recorded = json.loads(journal.read_text(encoding="utf-8"))["digest"]
-    return bool(recorded == read_manifest(final).digest)
+    recorded = json.loads(journal.read_text(encoding="utf-8"))
+    if key is not None and recorded["key"] != key:
+        return False
+    return bool(recorded["digest"] == read_manifest(final).digest)
 
 
 @contextmanager
 def atomic_directory(
-    final: Path, kind: str, journal: Path | None = None, key: str = ""
+    final: Path,
+    kind: str,
+    journal: Path | None = None,
+    key: str = "",
+    finishing: Callable[[Path, Manifest], None] | None = None,
 ) -> Iterator[DirectoryWriter]:
     """Write a directory that appears whole, with its manifest, or not at all.
 
     With ``journal`` the files that a killed run finished under the same ``key`` stay, and an
     interrupted run leaves them; without it nothing half written stays, whatever happens inside.
+    ``finishing`` is called with the whole directory and its manifest before it appears.
     Raises InvalidInput when ``final`` exists and is not empty or another process is writing it;
     EnvironmentFailure when the disk is full.
     """
@@ -155,23 +169,27 @@ def atomic_directory(
             if taken:
                 taken.take_up(temporary)
             _clear(temporary, set(taken.finished) if taken else set())
-            yield from _write_then_rename(DirectoryWriter(temporary, kind, taken), final)
+            yield from _write_then_rename(DirectoryWriter(temporary, kind, taken), final, finishing)
     except OSError as error:
         raise environment_failure(error) or error from None
 
 
-def _write_then_rename(writer: DirectoryWriter, final: Path) -> Iterator[DirectoryWriter]:
+def _write_then_rename(
+    writer: DirectoryWriter, final: Path, finishing: Callable[[Path, Manifest], None] | None
+) -> Iterator[DirectoryWriter]:
     try:
         yield writer
         manifest = writer.manifest()
         write_text(writer.path / MANIFEST_NAME, manifest.to_json())
+        if finishing:
+            finishing(writer.path, manifest)
         writer.close(manifest)
         _flush_tree(writer.path)
         writer.path.rename(final)
         _flush(final.parent)
     except BaseException as error:
         if not writer.resumable or isinstance(error, (InvalidInput, Refused)):
-            shutil.rmtree(writer.path, ignore_errors=True)
+            writer.discard()
         raise
 
 
@@ -199,6 +217,8 @@ def locked(directory: Path, refusal: str) -> Iterator[None]:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _lies_at(descriptor, directory):
+            raise InvalidInput(refusal)
         yield
     except BlockingIOError:
         raise InvalidInput(refusal) from None
@@ -206,11 +226,31 @@ def locked(directory: Path, refusal: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file for the length of the block, once no other process does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lies_at(descriptor: int, path: Path) -> bool:
+    """Whether what was opened is still there: a holder that just ended may have moved it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _clear(directory: Path, kept: set[str]) -> None:
     """Remove what a killed run left half written."""
-    for leftover in directory.iterdir():
-        if leftover.name not in kept:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for leftover in sorted(directory.rglob("*"), reverse=True):
+        if leftover.is_dir() and not leftover.is_symlink():
+            with suppress(OSError):  # it holds files that are kept
+                leftover.rmdir()
+        elif leftover.relative_to(directory).as_posix() not in kept:
+            leftover.unlink()
 
 
 def _flush(path: Path) -> None:
@@ -225,3 +265,30 @@ def _flush_tree(directory: Path) -> None:
     for path in sorted(directory.rglob("*")):
         _flush(path)
     _flush(directory)
+
+
+def copy_directory(source: Path, target: Path, replace: bool = False) -> None:
+    """Copy a finished directory with its manifest; it appears whole or not at all.
+
+    Files are hard links where the file system can, and copies elsewhere. With ``replace`` what
+    an interrupted run left at ``target`` goes first.
+    """
+    if source.absolute() == target.absolute():
+        return
+    if replace:
+        shutil.rmtree(target, ignore_errors=True)
+    manifest = read_manifest(source)
+    with atomic_directory(target, manifest.kind) as writer:
+        writer.info = manifest.info
+        for name, entry in manifest.files.items():
+            path = writer.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(source / name, path)
+            writer.add_hashed(name, entry.size, entry.sha256)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from bipline.base.errors import InvalidInput, Refused
+from bipline.storage.s3 import S3Folder
+from bipline.storage.s3_client import S3_SCHEME
 
-S3_SCHEME = "s3://"
 # Direct reads and writes begin, end and lie in memory at multiples of this.
 BLOCK_BYTES = 4096
 DIRECT = getattr(os, "O_DIRECT", 0)
@@ -79,8 +80,6 @@ def open_folder(location: str | Path) -> Folder:
     Raises InvalidInput for an S3 place without a bucket; a missing folder is no error here.
     """
     if isinstance(location, str) and location.startswith(S3_SCHEME):
-        from bipline.storage.s3 import S3Folder
-
         return S3Folder(location)
     return LocalFolder(Path(location))
 

@@ -10,6 +10,7 @@ the digest too.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,23 @@ def read_manifest(directory: Path) -> Manifest:
         raise InvalidInput(f"{directory}: no such directory")
     if not path.is_file():
         raise InvalidInput(f"{directory}: no {MANIFEST_NAME}, so it is not a finished directory")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """The manifest in the bytes of a ``manifest.json``; ``where`` names it in errors.
+
+    Raises InvalidInput when it is none or its recorded digest does not follow from its listing.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
         recorded = value.pop("digest")
         manifest = Manifest.model_validate(value)
     except (ValueError, KeyError, AttributeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidInput(f"{path}: not a manifest of this project: {reason}") from error
+        raise InvalidInput(f"{where}: not a manifest of this project: {reason}") from error
     if manifest.digest != recorded:
-        raise InvalidInput(f"{path}: its digest {recorded[:12]} does not follow from its listing")
+        raise InvalidInput(f"{where}: its digest {recorded[:12]} does not follow from its listing")
     return manifest
 
 
@@ -115,11 +124,20 @@ def verify_directory(directory: Path) -> Manifest:
     Raises Refused naming the first difference, InvalidInput when there is no usable manifest.
     """
     manifest = read_manifest(directory)
-    present = relative_files(directory)
+    compare_names(str(directory), relative_files(directory), manifest)
+    for name, entry in manifest.files.items():
+        if digest_file(directory / name) != entry.sha256:
+            raise differs(str(directory), name)
+    return manifest
+
+
+def compare_names(where: str, present: Iterable[str], manifest: Manifest) -> None:
+    """Raise Refused naming the first file that is listed or there, and not both."""
     for name in sorted(set(present) ^ set(manifest.files)):
         state = "is listed but missing" if name in manifest.files else "is not listed"
-        raise Refused(f"{directory}: {name} {state}")
-    for name in present:
-        if digest_file(directory / name) != manifest.files[name].sha256:
-            raise Refused(f"{directory}: {name} does not match its sha256 in {MANIFEST_NAME}")
-    return manifest
+        raise Refused(f"{where}: {name} {state}")
+
+
+def differs(where: str, name: str) -> Refused:
+    """The refusal of a file that is not the one its manifest lists."""
+    return Refused(f"{where}: {name} does not match its sha256 in {MANIFEST_NAME}")

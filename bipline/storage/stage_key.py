@@ -1,9 +1,10 @@
 """One key per stage: equal keys mean that running the stage again would give equal bytes.
 
-A key is made of the digests of the stage's inputs, its own section of the configuration, the
-digest of the code its core module can reach, and the numerics (library versions, threads).
+A key is made of the digests of the stage's inputs, its own settings, what it computes on, the
+meaning of the code its core modules can reach, and the numerics (library versions, threads).
 The code digest follows imports inside this project only, so an edit of the report never
-re-scores a model.
+re-scores a model. It reads what code does and not how it is written: comments, docstrings and
+formatting do not count. It may differ between minor versions of Python.
 """
 
 from __future__ import annotations
@@ -11,22 +12,55 @@ from __future__ import annotations
 import ast
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bipline.storage.digests import digest_file, digest_json, digest_listing
+from bipline.storage.digests import digest_bytes, digest_file, digest_json, digest_listing
 
+# The folder that holds the package: a checkout, or where it is installed.
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "bipline"
 # Files beside a module that it reads: tables and templates.
 DATA_SUFFIXES = (".json", ".j2")
+# Modules whose text goes into a pruned model as it stands, so that every byte of it counts.
+SHIPPED_MODULES = "modeling_per_layer*.py"
 # Libraries whose version can change a stage's numbers or bytes.
 NUMERIC_LIBRARIES = (
     "torch", "transformers", "tokenizers", "safetensors", "datasets", "lm_eval", "peft",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A module as a key sees it: the digest of its meaning, and the modules that it imports."""
+
+    meaning: str
+    imports: frozenset[str]
+
+
+class _Running(ast.NodeTransformer):
+    """Leaves of a module what runs: no docstrings, nothing that type checkers alone read."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        """Drop a text that stands for itself: it does nothing."""
+        text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if text else self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        """Keep of ``if TYPE_CHECKING`` what runs otherwise."""
+        self.generic_visit(node)
+        name = getattr(node.test, "id", None) or getattr(node.test, "attr", None)
+        return node.orelse if name == "TYPE_CHECKING" else node
+
+
+def _running(source: str) -> ast.AST:
+    """The syntax tree of what runs of a source text."""
+    tree: ast.AST = _Running().visit(ast.parse(source))
+    return tree
 
 
 def module_file(name: str, root: Path = PROJECT_ROOT) -> Path | None:
@@ -38,14 +72,17 @@ def module_file(name: str, root: Path = PROJECT_ROOT) -> Path | None:
     return None
 
 
-@cache
 def imported_modules(source: str) -> frozenset[str]:
-    """Names of this project's modules that a source text imports, anywhere in it.
+    """Names of this project's modules that a source text imports when it runs, anywhere in it.
 
     ``from bipline.a import b`` may name a module or a value, so both readings are given.
     """
+    return _imports(_running(source))
+
+
+def _imports(tree: ast.AST) -> frozenset[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -54,28 +91,68 @@ def imported_modules(source: str) -> frozenset[str]:
     return frozenset(name for name in names if name.split(".")[0] == PACKAGE)
 
 
+def _code_of(path: Path) -> _Code:
+    return _read_code(path, *_version_of(path))
+
+
+def _version_of(path: Path) -> tuple[int, int]:
+    """What changes when a file is edited: files are read once for each."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+@cache
+def _read_code(path: Path, _changed: int, _size: int) -> _Code:
+    source = path.read_bytes()
+    tree = _running(source.decode("utf-8"))
+    shipped = path.match(SHIPPED_MODULES)
+    meaning = source if shipped else ast.dump(tree).encode("utf-8", "surrogatepass")
+    return _Code(digest_bytes(meaning), _imports(tree))
+
+
+@cache
+def _read_data(path: Path, _changed: int, _size: int) -> str:
+    return digest_file(path)
+
+
 def import_closure(*modules: str, root: Path = PROJECT_ROOT) -> dict[str, Path]:
-    """Every file of this project that ``modules`` reach by imports, by module name."""
+    """Every file of this project that ``modules`` reach by imports, by module name.
+
+    What a module imports by a name that it computes is not seen: name it beside the others. A
+    package above a module counts only where it is imported itself. Raises ModuleNotFoundError
+    for a module of ``modules`` that this project does not have.
+    """
     closure: dict[str, Path] = {}
-    waiting = list(modules)
+    waiting, seen = list(modules), set(modules)
     while waiting:
         name = waiting.pop()
         file = module_file(name, root)
-        if name in closure or file is None:
-            continue
-        closure[name] = file
-        waiting += imported_modules(file.read_text(encoding="utf-8"))
+        if file is not None:
+            closure[name] = file
+            found = _code_of(file).imports - seen
+            seen |= found
+            waiting += found
+        elif name in modules:
+            raise ModuleNotFoundError(f"no module {name} in {root}", name=name)
     return closure
 
 
 def code_digest(*modules: str, root: Path = PROJECT_ROOT) -> str:
-    """The digest of the modules' import closure, data files beside its modules included."""
-    files: dict[str, Path] = {}
-    for name, file in import_closure(*modules, root=root).items():
-        files[name] = file
-        beside = (data for suffix in DATA_SUFFIXES for data in file.parent.glob(f"*{suffix}"))
-        files.update({f"{name}:{data.name}": data for data in beside})
-    return digest_listing({name: digest_file(file) for name, file in files.items()})
+    """The digest of what ``modules`` can do: their import closure and the data files beside it.
+
+    A comment, a docstring or another formatting changes nothing. Of data files and of the modules
+    that a model carries along every byte counts. Raises ModuleNotFoundError as the closure does.
+    """
+    closure = import_closure(*modules, root=root)
+    digests = {name: _code_of(file).meaning for name, file in closure.items()}
+    for folder in {file.parent for file in closure.values()}:
+        for file in _data_files(folder):
+            digests[str(file.relative_to(root))] = _read_data(file, *_version_of(file))
+    return digest_listing(digests)
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.iterdir() if file.suffix in DATA_SUFFIXES)
 
 
 @cache
@@ -113,22 +190,27 @@ def numerics() -> dict[str, Any]:
 
 def stage_key(
     stage: str,
+    version: str,
     modules: tuple[str, ...],
     inputs: Mapping[str, str],
-    section: Any,
-    step_version: str,
+    settings: Any,
+    computing: Mapping[str, Any] | None,
 ) -> str:
     """The key of one stage.
 
     ``modules`` are the core modules it runs, those it imports by name at run time included;
-    ``inputs`` maps input names to digests, ``section`` is the stage's own configuration as JSON.
+    ``inputs`` maps input names to digests; ``settings`` is the stage's own section as JSON.
+    ``computing`` is what can change the last digits of a stage that computes: device type, dtype
+    and micro-batch; None for a stage that computes nothing. Raises ModuleNotFoundError for a
+    module that is none of ours, and ValueError for settings that JSON cannot hold.
     """
     return digest_json(
         {
             "stage": stage,
-            "version": step_version,
+            "version": version,
             "inputs": dict(inputs),
-            "section": section,
+            "settings": settings,
+            "computing": None if computing is None else dict(computing),
             "code": code_digest(*modules),
             "numerics": numerics(),
         }

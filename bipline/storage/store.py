@@ -1,96 +1,86 @@
 """The Store: where finished directories live, one place per stage and key.
 
-A :class:`Handle` is what passes between stages: it names the place and the digest of the
-manifest found there, so a stage never copies what it only has to read. The place is
-``ROOT/STAGE/KEY``; the key is made of digests (see :mod:`bipline.storage.stage_key`), so a
-place that exists is the answer to a question already asked. Stored files are read-only.
+The key is made of digests (see :mod:`bipline.storage.stage_key`), so a place that exists is the
+answer to a question already asked. Where the bytes lie, on this disk or behind ``s3://``, is the
+Store's affair: a stage finds, writes, works and opens, and never asks for a path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from bipline.base.errors import InvalidInput
+from bipline.storage.directory import DirectoryWriter
+from bipline.storage.folder import Folder
+from bipline.storage.handle import Handle, StoredGone
+from bipline.storage.local_store import LocalStore
+from bipline.storage.s3_client import S3_SCHEME
+from bipline.storage.s3_store import S3Store
 
-from bipline.base.errors import InvalidInput, Refused
-from bipline.storage.directory import DirectoryWriter, atomic_directory
-from bipline.storage.manifest import Manifest, read_manifest, verify_directory
-
-
-class Handle(BaseModel):
-    """A finished directory: where it is, what it is, and the digest it must have.
-
-    ``location`` may change from machine to machine; ``digest`` is the identity.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    location: str
-    digest: str
-    total_bytes: int = 0
-    info: dict[str, Any] = Field(default_factory=dict)
-
-    @classmethod
-    def to_directory(cls, directory: Path, manifest: Manifest | None = None) -> Handle:
-        """The handle of a finished directory."""
-        manifest = manifest or read_manifest(directory)
-        return cls(
-            kind=manifest.kind,
-            location=str(directory.absolute()),
-            digest=manifest.digest,
-            total_bytes=manifest.total_bytes,
-            info=manifest.info,
-        )
-
-    def open(self) -> Path:
-        """The directory, after every file in it was hashed and compared.
-
-        Raises Refused when a byte differs from what the handle was made for.
-        """
-        directory = Path(self.location)
-        if not directory.is_dir():
-            raise InvalidInput(f"{directory}: the stored {self.kind} is gone; run its stage again")
-        manifest = verify_directory(directory)
-        if manifest.digest != self.digest:
-            raise Refused(
-                f"{directory}: holds {self.kind} {manifest.digest[:12]}, "
-                f"the handle was made for {self.digest[:12]}"
-            )
-        return directory
+__all__ = ["Handle", "LocalStore", "S3Store", "Store", "StoredGone", "open_store"]
 
 
-class LocalStore:
-    """A Store in a local directory."""
+class Store(Protocol):
+    """Finished directories by stage and key, and the unfinished work behind them."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def place(self, stage: str, key: str) -> Path:
-        """Where the output of a stage with this key belongs."""
-        return self.root / stage / key[:32]
+    @property
+    def location(self) -> str:
+        """As the user would write it: a path or ``s3://bucket/prefix``."""
 
     def find(self, stage: str, key: str) -> Handle | None:
         """The finished output of a stage with this key, or None."""
-        place = self.place(stage, key)
-        return Handle.to_directory(place) if place.is_dir() else None
 
-    @contextmanager
-    def write(self, stage: str, key: str, kind: str) -> Iterator[DirectoryWriter]:
-        """Write the output of a stage atomically; afterwards its files are read-only."""
-        place = self.place(stage, key)
-        with atomic_directory(place, kind) as writer:
-            yield writer
-            for path in writer.path.rglob("*"):
-                if path.is_file():
-                    path.chmod(0o444)
+    def write(self, stage: str, key: str, kind: str) -> AbstractContextManager[DirectoryWriter]:
+        """A local directory to write into, whose content appears whole or not at all.
+
+        Files that a killed run recorded by ``add_hashed`` under this key are kept.
+        Raises InvalidInput when another process writes the same.
+        """
+
+    def work(self, stage: str, key: str) -> AbstractContextManager[Path]:
+        """A local work directory, held by one process; removed when the block ends well.
+
+        What a killed run recorded there is there for the next holder.
+        Raises InvalidInput when another process holds it.
+        """
+
+    def open(self, handle: Handle) -> Path:
+        """A local directory with the bytes of a handle, every file hashed and compared.
+
+        Raises StoredGone when nothing is there, Refused when a byte differs.
+        """
+
+    def folder(self, handle: Handle) -> Folder:
+        """What a handle names, to be read by ranges; nothing is copied."""
+
+    def discard(self, stage: str, key: str) -> None:
+        """Remove the output of this key, if there is one."""
+
+    def write_cost(self, stage: str, key: str, cost: dict[str, Any]) -> None:
+        """Keep what making the output cost, beside it: no digest covers it."""
+
+    def read_cost(self, stage: str, key: str) -> dict[str, Any] | None:
+        """What making the output cost, or None where nothing was kept."""
 
 
-def store_at(uri: str) -> LocalStore:
-    """The Store behind a path. Raises InvalidInput for schemes this version does not serve."""
-    if "://" in uri and not uri.startswith("file://"):
-        raise InvalidInput(f"store {uri!r}: only local paths are supported; give a directory")
-    return LocalStore(Path(uri.removeprefix("file://")))
+def open_store(location: str | Path, downloads: Path | None = None) -> Store:
+    """The Store behind a path, ``file://`` or ``s3://bucket/prefix``.
+
+    ``downloads`` is where an S3 Store keeps local copies and unfinished work; without it a folder
+    in the user's cache. Raises InvalidInput for other schemes.
+    """
+    text = str(location)
+    if text.startswith(S3_SCHEME):
+        return S3Store(text, downloads or default_downloads())
+    if "://" in text and not text.startswith("file://"):
+        raise InvalidInput(f"store {text!r}: give a directory, file:// or s3://bucket/prefix")
+    return LocalStore(Path(text.removeprefix("file://")))
+
+
+def default_downloads() -> Path:
+    """The folder of local copies in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "bipline" / "store"

@@ -105,7 +105,7 @@ class Combination(_Frozen):
 
     @property
     def selection(self) -> str:
-        """What chooses the groups: criterion, rule, and a layout that is not as usual."""
+        """What chooses the groups: criterion, allocation, and a layout that is not as usual."""
         return self._written(self._selecting)
 
     @property
@@ -123,6 +123,11 @@ class Combination(_Frozen):
     def but_seed(self) -> str:
         """The digest of everything except the seed: what is alike in repetitions."""
         return digest_json(self.model_dump(mode="json", exclude={"seed"}))
+
+    @property
+    def digest(self) -> str:
+        """What tells the combination apart from all others."""
+        return digest_json(self.model_dump(mode="json"))
 
     @property
     def unnamed(self) -> Combination:

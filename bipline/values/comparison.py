@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.storage.digests import digest_json
 from bipline.values.combination import Combination
-from bipline.values.compensation import CompensationRecord, forms_text
+from bipline.values.compensation import CompensationRecord, counts_text
 from bipline.values.plan import Budget
 from bipline.values.record import EvaluationRecord, Perplexity
 from bipline.values.summary import StageSummary
@@ -46,7 +46,7 @@ class Parameters(_Frozen):
 
 
 class Compensated(_Frozen):
-    """What compensation did: how many matrices took which form, and errors block by block.
+    """What compensation did: how many matrices took which, and errors block by block.
 
     ``error`` is that on held-out windows as it was chosen, ``error_without`` that of the same
     block with nothing corrected (see :class:`bipline.values.compensation.BlockRecord`).
@@ -62,7 +62,7 @@ class Compensated(_Frozen):
     def of(cls, record: CompensationRecord) -> Compensated:
         """The short form of a plan's record."""
         return cls(
-            forms=record.forms(),
+            forms=record.counts(),
             fitted_tokens=record.fitted_tokens,
             held_out_tokens=record.held_out_tokens,
             error_without=tuple(block.error_without for block in record.blocks),
@@ -71,8 +71,8 @@ class Compensated(_Frozen):
 
     @property
     def told(self) -> str:
-        """The forms as users read them."""
-        return forms_text(self.forms)
+        """How many took which, as users read it."""
+        return counts_text(self.forms)
 
 
 class Measured(_Frozen):

@@ -1,4 +1,4 @@
-"""What compensation did to each block, as JSON: forms, errors before and after, what was chosen."""
+"""What compensation did to each block, as JSON: what was chosen, errors before and after."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Form = Literal["none", "bias", "least-squares", "obs"]
-# From the simplest on: each form falls back to those before it.
-FORMS: tuple[Form, ...] = ("none", "bias", "least-squares", "obs")
+Compensation = Literal["none", "bias", "least-squares", "obs"]
+# From the simplest on: each falls back to those before it.
+COMPENSATIONS: tuple[Compensation, ...] = ("none", "bias", "least-squares", "obs")
 
 
-def forms_text(forms: Mapping[str, int]) -> str:
-    """How many matrices took each form, as users read it."""
-    return ", ".join(f"{count} {form}" for form, count in forms.items())
+def counts_text(counts: Mapping[str, int]) -> str:
+    """How many matrices took each compensation, as users read it."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _absent(value: float | None) -> bool:
@@ -27,7 +27,8 @@ class _Record(BaseModel):
 
 
 class SublayerRecord(_Record):
-    """One matrix. ``errors`` are the best of each form that was fitted, on held-out windows.
+    """One matrix. ``form`` is the compensation that it took, ``errors`` are the best of each
+    that was fitted, on held-out windows.
 
     An error is the mean square, over tokens and hidden channels, of what the block's output
     differs from the dense model's, both behind an RMSNorm: 0 is equal, 2 unrelated.
@@ -36,7 +37,7 @@ class SublayerRecord(_Record):
     ``rows_fitted``: the kept rows of the matrix before this one were fitted too.
     """
 
-    form: Form
+    form: Compensation
     ridge: float | None = None
     beta: float | None = None
     replaced: int = 0
@@ -97,12 +98,12 @@ class CompensationRecord(_Record):
         """Errors of all blocks on held-out windows, as corrected, added up."""
         return sum(block.error for block in self.blocks)
 
-    def forms(self) -> dict[str, int]:
-        """How many matrices took each form, the simplest first."""
+    def counts(self) -> dict[str, int]:
+        """How many matrices took each compensation, the simplest first."""
         chosen = [
             sublayer.form
             for block in self.blocks
             for sublayer in (block.attention, block.ffn)
             if sublayer
         ]
-        return {form: chosen.count(form) for form in FORMS if form in chosen}
+        return {name: chosen.count(name) for name in COMPENSATIONS if name in chosen}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bipline.storage.digests import digest_json
-from bipline.values.compensation import CompensationRecord, Form
+from bipline.values.compensation import Compensation, CompensationRecord
 from bipline.values.reading import read_value
 
 SCHEMA_VERSION: Literal[3] = 3
@@ -85,7 +85,7 @@ class PruningPlan(BaseModel):
     allocation: str
     allocation_options: dict[str, Any] = Field(default_factory=dict)
     layout: Layout = "uniform"
-    compensation: Form = "none"
+    compensation: Compensation = "none"
     budget: Budget
     ffn_multiple: int
     notes: tuple[str, ...] = ()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.storage.digests import digest_json
 from bipline.storage.stage_key import library_versions, processor
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -88,11 +91,22 @@ class RecoveryRecord(_Frozen):
     tokens: int
 
 
-def environment() -> dict[str, Any]:
-    """The hardware and libraries a number was measured with."""
+def device_name(device: torch.device | str) -> str:
+    """A device by its type and, on a GPU, its card: two cards may round otherwise."""
+    import torch
+
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return chosen.type
+    return f"{chosen.type} ({torch.cuda.get_device_name(chosen)})"
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The hardware and libraries a number was measured with; ``device`` is where it was."""
     import torch
 
     return {
+        "device": device_name(device),
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -11,9 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from bipline.storage.digests import digest_json
 from bipline.values.reading import read_value
@@ -21,6 +28,7 @@ from bipline.values.reading import read_value
 SCHEMA_VERSION: Literal[1] = 1
 # What says where content came from, not what it is.
 PROVENANCE = {"source", "revision", "location"}
+CONFIG = "config.json"
 
 
 class _Frozen(BaseModel):
@@ -28,15 +36,45 @@ class _Frozen(BaseModel):
 
 
 class ResolvedModel(_Frozen):
-    """A model directory. ``revision`` is the hub's commit; ``files`` maps names to sha256."""
+    """A model directory. ``revision`` is the hub's commit; ``files`` maps names to sha256.
+
+    Where the weights are not read for their digest alone, ``tensor_digest`` is None at first and
+    ``layout_digest`` says what is known without them: config, names and shapes.
+    """
 
     source: str
     revision: str | None = None
     location: str
-    tensor_digest: str
+    tensor_digest: str | None
+    layout_digest: str | None = None
     files: dict[str, str]
     tokenizer_digest: str
     licence: str | None = None
+
+    @model_validator(mode="after")
+    def _has_an_identity(self) -> Self:
+        if self.tensor_digest is None and self.layout_digest is None:
+            raise ValueError("one of tensor_digest and layout_digest is needed")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_layout(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A resolution that uses no layout digest is written, and digested, as ever."""
+        value: dict[str, Any] = write(self)
+        if value.get("layout_digest") is None:
+            value.pop("layout_digest", None)
+        return value
+
+    @property
+    def identity(self) -> str:
+        """What a stage that reads the weights is keyed by, wherever they lie.
+
+        The digest of config and tensors; of a model whose tensors are not known yet, its layout,
+        which holds for the weights at one place alone.
+        """
+        if self.tensor_digest is None:
+            return f"layout {self.layout_digest}"
+        return digest_json({"config": self.files[CONFIG], "tensors": self.tensor_digest})
 
 
 class ResolvedText(_Frozen):
@@ -86,6 +124,13 @@ class Resolution(_Frozen):
             texts={name: self.texts[name] for name in texts},
             tasks={name: self.tasks[name] for name in tasks},
         )
+
+    def with_files(self, *others: Resolution) -> Resolution:
+        """The same model with the texts and tasks of others too."""
+        parts = (self, *others)
+        texts = {name: text for part in parts for name, text in part.texts.items()}
+        tasks = {name: task for part in parts for name, task in part.tasks.items()}
+        return Resolution(model=self.model, texts=texts, tasks=tasks)
 
     def to_json(self) -> str:
         """The text of the resolution: sorted and indented, the same for the same content."""

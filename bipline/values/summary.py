@@ -1,8 +1,8 @@
-"""RunSummary: what a pipeline run did, for the command line, ``--json`` and tests."""
+"""What a command did, for the screen, ``--json``, the API and tests."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,11 +11,57 @@ from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, RecoveryRecord
 
 SCHEMA_VERSION: Literal[1] = 1
+# Version 1 called a compensation's name its form.
+PRUNE_SCHEMA_VERSION: Literal[2] = 2
 StageStatus = Literal["completed", "cached", "reused"]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BeforeAfter(_Frozen):
+    """A count of the dense model and of the smaller one."""
+
+    before: int
+    after: int
+
+
+class Seconds(_Frozen):
+    """Seconds by stage, those that were found in a Store as 0, and all together."""
+
+    stage: dict[str, float]
+    total: float
+
+
+class PruneSummary(_Frozen):
+    """What ``bipline prune`` made: sizes, ratio, seconds beside their floor, memory in bytes.
+
+    ``widths`` are attention groups and FFN channels by block; ``floor_seconds`` is None where no
+    stage took long enough to measure one, or an earlier run did a part.
+    """
+
+    schema_version: Literal[2] = PRUNE_SCHEMA_VERSION
+    model: str
+    out: str
+    digest: str
+    plan_digest: str
+    criterion: str
+    allocation: str
+    layout: str
+    compensation: dict[str, Any]
+    widths: tuple[tuple[int, int], ...]
+    parameters: BeforeAfter
+    block_parameters: BeforeAfter
+    ratio: dict[str, Any]
+    notes: tuple[str, ...]
+    seconds: Seconds
+    peak_rss_bytes: int
+    peak_anonymous_bytes: int
+    peak_device_bytes: int
+    floor_seconds: float | None
+    floor_seconds_by_stage: dict[str, float]
+    rates: dict[str, float]
 
 
 class Registration(_Frozen):

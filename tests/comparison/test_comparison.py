@@ -218,7 +218,7 @@ def test_seeds_draw_their_windows_and_their_spread_is_told(bench: Bench) -> None
     values = [row.measured.perplexity["one"].value for row in compared.rows if row.measured]
     assert len(set(values)) == 3
     [each] = repeated(compared.rows)
-    spread = each.over(lambda _, measured: measured.perplexity["one"].value)
+    spread = each.over("perplexity.one")
     assert spread == Spread(
         mean=statistics.fmean(values), least=min(values), most=max(values),
         deviation=statistics.stdev(values),
@@ -232,7 +232,7 @@ def test_combinations_are_ranked_by_ratio_and_perplexity(bench: Bench) -> None:
     )
     found = ranked(compared, bench.model.name)
     assert [each.combination.ratio for each in found] == [0.2] * 3 + [0.4] * 3 + [0.98] * 3
-    means = [each.over(lambda _, m: m.perplexity["one"].value) for each in found[:3]]
+    means = [each.over("perplexity.one") for each in found[:3]]
     assert means == sorted(means, key=lambda spread: spread.mean if spread else 0)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bipline.comparison import pictures
 from bipline.comparison.files import comparison_csv, comparison_json
 from bipline.comparison.report import PARTS, render_comparison
 from bipline.comparison.selection import Selection, best
 from bipline.comparison.spread import Spread
-from bipline.delivery import comparison_pictures
 from bipline.face.comparison_tables import print_tables
 from bipline.values.combination import Choice, Combination
 from bipline.values.comparison import (
@@ -94,7 +94,7 @@ def compared() -> Comparison:
 def test_every_part_is_there_and_the_bytes_are_the_same(compared: Comparison) -> None:
     text = render_comparison(compared)
     assert text == render_comparison(Comparison.model_validate_json(compared.model_dump_json()))
-    places = [text.index(f'<section id="{identifier}">') for identifier, _, _ in PARTS]
+    places = [text.index(f'<section id="{part.identifier}">') for part in PARTS]
     assert places == sorted(places)
     words = " ".join(Page(text).words)
     for shown in ("dense", "61.00 ± 1.00 (60.00 to 62.00)", "it cannot be", "flap:metric=ifv"):
@@ -136,19 +136,19 @@ def test_there_is_one_curve_a_method_with_a_mark_a_combination(compared: Compari
 
 
 def test_curves_of_any_number_can_be_told_apart() -> None:
-    looks = {str(comparison_pictures.swatch(number)) for number in range(24)}
+    looks = {str(pictures.swatch(number)) for number in range(24)}
     assert len(looks) == 24
 
 
 def test_a_flat_curve_and_a_single_point_can_be_drawn() -> None:
     spread = Spread(mean=0.0, least=0.0, most=0.0, deviation=None)
-    point = comparison_pictures.Point(5.0, spread, "x")
-    curve = comparison_pictures.Curve("x", 0, (point,))
-    picture = str(comparison_pictures.curves_picture([curve], "x"))
+    point = pictures.Point(5.0, spread, "x")
+    curve = pictures.Curve("x", 0, (point,))
+    picture = str(pictures.curves_picture([curve], "x"))
     assert "nan" not in picture and "inf" not in picture
     negative = Spread(mean=-2.0, least=-3.0, most=-1.0, deviation=1.0)
-    curve = comparison_pictures.Curve("x", 0, (comparison_pictures.Point(5.0, negative, "x"),))
-    assert "<svg" in str(comparison_pictures.curves_picture([curve], "x"))
+    curve = pictures.Curve("x", 0, (pictures.Point(5.0, negative, "x"),))
+    assert "<svg" in str(pictures.curves_picture([curve], "x"))
 
 
 @pytest.fixture
@@ -182,9 +182,9 @@ def test_csv_and_json_say_what_was_corrected(corrected: Comparison) -> None:
     ]  # fmt: skip
     assert rows[2]["combination"]["compensation"] == {"name": "obs", "options": {"ridge": "0.1"}}
     assert rows[2]["measured"]["compensated"]["forms"] == {"none": 1, "obs": 3}
-    assert lines[0]["corrected"] == lines[0]["error"] == ""
+    assert lines[0]["corrected"] == lines[0]["block_error"] == ""
     assert lines[2]["corrected"] == "1 none, 3 obs"
-    assert (float(lines[2]["error_without"]), float(lines[2]["error"])) == (0.75, 0.375)
+    assert (float(lines[2]["block_error_without"]), float(lines[2]["block_error"])) == (0.75, 0.375)
     assert lines[4]["alias"] == rows[4]["combination"]["alias"] == "auto"
     assert lines[4]["method"] == "auto (llm-bip-exact, uniform, obs)"
     assert lines[4]["criterion"] == "llm-bip-exact"
@@ -230,8 +230,8 @@ def test_csv_has_a_line_a_row_after_dense(compared: Comparison) -> None:
         assert line["refusal"] == (told["refusal"] or "")
         if told["measured"]:
             assert float(line["perplexity.one"]) == told["measured"]["perplexity"]["one"]["value"]
-            assert float(line["nll_change.one"]) == told["measured"]["change"]["one"]["nll"]
-            assert int(line["parameters_after"]) == told["measured"]["parameters"]["after"]
+            assert float(line["nll_increase.one"]) == told["measured"]["change"]["one"]["nll"]
+            assert int(line["parameters"]) == told["measured"]["parameters"]["after"]
             assert float(line["seconds"]) == 9.75
     assert lines[5]["criterion"] == "flap:metric=ifv"
 
@@ -312,5 +312,5 @@ def test_child_runs_hold_what_was_tried_and_what_came_out(
     assert len(found) == 7 and {run.info.status for run in found} == {"FINISHED"}
     runs = {run.info.run_name: run.data for run in found}
     assert runs["row-005"].params["criterion"] == "flap:metric=ifv"
-    assert runs["row-005"].metrics["perplexity_change.one"] == 15.0
+    assert runs["row-005"].metrics["perplexity_increase.one"] == 0.3
     assert runs["row-007"].tags["refusal"] == "it cannot be"

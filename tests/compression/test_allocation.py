@@ -1,4 +1,4 @@
-"""Allocation rules against brute force and their sources' formulas, and what they promise."""
+"""Allocations against brute force and their sources' formulas, and what they promise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.allocation import RULES, load_rule, rule_options
+from bipline.compression.allocation import ALLOCATIONS, allocation_options, load_allocation
 from bipline.compression.allocation.knapsack import Part, cheapest
 from bipline.compression.allocation.log_increase import log_share
 from bipline.compression.allocation.problem import Layout, Problem
@@ -24,7 +24,7 @@ from bipline.compression.criteria.interface import BlockScores, Unit
 from bipline.compression.statistics import Scores
 from bipline.model.families import ModelShape
 
-# Rules that look at scores alone; those that run windows are tested on models.
+# Those that look at scores alone; those that run windows are tested on models.
 PURE = ["log-increase", "standardized", "uniform"]
 
 
@@ -76,10 +76,10 @@ def removed(problem: Problem, widths: list[Widths]) -> float:
 
 
 @settings(max_examples=150, deadline=None)
-@pytest.mark.parametrize("rule", PURE)
+@pytest.mark.parametrize("allocation", PURE)
 @given(problem=problems())
-def test_the_budget_is_met_within_one_step(rule: str, problem: Problem) -> None:
-    widths = load_rule(rule).widths(problem, rule_options(rule))
+def test_the_budget_is_met_within_one_step(allocation: str, problem: Problem) -> None:
+    widths = load_allocation(allocation).widths(problem, allocation_options(allocation))
     steps = []
     for choices, each in zip(problem.choices, widths, strict=True):
         assert each.attention_groups in choices.attention_groups
@@ -132,7 +132,7 @@ def test_log_increase_is_slimgpts_schedule() -> None:
 @given(problem=problems(multiples=(1,)))
 def test_standardized_is_flaps_single_threshold(problem: Problem) -> None:
     """Its code: all z of all blocks in one sorted list, cut where the kept cost is reached."""
-    widths = load_rule("standardized").widths(problem, rule_options("standardized"))
+    widths = load_allocation("standardized").widths(problem, allocation_options("standardized"))
     entries = []
     for block, (scores, choices) in enumerate(
         zip(problem.scores.blocks, problem.choices, strict=True)
@@ -194,16 +194,18 @@ def test_knapsack_equals_brute_force(parts: list[Part], share: float) -> None:
     assert error == pytest.approx(best, abs=1e-9)
 
 
-@pytest.mark.parametrize("rule", ["standardized", "uniform"])
+@pytest.mark.parametrize("allocation", ["standardized", "uniform"])
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 100), ratio=st.floats(0.1, 0.6))
-def test_uniform_layout_gives_every_block_the_same(rule: str, seed: int, ratio: float) -> None:
+def test_uniform_layout_gives_every_block_the_same(
+    allocation: str, seed: int, ratio: float
+) -> None:
     choices = [choices_of(shape(4, 2, 48), 2)] * 3
     problem = problem_of(choices, ratio, "uniform", seed)
-    widths = load_rule(rule).widths(problem, rule_options(rule))
+    widths = load_allocation(allocation).widths(problem, allocation_options(allocation))
     assert len(set(widths)) == 1
     assert removed(problem, widths) >= problem.target - 1e-6
-    if rule == "standardized":
+    if allocation == "standardized":
         assert widths[0] in uniform_candidates(problem)
 
 
@@ -216,7 +218,7 @@ def test_uniform_layout_gives_every_block_the_same(rule: str, seed: int, ratio: 
 def test_depth_drops_the_lowest_units_and_no_more(seed: int, ratio: float, prunes: Unit) -> None:
     choices = [choices_of(shape(4, 1, 30), 1)] * 5
     problem = problem_of(choices, ratio, "per-layer", seed, prunes)
-    widths = load_rule("depth").widths(problem, rule_options("depth"))
+    widths = load_allocation("depth").widths(problem, allocation_options("depth"))
     gone = removed(problem, widths)
     assert gone >= problem.target
     assert any(each.attention_groups for each in widths)
@@ -247,7 +249,7 @@ def test_depth_drops_the_lowest_units_and_no_more(seed: int, ratio: float, prune
 def test_depth_that_cannot_reach_names_the_largest() -> None:
     problem = problem_of([choices_of(shape(4, 1, 30), 1)] * 4, 0.9, "per-layer", 0, "blocks")
     with pytest.raises(InvalidInput, match=r"dropping blocks; the largest that can is 0\.75"):
-        load_rule("depth").widths(problem, rule_options("depth"))
+        load_allocation("depth").widths(problem, allocation_options("depth"))
 
 
 @pytest.mark.parametrize("groups", [3, 4])
@@ -259,8 +261,8 @@ def test_divisible_by_limits_both_counts(groups: int) -> None:
         choices_of(shape(4, 2, 40), 4, divisible_by=5)
 
 
-def test_every_rule_says_what_it_needs() -> None:
-    for name in RULES:
-        rule = load_rule(name)
-        assert rule.WINDOWS in (True, False)
-        assert isinstance(rule.NOT_UNIFORM, str)
+def test_every_allocation_says_what_it_needs() -> None:
+    for name in ALLOCATIONS:
+        allocation = load_allocation(name)
+        assert allocation.WINDOWS in (True, False)
+        assert isinstance(allocation.NOT_UNIFORM, str)

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.calibrate import calibrate, ngram_overlap
+from bipline.compression.calibrate import (
+    CalibrationSet,
+    calibrate,
+    check_overlap,
+    ngrams_of,
+    overlap_of,
+)
 from bipline.storage.documents import SEPARATOR, read_documents, write_documents
+from bipline.storage.folder import open_folder
 
 WORDS = [
     "alpha",
@@ -41,55 +48,66 @@ def text_file(path: Path, *documents: str) -> Path:
     return path
 
 
+def drawn(
+    model: Path, texts: list[tuple[Path, float]], samples: int, seqlen: int, seed: int
+) -> CalibrationSet:
+    return calibrate(open_folder(model), texts, samples, seqlen, seed)
+
+
 def test_same_seed_same_windows_other_seed_others(llama: Path, tmp_path: Path) -> None:
     text = text_file(tmp_path / "a.txt", prose(1), prose(2), prose(3))
-    first = calibrate(llama, {text: 1.0}, 8, 32, seed=0)
+    first = drawn(llama, [(text, 1.0)], 8, 32, seed=0)
     assert first.token_ids.shape == (8, 32)
-    assert first.token_ids.equal(calibrate(llama, {text: 1.0}, 8, 32, seed=0).token_ids)
-    assert not first.token_ids.equal(calibrate(llama, {text: 1.0}, 8, 32, seed=1).token_ids)
+    assert first.token_ids.equal(drawn(llama, [(text, 1.0)], 8, 32, seed=0).token_ids)
+    assert not first.token_ids.equal(drawn(llama, [(text, 1.0)], 8, 32, seed=1).token_ids)
     assert len({tuple(window.tolist()) for window in first.token_ids}) == 8
 
 
 def test_duplicate_documents_count_once(llama: Path, tmp_path: Path) -> None:
     once = text_file(tmp_path / "once.txt", prose(1), prose(2))
     twice = text_file(tmp_path / "twice.txt", prose(1), prose(2), prose(1), prose(2))
-    one, two = (calibrate(llama, {text: 1.0}, 8, 32, seed=0) for text in (once, twice))
+    one, two = (drawn(llama, [(text, 1.0)], 8, 32, seed=0) for text in (once, twice))
     assert one.token_ids.equal(two.token_ids)
 
 
 def test_documents_open_with_bos(llama: Path, tmp_path: Path) -> None:
     text = text_file(tmp_path / "a.txt", *(prose(seed, 40) for seed in range(6)))
-    windows = calibrate(llama, {text: 1.0}, 8, 64, seed=0).token_ids
+    windows = drawn(llama, [(text, 1.0)], 8, 64, seed=0).token_ids
     assert int((windows == 0).sum()) >= 2
 
 
 def test_mix_follows_the_weights(llama: Path, tmp_path: Path) -> None:
-    texts = {
-        text_file(tmp_path / "a.txt", prose(1)): 3.0,
-        text_file(tmp_path / "b.txt", prose(2)): 1.0,
-    }
-    calibration = calibrate(llama, texts, 8, 32, seed=0)
+    texts = [
+        (text_file(tmp_path / "a.txt", prose(1)), 3.0),
+        (text_file(tmp_path / "b.txt", prose(2)), 1.0),
+    ]
+    calibration = drawn(llama, texts, 8, 32, seed=0)
     assert [text["windows"] for text in calibration.description["texts"]] == [6, 2]
     assert calibration.token_ids.shape == (8, 32)
+    # Each text is drawn from as it would be alone.
+    for part, (text, _) in zip(calibration.token_ids.split([6, 2]), texts, strict=True):
+        assert part.equal(drawn(llama, [(text, 1.0)], len(part), 32, seed=0).token_ids)
 
 
-def test_text_that_is_the_evaluation_text_is_refused(llama: Path, tmp_path: Path) -> None:
+def test_text_that_is_the_evaluation_text_is_refused(tmp_path: Path) -> None:
     text = text_file(tmp_path / "a.txt", prose(1))
     shifted = text_file(tmp_path / "b.txt", "An opening. " + prose(1)[50:].upper())
     other = text_file(tmp_path / "c.txt", prose(2))
     for evaluation in (text, shifted):
-        with pytest.raises(InvalidInput, match="13-grams"):
-            calibrate(llama, {text: 1.0}, 2, 16, 0, evaluation_texts=[evaluation])
-    calibrate(llama, {text: 1.0}, 2, 16, 0, evaluation_texts=[other])
+        with pytest.raises(InvalidInput, match=f"{text}: .*% of its 13-grams stand in the eval"):
+            check_overlap([other, text], [evaluation])
+    assert check_overlap([text], [other]) == {text: 0.0}
+    assert check_overlap([text], []) == {text: 0.0}
 
 
 def test_overlap_is_the_share_of_13_grams() -> None:
     text = prose(1, 113)
     half = " ".join(text.split()[:63])
-    assert ngram_overlap([text], [text]) == 1.0
-    assert ngram_overlap([text], [half]) == pytest.approx(51 / 101)
-    assert ngram_overlap([text], [prose(9)]) == 0.0
-    assert ngram_overlap(["twelve words are too few"], [text]) == 0.0
+    own = ngrams_of([text])
+    assert overlap_of(own, own) == 1.0
+    assert overlap_of(own, ngrams_of([half])) == pytest.approx(51 / 101)
+    assert overlap_of(own, ngrams_of([prose(9)])) == 0.0
+    assert overlap_of(ngrams_of(["twelve words are too few"]), own) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -99,19 +117,19 @@ def test_overlap_is_the_share_of_13_grams() -> None:
 def test_unusable_text_is_refused(llama: Path, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(InvalidInput, match=message):
-        calibrate(llama, {tmp_path / "a.txt": 1.0}, 4, 64, 0)
+        drawn(llama, [(tmp_path / "a.txt", 1.0)], 4, 64, 0)
 
 
 def test_too_few_windows_name_the_number(llama: Path, tmp_path: Path) -> None:
     text = text_file(tmp_path / "a.txt", prose(1, 30))
     with pytest.raises(InvalidInput, match=r"holds \d+ windows of 16 tokens, 1000 were asked"):
-        calibrate(llama, {text: 1.0}, 1000, 16, 0)
+        drawn(llama, [(text, 1.0)], 1000, 16, 0)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_weights_must_be_positive(llama: Path, tmp_path: Path, weight: float) -> None:
     with pytest.raises(InvalidInput, match="must be positive"):
-        calibrate(llama, {text_file(tmp_path / "a.txt", prose(1)): weight}, 1, 8, 0)
+        drawn(llama, [(text_file(tmp_path / "a.txt", prose(1)), weight)], 1, 8, 0)
 
 
 @pytest.mark.parametrize(
@@ -124,4 +142,4 @@ def test_json_lines_hold_any_document(tmp_path: Path, documents: list[str]) -> N
 
 def test_token_ids_are_64_bit(llama: Path, tmp_path: Path) -> None:
     text = text_file(tmp_path / "a.txt", prose(1))
-    assert calibrate(llama, {text: 1.0}, 1, 8, 0).token_ids.dtype == torch.int64
+    assert drawn(llama, [(text, 1.0)], 1, 8, 0).token_ids.dtype == torch.int64

@@ -4,46 +4,45 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.allocate import AllocationRequest, allocate
+from bipline.compression.allocate import allocate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Options
 from bipline.compression.partial_sums import share_of
 from bipline.compression.score import (
-    Calibration,
     compute_scores,
     reduce_parts,
     score_model,
     score_part,
 )
-from bipline.compression.statistics import Scores, Statistics
+from bipline.compression.statistics import KIND, Scores, Statistics, save_statistics
+from bipline.compression.windows import Windows
 from bipline.model.opening import open_checkpoint
+from bipline.settings.line import AllocateSettings
+from bipline.storage.digests import digest_file
+from bipline.storage.directory import atomic_directory
+from bipline.storage.manifest import read_manifest
 from tests.command import contents
 from tests.compression.test_calibrate import prose
+from tests.scored import assert_same_bits, assert_same_scores
 from tests.tiny import tiny_model, token_windows
 
-CALIBRATION = Calibration(token_windows(windows=70, seqlen=12), "windows")
+WINDOWS = Windows(token_windows(windows=70, seqlen=12), "windows", Computing())
 CRITERION = "llm-bip-glu"
 
 
 def scored(model: Path, work: Path | None = None, **how: object) -> tuple[Statistics, Scores]:
-    computing = Computing(**how)  # type: ignore[arg-type]
-    return score_model(open_checkpoint(model), CALIBRATION, CRITERION, Options(), computing, work)
-
-
-def assert_same_bits(one: Statistics, other: Statistics) -> None:
-    assert one.tensor_digest == other.tensor_digest
-    assert one.tensors == other.tensors
-    for expected, found in zip(one.blocks, other.blocks, strict=True):
-        assert expected.keys() == found.keys()
-        assert all(expected[name].equal(found[name]) for name in expected)
+    windows = replace(WINDOWS, computing=Computing(**how))  # type: ignore[arg-type]
+    return score_model(open_checkpoint(model), windows, CRITERION, Options(), work)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -52,10 +51,9 @@ def test_parts_reduce_to_the_whole(family_model: Path, count: int) -> None:
     parts = [
         score_part(
             open_checkpoint(family_model),
-            CALIBRATION,
+            WINDOWS,
             CRITERION,
             Options(),
-            Computing(),
             (index, count),
         )
         for index in range(count)
@@ -66,7 +64,7 @@ def test_parts_reduce_to_the_whole(family_model: Path, count: int) -> None:
 def test_parts_of_different_models_are_refused(llama: Path, tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "other", "llama-gqa", seed=1)
     parts = [
-        score_part(open_checkpoint(model), CALIBRATION, CRITERION, Options(), Computing(), (0, 1))
+        score_part(open_checkpoint(model), WINDOWS, CRITERION, Options(), (0, 1))
         for model in (llama, other)
     ]
     with pytest.raises(InvalidInput, match="differ in their tensor_digest"):
@@ -87,9 +85,7 @@ def test_shares_cover_every_chunk_once() -> None:
 def test_one_pass_gives_the_scores_of_the_sums(family_model: Path) -> None:
     statistics, scores = scored(family_model)
     again = compute_scores(open_checkpoint(family_model), statistics, CRITERION, Options())
-    for one, other in zip(scores.blocks, again.blocks, strict=True):
-        assert one.attention_groups.equal(other.attention_groups)
-        assert one.ffn_channels.equal(other.ffn_channels)
+    assert_same_scores(scores, again)
 
 
 def test_scores_do_not_see_the_rounding_of_the_computing_dtype(llama: Path) -> None:
@@ -176,12 +172,12 @@ def test_too_few_windows_for_the_workers(llama: Path, text: Path, tmp_path: Path
 def test_bfloat16_and_float32_agree_on_what_stays(reference: Path) -> None:
     """On the embedded trained model; the figures are in benchmarks/RESULTS.md."""
     checkpoint = open_checkpoint(reference)
-    windows = torch.randint(4096, (32, 64), generator=torch.Generator().manual_seed(0))
+    token_ids = torch.randint(4096, (32, 64), generator=torch.Generator().manual_seed(0))
     plans = []
     for dtype in (torch.float32, torch.bfloat16):
-        calibration, computing = Calibration(windows, "random"), Computing(dtype)
-        _, scores = score_model(checkpoint, calibration, CRITERION, Options(), computing)
-        plans.append(allocate(checkpoint, scores, AllocationRequest(0.5)))
+        windows = Windows(token_ids, "random", Computing(dtype))
+        _, scores = score_model(checkpoint, windows, CRITERION, Options())
+        plans.append(allocate(checkpoint, scores, AllocateSettings(ratio=0.5), 0))
     for one, other in zip(plans[0].blocks, plans[1].blocks, strict=True):
         assert one.attention_groups == other.attention_groups
         same = set(one.ffn_channels) & set(other.ffn_channels)
@@ -192,3 +188,15 @@ def test_states_on_disk_without_a_work_directory_are_the_same(llama: Path) -> No
     held, _ = scored(llama)
     spilled, _ = scored(llama, resident=False)
     assert_same_bits(held, spilled)
+
+
+def test_saved_statistics_hold_nothing_but_what_was_scored(llama: Path, tmp_path: Path) -> None:
+    """Same inputs, same bytes, wherever and whenever; the scores' own digest is declared."""
+    copy = tmp_path / "elsewhere" / "copied"
+    shutil.copytree(llama, copy)
+    for model, name in ((llama, "one"), (copy, "other")):
+        with atomic_directory(tmp_path / name, KIND) as writer:
+            save_statistics(*scored(model), writer)
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
+    written = digest_file(tmp_path / "one" / "scores.safetensors")
+    assert read_manifest(tmp_path / "one").info["scores"] == written

@@ -1,4 +1,4 @@
-"""The uniform rule against brute force."""
+"""Allocation ``uniform`` against brute force."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPES = st.builds(
 
 
 def brute_force(block: ModelShape, ratio: float, multiple: int) -> Widths | None:
-    """The rule read aloud: try every FFN width from the widest, take the first that reaches."""
+    """Read aloud: try every FFN width from the widest, take the first that reaches."""
     cut = min(math.floor(ratio * block.num_key_value_heads + 0.5), block.num_key_value_heads - 1)
     for channels in range(block.intermediate_size, 0, -multiple):
         widths = Widths(block.num_key_value_heads - cut, channels)
@@ -68,7 +68,7 @@ def test_largest_ratio_is_reached_and_nothing_above_is(block: ModelShape, multip
     assume(multiple <= block.intermediate_size)
     largest = largest_ratio(choices_of(block, multiple))
     assume(largest > 1e-6)
-    # Rounding of the number itself may put it on either side of where the rule changes its mind.
+    # Rounding of the number itself may put it on either side of where it changes its mind.
     reached = [
         found.removed_weights(block)
         for ratio in (largest, largest * (1 - 1e-9))

@@ -84,6 +84,12 @@ def test_it_says_what_was_removed_and_how_to_load(contents: PackageContents) -> 
     assert contents.records["dense"].protocol_digest in card
 
 
+def test_without_scores_it_says_that_the_plan_was_given(contents: PackageContents) -> None:
+    card = render_card(altered(contents, statistics=None))
+    assert "* no scores: the plan was given" in card and "calibration tokens" not in card
+    assert "keeps 3 of 4 attention groups" in card and "72 of 96 FFN channels" in card
+
+
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
 def test_methods_are_named_honestly(contents: PackageContents, criterion: str) -> None:
     plan = contents.plan.model_copy(update={"criterion": criterion})

@@ -325,6 +325,14 @@ def other_protocol(contents: PackageContents) -> dict[str, Any]:
     return {**contents.records, "pruned": changed}
 
 
+def test_a_plan_that_was_given_needs_no_scores(contents: PackageContents, tmp_path: Path) -> None:
+    write(altered(contents, statistics=None), tmp_path / "out")
+    assert read_plan(tmp_path / "out" / "pruning_plan.json") == contents.plan
+    for name in ("README.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert "no scores: the plan was given" in text.lower()
+
+
 def test_unknown_formats_and_missing_records_are_bad_input(
     contents: PackageContents, tmp_path: Path
 ) -> None:

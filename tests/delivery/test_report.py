@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bipline.delivery import pictures
-from bipline.delivery.contents import PackageContents, measures, portable
+from bipline.delivery.contents import PackageContents, portable
+from bipline.delivery.page import Part
 from bipline.delivery.report import PARTS, render_report
+from bipline.values.figures import side_by_side
 from bipline.values.record import Speed, TaskResult
 from bipline.values.resolution import Resolution
 from tests.delivery.conftest import altered, with_recovery
@@ -69,17 +70,16 @@ def hostile(contents: PackageContents) -> PackageContents:
 
 def test_every_part_is_there_in_order(contents: PackageContents) -> None:
     text = render_report(contents)
-    places = [text.index(f'<section id="{identifier}">') for identifier, _, _ in PARTS]
+    places = [text.index(f'<section id="{part.identifier}">') for part in PARTS]
     assert places == sorted(places)
     assert Page(text).tags.count("svg") == 4
 
 
-@pytest.mark.parametrize("part", PARTS, ids=[identifier for identifier, _, _ in PARTS])
-def test_parts_stand_alone(contents: PackageContents, part: tuple[str, str, Any]) -> None:
-    identifier, title, render = part
-    fragment = str(render(contents))
-    assert Page(fragment).attributes[0] == ("id", identifier)
-    assert f"<h2>{title}</h2>" in fragment
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.identifier)
+def test_parts_stand_alone(contents: PackageContents, part: Part[PackageContents]) -> None:
+    fragment = str(part.html(contents))
+    assert Page(fragment).attributes[0] == ("id", part.identifier)
+    assert f"<h2>{part.title}</h2>" in fragment
     assert fragment in render_report(contents)
 
 
@@ -121,15 +121,27 @@ def test_recovery_is_told(contents: PackageContents) -> None:
     assert "held-out perplexity fell" in recovered
 
 
+def test_without_scores_it_says_that_the_plan_was_given(contents: PackageContents) -> None:
+    given = altered(contents, statistics=None)
+    text = render_report(given)
+    page = Page(text)
+    assert "No scores: the plan was given." in page.words
+    assert page.tags.count("svg") == 2, "widths, and no importance"
+    assert "calibration tokens" not in text
+    widths = next(part for part in PARTS if part.identifier == "widths")
+    assert widths.html(given) == widths.html(contents)
+
+
 def test_speed_and_tasks_become_rows(contents: PackageContents) -> None:
     speeds = {"dense": 100.0, "pruned": 150.0}
     records = {
         stage: record.model_copy(update={"speed": speed(speeds[stage])})
         for stage, record in hostile(contents).records.items()
     }
-    rows = {row.name: row for row in measures(altered(contents, records=records))}
-    assert rows["Prompt tokens per second"].change == "\N{MULTIPLICATION SIGN} 1.50"
-    assert rows[f"Accuracy, {HOSTILE}|"].values["dense"] == "50.0 %"
+    rows = {line.title: line for line in side_by_side(records, "pruned")}
+    assert rows["Prefill, tokens/s (median)"].change == "\N{MULTIPLICATION SIGN} 1.50"
+    assert rows["Prefill, tokens/s (median)"].texts["pruned"] == "150 (140)"
+    assert rows[f"Accuracy, {HOSTILE}|"].texts["dense"] == "50.0 % ± 10.0 %"
     assert rows[f"Accuracy, {HOSTILE}|"].change == "0.0 points"
     assert f"Normalised accuracy, {HOSTILE}|" in rows
 
@@ -137,7 +149,7 @@ def test_speed_and_tasks_become_rows(contents: PackageContents) -> None:
 def speed(rate: float) -> Speed:
     return Speed(
         prefill_tokens_per_second=rate,
-        prefill_median_tokens_per_second=rate,
+        prefill_median_tokens_per_second=rate - 10,
         decode_tokens_per_second=rate / 10,
         decode_median_tokens_per_second=rate / 10,
         batch_size=1,

@@ -23,3 +23,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tiny_llama: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model that a test may damage."""
     return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a test writes the safetensors file that it reads."""
+    return tmp_path_factory.mktemp("header") / "model.safetensors"

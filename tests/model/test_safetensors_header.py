@@ -1,104 +1,36 @@
-"""Our reading of a safetensors header against the library's own: no more is accepted than there."""
+"""A safetensors header as we read it: whole files as the library does, and what each refuses."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import deserialize, safe_open
 from safetensors.torch import save
 
-from bipline.base.errors import InvalidInput
 from bipline.model import safetensors_header
 from bipline.model.safetensors_header import DTYPE_BITS, LONGEST_HEADER, read_header
 from bipline.storage.folder import LocalFile
+from tests.model.safetensors_library import (
+    FLOAT,
+    STRICTER,
+    as_file,
+    as_the_library_reads,
+    as_we_read,
+    put,
+    refusal_of,
+    taken_by_the_library,
+)
 
 TORCH_DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.float16, torch.bfloat16,
     torch.int32, torch.uint32, torch.float32, torch.int64, torch.uint64, torch.float64,
     torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2,
 ]  # fmt: skip
-# Where we refuse what the library takes, and why nobody who writes such files is known.
-STRICTER = {
-    "a name stands twice": "the library takes the last one: two readers may see two models",
-    "has not exactly the fields": "unknown fields are dropped, and lists taken for objects, there",
-    "holds the negative number": "it stands in a field that is dropped there",
-    "a shape that no file can hold": "a zero size before sizes beyond 64 bits hides them there",
-}
-
-Held = dict[str, tuple[str, tuple[int, ...], bytes]]
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("header") / "model.safetensors"
-
-
-def as_file(header: str | bytes, data: bytes = b"", length: int | None = None) -> bytes:
-    """A file of this header; ``length`` is what it claims, if that is not the truth."""
-    text = header.encode() if isinstance(header, str) else header
-    claimed = len(text) if length is None else length
-    return claimed.to_bytes(8, "little") + text + data
-
-
-def put(path: Path, content: bytes) -> None:
-    """Write a new file: over an older one, some file systems wait for the disk."""
-    path.unlink(missing_ok=True)
-    path.write_bytes(content)
-
-
-def taken_by_the_library(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="pt"):
-            return True
-    except Exception:
-        return False
-
-
-def as_the_library_reads(content: bytes) -> Held:
-    return {
-        name: (held["dtype"], tuple(held["shape"]), bytes(held["data"]))
-        for name, held in deserialize(content)
-    }
-
-
-def as_we_read(path: Path) -> Held:
-    content = path.read_bytes()
-    return {
-        name: (held.dtype, held.shape, content[held.offset : held.offset + held.num_bytes])
-        for name, held in read_header(LocalFile(path), str(path)).items()
-    }
-
-
-def refusal_of(path: Path) -> str:
-    """Why we refuse a file, or nothing; whatever else is raised fails the test."""
-    try:
-        read_header(LocalFile(path), str(path))
-    except InvalidInput as error:
-        message = str(error)
-        assert message.isprintable(), "one line that does nothing to a terminal"
-        assert message.startswith(f"{path}: not a whole safetensors file: ")
-        return message
-    return ""
-
-
-def compare(path: Path, content: bytes) -> None:
-    """Nothing that the library refuses is taken, and what is taken is read as it reads it."""
-    put(path, content)
-    refusal, taken = refusal_of(path), taken_by_the_library(path)
-    if not refusal:
-        assert taken, content
-        assert as_we_read(path) == as_the_library_reads(content)
-    elif taken:
-        assert any(reason in refusal for reason in STRICTER), refusal
 
 
 def tensors() -> st.SearchStrategy[dict[str, torch.Tensor]]:
@@ -147,145 +79,6 @@ def test_every_dtype_has_the_librarys_size(path: Path, dtype: str) -> None:
     put(path, content)
     assert taken_by_the_library(path)
     assert as_we_read(path) == as_the_library_reads(content)
-
-
-FLOAT = bytes(4)
-
-# -- damaged files ------------------------------------------------------------------------------
-
-SMALL = save({"a": torch.ones(2, 3), "b": torch.zeros(0, 4), "c": torch.ones(5).bool()}, {"m": "n"})
-HEADER_END = 8 + int.from_bytes(SMALL[:8], "little")
-HEADER, DATA = SMALL[8:HEADER_END].decode(), SMALL[HEADER_END:]
-JSON_TOKENS = re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^\[\]{}:,"\s]+', HEADER)
-ODD_TOKENS = [
-    "-0", "0", "1", "-1", "5", "24", "1.0", "1e0", "1E400", "007", str(2**63), str(2**64),
-    "9" * 5000, "null", "true", "NaN", "Infinity", '""', '"a"', '"F32"', '"F4"', '"F16"', '"\\n"',
-    '"\\ud800"', '"\\ud83d\\ude00"', '"__metadata__"', '"dtype"', '"x":1,', "[]", "{}", "[0,24]",
-    "[", "]", "{", "}", ",", ":", " ", "\t", "\x00", "\x1f", "\ufeff", "0,", ",0",
-]  # fmt: skip
-
-Change = Callable[[list[Any], int, Any], None]
-
-
-def replace(content: list[Any], place: int, new: Any) -> None:
-    content[place] = new
-
-
-def insert(content: list[Any], place: int, new: Any) -> None:
-    content.insert(place, new)
-
-
-def remove(content: list[Any], place: int, _new: Any) -> None:
-    del content[place]
-
-
-def cut(content: list[Any], place: int, _new: Any) -> None:
-    del content[place:]
-
-
-def repeat(content: list[Any], place: int, _new: Any) -> None:
-    """A part of the text stands twice: a name, a field, a whole tensor."""
-    content[place:place] = content[place : place + 17]
-
-
-def damaged(content: list[Any], new: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
-    """The content after one or two changes, each somewhere in it."""
-    change = st.tuples(
-        st.sampled_from([replace, insert, remove, cut, repeat]),
-        st.integers(0, len(content) - 1),
-        new,
-    )
-
-    def apply(changes: list[tuple[Change, int, Any]]) -> list[Any]:
-        changed = list(content)
-        for act, place, added in changes:
-            act(changed, min(place, max(0, len(changed) - 1)), added) if changed else None
-        return changed
-
-    return st.lists(change, min_size=1, max_size=2).map(apply)
-
-
-@settings(deadline=None, max_examples=300)
-@given(content=damaged(list(SMALL), st.integers(0, 255)))
-def test_damaged_bytes(path: Path, content: list[int]) -> None:
-    """Flipped, added, lost and cut off anywhere: in the length, the header and the tensors."""
-    compare(path, bytes(content))
-
-
-@settings(deadline=None, max_examples=300)
-@given(header=damaged(list(HEADER.encode()), st.integers(0, 255)), extra=st.integers(-1, 1))
-def test_damaged_header_of_the_right_length(path: Path, header: list[int], extra: int) -> None:
-    """As above, but the damage is found in the header and not in a length that is wrong."""
-    compare(path, as_file(bytes(header), DATA + b"x" if extra > 0 else DATA[: len(DATA) + extra]))
-
-
-@settings(deadline=None, max_examples=400)
-@given(tokens=damaged(JSON_TOKENS, st.sampled_from(ODD_TOKENS)))
-def test_header_of_other_tokens(path: Path, tokens: list[str]) -> None:
-    """Damage that is JSON still: other sizes, types, names and nesting."""
-    compare(path, as_file("".join(tokens), DATA))
-
-
-ODD_NUMBERS = ["-0", "0", "1", "-1", "4", "1.0", "1e0", "007", str(2**63), str(2**64), "true"]
-ODD_VALUES = [
-    "null", "true", "1", '""', '"F32"', '"F4"', '"F64"', '"x"', '"\\ud800"', '"\\n"', "NaN",
-    "[]", "{}", '{"x":1}', '{"x":"y"}', '{"x":"\\udc00"}', '{"x":{}}', "[[]]",
-    *(f"[{number}]" for number in ODD_NUMBERS),
-    *(f"[0,{number}]" for number in ODD_NUMBERS),
-    *(f"[{number},4]" for number in ODD_NUMBERS),
-    f"[{2**63},2,0]", "[0,4,4]", "[" * 200 + "]" * 200,
-]  # fmt: skip
-
-
-@st.composite
-def headers_with_odd_values(draw: st.DrawFn) -> bytes:
-    """Metadata and one tensor, full or empty, where one or two of the values are others."""
-    data = draw(st.sampled_from([b"", FLOAT]))
-    count, size = len(data) // 4, len(data)
-    values = {
-        "name": '"a"',
-        "metadata": '{"x":"y"}',
-        "dtype": '"F32"',
-        "shape": f"[{count}]",
-        "data_offsets": f"[0,{size}]",
-        "more": '"x"',
-    }
-    odd = st.dictionaries(
-        st.sampled_from(list(values)), st.sampled_from(ODD_VALUES), min_size=1, max_size=2
-    )
-    values |= draw(odd)
-    more = f',"more":{values["more"]}' if draw(st.booleans()) else ""
-    fields = ",".join(f'"{name}":{values[name]}' for name in ("dtype", "shape", "data_offsets"))
-    header = f'{{"__metadata__":{values["metadata"]},{values["name"]}:{{{fields}{more}}}}}'
-    return as_file(header, data)
-
-
-@settings(deadline=None, max_examples=400)
-@given(content=headers_with_odd_values())
-def test_header_of_other_values(path: Path, content: bytes) -> None:
-    """A header that is JSON and has the right fields, of which one or two hold nonsense."""
-    compare(path, content)
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    spans=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=4),
-    sizes=st.lists(st.integers(0, 6), min_size=4, max_size=4),
-    data=st.integers(0, 8),
-)
-@example(spans=[(0, 2), (2, 4)], sizes=[2, 2, 0, 0], data=4)
-@example(spans=[(0, 3), (2, 5)], sizes=[3, 3, 0, 0], data=5)
-@example(spans=[(0, 2), (3, 5)], sizes=[2, 2, 0, 0], data=5)
-@example(spans=[(2, 4), (0, 2), (2, 2)], sizes=[2, 2, 0, 0], data=4)
-@example(spans=[(0, 2), (1, 1)], sizes=[2, 0, 0, 0], data=2)
-def test_tensors_that_overlap_or_leave_holes(
-    path: Path, spans: list[tuple[int, int]], sizes: list[int], data: int
-) -> None:
-    header = {
-        str(number): {"dtype": "U8", "shape": [size], "data_offsets": list(span)}
-        for number, (span, size) in enumerate(zip(spans, sizes, strict=False))
-    }
-    compare(path, as_file(json.dumps(header), bytes(data)))
 
 
 def entry(**changes: str) -> str:

@@ -1,4 +1,4 @@
-"""The rule ``compensated``: its errors in closed form, its sensitivities by what noise does."""
+"""Allocation ``compensated``: its errors in closed form, its sensitivities by what noise does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.allocation import compensated
 from bipline.compression.allocation.compensated_errors import measure_compensated_errors
 from bipline.compression.allocation.least_errors import ranked_splits
-from bipline.compression.allocation.problem import Problem, Windows
+from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.sensitivity import sensitivities
 from bipline.compression.allocation.split import uniform_candidates
 from bipline.compression.allocation.trial import error_of
@@ -20,9 +20,10 @@ from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.triangles import Triangles
 from bipline.compression.computing import Computing
+from bipline.compression.windows import Windows
 from bipline.model.block_loop import BlockLoop
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
-from tests.compression.test_measuring_rules import problem_of
+from tests.compression.test_measuring_allocations import problem_of
 from tests.tiny import token_windows
 
 DOUBLE = torch.float64
@@ -72,7 +73,7 @@ def test_errors_are_those_of_the_best_weights(llama: Path, name: str) -> None:
 
 def test_too_few_tokens_are_refused(llama: Path) -> None:
     problem = problem_of(llama)
-    few = Problem(**{**vars(problem), "measuring": Windows(TOKENS[:6], Computing(DOUBLE))})
+    few = Problem(**{**vars(problem), "measuring": Windows(TOKENS[:6], "", Computing(DOUBLE))})
     with pytest.raises(InvalidInput, match="it needs 80, so at least 7 samples of seqlen 12"):
         measure_compensated_errors(few, RIDGE)
 

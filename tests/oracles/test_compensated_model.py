@@ -16,7 +16,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
-from bipline.values.compensation import FORMS
+from bipline.values.compensation import COMPENSATIONS
 from bipline.values.plan import PruningPlan, read_plan
 from tests.command import contents
 from tests.compensated import put_in_place, realised
@@ -39,21 +39,25 @@ def largest_difference(
         return float((masked(TOKEN_IDS).logits - written(TOKEN_IDS).logits).abs().max())
 
 
-@pytest.mark.parametrize("form", ["least-squares", "obs"])
-def test_masked_logits_equal_sliced_logits(family_model: Path, form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compensation", ["least-squares", "obs"])
+def test_masked_logits_equal_sliced_logits(
+    family_model: Path, compensation: str, tmp_path: Path
+) -> None:
     checkpoint = open_checkpoint(family_model)
-    plan, held = realised(checkpoint, random_plan(checkpoint, 0.4), tmp_path, form)
+    plan, held = realised(checkpoint, random_plan(checkpoint, 0.4), tmp_path, compensation)
     prune(checkpoint, plan, tmp_path / "out", corrections=held)
     assert held.blocks, "nothing was corrected"
     assert largest_difference(family_model, checkpoint, plan, held, tmp_path / "out") < 1e-10
 
 
 @pytest.mark.parametrize("case", CAN_HOLD_BIASES)
-@pytest.mark.parametrize("form", FORMS[1:])
-def test_biases_that_the_class_can_hold(case: str, form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compensation", COMPENSATIONS[1:])
+def test_biases_that_the_class_can_hold(case: str, compensation: str, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", case)
     checkpoint = open_checkpoint(model)
-    plan, held = realised(checkpoint, random_plan(checkpoint, 0.4), tmp_path, form, bias="on")
+    plan, held = realised(
+        checkpoint, random_plan(checkpoint, 0.4), tmp_path, compensation, bias="on"
+    )
     prune(checkpoint, plan, tmp_path / "out", corrections=held)
     assert largest_difference(model, checkpoint, plan, held, tmp_path / "out") < 1e-10
     loop = BlockLoop(open_checkpoint(tmp_path / "out"), torch.float64)

@@ -29,7 +29,7 @@ from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.triangles import Triangles, lower_rows, lower_subtract
 from bipline.model.shapes import ModelShape
-from bipline.values.compensation import FORMS, Form
+from bipline.values.compensation import COMPENSATIONS, Compensation
 
 DOUBLE = torch.float64
 CPU = torch.device("cpu")
@@ -151,7 +151,7 @@ def test_only_a_few_versions_live_at_a_time() -> None:
     tried = Tried(errors, uncorrected(sublayer_of(1, 1, 1.0)))
     tried.measure(versions())
     assert float(tried.chosen.weight) == 13
-    assert tried.by_form["obs"] == pytest.approx(0.2)
+    assert tried.by_compensation["obs"] == pytest.approx(0.2)
     # Those that are measured together, the best and one that has just been made.
     assert most <= VERSIONS_TOGETHER + 2
 
@@ -189,7 +189,9 @@ def test_the_target_holds_for_an_8b_shape() -> None:
 
 def test_whatever_is_simpler_needs_no_more() -> None:
     options = CompensationOptions()
-    sizes = [compensation_bytes(LLAMA_3_8B, form, options, 2) for form in FORMS]
+    sizes = [
+        compensation_bytes(LLAMA_3_8B, compensation, options, 2) for compensation in COMPENSATIONS
+    ]
     assert sizes == sorted(sizes)
     one_stream = options.model_copy(update={"sequential": False})
     assert compensation_bytes(LLAMA_3_8B, "obs", one_stream, 2) < sizes[-1]
@@ -198,10 +200,10 @@ def test_whatever_is_simpler_needs_no_more() -> None:
         assert compensation_bytes(LLAMA_3_8B, "obs", less, 2) < sizes[-1]
 
 
-@pytest.mark.parametrize("form", ["least-squares", "obs"])
+@pytest.mark.parametrize("compensation", ["least-squares", "obs"])
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.99])
 def test_a_fit_takes_what_is_predicted(
-    form: Form, share: float, monkeypatch: pytest.MonkeyPatch
+    compensation: Compensation, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs, columns = 128, 768
     monkeypatch.setattr(triangles, "TILE_COLUMNS", 32)
@@ -217,17 +219,19 @@ def test_a_fit_takes_what_is_predicted(
         sums = MomentSums(columns, outputs, CPU, torch.float32)
         sums.add(x, torch.ones(64), drift)
         given, asked = sums.moments(), sublayer
-        if form == "obs":
+        if compensation == "obs":
             asked = replace(asked, chosen=fitting.chosen_groups(asked, given, options.ridge))
-        # Ever worse, so that all simpler forms are fitted too.
+        # Ever worse, so that all simpler ones are fitted too.
         worse = count()
-        fitting.fitted(asked, given, form, options, lambda few: [float(next(worse)) for _ in few])
-        # The matrix as it is, then of every form four shares of the drift and two more ridges.
-        assert next(worse) == (1 + 6 + 6 if form == "obs" else 1 + 6)
+        fitting.fitted(
+            asked, given, compensation, options, lambda few: [float(next(worse)) for _ in few]
+        )
+        # The matrix as it is, then of every one four shares of the drift and two more ridges.
+        assert next(worse) == (1 + 6 + 6 if compensation == "obs" else 1 + 6)
 
     sizes = {"hidden_size": outputs, "intermediate_size": columns}
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
     shape = LLAMA_3_8B.model_copy(update={**sizes, **heads})
     found = most_bytes(fit)
-    predicted = compensation_bytes(shape, form, options, 2, 2, 1 - share)
+    predicted = compensation_bytes(shape, compensation, options, 2, 2, 1 - share)
     assert found <= predicted <= 1.5 * found

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bipline.compression.computing import Computing
-from bipline.compression.criteria import CRITERIA, FORWARD, load_criterion, options_of
+from bipline.compression.criteria import CRITERIA, load_criterion, needs_of, options_of
 from bipline.compression.criteria.interface import Block, Sums
-from bipline.compression.score import Calibration, score_model
+from bipline.compression.score import score_model
+from bipline.compression.windows import Windows
 from bipline.model.block_loop import Activations, BlockLoop
 from bipline.model.families import ModelShape
 from bipline.model.opening import open_checkpoint
@@ -271,7 +272,7 @@ def test_glu_score_of_one_token_is_its_per_token_form(seed: int) -> None:
 # -- additive sums -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in CRITERIA if load_criterion(n).NEEDS in FORWARD])
+@pytest.mark.parametrize("name", [n for n in CRITERIA if needs_of(n).shareable])
 def test_sums_add_up_over_chunks(llama: Path, name: str) -> None:
     block, activations, _ = observed(llama)
     whole = sums_of(name, block, activations)
@@ -289,9 +290,7 @@ def test_sums_add_up_over_chunks(llama: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["llm-bip", "llm-bip-glu"])
 def test_statistics_do_not_depend_on_how_often_they_are_taken(llama: Path, name: str) -> None:
     checkpoint = open_checkpoint(llama)
-    windows = Calibration(token_windows(windows=40, seqlen=12), "")
-    first, second = (
-        score_model(checkpoint, windows, name, options_of(name), Computing())[0] for _ in range(2)
-    )
+    windows = Windows(token_windows(windows=40, seqlen=12), "", Computing())
+    first, second = (score_model(checkpoint, windows, name, options_of(name))[0] for _ in range(2))
     for one, other in zip(first.blocks, second.blocks, strict=True):
         assert all(one[key].equal(other[key]) for key in one)

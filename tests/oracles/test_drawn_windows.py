@@ -28,8 +28,8 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import Halves
 from bipline.model.opening import open_checkpoint
 from bipline.model.sampling import sampled_windows
-from bipline.values.compensation import Form
-from tests.oracles.test_compensation import COMPUTING, WINDOWS, corrected, narrowed
+from bipline.values.compensation import Compensation
+from tests.corrections import COMPUTING, WINDOWS, corrected, narrowed
 from tests.tiny import tiny_model
 
 DOWN = "mlp.down_proj.weight"
@@ -40,8 +40,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(tiny_model(tmp_path_factory.mktemp("model") / "llama", "llama-gqa"))
 
 
-def halved(checkpoint: Checkpoint, form: Form, **options: Any) -> list[BlockCorrection]:
-    return corrected(checkpoint, narrowed(checkpoint), form, **options)
+def halved(
+    checkpoint: Checkpoint, compensation: Compensation, **options: Any
+) -> list[BlockCorrection]:
+    return corrected(checkpoint, narrowed(checkpoint), compensation, **options)
 
 
 @given(st.integers(1, 20), st.floats(0, 1), st.integers(1, 50), st.frozensets(st.integers(0, 60)))
@@ -65,9 +67,9 @@ def test_where_the_text_shows_its_words_there_are_none() -> None:
     strange[0, :2] = 60
     assert unknown_share(fitted, known) == 0
     assert unknown_share(fitted, strange) == pytest.approx(0.02)
-    for form in ("least-squares", "obs"):
-        assert random_share(form, options, fitted, known) == 0
-        assert random_share(form, options, fitted, strange) == 0.5
+    for compensation in ("least-squares", "obs"):
+        assert random_share(compensation, options, fitted, known) == 0
+        assert random_share(compensation, options, fitted, strange) == 0.5
     assert random_share("bias", options, fitted, strange) == 0
 
 
@@ -89,13 +91,18 @@ def test_generated_windows_are_the_models_own_text(checkpoint: Checkpoint) -> No
     assert there.tokens == sum(map(Tensor.numel, (there.fitted, there.held, there.drawn)))
 
 
-@pytest.mark.parametrize(("form", "share"), [("bias", 1.0), ("none", 1.0), ("obs", 0.0)])
+@pytest.mark.parametrize(("compensation", "share"), [("bias", 1.0), ("none", 1.0), ("obs", 0.0)])
 def test_none_are_generated_where_none_are_fitted_on(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, form: Form, share: float
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    compensation: Compensation,
+    share: float,
 ) -> None:
     monkeypatch.setattr(drawn_windows, "sampled_windows", None)
     options = CompensationOptions(generated_windows=share)
-    assert not len(divided_with_drawn(BlockLoop(checkpoint), WINDOWS, form, options).generated)
+    assert not len(
+        divided_with_drawn(BlockLoop(checkpoint), WINDOWS, compensation, options).generated
+    )
 
 
 def test_fits_are_on_both_and_choices_on_calibration_alone(

@@ -16,8 +16,8 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import Halves
 from bipline.model.opening import open_checkpoint
-from bipline.values.compensation import Form
-from tests.oracles.test_compensation import WINDOWS, corrected, narrowed, whole
+from bipline.values.compensation import Compensation
+from tests.corrections import WINDOWS, corrected, narrowed, whole
 from tests.tiny import tiny_model
 
 RIDGE = 0.03
@@ -100,13 +100,13 @@ def test_blocks_behind_the_first_take_maps_and_keep_the_rows_of_the_plan(
 
 
 @pytest.mark.parametrize(
-    ("form", "options"),
+    ("compensation", "options"),
     [("obs", {"input_maps": False, "row_steps": 0}), ("obs", {"sequential": False}), ("bias", {})],
 )
 def test_there_are_none_unless_asked(
-    checkpoint: Checkpoint, form: Form, options: dict[str, Any]
+    checkpoint: Checkpoint, compensation: Compensation, options: dict[str, Any]
 ) -> None:
-    blocks = corrected(checkpoint, narrowed(checkpoint), form, **options)
+    blocks = corrected(checkpoint, narrowed(checkpoint), compensation, **options)
     assert not any(betas(blocks))
     assert not any(name.startswith(READERS) for block in blocks for name in block.tensors)
 

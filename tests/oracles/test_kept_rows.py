@@ -22,8 +22,8 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
 from bipline.model.opening import open_checkpoint
-from bipline.values.compensation import Form
-from tests.oracles.test_compensation import corrected, narrowed
+from bipline.values.compensation import Compensation
+from tests.corrections import corrected, narrowed
 from tests.oracles.test_compensation_memory import most_bytes
 from tests.tiny import tiny_model
 
@@ -184,10 +184,10 @@ def test_held_out_errors_fall(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "options"),
+    ("compensation", "options"),
     [("obs", {"row_steps": 0}), ("least-squares", {"sequential": False}), ("bias", {})],
 )
 def test_there_are_none_unless_asked(
-    checkpoint: Checkpoint, form: Form, options: dict[str, Any]
+    checkpoint: Checkpoint, compensation: Compensation, options: dict[str, Any]
 ) -> None:
-    assert not fitted_matrices(corrected(checkpoint, narrowed(checkpoint), form, **options))
+    assert not fitted_matrices(corrected(checkpoint, narrowed(checkpoint), compensation, **options))

@@ -1,4 +1,4 @@
-"""Gates and deletions against plain transformers: columns zeroed, layers removed, autograd."""
+"""Masks and deletions against plain transformers: columns zeroed, layers removed, autograd."""
 
 from __future__ import annotations
 
@@ -13,45 +13,24 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.compression import deletions
 from bipline.compression.deletions import deletion_changes, shapley_values
-from bipline.compression.masks import Gates, gate_gradients, gated_losses, top_gates
+from bipline.compression.masks import Masks, mask_gradients, masked_losses, top_masks
 from bipline.compression.prune import prune
-from bipline.model.block_loop import BlockLoop
-from bipline.model.families import ModelShape
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from tests.per_layer import kept, plan_of
+from tests.searches import loop_of, plain_loss, random_masks
 from tests.tiny import tiny_model, token_windows
 
 WINDOWS = token_windows(windows=5, seqlen=12)
 
 
-def loop_of(model: Path, **how: Any) -> BlockLoop:
-    return BlockLoop(open_checkpoint(model), torch.float64, **how)
-
-
-def random_gates(shape: ModelShape, seed: int, share: float | None = None) -> Gates:
-    """Gates anywhere between 0 and 1, or masks that keep about a share."""
-    generator = torch.Generator().manual_seed(seed)
-    opened = Gates.opened(shape)
-    drawn = [
-        torch.rand(kind.shape, generator=generator, dtype=torch.float64)
-        for kind in (opened.attention_groups, opened.ffn_channels)
-    ]
-    return Gates(*(d if share is None else (d < share).double() for d in drawn))
-
-
-def plain_loss(model: Any, windows: Tensor) -> Tensor:
-    logits = model(windows).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-
-
-def scaled(model: Any, gates: Gates) -> Any:
-    """A copy of a plain model with the gated columns scaled; gradients reach the gates."""
+def scaled(model: Any, masks: Masks) -> Any:
+    """A copy of a plain model with the masked columns scaled; gradients reach the masks."""
     changed = copy.deepcopy(model)
     for index, layer in enumerate(changed.model.layers):
         for linear, factors in (
-            (layer.self_attn.o_proj, gates.attention_groups[index]),
-            (layer.mlp.down_proj, gates.ffn_channels[index]),
+            (layer.self_attn.o_proj, masks.attention_groups[index]),
+            (layer.mlp.down_proj, masks.ffn_channels[index]),
         ):
             columns = factors.repeat_interleave(linear.in_features // len(factors))
             weight = linear.weight.detach() * columns
@@ -60,41 +39,41 @@ def scaled(model: Any, gates: Gates) -> Any:
     return changed
 
 
-def test_gated_losses_equal_transformers_with_those_columns_scaled(family_model: Path) -> None:
+def test_masked_losses_equal_transformers_with_those_columns_scaled(family_model: Path) -> None:
     loop = loop_of(family_model)
     shape = loop.checkpoint.shape
     settings = [
-        Gates.opened(shape),
-        random_gates(shape, 1),
-        random_gates(shape, 2, 0.5),
-        random_gates(shape, 3, 0.0),
+        Masks.dense(shape),
+        random_masks(shape, 1),
+        random_masks(shape, 2, 0.5),
+        random_masks(shape, 3, 0.0),
     ]
-    found = gated_losses(loop, WINDOWS, settings)
+    found = masked_losses(loop, WINDOWS, settings)
     model = load_model(family_model, torch.float64)
     with torch.no_grad():
-        expected = torch.stack([plain_loss(scaled(model, gates), WINDOWS) for gates in settings])
+        expected = torch.stack([plain_loss(scaled(model, masks), WINDOWS) for masks in settings])
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_settings_in_one_pass_equal_one_at_a_time(family_model: Path) -> None:
     loop = loop_of(family_model)
-    settings = [random_gates(loop.checkpoint.shape, seed, 0.6) for seed in range(4)]
-    together = gated_losses(loop, WINDOWS, settings)
-    alone = torch.cat([gated_losses(loop, WINDOWS, [gates]) for gates in settings])
+    settings = [random_masks(loop.checkpoint.shape, seed, 0.6) for seed in range(4)]
+    together = masked_losses(loop, WINDOWS, settings)
+    alone = torch.cat([masked_losses(loop, WINDOWS, [masks]) for masks in settings])
     assert together.equal(alone)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_gate_gradients_equal_full_autograd(
+def test_mask_gradients_equal_full_autograd(
     family_model: Path, tmp_path: Path, micro_batch: int | None
 ) -> None:
     loop = loop_of(family_model, micro_batch=micro_batch)
-    gates = random_gates(loop.checkpoint.shape, 1)
-    loss, found = gate_gradients(loop, WINDOWS, gates, tmp_path if micro_batch else None)
-    leaves = [gates.attention_groups.clone(), gates.ffn_channels.clone()]
+    masks = random_masks(loop.checkpoint.shape, 1)
+    loss, found = mask_gradients(loop, WINDOWS, masks, tmp_path if micro_batch else None)
+    leaves = [masks.attention_groups.clone(), masks.ffn_channels.clone()]
     for leaf in leaves:
         leaf.requires_grad_(True)
-    expected = plain_loss(scaled(load_model(family_model, torch.float64), Gates(*leaves)), WINDOWS)
+    expected = plain_loss(scaled(load_model(family_model, torch.float64), Masks(*leaves)), WINDOWS)
     gradients = torch.autograd.grad(expected, leaves)
     assert loss == pytest.approx(float(expected), rel=1e-12)
     torch.testing.assert_close(found.attention_groups, gradients[0], rtol=1e-9, atol=1e-13)
@@ -102,27 +81,27 @@ def test_gate_gradients_equal_full_autograd(
     assert not list(tmp_path.iterdir())
 
 
-def test_gate_gradients_equal_finite_differences(llama: Path) -> None:
+def test_mask_gradients_equal_finite_differences(llama: Path) -> None:
     loop = loop_of(llama)
-    gates = random_gates(loop.checkpoint.shape, 2)
-    _, found = gate_gradients(loop, WINDOWS, gates)
+    masks = random_masks(loop.checkpoint.shape, 2)
+    _, found = mask_gradients(loop, WINDOWS, masks)
     # transformers' RMSNorm rounds to float32, so a smaller step would measure that rounding.
     step = 1e-2
     for name, place in (("attention_groups", (0, 3)), ("ffn_channels", (1, 17))):
         moved = []
         for sign in (1, -1):
-            held = getattr(gates, name).clone()
+            held = getattr(masks, name).clone()
             held[place] += sign * step
-            moved.append(Gates(**{**vars(gates), name: held}))
-        losses = gated_losses(loop, WINDOWS, moved)
+            moved.append(Masks(**{**vars(masks), name: held}))
+        losses = masked_losses(loop, WINDOWS, moved)
         difference = float(losses[0] - losses[1]) / (2 * step)
         assert float(getattr(found, name)[place]) == pytest.approx(difference, rel=1e-3)
 
 
-def test_top_gates_keep_the_first_of_equals() -> None:
+def test_top_masks_keep_the_first_of_equals() -> None:
     scores = torch.tensor([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
-    assert top_gates(scores, 0.5).tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
-    assert top_gates(scores, 0.01).sum(1).tolist() == [1, 1]
+    assert top_masks(scores, 0.5).tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
+    assert top_masks(scores, 0.01).sum(1).tolist() == [1, 1]
 
 
 class Nothing(torch.nn.Module):
@@ -202,7 +181,7 @@ def test_shapley_values_are_their_definition() -> None:
 
 
 def test_models_whose_blocks_differ(tmp_path: Path) -> None:
-    """Deletions take them as they are, a missing sublayer changes nothing; gates refuse them."""
+    """Deletions take them as they are, a missing sublayer changes nothing; masks refuse them."""
     dense = open_checkpoint(tiny_model(tmp_path / "dense", "llama-gqa-biased"))
     prune(dense, plan_of(dense, [kept([], [3, 8, 11]), kept([0, 2], [])]), tmp_path / "pruned")
     loop = loop_of(tmp_path / "pruned")
@@ -212,4 +191,4 @@ def test_models_whose_blocks_differ(tmp_path: Path) -> None:
     blocks = deletion_changes(loop, WINDOWS, "blocks", "logits")
     torch.testing.assert_close(blocks[:, 0], found.max(1).values)
     with pytest.raises(InvalidInput, match="equally wide"):
-        gated_losses(loop, WINDOWS, [])
+        masked_losses(loop, WINDOWS, [])

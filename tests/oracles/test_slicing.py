@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bipline.compression.allocate import AllocationRequest, allocate
+from bipline.compression.allocate import allocate
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import prune
 from bipline.compression.score import compute_scores
@@ -17,6 +17,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.settings.line import AllocateSettings
 from bipline.values.plan import BlockPlan, PruningPlan
 from tests.tiny import token_windows
 
@@ -31,7 +32,7 @@ CLASS_OF_CUT = {
 
 def random_plan(checkpoint: Checkpoint, ratio: float, seed: int = 0) -> PruningPlan:
     scores = compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options(seed=seed))
-    return allocate(checkpoint, scores, AllocationRequest(ratio))
+    return allocate(checkpoint, scores, AllocateSettings(ratio=ratio), 0)
 
 
 def silence(model: torch.nn.Module, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -> None:

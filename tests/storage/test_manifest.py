@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from bipline.base.errors import InvalidInput, Refused
 from bipline.storage.digests import digest_json, digest_listing
 from bipline.storage.directory import atomic_directory
+from bipline.storage.handle import Handle, StoredGone, open_directory
 from bipline.storage.manifest import MANIFEST_NAME, read_manifest, verify_directory
-from bipline.storage.store import Handle
 
 FILES = st.dictionaries(
     st.text("abcxyz", min_size=1, max_size=8), st.binary(max_size=200), min_size=1, max_size=5
@@ -96,11 +96,11 @@ def test_links_and_pipes_are_refused(tmp_path: Path) -> None:
 def test_handle_of_other_content_is_refused(tmp_path: Path) -> None:
     handle = Handle.to_directory(written(tmp_path / "d", {"a": b"1"}))
     shutil.rmtree(tmp_path / "d")
-    with pytest.raises(InvalidInput, match="is gone"):
-        handle.open()
+    with pytest.raises(StoredGone, match="is gone"):
+        open_directory(handle)
     written(tmp_path / "d", {"a": b"2"})
     with pytest.raises(Refused, match="handle was made for"):
-        handle.open()
+        open_directory(handle)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers()))

@@ -1,8 +1,8 @@
-"""Allocation rules: how much does each block lose, and of what? One file each, as ``widths``.
+"""Allocations: how much does each block lose, and of what? One file each, as ``widths``.
 
-A rule declares its ``OPTIONS``, whether it runs calibration ``WINDOWS``, and, where it cannot
-choose uniform widths, why it is ``NOT_UNIFORM``. ``widths(problem, options)`` gives the counts
-that every block keeps; which groups these are, the scores say.
+Each declares its ``OPTIONS``, whether it runs calibration ``WINDOWS``, and, where it cannot choose
+uniform widths, why it is ``NOT_UNIFORM``. ``widths(problem, options)`` gives the counts that every
+block keeps; which groups these are, the scores say.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.options import BaseOptions, options_from
 
-RULES = {
+ALLOCATIONS = {
     "block-influence": "block_influence",
     "compensated": "compensated",
     "depth": "depth",
@@ -29,8 +29,8 @@ RULES = {
 }
 
 
-class Rule(Protocol):
-    """What a rule's file holds."""
+class Allocation(Protocol):
+    """What an allocation's file holds."""
 
     OPTIONS: type[BaseOptions]
     WINDOWS: bool
@@ -40,19 +40,22 @@ class Rule(Protocol):
         """The counts every block keeps; together they meet the budget to within one step."""
 
 
-def rule_module(rule: str) -> str:
-    """The module of a rule, which the stage key follows. Raises InvalidInput if unknown."""
-    if rule not in RULES:
-        raise InvalidInput(f"allocation {rule!r} is unknown; known: {', '.join(sorted(RULES))}")
-    return f"bipline.compression.allocation.{RULES[rule]}"
+def allocation_module(name: str) -> str:
+    """The module of an allocation, which the stage key follows. Raises InvalidInput if unknown."""
+    if name not in ALLOCATIONS:
+        known = ", ".join(sorted(ALLOCATIONS))
+        raise InvalidInput(f"allocation {name!r} is unknown; known: {known}")
+    return f"bipline.compression.allocation.{ALLOCATIONS[name]}"
 
 
-def load_rule(name: str) -> Rule:
-    """The rule of this name. Raises InvalidInput if unknown."""
-    module: Any = importlib.import_module(rule_module(name))
-    return cast("Rule", module)
+def load_allocation(name: str) -> Allocation:
+    """The allocation of this name. Raises InvalidInput if unknown."""
+    module: Any = importlib.import_module(allocation_module(name))
+    return cast("Allocation", module)
 
 
-def rule_options(rule: str, seed: int = 0, given: Mapping[str, Any] | None = None) -> BaseOptions:
-    """A rule's options. Raises InvalidInput for one that does not exist or is out of range."""
-    return options_from(load_rule(rule).OPTIONS, f"allocation {rule}", seed, given)
+def allocation_options(
+    name: str, seed: int = 0, given: Mapping[str, Any] | None = None
+) -> BaseOptions:
+    """Its options. Raises InvalidInput for one that does not exist or is out of range."""
+    return options_from(load_allocation(name).OPTIONS, f"allocation {name}", seed, given)

@@ -20,7 +20,7 @@ from bipline.compression.allocation.shares import filled, scaled_to_budget
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.criteria import options_of
 from bipline.compression.options import BaseOptions
-from bipline.compression.score import Calibration, score_model
+from bipline.compression.score import score_model
 
 
 class BlockInfluenceOptions(BaseOptions):
@@ -43,9 +43,6 @@ def widths(problem: Problem, options: BlockInfluenceOptions) -> list[Widths]:
 
 def influences(problem: Problem) -> torch.Tensor:
     """BI of every block, measured on the calibration windows: ``[blocks]``."""
-    windows, name = problem.windows, "block-influence"
-    calibration = Calibration(windows.token_ids, windows.digest)
-    _, scores = score_model(
-        problem.checkpoint, calibration, name, options_of(name), windows.computing
-    )
+    name = "block-influence"
+    _, scores = score_model(problem.checkpoint, problem.windows, name, options_of(name))
     return torch.stack([block.ffn_channels[0] for block in scores.blocks])

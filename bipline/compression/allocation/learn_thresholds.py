@@ -5,7 +5,7 @@ Every sublayer has a threshold t. A step masks the model and moves the threshold
 keep share    sigmoid(t)
 mask          the highest ceil(share * n) of the sublayer's scores
 loss          language-model loss + lambda * (remaining - target)^2
-gradient      straight through the mask: d loss / dt = sum over kept gates of d loss / d gate
+gradient      straight through the mask: d loss / dt = sum over kept groups of d loss / d mask
 remaining     the share of the blocks' linear weights that the keep shares leave, differentiable
 
 Source: MLPruning (arXiv 2105.14636) and its code: the sigmoid, ceil, the straight-through gradient
@@ -27,7 +27,7 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import track
 from bipline.compression.criteria.interface import BlockScores
 from bipline.compression.criteria.search import KINDS, batches_of
-from bipline.compression.masks import Gates, check, gate_gradients
+from bipline.compression.masks import Masks, check, mask_gradients
 from bipline.model.block_loop import BlockLoop
 from bipline.model.families import ModelShape
 
@@ -109,7 +109,7 @@ def _add_model_gradient(
     """Add the straight-through gradient of the masked model's loss to that of the thresholds."""
     shares = thresholds.detach().sigmoid()
     masks = [kept_by(order, shares[:, kind]) for kind, order in enumerate(orders)]
-    _, found = gate_gradients(loop, windows, Gates(*masks))
+    _, found = mask_gradients(loop, windows, Masks(*masks))
     columns = [
         (gradient * mask).sum(1)
         for gradient, mask in zip((found.attention_groups, found.ffn_channels), masks, strict=True)

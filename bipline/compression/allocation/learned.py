@@ -31,7 +31,7 @@ from bipline.compression.allocation.shares import filled, scaled_to_budget
 from bipline.compression.allocation.soft_masks import SoftMask
 from bipline.compression.allocation.split import uniform_of_share
 from bipline.compression.allocation.widths import Choices, Widths
-from bipline.compression.masks import ATTENTION_READER, gated
+from bipline.compression.masks import ATTENTION_READER, masked
 from bipline.compression.options import BaseOptions
 from bipline.model.block_loop import Block
 from bipline.model.hidden_states import HiddenStates
@@ -114,8 +114,8 @@ def _learn(
 
 def _masked_error(block: Block, masks: list[SoftMask], inputs: Tensor, target: Tensor) -> Tensor:
     like = block.weights[ATTENTION_READER]
-    gates = [mask.gates().to(like) for mask in masks]
-    output = block.loop.forward({**block.weights, **gated(block.weights, *gates)}, inputs)
+    factors = [mask.factors().to(like) for mask in masks]
+    output = block.loop.forward({**block.weights, **masked(block.weights, *factors)}, inputs)
     return ((output - target).square().sum() / target.square().sum()).double().cpu()
 
 
@@ -130,5 +130,5 @@ def _advance_pruned(
     """What the block gives when its lowest groups and channels are gone feeds the next."""
     like = block.weights[ATTENTION_READER]
     hard = [mask.hard(count).to(like) for mask, count in zip(masks, counts, strict=True)]
-    block.replace(gated(block.weights, *hard))
+    block.replace(masked(block.weights, *hard))
     block.advance(pruned)

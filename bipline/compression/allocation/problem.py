@@ -1,4 +1,4 @@
-"""What an allocation rule is asked: how many weights must go, and what every block may lose."""
+"""What an allocation is asked: how many weights must go, and what every block may lose."""
 
 from __future__ import annotations
 
@@ -9,19 +9,10 @@ import torch
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.widths import Choices
-from bipline.compression.computing import Computing
 from bipline.compression.statistics import Scores
+from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
 from bipline.values.plan import Layout
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Calibration windows ``[windows, seqlen]`` and how they are run: for rules that measure."""
-
-    token_ids: torch.Tensor
-    computing: Computing
-    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """From what each block should lose to widths that meet the budget to within one step.
 
-Rules that give a share per block end here: attention groups are rounded to the nearest count, the
-FFN takes what is left of the block's share, and steps that rounding left over go to the blocks
-that are furthest from their share.
+Allocations that give a share per block end here: attention groups are rounded to the nearest
+count, the FFN takes what is left of the block's share, and steps that rounding left over go to the
+blocks that are furthest from their share.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class SoftMask:
         """The expected number that stays."""
         return float((1 - self.share.detach()) * self._size)
 
-    def gates(self) -> Tensor:
-        """Straight-through gates ``[groups]``: hard in value, soft in gradient."""
+    def factors(self) -> Tensor:
+        """Straight-through mask ``[groups]``: hard in value, soft in gradient."""
         beta = self.logits.softmax(0)
         spared = self._places[:, None] < self._counts[None, :]
         keep = (spared * beta).sum(1)

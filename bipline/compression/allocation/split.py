@@ -1,6 +1,6 @@
 """Uniform widths with a chosen split between attention and FFN.
 
-With the uniform layout a rule can only choose how much of the ratio attention takes. Every
+With the uniform layout an allocation can only choose how much of the ratio attention takes. Every
 allowed number of groups is a candidate; the FFN then loses the fewest channels that reach the
 ratio.
 """

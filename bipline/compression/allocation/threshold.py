@@ -3,7 +3,7 @@
 keep share    sigmoid(t), one threshold t for each attention and each FFN sublayer
 mask          the highest ceil(share * n) of the sublayer's scores
 loss          language-model loss + lambda * (remaining share - target)^2, lambda growing
-gradient      straight through the mask: d loss / dt = sum over kept gates of d loss / d gate
+gradient      straight through the mask: d loss / dt = sum over kept groups of d loss / d mask
 
 The thresholds of all blocks are learned together, on the whole model. Afterwards the shares are
 rounded to counts and corrected to the budget. With the uniform layout the mean share of attention

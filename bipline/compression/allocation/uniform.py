@@ -9,8 +9,8 @@ With one KV head (MQA) attention stays and the FFN takes all. With the uniform l
 is a plain transformers checkpoint.
 
 Source: the same quota for heads and for channels is in LLM-Pruner's code (arXiv 2305.11627). That
-the FFN makes up for the rounding of heads is this project's rule; LLM-BIP's own allocation is not
-known.
+the FFN makes up for the rounding of heads is this project's choice; LLM-BIP's own allocation is
+not known.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bipline.compression.options import BaseOptions
 
 OPTIONS = BaseOptions
 WINDOWS = False
-# Why a rule cannot choose uniform widths; empty where it can.
+# Why an allocation cannot choose uniform widths; empty where it can.
 NOT_UNIFORM = ""
 
 

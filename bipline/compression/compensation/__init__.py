@@ -10,8 +10,8 @@ With x the input, H = E[x x^T], mu = E[x] and lambda = ridge * mean(diag H):
 ``obs``            the same, with groups chosen by structured OBS (OSSCAR, arXiv 2403.12983;
                    SlimGPT, 2412.18110) instead of by the plan's scores; as many of them
 
-Where a form does not lower the error on windows it was not fitted on, the next simpler one is
-fitted. Behind both regressions the rows before a matrix are fitted too (kept_rows). One file a
-subject: moments, closed forms, OBS selection, versions of a matrix and their fitting, errors on
-held-out windows, streams, engine; then the corrections as a directory, and the realised plan.
+Where one does not lower the error on windows it was not fitted on, the next simpler one is fitted.
+Behind both regressions the rows before a matrix are fitted too (kept_rows). One file a subject:
+moments, closed forms, OBS selection, versions of a matrix and their fitting, errors on held-out
+windows, streams, engine; then checks of what is asked, and the realised plan.
 """

@@ -24,7 +24,7 @@ from bipline.compression.compensation.streams import Streams, attention_half
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.criteria.interface import Block
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
-from bipline.values.compensation import Form, SublayerRecord
+from bipline.values.compensation import Compensation, SublayerRecord
 
 # Errors of versions of a matrix behind what a block makes before it.
 ErrorsBehind = Callable[[Halves, Sequence[Candidate]], list[float]]
@@ -43,13 +43,13 @@ class BlockFit:
         held_out: HeldOut,
         fitted: Streams,
         drawn: Sequence[Streams],
-        form: Form,
+        compensation: Compensation,
         options: CompensationOptions,
     ) -> None:
         self.pruned, self.records = pruned, dict[str, SublayerRecord]()
-        self._held_out, self._form, self._options = held_out, form, options
+        self._held_out, self._compensation, self._options = held_out, compensation, options
         self._fitted, self._drawn = fitted, drawn
-        bias = "on" if (options.bias, form) == ("auto", "bias") else options.bias
+        bias = "on" if (options.bias, compensation) == ("auto", "bias") else options.bias
         self._sublayers = {name: pruned.sublayer(name, bias) for name in pruned.matrices}
         self.plain = {name: uncorrected(each) for name, each in self._sublayers.items()}
         self.chosen: Choices = dict(self.plain)
@@ -62,7 +62,7 @@ class BlockFit:
                 streams.advance_attention(dense)
             return
         beta = self._map_inputs()
-        weighed = self.pruned.criteria_block if self._form == "obs" else None
+        weighed = self.pruned.criteria_block if self._compensation == "obs" else None
         collecting = self._collecting(O_PROJ, weighed)
         self._fitted.advance_attention(dense, collecting.see, ffn=weighed is not None)
         attention = replace(attention, importance=collecting.importance())
@@ -110,7 +110,7 @@ class BlockFit:
     def _map_inputs(self) -> float | None:
         """Map what attention reads, where that helps; the share of the drift that is taken out."""
         options, pruned = self._options, self.pruned
-        if not (options.sequential and options.input_maps and self._form in WEIGHED):
+        if not (options.sequential and options.input_maps and self._compensation in WEIGHED):
             return None
         linear_map = fitted_map(pruned.dense, self._learned, options.ridge)
         if linear_map is None:
@@ -131,7 +131,7 @@ class BlockFit:
         """
         options, pruned, name = self._options, self.pruned, sublayer.name
         first, simpler = self.chosen[name], self.records[name]
-        if not (options.sequential and options.row_steps and first.form in WEIGHED):
+        if not (options.sequential and options.row_steps and first.compensation in WEIGHED):
             return
         entering = partial(_entering, self._learned, before)
         halves = pruned.halves(self.chosen)
@@ -162,12 +162,12 @@ class BlockFit:
         name, moments = sublayer.name, collecting.moments(sublayer.intercept)
         measured = partial(errors, self.pruned.reader(name))
         self.chosen[name], self.records[name] = fitted(
-            sublayer, moments, self._form, options or self._options, measured
+            sublayer, moments, self._compensation, options or self._options, measured
         )
 
     def _with_choice(self, sublayer: Sublayer, collecting: Collecting) -> Sublayer:
         """What OBS keeps, by what was collected so far."""
-        if self._form != "obs":
+        if self._compensation != "obs":
             return sublayer
         moments = collecting.moments(sublayer.intercept)
         return replace(sublayer, chosen=chosen_groups(sublayer, moments, self._options.ridge))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bipline.compression.compensation.closed_forms import ROWS_TOGETHER, Correction
-from bipline.values.compensation import Form
+from bipline.values.compensation import Compensation
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Candidate:
     Weights and bias are in the dtype they are written in.
     """
 
-    form: Form
+    compensation: Compensation
     kept: tuple[int, ...]
     columns: Tensor
     weight: Tensor
@@ -82,7 +82,7 @@ def uncorrected(sublayer: Sublayer) -> Candidate:
 
 def corrected(
     sublayer: Sublayer,
-    form: Form,
+    compensation: Compensation,
     kept: tuple[int, ...],
     own: Correction,
     drift: Correction | None,
@@ -100,4 +100,4 @@ def corrected(
         added = own.bias if drift is None else own.bias + (beta or 0.0) * drift.bias
         bias = added if bias is None else bias.to(added) + added
     bias = None if bias is None else bias.to(dtype)
-    return Candidate(form, kept, columns, weight, bias, ridge, beta)
+    return Candidate(compensation, kept, columns, weight, bias, ridge, beta)

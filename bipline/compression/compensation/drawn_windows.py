@@ -26,10 +26,10 @@ from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided
 from bipline.model.block_loop import BlockLoop
 from bipline.model.sampling import sampled_windows
-from bipline.values.compensation import Form
+from bipline.values.compensation import Compensation
 
-# The forms that fit weights and not only a bias.
-WEIGHED: tuple[Form, ...] = ("least-squares", "obs")
+# The compensations that fit weights and not only a bias.
+WEIGHED: tuple[Compensation, ...] = ("least-squares", "obs")
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Of the held-out tokens, those that no fitted window has: up to here the text's words are known.
 KNOWN_WITHIN = 0.01
@@ -56,34 +56,34 @@ class Divided:
 
 
 def divided_with_drawn(
-    loop: BlockLoop, token_ids: Tensor, form: Form, options: CompensationOptions
+    loop: BlockLoop, token_ids: Tensor, compensation: Compensation, options: CompensationOptions
 ) -> Divided:
     """Calibration windows ``[windows, seqlen]``, divided, and what is drawn beside them."""
     fitted, held = divided(token_ids, options.held_out)
     vocab_size, special = loop.checkpoint.shape.vocab_size, special_tokens(loop.checkpoint.config)
-    share = random_share(form, options, fitted, held)
+    share = random_share(compensation, options, fitted, held)
     random = random_windows(fitted, share, vocab_size, special)
-    count = generated_windows(form, options, len(fitted))
+    count = generated_windows(compensation, options, len(fitted))
     opening = random_windows(fitted[:, :1], count / len(fitted), vocab_size, special)[:, 0]
     generated = sampled_windows(loop, opening, fitted.shape[1]) if len(opening) else fitted[:0]
     return Divided(fitted, held, random, generated)
 
 
 def random_share(
-    form: Form, options: CompensationOptions, fitted: Tensor, held_out: Tensor
+    compensation: Compensation, options: CompensationOptions, fitted: Tensor, held_out: Tensor
 ) -> float:
-    """How many windows of random tokens a form is fitted on, as a share of ``fitted``.
+    """How many windows of random tokens are fitted on, as a share of ``fitted``.
 
     A bias is a mean; that of random tokens would be none of the text's.
     """
-    if form not in WEIGHED or unknown_share(fitted, held_out) <= KNOWN_WITHIN:
+    if compensation not in WEIGHED or unknown_share(fitted, held_out) <= KNOWN_WITHIN:
         return 0.0
     return options.random_windows
 
 
-def generated_windows(form: Form, options: CompensationOptions, fitted: int) -> int:
-    """How many windows of the model's own text a form is fitted on, beside ``fitted`` others."""
-    return round(options.generated_windows * fitted) if form in WEIGHED else 0
+def generated_windows(compensation: Compensation, options: CompensationOptions, fitted: int) -> int:
+    """How many windows of the model's own text are fitted on, beside ``fitted`` others."""
+    return round(options.generated_windows * fitted) if compensation in WEIGHED else 0
 
 
 def unknown_share(fitted: Tensor, held_out: Tensor) -> float:

@@ -36,7 +36,7 @@ from bipline.compression.computing import Computing
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ
-from bipline.values.compensation import FORMS, BlockRecord, Form
+from bipline.values.compensation import COMPENSATIONS, BlockRecord, Compensation
 from bipline.values.plan import BlockPlan, PruningPlan
 
 
@@ -70,7 +70,7 @@ def compensate(
     plan: PruningPlan,
     windows: Divided,
     computing: Computing,
-    form: Form,
+    compensation: Compensation,
     options: CompensationOptions,
     folder: Path | None = None,
     progress: Progress | None = None,
@@ -79,12 +79,12 @@ def compensate(
 
     ``folder`` is for hidden states that memory has no room for. Blocks that ``progress`` has are
     run and not fitted again.
-    Raises InvalidInput for too few tokens, naming how many are needed, for an unknown form, and
-    where activations are not finite.
+    Raises InvalidInput for too few tokens, naming how many are needed, for a compensation that does
+    not exist, and where activations are not finite.
     """
     samples = len(windows.fitted) + len(windows.held)
-    check_compensation(checkpoint, samples, windows.fitted.shape[1], form, options)
-    engine = _Engine(checkpoint, plan, windows, computing, form, options, folder)
+    check_compensation(checkpoint, samples, windows.fitted.shape[1], compensation, options)
+    engine = _Engine(checkpoint, plan, windows, computing, compensation, options, folder)
     layers = checkpoint.shape.num_hidden_layers
     for block in track(engine.loop.blocks(), "compensate blocks", layers):
         done = progress.load(block.index) if progress else None
@@ -97,13 +97,23 @@ def compensate(
         yield done
 
 
+def check_known(name: str) -> None:
+    """Raise InvalidInput for a compensation that does not exist."""
+    if name not in COMPENSATIONS:
+        known = ", ".join(COMPENSATIONS)
+        raise InvalidInput(f"compensation {name!r} is unknown; known: {known}")
+
+
 def check_compensation(
-    checkpoint: Checkpoint, samples: int, seqlen: int, form: Form, options: CompensationOptions
+    checkpoint: Checkpoint,
+    samples: int,
+    seqlen: int,
+    compensation: Compensation,
+    options: CompensationOptions,
 ) -> None:
     """Raise InvalidInput for what can be seen to fail before any work (see :func:`compensate`)."""
-    if form not in FORMS:
-        raise InvalidInput(f"compensation {form!r} is unknown; known: {', '.join(FORMS)}")
-    if (form, options.bias) == ("bias", "off"):
+    check_known(compensation)
+    if (compensation, options.bias) == ("bias", "off"):
         raise InvalidInput("compensation bias with the option bias=off has nothing to correct")
     if samples < options.least_windows:
         raise InvalidInput(
@@ -122,11 +132,12 @@ class _Engine:
         plan: PruningPlan,
         windows: Divided,
         computing: Computing,
-        form: Form,
+        compensation: Compensation,
         options: CompensationOptions,
         folder: Path | None,
     ) -> None:
-        self.checkpoint, self.plan, self.form, self.options = checkpoint, plan, form, options
+        self.checkpoint, self.plan = checkpoint, plan
+        self.compensation, self.options = compensation, options
         self.loop = computing.loop(checkpoint)
         spilled = None if computing.resident else folder
 
@@ -142,7 +153,7 @@ class _Engine:
         """Fit, compare and fix one block, and move the streams behind it."""
         pruned = PrunedBlock(self.checkpoint, block, self.plan.blocks[block.index])
         held_out = HeldOut(self.held, pruned.dense)
-        fit = BlockFit(pruned, held_out, self.fitted, self.drawn, self.form, self.options)
+        fit = BlockFit(pruned, held_out, self.fitted, self.drawn, self.compensation, self.options)
         fit.correct_attention()
         fit.correct_ffn()
         return self._finished(fit, held_out)
@@ -162,7 +173,7 @@ class _Engine:
         rows = pruned.read({})
         without = held_out.block_error(pruned.halves(fit.plain))
         if error > without:
-            # Each was better than its simpler forms, but all together are not.
+            # Each was better than simpler ones, but all together are not.
             fit.give_up()
             error = without
         else:

@@ -1,7 +1,7 @@
-"""Fitting one matrix: the form that was asked for, or the next simpler one, under the guard.
+"""Fitting one matrix: the compensation that is set, or the next simpler one, under the guard.
 
-A form is kept only where the error on held-out windows falls below that of the matrix as it is;
-else the next simpler form is fitted. Within a form the ridge and the share of the drift are
+It is kept only where the error on held-out windows falls below that of the matrix as it is; else
+the next simpler one is fitted. Within one compensation the ridge and the share of the drift are
 chosen by the same errors, one after the other: all shares with the ridge next to the middle, then
 the other ridges with the best share.
 """
@@ -22,7 +22,7 @@ from bipline.compression.compensation.closed_forms import LeastSquares, bias_cor
 from bipline.compression.compensation.moments import Moments
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.values.compensation import FORMS, Form, SublayerRecord
+from bipline.values.compensation import COMPENSATIONS, Compensation, SublayerRecord
 
 # Versions that are measured in one pass over the held-out windows: their inputs are computed anew
 # for every pass, and all of them are in memory.
@@ -32,13 +32,16 @@ Errors = Callable[[Sequence[Candidate]], list[float]]
 
 
 class Tried:
-    """Measures versions of a matrix; only the best of all is kept, and the best error by form."""
+    """Measures versions of a matrix; only the best of all is kept.
+
+    ``by_compensation`` has the best error of each.
+    """
 
     def __init__(self, errors: Errors, plain: Candidate) -> None:
         self._errors = errors
         [self.least] = errors([plain])
         self.chosen = plain
-        self.by_form: dict[str, float] = {plain.form: self.least}
+        self.by_compensation: dict[str, float] = {plain.compensation: self.least}
         self._betas: dict[str, float | None] = {}
 
     def measure(self, versions: Iterable[Candidate]) -> None:
@@ -46,23 +49,25 @@ class Tried:
         coming = iter(versions)
         while few := list(islice(coming, VERSIONS_TOGETHER)):
             for version, error in zip(few, self._errors(few), strict=True):
-                if error < self.by_form.get(version.form, math.inf):
-                    self.by_form[version.form] = error
-                    self._betas[version.form] = version.beta
+                if error < self.by_compensation.get(version.compensation, math.inf):
+                    self.by_compensation[version.compensation] = error
+                    self._betas[version.compensation] = version.beta
                 if error < self.least:
                     self.chosen, self.least = version, error
             few.clear()
             del version
 
-    def betas(self, form: Form, options: CompensationOptions) -> tuple[float | None, ...]:
+    def betas(
+        self, compensation: Compensation, options: CompensationOptions
+    ) -> tuple[float | None, ...]:
         """The shares of the drift still to be tried: the best one, once all were measured."""
-        return (self._betas[form],) if form in self._betas else options.betas
+        return (self._betas[compensation],) if compensation in self._betas else options.betas
 
 
 def fitted(
     sublayer: Sublayer,
     moments: Moments,
-    form: Form,
+    compensation: Compensation,
     options: CompensationOptions,
     errors: Errors,
 ) -> tuple[Candidate, SublayerRecord]:
@@ -74,17 +79,17 @@ def fitted(
     """
     tried = Tried(errors, uncorrected(sublayer))
     if not (sublayer.whole and moments.drift is None):
-        for each in reversed(FORMS[1 : FORMS.index(form) + 1]):
+        for each in reversed(COMPENSATIONS[1 : COMPENSATIONS.index(compensation) + 1]):
             _FITS[each](sublayer, moments, options, tried)
-            if tried.chosen.form != "none":
+            if tried.chosen.compensation != "none":
                 break
     chosen = tried.chosen
     record = SublayerRecord(
-        form=chosen.form,
+        form=chosen.compensation,
         ridge=chosen.ridge,
         beta=chosen.beta,
         replaced=len(set(chosen.kept) - set(sublayer.kept)),
-        errors=tried.by_form,
+        errors=tried.by_compensation,
     )
     return chosen, record
 
@@ -134,7 +139,7 @@ _FITS = {
 
 
 def _regress(
-    form: Form,
+    compensation: Compensation,
     kept: tuple[int, ...],
     sublayer: Sublayer,
     moments: Moments,
@@ -146,6 +151,8 @@ def _regress(
     for factor in sorted(options.ridge_factors, key=lambda each: abs(math.log(each))):
         ridge = options.ridge * factor
         own, drift = problem.solve(ridge)
-        betas = tried.betas(form, options) if drift else (None,)
-        tried.measure(corrected(sublayer, form, kept, own, drift, ridge, beta) for beta in betas)
+        betas = tried.betas(compensation, options) if drift else (None,)
+        tried.measure(
+            corrected(sublayer, compensation, kept, own, drift, ridge, beta) for beta in betas
+        )
         del own, drift  # before the next ones are solved for

@@ -10,7 +10,7 @@ from bipline.compression.compensation.obs import obs_bytes
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.triangles import DOUBLE, TILE_COLUMNS, triangles_bytes
 from bipline.model.shapes import ModelShape
-from bipline.values.compensation import Form
+from bipline.values.compensation import Compensation
 
 # Of one number in the dtype that is computed with, unless told otherwise.
 COMPUTING_BYTES = 4
@@ -27,7 +27,7 @@ SECOND_VERSIONS = 2 + 3
 
 def compensation_bytes(
     shape: ModelShape,
-    form: Form,
+    compensation: Compensation,
     options: CompensationOptions,
     weight_bytes: int,
     computing_bytes: int = COMPUTING_BYTES,
@@ -40,16 +40,16 @@ def compensation_bytes(
     0 holds for every plan. Hidden states of the second stream are not counted: they may go to the
     disk.
     """
-    if form == "none":
+    if compensation == "none":
         return 0
-    sizes = _Sizes(shape, form, options, weight_bytes, computing_bytes, ratio)
+    sizes = _Sizes(shape, compensation, options, weight_bytes, computing_bytes, ratio)
     # Moments of down_proj's inputs are taken when those of o_proj's are used up.
     attention, ffn = sizes.first_fit(sizes.o_proj), sizes.first_fit(sizes.down_proj)
     if not options.sequential:
         return max(attention, ffn)
     # Behind the pruned attention half, of which there is a copy.
     half = computing_bytes * (sizes.inputs + sizes.outputs * sizes.o_proj)
-    if form == "bias":
+    if compensation == "bias":
         return max(attention, ffn + half)
     # What was mapped of q_proj, k_proj and v_proj, or fitted of v_proj alone, is there as it is
     # written, and until the FFN's turn as it is applied. The map is made and used up before
@@ -70,7 +70,7 @@ class _Sizes:
     """Bytes of one fit after another; the fields are :func:`compensation_bytes`'."""
 
     shape: ModelShape
-    form: Form
+    compensation: Compensation
     options: CompensationOptions
     weight_bytes: int
     computing_bytes: int
@@ -108,7 +108,7 @@ class _Sizes:
     def first_fit(self, columns: int) -> int:
         """A matrix of so many columns with its moments, its choice among them."""
         eliminated = 0
-        if self.form == "obs":
+        if self.compensation == "obs":
             eliminated = obs_bytes(columns, self.outputs, self.products)
         return max(self._solving(columns, VERSIONS), eliminated) + self._held(columns)
 

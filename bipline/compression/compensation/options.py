@@ -1,4 +1,4 @@
-"""What compensation may be told: the forms and their options."""
+"""What a compensation may be told."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class CompensationOptions(Options):
     ``sequential``: fit on the inputs that the pruned blocks before give, towards the dense
     model's outputs (methods 5.5); else every block is fitted on the dense model's own inputs;
     ``betas``: how much of the drift of earlier blocks a block may correct, 0 none and 1 all;
-    ``bias``: on, off, or auto: where the source has one, and for the form ``bias`` everywhere;
+    ``bias``: on, off, or auto: where the source has one, and for ``bias`` everywhere;
     ``input_maps``: with ``sequential``, least-squares and obs also take the drift out of what
     q_proj, k_proj and v_proj read, as far as the held-out windows say;
     ``row_steps``: with ``sequential``, least-squares and obs also fit the rows of v_proj

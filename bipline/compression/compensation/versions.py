@@ -122,7 +122,9 @@ class PrunedBlock:
 
     def tensors(self, chosen: Choices) -> Weights:
         """The matrices and biases of versions that are not the source's own, on the CPU."""
-        corrected = {name: version for name, version in chosen.items() if version.form != "none"}
+        corrected = {
+            name: version for name, version in chosen.items() if version.compensation != "none"
+        }
         tensors = {**self._sliced(self.plan_of(chosen), self._changed), **_tensors(corrected)}
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 

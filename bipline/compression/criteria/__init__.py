@@ -1,7 +1,7 @@
 """Criteria: how important is a group? One file each.
 
-A criterion declares what it ``NEEDS`` and which ``OPTIONS`` it takes (the paper's own knobs, with
-the published defaults). What else its file holds follows from the need:
+A criterion declares what it ``NEEDS`` (:mod:`.needs`) and which ``OPTIONS`` it takes (the paper's
+own knobs, with the published defaults). What else its file holds follows from the need:
 
 * ``weights``: ``reads`` (nothing) and ``score``;
 * ``moments``: ``reads``, ``observe`` and ``score``; its sums are moments that others share;
@@ -25,11 +25,11 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
-    Needs,
     Options,
     Sums,
     Tokens,
 )
+from bipline.compression.criteria.needs import Needs
 from bipline.compression.options import options_from
 
 CRITERIA = {
@@ -50,9 +50,6 @@ CRITERIA = {
     "saap": "saap",
     "wanda-sp": "wanda_sp",
 }
-
-# What is taken while windows run forward, so that it can be divided among workers and resumed.
-FORWARD: frozenset[Needs] = frozenset({"moments", "tokens"})
 
 
 class Criterion(Protocol):
@@ -94,6 +91,11 @@ def load_criterion(name: str) -> Criterion:
     return cast("Criterion", module)
 
 
+def needs_of(criterion: str) -> Needs:
+    """What a criterion needs. Raises InvalidInput for an unknown one."""
+    return load_criterion(criterion).NEEDS
+
+
 def options_of(criterion: str, seed: int = 0, given: Mapping[str, Any] | None = None) -> Options:
     """A criterion's options from what the user gave, published defaults for the rest.
 
@@ -104,6 +106,6 @@ def options_of(criterion: str, seed: int = 0, given: Mapping[str, Any] | None = 
 
 def unmet_needs(criterion: Criterion, options: Options, sums: Mapping[str, object]) -> list[str]:
     """The sums that a criterion needs and that are not there."""
-    if criterion.NEEDS == "search":
+    if not criterion.NEEDS.sums:
         return ["of a search over the whole model"]
     return sorted(criterion.reads(options) - set(sums))

@@ -23,14 +23,14 @@ from torch import Tensor
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
-    Needs,
     Options,
     Sums,
     Tokens,
     widened,
 )
+from bipline.compression.criteria.needs import MOMENTS
 
-NEEDS: Needs = "moments"
+NEEDS = MOMENTS
 
 
 class ActivationOptions(Options):

@@ -36,7 +36,8 @@ from torch import Tensor
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import silently, track
-from bipline.compression.criteria.interface import BlockScores, Needs
+from bipline.compression.criteria.interface import BlockScores
+from bipline.compression.criteria.needs import SEARCH
 from bipline.compression.criteria.search import (
     Search,
     SearchOptions,
@@ -44,13 +45,13 @@ from bipline.compression.criteria.search import (
     block_scores,
     cosine,
 )
-from bipline.compression.masks import ATTENTION_READER, FFN_READER, Gates, check, gated, top_gates
+from bipline.compression.masks import ATTENTION_READER, FFN_READER, Masks, check, masked, top_masks
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
 from bipline.model.families import ModelShape
 from bipline.model.gradients import BlockGradients, Parameters, block_gradients
 
-NEEDS: Needs = "search"
+NEEDS = SEARCH
 READERS = (ATTENTION_READER, FFN_READER)
 
 
@@ -88,7 +89,7 @@ def search(searching: Search, options: BiLevelOptions) -> list[BlockScores]:
     upper = batches_of(upper_windows, options.batch, steps, options.seed)
     lower = batches_of(lower_windows, options.batch, steps, options.seed)
     for step, windows in enumerate(track(upper, "bi-level", steps)):
-        masks = Gates(*(top_gates(kind, 1 - options.ratio) for kind in scores))
+        masks = Masks(*(top_masks(kind, 1 - options.ratio) for kind in scores))
         with silently():
             if adapters:
                 adapters.step(loop, next(lower), masks)
@@ -145,7 +146,7 @@ class Adapters:
         like = block.weights[ATTENTION_READER]
         return {name: leaf.to(like) for name, leaf in self._held[block.index].items()}
 
-    def step(self, loop: BlockLoop, token_ids: Tensor, masks: Gates) -> float:
+    def step(self, loop: BlockLoop, token_ids: Tensor, masks: Masks) -> float:
         """One step of SGD on the masked model's loss, which is given as it was before the step."""
 
         def parametrise(block: Block) -> Parameters:
@@ -165,15 +166,15 @@ def merged(weights: Weights, leaves: Weights) -> Weights:
 
 
 def _masked(
-    block: Block, masks: Gates, make: Callable[[Weights, Weights], Weights]
+    block: Block, masks: Masks, make: Callable[[Weights, Weights], Weights]
 ) -> Callable[[Weights], Weights]:
-    gates = masks.of_block(block.index, block.weights[ATTENTION_READER])
+    factors = masks.of_block(block.index, block.weights[ATTENTION_READER])
     source = block.weights
-    return lambda leaves: gated(make(source, leaves), **gates)
+    return lambda leaves: masked(make(source, leaves), **factors)
 
 
 def upper_gradients(
-    loop: BlockLoop, token_ids: Tensor, masks: Gates, adapters: Adapters | None, gamma: float
+    loop: BlockLoop, token_ids: Tensor, masks: Masks, adapters: Adapters | None, gamma: float
 ) -> list[Tensor]:
     """d_g of all groups and of all channels, float64 ``[blocks, groups]`` and ``[blocks, f]``.
 
@@ -185,8 +186,8 @@ def upper_gradients(
             return merged(block.weights, adapters.leaves(block)) if adapters else block.weights
 
     def parametrise(block: Block) -> Parameters:
-        gates = masks.of_block(block.index, block.weights[ATTENTION_READER])
-        return Parameters(gated(theta(block), **gates), lambda leaves: leaves)
+        factors = masks.of_block(block.index, block.weights[ATTENTION_READER])
+        return Parameters(masked(theta(block), **factors), lambda leaves: leaves)
 
     def of_block(part: BlockGradients) -> list[Tensor]:
         weights, index = theta(part.block), part.block.index

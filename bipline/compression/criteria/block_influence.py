@@ -7,7 +7,7 @@
 ``of: sublayers``             attention and FFN apart, each with its own residual
 
 The score is for depth: whole blocks go, or whole sublayers, the least influential first, by the
-allocation rule ``depth``. Every group of a unit bears the unit's score.
+allocation ``depth``. Every group of a unit bears the unit's score.
 
 Source: block influence is ShortGPT's (arXiv 2403.03853); norms, and sublayers apart, are read in
 the code of "A deeper look at depth pruning" (arXiv 2407.16286). Established, from that code. Its
@@ -26,13 +26,13 @@ from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
     DepthOptions,
-    Needs,
     Sums,
     Tokens,
     tiles,
 )
+from bipline.compression.criteria.needs import MOMENTS
 
-NEEDS: Needs = "moments"
+NEEDS = MOMENTS
 SUMS = {
     "cosine": "influence_cosines",
     "relative-norm": "influence_relative_l2",

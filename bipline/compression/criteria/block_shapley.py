@@ -19,11 +19,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bipline.compression.criteria.interface import BlockScores, DepthOptions, Needs
+from bipline.compression.criteria.interface import BlockScores, DepthOptions
+from bipline.compression.criteria.needs import SEARCH
 from bipline.compression.criteria.search import Search
 from bipline.compression.deletions import deletion_changes, shapley_values
 
-NEEDS: Needs = "search"
+NEEDS = SEARCH
 
 
 class ShapleyOptions(DepthOptions):

@@ -8,7 +8,7 @@ attention channel: s_j^2, squared once more as in FLAP's code (``square_attentio
 attention group:   the sum over its channels
 
 A channel that hardly varies can be replaced by its mean, so FLAP pairs this score with a bias and
-with the allocation rule ``standardized``; both are separate choices here.
+with the allocation ``standardized``; both are separate choices here.
 
 Source: the code of FLAP. Established, from that code; there the running variance leaves out the
 first sample and is scaled by the window length, and ``wifn`` has the L2 norm over tokens: neither
@@ -24,7 +24,6 @@ from torch import Tensor
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
-    Needs,
     Options,
     Sums,
     Tokens,
@@ -33,8 +32,9 @@ from bipline.compression.criteria.interface import (
     second_moments,
     sum_of_columns,
 )
+from bipline.compression.criteria.needs import MOMENTS
 
-NEEDS: Needs = "moments"
+NEEDS = MOMENTS
 PLACES = {"attention_output": "self_attn.o_proj.weight", "ffn_activation": "mlp.down_proj.weight"}
 
 

@@ -28,13 +28,13 @@ from bipline.compression.criteria.interface import (
     TILE_ROWS,
     Block,
     BlockScores,
-    Needs,
     Options,
     Sums,
 )
+from bipline.compression.criteria.needs import GRADIENTS
 from bipline.compression.gradient_sums import by_kind, names_of, with_mean_one
 
-NEEDS: Needs = "gradients"
+NEEDS = GRADIENTS
 OPTIONS = Options
 
 

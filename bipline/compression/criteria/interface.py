@@ -22,7 +22,6 @@ from bipline.model.families import ModelShape
 Sums = dict[str, Tensor]
 # What goes as a whole: groups and channels, whole blocks, or attention and FFN sublayers.
 Unit = Literal["groups", "blocks", "sublayers"]
-Needs = Literal["weights", "moments", "tokens", "gradients", "search"]
 # 128 rows of a 7B model's widest activation in float32 are 5.6 MB.
 TILE_ROWS = 128
 
@@ -52,7 +51,7 @@ class BlockScores:
     """Importance per attention group ``[num_key_value_heads]`` and per channel ``[f]``.
 
     ``attention_channels`` ``[a]`` are there where a criterion scores the input channels of o_proj
-    before it adds them up: rules that compare blocks standardise those.
+    before it adds them up: allocations that compare blocks standardise those.
     """
 
     attention_groups: Tensor

@@ -29,7 +29,6 @@ from bipline.compression.criteria.draws import random_signs, seed_of
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
-    Needs,
     Options,
     Sums,
     Tokens,
@@ -38,8 +37,9 @@ from bipline.compression.criteria.interface import (
     widened,
 )
 from bipline.compression.criteria.llm_bip import ffn_scores
+from bipline.compression.criteria.needs import TOKENS
 
-NEEDS: Needs = "tokens"
+NEEDS = TOKENS
 
 
 class AdjointOptions(Options):

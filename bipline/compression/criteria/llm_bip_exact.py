@@ -21,7 +21,6 @@ from torch.nn.functional import linear, silu
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
-    Needs,
     Options,
     Sums,
     Tokens,
@@ -30,8 +29,9 @@ from bipline.compression.criteria.interface import (
     widened,
 )
 from bipline.compression.criteria.llm_bip import ffn_scores
+from bipline.compression.criteria.needs import TOKENS
 
-NEEDS: Needs = "tokens"
+NEEDS = TOKENS
 OPTIONS = Options
 SUMS = frozenset({"tokens", "ffn_activation_squares", "group_change_squares"})
 

@@ -24,7 +24,6 @@ import torch
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
-    Needs,
     Options,
     Sums,
     Tokens,
@@ -35,8 +34,9 @@ from bipline.compression.criteria.interface import (
     tiles,
 )
 from bipline.compression.criteria.llm_bip import attention_channels, ffn_scores, output_reach
+from bipline.compression.criteria.needs import MOMENTS
 
-NEEDS: Needs = "moments"
+NEEDS = MOMENTS
 OPTIONS = Options
 SUMS = frozenset(
     {

@@ -27,10 +27,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bipline.compression.criteria.interface import Block, BlockScores, Needs, Options, Sums
+from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
+from bipline.compression.criteria.needs import GRADIENTS
 from bipline.compression.gradient_sums import by_kind, names_of
 
-NEEDS: Needs = "gradients"
+NEEDS = GRADIENTS
 TERMS = {
     "element-first": "element_first",
     "element-second": "element_second",

@@ -14,13 +14,13 @@ from __future__ import annotations
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
-    Needs,
     Options,
     Sums,
     column_norms,
 )
+from bipline.compression.criteria.needs import WEIGHTS
 
-NEEDS: Needs = "weights"
+NEEDS = WEIGHTS
 OPTIONS = Options
 
 

@@ -41,7 +41,8 @@ from torch import Tensor
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import track
-from bipline.compression.criteria.interface import BlockScores, Needs
+from bipline.compression.criteria.interface import BlockScores
+from bipline.compression.criteria.needs import SEARCH
 from bipline.compression.criteria.search import (
     Search,
     SearchOptions,
@@ -49,9 +50,9 @@ from bipline.compression.criteria.search import (
     block_scores,
     cosine,
 )
-from bipline.compression.masks import Gates, check, gated_losses
+from bipline.compression.masks import Masks, check, masked_losses
 
-NEEDS: Needs = "search"
+NEEDS = SEARCH
 # The e of the formula, as in the code.
 EPSILON = 1e-7
 # Scores that are all equal have no spread to divide by.
@@ -97,8 +98,8 @@ def search(searching: Search, options: PolicyGradientOptions) -> list[BlockScore
     baseline = Baseline(options.baseline_window)
     for step, windows in enumerate(track(batches, "policy gradient", steps)):
         masks = [drawn(keep, options.samples, draws) for keep in policy]
-        settings = [Gates(*pair) for pair in zip(*masks, strict=True)]
-        losses = gated_losses(searching.loop, windows, settings)
+        settings = [Masks(*pair) for pair in zip(*masks, strict=True)]
+        losses = masked_losses(searching.loop, windows, settings)
         if not bool(losses.isfinite().all()):
             raise InvalidInput(f"policy gradient: a masked model's loss is not finite ({losses})")
         share = baseline.update(losses)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 
 from bipline.compression.criteria.draws import seed_of
-from bipline.compression.criteria.interface import Block, BlockScores, Needs, Options, Sums
+from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
+from bipline.compression.criteria.needs import WEIGHTS
 
-NEEDS: Needs = "weights"
+NEEDS = WEIGHTS
 OPTIONS = Options
 
 

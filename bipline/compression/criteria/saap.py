@@ -26,11 +26,12 @@ from pydantic import Field
 from torch import Tensor
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.criteria.interface import Block, BlockScores, Needs, Options, Sums
+from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
+from bipline.compression.criteria.needs import GRADIENTS
 from bipline.compression.gradient_sums import by_kind, names_of, with_mean_one
 from bipline.model.hidden_states import CHUNK_WINDOWS
 
-NEEDS: Needs = "gradients"
+NEEDS = GRADIENTS
 
 
 class SaapOptions(Options):

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.criteria import load_criterion, options_of
+from bipline.compression.criteria import needs_of, options_of
 from bipline.compression.criteria.interface import BlockScores, Options
 from bipline.model.block_loop import BlockLoop
 
@@ -75,7 +75,7 @@ class SearchOptions(Options):
     @field_validator("initial")
     @classmethod
     def _is_no_search(cls, name: str) -> str:
-        if load_criterion(name).NEEDS == "search":
+        if not needs_of(name).sums:
             raise ValueError("is itself a search; start from a criterion that is none")
         return name
 

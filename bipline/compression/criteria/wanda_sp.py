@@ -16,7 +16,6 @@ import torch
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
-    Needs,
     Options,
     Sums,
     Tokens,
@@ -24,8 +23,9 @@ from bipline.compression.criteria.interface import (
     root_mean_square,
     second_moments,
 )
+from bipline.compression.criteria.needs import MOMENTS
 
-NEEDS: Needs = "moments"
+NEEDS = MOMENTS
 OPTIONS = Options
 SUMS = frozenset({"tokens", "attention_output_squares", "ffn_activation_squares"})
 

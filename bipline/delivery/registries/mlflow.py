@@ -50,10 +50,9 @@ def prepare_tracking(state: Path, experiment: str) -> str:
     them where the process happens to run. Raises InvalidInput for a name MLflow refuses or a
     deleted experiment, EnvironmentFailure when the folder or the database cannot be used.
     """
-    folder = (state / "mlflow").absolute()
+    uri, folder = tracking_uri(state), (state / "mlflow").absolute()
     with _translated("MLflow"):
         folder.mkdir(parents=True, exist_ok=True)
-        uri = f"{SQLITE}{folder / 'mlflow.db'}"
         _probe_sqlite(uri)
         client = _mlflow().MlflowClient(tracking_uri=uri)
         existing = client.get_experiment_by_name(experiment)
@@ -62,6 +61,53 @@ def prepare_tracking(state: Path, experiment: str) -> str:
         elif existing.lifecycle_stage != "active":
             raise InvalidInput(f"experiment {experiment!r} was deleted; restore it or rename it")
     return uri
+
+
+def tracking_uri(state: Path) -> str:
+    """Where MLflow's database of a state folder lies."""
+    return f"{SQLITE}{(state / 'mlflow').absolute() / 'mlflow.db'}"
+
+
+def check_names(name: str, alias: str) -> None:
+    """Ask MLflow's own rules for a registered model. Raises InvalidInput as MLflow would."""
+    _mlflow()
+    with _translated("MLflow"):
+        _check_request(name, alias, {})
+
+
+def download_version(source: str, downloads: Path) -> tuple[Path, str]:
+    """The model of a registered version, ``models:/NAME@ALIAS`` or ``/VERSION``, and its version.
+
+    The package is hashed; its ``hf`` folder is the model. Raises InvalidInput for a version that
+    is not there, Refused where a byte differs.
+    """
+    mlflow = _mlflow()
+    place = downloads / "registry"
+    with _translated("MLflow"):
+        client, name, wanted = mlflow.MlflowClient(), *_parts(source)
+        version = (
+            client.get_model_version_by_alias(name, wanted[1:])
+            if wanted.startswith("@")
+            else client.get_model_version(name, wanted)
+        )
+        target = place / f"{name}-{version.version}-{version.tags.get(DIGEST_TAG, '')[:12]}"
+        target.mkdir(parents=True, exist_ok=True)
+        found = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"models:/{name}/{version.version}", dst_path=str(target)
+        )
+        package = Path(found)
+        verify_directory(package)
+    return package / "hf", str(version.version)
+
+
+def _parts(source: str) -> tuple[str, str]:
+    """The name, and ``@ALIAS`` or a version. Raises InvalidInput for anything else."""
+    text = source.removeprefix("models:/")
+    for sign in ("@", "/"):
+        name, _, wanted = text.partition(sign)
+        if name and wanted:
+            return name, f"@{wanted}" if sign == "@" else wanted
+    raise InvalidInput(f"{source}: write models:/NAME@ALIAS or models:/NAME/VERSION")
 
 
 def track_and_register(

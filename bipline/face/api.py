@@ -1,0 +1,234 @@
+"""The functions of ``import bipline``: what each command does, with keywords named as its flags.
+
+Every function returns a typed value and raises one of three errors (:mod:`bipline.base.errors`).
+Heavy libraries are imported when a function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bipline.base.errors import InvalidInput
+from bipline.settings.base import MethodOptions, key_values
+from bipline.settings.compress import CompressSettings
+from bipline.settings.line import ComputeSettings, LineSettings, sectioned
+from bipline.settings.loading import load, validated
+from bipline.settings.protocol import Protocol
+from bipline.settings.sweep import ComparisonSettings, SweepSettings
+
+if TYPE_CHECKING:
+    from bipline.storage.manifest import Manifest
+    from bipline.values.comparison import Comparison, SweepSummary
+    from bipline.values.record import EvaluationRecord
+    from bipline.values.summary import PruneSummary, RunSummary
+
+Place = str | Path
+Sources = Place | Sequence[Place] | Mapping[str, float]
+STATE = ".bipline"
+COMPARED = ("auto", "llm-bip-glu", "wanda-sp", "magnitude", "random")
+
+
+def prune(
+    model: Place,
+    out: Place,
+    *,
+    calibration: Sources | None = None,
+    work: Place | None = None,
+    store: str | None = None,
+    plan_out: Place | None = None,
+    state: Place = STATE,
+    **settings: Any,
+) -> PruneSummary | None:
+    """Prune a model into the directory ``out``; a killed run goes on from ``OUT.work``.
+
+    ``calibration`` is a text, several, or texts with their weights in the mix; ``settings`` are
+    the fields of :mod:`bipline.settings.line`, such as ``ratio=0.35`` or ``device="cpu"``.
+    None for a process of torchrun that only helps. Raises InvalidInput before any work where the
+    request can be seen to fail.
+    """
+    from bipline.stages.beside import Places, prune_to
+
+    places = Places(
+        Path(out), Path(work) if work else None, store, Path(plan_out) if plan_out else None,
+        Path(state) / "downloads",
+    )  # fmt: skip
+    return prune_to(line_settings(model, calibration, settings), places)
+
+
+def evaluate(
+    model: Place,
+    *,
+    texts: Mapping[str, Place] | None = None,
+    tasks: Sequence[str] = (),
+    task_data: Place | None = None,
+    baseline: Place | None = None,
+    device: str | None = None,
+    max_memory: int | str | None = None,
+    state: Place = STATE,
+    **protocol: Any,
+) -> dict[str, EvaluationRecord]:
+    """Perplexity, zero-shot accuracy and speed: records of ``model``, and ``baseline`` if given.
+
+    ``protocol`` are the fields of :class:`bipline.settings.protocol.Protocol`.
+    """
+    from bipline.stages.evaluate import evaluate_models
+
+    if tasks and task_data is None:
+        raise InvalidInput("--tasks needs --task-data, the folder that holds NAME.jsonl")
+    compute = {"device": device, "max_memory": max_memory}
+    models = {"model": str(model), **({"baseline": str(baseline)} if baseline else {})}
+    return evaluate_models(
+        models,
+        {name: str(text) for name, text in (texts or {}).items()},
+        {name: Path(task_data or ".") / f"{name}.jsonl" for name in tasks},
+        validated(Protocol, _given(protocol)),
+        validated(ComputeSettings, _given(compute)),
+        Path(state) / "downloads",
+    )
+
+
+def compare(
+    models: Place | Sequence[Place],
+    out: Place,
+    *,
+    calibration: Sequence[Place] = (),
+    texts: Mapping[str, Place] | None = None,
+    jobs: int = 1,
+    keep: bool = False,
+    state: Place = STATE,
+    **settings: Any,
+) -> Comparison:
+    """Measure many ways to prune side by side; results lie in ``out``, which a rerun goes on from.
+
+    ``settings`` are the fields of :class:`bipline.settings.sweep.GridSettings` (criteria, methods,
+    ratios, seeds, ...), of the common ones of an allocation, of calibrate and compute, and
+    ``evaluation_seqlen`` and ``bos``.
+    """
+    from bipline.comparison.engine import compare as compare_all
+    from bipline.comparison.files import write_results
+    from bipline.comparison.inputs import named, resolve_inputs
+
+    chosen = comparison_settings(settings)
+    sources = [models] if isinstance(models, (str, Path)) else list(models)
+    named_models = named("MODEL", [str(each) for each in sources])
+    if not calibration:
+        raise InvalidInput("no calibration text: give --calibration FILE or hf:NAME")
+    calibrations = named("--calibration", [str(each) for each in calibration])
+    evaluation = {name: str(text) for name, text in (texts or {}).items()}
+    downloads = Path(state) / "downloads"
+    inputs = resolve_inputs(named_models, calibrations, evaluation, downloads)
+    comparison = compare_all(chosen, inputs, Path(out), jobs, keep)
+    write_results(comparison, Path(out))
+    return comparison
+
+
+def compress(
+    config: Place | CompressSettings, overrides: Sequence[str] = (), *, state: Place | None = None
+) -> RunSummary:
+    """Run the compress pipeline from a configuration: a file or settings, with overrides."""
+    from bipline.face.pipelines import runner
+    from bipline.stages.line import check
+
+    settings = _loaded(CompressSettings, config, overrides, state)
+    check(settings)  # before ZenML is imported, and anything started
+    summary: RunSummary = runner().run_compress(settings)
+    return summary
+
+
+def sweep(
+    config: Place | SweepSettings, overrides: Sequence[str] = (), *, state: Place | None = None
+) -> SweepSummary:
+    """Run the sweep pipeline: score once per criterion, measure every row, pick the best."""
+    from bipline.comparison.plan import check_sweep
+    from bipline.face.pipelines import runner
+
+    settings = _loaded(SweepSettings, config, overrides, state)
+    check_sweep(settings)
+    summary: SweepSummary = runner().run_sweep(settings)
+    return summary
+
+
+def verify(directory: Place) -> Manifest:
+    """Re-hash every file of a directory against its manifest. Raises Refused where one differs."""
+    from bipline.storage.manifest import verify_directory
+
+    return verify_directory(Path(directory))
+
+
+def line_settings(
+    model: Place, calibration: Sources | None, given: Mapping[str, Any]
+) -> LineSettings:
+    """The settings of ``prune`` from keywords. Raises InvalidInput, naming the keyword."""
+    values = sectioned(_given(given))
+    weights = _weights(calibration)
+    if weights:
+        names = {source: f"calibration-{n}" for n, source in enumerate(weights, start=1)}
+        values["texts"] = {name: source for source, name in names.items()}
+        texts = {name: weights[source] for source, name in names.items()}
+        values["calibrate"] = {**values.get("calibrate", {}), "texts": texts}
+    return validated(LineSettings, {**values, "model": str(model)})
+
+
+def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
+    """The settings of ``compare`` from keywords. Raises InvalidInput, naming the keyword."""
+    rest = _given(given)
+    grid = {name: rest.pop(name) for name in (*GRID,) if name in rest}
+    if not grid.get("criteria") and not grid.get("methods"):
+        grid["criteria"] = COMPARED if grid.get("criteria") is None else ()
+    protocol = {"seqlen": rest.pop("evaluation_seqlen", None), "bos": rest.pop("bos", None)}
+    protocol["dtype"] = rest.get("dtype")
+    values = sectioned(rest)
+    protocol = {name: value for name, value in protocol.items() if value is not None}
+    values |= {"grid": grid, "evaluate": {"protocol": protocol}}
+    return validated(ComparisonSettings, values)
+
+
+GRID = ("criteria", "allocations", "layouts", "compensations", "methods", "ratios", "seeds")
+
+
+def _weights(calibration: Sources | None) -> dict[str, float]:
+    """Sources with their weight in the mix: ``FILE,0.7``, or a mapping, or 1 each."""
+    if calibration is None:
+        return {}
+    if isinstance(calibration, Mapping):
+        return {str(source): float(weight) for source, weight in calibration.items()}
+    if isinstance(calibration, (str, Path)):
+        calibration = [calibration]
+    weights = {}
+    for text in map(str, calibration):
+        source, comma, weight = text.rpartition(",")
+        try:
+            share = float(weight) if comma else None
+        except ValueError:
+            share = None
+        weights[text if share is None else source] = 1.0 if share is None else share
+    return weights
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not None; KEY=VALUE lists as mappings, lists as tuples.
+
+    Raises InvalidInput for what is no pair.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            try:
+                value = key_values(value) if name.endswith("_option") else tuple(value)
+            except ValueError as error:
+                raise InvalidInput(str(error)) from None
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _loaded(kind: type[Any], config: Any, overrides: Sequence[str], state: Place | None) -> Any:
+    settings = config if isinstance(config, kind) else load(kind, Path(config), tuple(overrides))
+    return settings.model_copy(update={"state": str(state)}) if state is not None else settings
+
+
+__all__ = [
+    "MethodOptions", "compare", "compress", "evaluate", "prune", "sweep", "verify",
+]  # fmt: skip

@@ -1,0 +1,168 @@
+"""The line beside its output: ``bipline prune``, without ZenML or MLflow.
+
+The Store is the work directory beside OUT, where the model, and corrections and statistics that
+the user names, come to lie at once. A killed run goes on from there; it goes when all is done.
+With a Store of the user's, what other drivers made there is found, and OUT is filled from it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bipline.base.errors import EnvironmentFailure, InvalidInput
+from bipline.base.progress import note
+from bipline.compression.auto import applies, settled_settings
+from bipline.compression.workers import Workers, joined_workers
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import choose_device
+from bipline.model.loading import import_libraries
+from bipline.model.memory import gigabytes, watching_memory
+from bipline.settings.line import LineSettings
+from bipline.stages import line
+from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_of
+from bipline.stages.resolve import glance, resolve_model, resolve_texts
+from bipline.stages.result import Clock, prune_summary
+from bipline.stages.stage import Context
+from bipline.storage.directory import (
+    copy_directory,
+    occupied,
+    refuse_occupied,
+    write_text,
+)
+from bipline.storage.local_store import LocalStore
+from bipline.storage.manifest import read_manifest
+from bipline.storage.store import Store, open_store
+from bipline.storage.work import has_progress, work_directory
+from bipline.values.summary import PruneSummary
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things go: ``work`` is OUT.work and ``store`` the work directory, unless named."""
+
+    out: Path
+    work: Path | None = None
+    store: str | None = None
+    plan_out: Path | None = None
+    downloads: Path = Path(".bipline/downloads")
+
+    def work_of(self, workers: Workers) -> Path:
+        """The work directory of a process: the first one's bears no number."""
+        path = self.work or self.out.with_name(f"{self.out.name}.work")
+        return path if workers.leads else path.with_name(f"{path.name}-{workers.rank}")
+
+
+def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
+    """Calibrate, score, allocate, compensate and prune into ``places.out``.
+
+    None for a worker that only helps. Raises InvalidInput before any work is done where the
+    request can be seen to fail.
+    """
+    note(f"device {choose_device(settings.compute.device)}, dtype {settings.compute.dtype}")
+    if not _finished(places.out, places.work_of(Workers())):
+        refuse_occupied(places.out)
+    settings = _checked(settings, places)
+    import_libraries()
+    with (
+        watching_memory() as peak,
+        joined_workers() as workers,
+        work_directory(places.work_of(workers)) as work,
+    ):
+        clock = Clock(whole=not has_progress(work))
+        with _store(settings, places, work, workers) as store:
+            context = Context(
+                store, settings.compute, settings.seed, workers, places.downloads,
+                clock.reports.append,
+            )  # fmt: skip
+            source = resolve_model if places.store else glance
+            model = source(settings.model, places.downloads)
+            texts = resolve_texts(settings.texts, places.downloads)
+            made = line.smaller(context, model, texts, settings)
+            if made is None:
+                return None
+            if places.store:
+                copy_directory(store.open(made.model), places.out)
+        if places.plan_out:
+            write_text(places.plan_out, made.plan.to_json())
+    checkpoint = context.opened(model)
+    manifest = read_manifest(places.out)
+    return prune_summary(settings, checkpoint, made.plan, places.out, manifest, clock, peak)
+
+
+def _checked(settings: LineSettings, places: Places) -> LineSettings:
+    """The settings with everything named, after all that can be seen to fail was looked at."""
+    if not applies(settings) and "ratio" not in settings.allocate.model_fields_set:
+        raise InvalidInput("give --ratio (a share between 0 and 1) or --plan")
+    settings, reason = settled_settings(settings)
+    checkpoint = line.known_checkpoint(settings.model)
+    line.check(settings)
+    if line.runs_windows(settings) and not settings.texts:
+        raise InvalidInput(f"{_who_runs_windows(settings)} needs --calibration FILE or hf:NAME")
+    if reason:
+        note(reason)
+    if checkpoint is not None:
+        _check_disk(settings, checkpoint, places.out)
+        settings = _with_samples(settings, checkpoint)
+    return settings
+
+
+def _with_samples(settings: LineSettings, checkpoint: Checkpoint) -> LineSettings:
+    section = settings.calibrate
+    samples = samples_of(checkpoint, section, settings.compensate)
+    if section.samples is None and samples > DEFAULT_SAMPLES:
+        note(f"samples {samples}: compensation needs more than {DEFAULT_SAMPLES} on this model")
+    return settings.model_copy(
+        update={"calibrate": section.model_copy(update={"samples": samples})}
+    )
+
+
+def _who_runs_windows(settings: LineSettings) -> str:
+    """The criterion, or else the allocation, or compensation."""
+    if not applies(settings):
+        if line.score.reads_windows(settings.score):
+            return f"criterion {settings.score.criterion}"
+        if line.needs_windows(settings.allocate):
+            return f"allocation {settings.allocate.allocation}"
+    return f"compensation {settings.compensate.chosen}"
+
+
+def _check_disk(settings: LineSettings, checkpoint: Checkpoint, out: Path) -> None:
+    """Raise EnvironmentFailure when what is to be written cannot fit on the disk."""
+    if applies(settings):
+        return
+    section, blocks = settings.allocate, checkpoint.shape.linear_weights
+    whole = checkpoint.parameters if section.ratio_of == "total" else blocks
+    size = int(checkpoint.weight_bytes * (1 - section.ratio * whole / checkpoint.parameters))
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise EnvironmentFailure(
+            f"no space left at {place}: the pruned model needs {gigabytes(size)}, "
+            f"{gigabytes(free)} are free"
+        )
+
+
+@contextmanager
+def _store(settings: LineSettings, places: Places, work: Path, workers: Workers) -> Iterator[Store]:
+    """The Store of the user, or the work directory with outputs where the user wants them."""
+    if places.store:
+        yield open_store(places.store, places.downloads)
+        return
+    named = {"prune": places.out if workers.leads else None}
+    statistics, corrections = settings.score.statistics, settings.compensate.corrections
+    if statistics and not occupied(Path(statistics)) and workers.leads:
+        named["score"] = Path(statistics)
+    if corrections and not applies(settings) and workers.leads:
+        named["compensate"] = Path(corrections)
+    yield LocalStore(work, {stage: place for stage, place in named.items() if place})
+
+
+def _finished(out: Path, work: Path) -> bool:
+    """Whether a killed run had finished ``out``: then its receipt lies in the work directory."""
+    return any((work / "prune").glob("*.journal.json")) and (out / "manifest.json").is_file()

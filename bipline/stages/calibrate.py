@@ -1,0 +1,109 @@
+"""Calibrate: texts become token windows, which every later stage takes from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from bipline.base.errors import InvalidInput
+from bipline.compression import calibrate as core
+from bipline.compression.compensation.checks import least_samples_of
+from bipline.compression.computing import Computing
+from bipline.compression.windows import Windows
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import torch_dtype
+from bipline.settings.compress import CompressSettings
+from bipline.settings.line import CalibrateSettings, CompensateSettings, LineSettings
+from bipline.stages.stage import Context, Stage
+from bipline.storage.directory import DirectoryWriter
+from bipline.storage.folder import open_folder
+from bipline.storage.store import Handle
+from bipline.values.resolution import ResolvedModel, ResolvedText
+
+STAGE = Stage("calibrate", core.KIND, ("bipline.compression.calibrate",))
+DEFAULT_SAMPLES = 128
+T = TypeVar("T")
+
+
+def calibrate(
+    context: Context,
+    model: ResolvedModel,
+    texts: Mapping[str, ResolvedText],
+    settings: CalibrateSettings,
+    compensate: CompensateSettings,
+    evaluation: Iterable[ResolvedText] = (),
+) -> Handle:
+    """Draw the windows; text that is also evaluation text is refused, drawn before or not.
+
+    Neither the names of the texts nor their order change the draw. Samples that are not named
+    are as many as ``compensate`` needs.
+    """
+    chosen = [texts[name] for name in settings.texts]
+    core.check_overlap(
+        [Path(text.location) for text in chosen], [Path(text.location) for text in evaluation]
+    )
+    samples = samples_of(context.opened(model), settings, compensate)
+    # By content, because the key does not depend on what a text is called.
+    mix = sorted((texts[name].sha256, share) for name, share in settings.texts.items())
+    places = {text.sha256: Path(text.location) for text in chosen}
+    drawn = {"samples": samples, "seqlen": settings.seqlen, "seed": context.seed}
+    inputs = {"tokenizer": model.tokenizer_digest}
+
+    def produce(writer: DirectoryWriter, work: Path) -> None:
+        sources = [(places[digest], share) for digest, share in mix]
+        core.save_calibration(core.calibrate(open_folder(model.location), sources, **drawn), writer)
+
+    return STAGE.run(context, STAGE.key(inputs, {**drawn, "texts": mix}), produce)
+
+
+def samples_of(
+    checkpoint: Checkpoint, settings: CalibrateSettings, compensate: CompensateSettings
+) -> int:
+    """The number of windows: as it was set, else 128 or what compensation needs on this model."""
+    if settings.samples is not None:
+        return settings.samples
+    return max(DEFAULT_SAMPLES, least_samples_of(compensate, checkpoint.shape, settings.seqlen))
+
+
+def windows_of(context: Context, checkpoint: Checkpoint, calibration: Handle) -> Windows:
+    """The windows of a stored calibration set, and how this run's stages run them."""
+    drawn = core.load_calibration(context.store.open(calibration))
+    compute = context.compute
+    computing = Computing(torch_dtype(compute.dtype), context.device, compute.micro_batch)
+    fitting = computing.within(compute.max_memory, checkpoint, drawn.token_ids)
+    return Windows(drawn.token_ids, drawn.digest, fitting)
+
+
+def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
+    """Raise InvalidInput for texts that are not listed or overlap, and for too little text."""
+    chosen = settings.calibrate.texts
+    for name in chosen if settings.texts else ():
+        if name not in settings.texts:
+            raise InvalidInput(f"calibrate.texts: {name!r} is not listed under texts")
+    local = all(not settings.texts[name].startswith("hf:") for name in settings.texts)
+    if not (thorough and checkpoint and local and settings.texts):
+        return
+    places = {name: Path(source) for name, source in settings.texts.items()}
+    core.check_overlap([places[name] for name in chosen], evaluation_texts(settings, places))
+    samples = samples_of(checkpoint, settings.calibrate, settings.compensate)
+    mix = [(places[name], share) for name, share in chosen.items()]
+    core.calibrate(checkpoint.folder, mix, samples, settings.calibrate.seqlen, settings.seed)
+
+
+def evaluation_texts(settings: LineSettings, texts: Mapping[str, T]) -> list[T]:
+    """Those of ``texts`` that a compress run is measured on."""
+    names = settings.evaluate.texts if isinstance(settings, CompressSettings) else ()
+    return [texts[name] for name in names]
+
+
+def tell(settings: LineSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
+    """How many windows, and how many tokens they are."""
+    section = settings.calibrate
+    samples = section.samples
+    if samples is None and checkpoint is not None:
+        samples = samples_of(checkpoint, section, settings.compensate)
+    if samples is None:
+        return [("calibrate", f"{DEFAULT_SAMPLES} windows, or as many as compensation needs")]
+    tokens = samples * section.seqlen
+    return [("calibrate", f"{samples} windows of {section.seqlen} tokens = {tokens:,} tokens")]

@@ -1,0 +1,125 @@
+"""The line: how a model becomes a smaller one. This page is the product, without a pipeline.
+
+Every stage is found in the Store or produced into it (see :mod:`.stage`); a driver that calls the
+stages one by one, as the steps of a pipeline do, makes the same keys and the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+from bipline.compression.allocate import needs_windows
+from bipline.compression.auto import applies, settled_settings
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.opening import open_checkpoint
+from bipline.settings.compress import CompressSettings
+from bipline.settings.line import LineSettings
+from bipline.stages import (
+    allocate,
+    calibrate,
+    compensate,
+    evaluate,
+    export,
+    promote,
+    prune,
+    recover,
+    resolve,
+    score,
+)
+from bipline.stages.stage import Context
+from bipline.storage.folder import S3_SCHEME
+from bipline.storage.store import Handle
+from bipline.values.plan import PruningPlan
+from bipline.values.resolution import ResolvedModel, ResolvedText
+
+# In the order of the path; the first six make the smaller model.
+STAGES: tuple[ModuleType, ...] = (
+    resolve, calibrate, score, allocate, compensate, prune, recover, evaluate, export, promote,
+)  # fmt: skip
+MAKING = 6
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """What the line makes; ``statistics`` is None where the plan was given."""
+
+    model: Handle
+    plan: PruningPlan
+    corrections: Handle | None
+    statistics: Handle | None
+
+
+def smaller(
+    context: Context,
+    model: ResolvedModel,
+    texts: Mapping[str, ResolvedText],
+    settings: LineSettings,
+    evaluation: Iterable[ResolvedText] = (),
+) -> Smaller | None:
+    """Calibrate, score, allocate, compensate, prune; ``settings`` must name their method.
+
+    None for a worker that only helps to score.
+    """
+    statistics, calibration = None, None
+    if runs_windows(settings):
+        calibration = calibrate.calibrate(
+            context, model, texts, settings.calibrate, settings.compensate, evaluation
+        )
+    if applies(settings):
+        plan, corrections = planned(context, model, settings)
+    else:
+        statistics = score.score(context, model, calibration, settings.score)
+        if statistics is None:
+            return None
+        plan = allocate.allocate(context, model, calibration, statistics, settings.allocate)
+        corrections = None
+    if plan.compensated is None:
+        plan, corrections = compensate.compensate(
+            context, model, calibration, plan, settings.compensate
+        )
+    pruned = prune.prune(context, model, plan, corrections, settings.prune)
+    return Smaller(pruned, plan, corrections, statistics)
+
+
+def planned(
+    context: Context, model: ResolvedModel, settings: LineSettings
+) -> tuple[PruningPlan, Handle | None]:
+    """The plan that was given, or that of the corrections that were, with those it needs."""
+    plan = (
+        allocate.given_plan(context, model, settings.allocate) if settings.allocate.plan else None
+    )
+    if plan and not plan.compensated and not compensate.has_corrections(settings.compensate):
+        return plan, None
+    return compensate.given_corrections(plan, settings.compensate)
+
+
+def runs_windows(settings: LineSettings) -> bool:
+    """Whether any stage of the line runs calibration windows."""
+    corrects = settings.compensate.chosen != "none"
+    if applies(settings):
+        return corrects
+    measures = needs_windows(settings.allocate)
+    return corrects or measures or score.reads_windows(settings.score)
+
+
+def check(settings: LineSettings, thorough: bool = False) -> list[tuple[str, str]]:
+    """Raise what can be seen to fail before any work; what each stage would do, in a line.
+
+    ``thorough`` reads and tokenises the texts too, as the stages themselves would at once.
+    """
+    settings, reason = settled_settings(settings)
+    checkpoint = known_checkpoint(settings.model)
+    compresses = isinstance(settings, CompressSettings)
+    lines = [("method", reason)] if reason else []
+    for stage in STAGES if compresses else STAGES[:MAKING]:
+        stage.check(settings, checkpoint, thorough)
+        lines += stage.tell(settings, checkpoint)
+    return lines
+
+
+def known_checkpoint(source: str) -> Checkpoint | None:
+    """The model where it can be opened without a download; None where it must be fetched first."""
+    remote = "://" in source or source.startswith(("hf:", "models:/"))
+    return open_checkpoint(source) if source.startswith(S3_SCHEME) or not remote else None

@@ -1,0 +1,76 @@
+"""Recover: a short training, kept only where it helps.
+
+The record lies in the manifest of what is stored. A refused recovery is stored too, as its
+record alone: the next run with the same inputs need not train again to learn that it failed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from bipline.base.extras import require
+from bipline.compression.prune import KIND
+from bipline.model.checkpoint import Checkpoint
+from bipline.recovery import lora as core
+from bipline.settings.compress import CompressSettings, RecoverSettings
+from bipline.stages.stage import Context, Stage
+from bipline.storage.directory import DirectoryWriter
+from bipline.storage.store import Handle
+from bipline.values.record import RecoveryRecord
+from bipline.values.resolution import ResolvedText
+
+STAGE = Stage("recover", KIND, ("bipline.recovery.lora",))
+
+
+def recover(
+    context: Context,
+    pruned: Handle,
+    texts: Mapping[str, ResolvedText],
+    settings: RecoverSettings,
+) -> tuple[Handle, RecoveryRecord]:
+    """The recovered model, or the pruned one where the training did not help."""
+    text, judge = texts[settings.text], texts[settings.held_out]
+    inputs = {"pruned": pruned.digest, "text": text.sha256, "held_out": judge.sha256}
+    recipe = settings.recipe.model_dump(mode="json")
+
+    def produce(writer: DirectoryWriter, work: Path) -> None:
+        place = context.store.open(pruned)
+        sources = Path(text.location), Path(judge.location)
+        record = core.recover(place, *sources, settings.recipe, writer)
+        if not record.accepted:
+            _discard(writer)
+        writer.info = {**writer.info, "recovery": record.model_dump(mode="json")}
+
+    stored = STAGE.run(context, STAGE.key(inputs, recipe, {"device": "cpu"}), produce)
+    record = RecoveryRecord.model_validate(stored.info["recovery"])
+    return (stored if record.accepted else pruned), record
+
+
+def _discard(writer: DirectoryWriter) -> None:
+    """Nothing of the training stays."""
+    for path in writer.path.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    writer.kind = "refused-recovery"
+    writer.info = {}
+
+
+def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
+    """Raise InvalidInput for texts that are too short, and where the extra is not installed."""
+    section = settings.recover
+    if not section.enabled:
+        return
+    require("peft", "recover")
+    places = [settings.texts[name] for name in (section.text, section.held_out)]
+    if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
+        text, judge = map(Path, places)
+        core.check_texts(checkpoint.folder, text, judge, section.recipe)
+
+
+def tell(settings: CompressSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
+    """The adapter and the tokens it is trained on."""
+    recipe = settings.recover.recipe
+    tokens = recipe.steps * recipe.batch_size * recipe.seqlen
+    told = f"LoRA rank {recipe.rank}, {recipe.steps} steps = {tokens:,} tokens"
+    return [("recover", told if settings.recover.enabled else "off")]

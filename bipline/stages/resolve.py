@@ -1,0 +1,138 @@
+"""Resolve: names become exact revisions and digests. Never stored, so changed bytes are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bipline.base.errors import Refused
+from bipline.base.progress import note
+from bipline.model import resolve as core
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.opening import open_checkpoint
+from bipline.settings.compress import CompressSettings
+from bipline.settings.line import LineSettings
+from bipline.storage.digests import CHUNK_BYTES, digest_file
+from bipline.storage.directory import atomic_directory
+from bipline.storage.folder import ByteFile, LocalFolder, open_folder
+from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
+
+REGISTRY = "models:/"
+
+
+def resolve(settings: LineSettings, downloads: Path) -> Resolution:
+    """Everything that the settings name; remote sources come to lie below ``downloads``.
+
+    Raises InvalidInput for what cannot be used, EnvironmentFailure where a server does not answer.
+    """
+    tasks = settings.tasks if isinstance(settings, CompressSettings) else {}
+    return Resolution(
+        model=resolve_model(settings.model, downloads),
+        texts=resolve_texts(settings.texts, downloads),
+        tasks={name: core.resolve_task(source) for name, source in tasks.items()},
+    )
+
+
+def resolve_texts(sources: Mapping[str, str], downloads: Path) -> dict[str, ResolvedText]:
+    """Texts by name."""
+    return {name: core.resolve_text(source, downloads) for name, source in sources.items()}
+
+
+def resolve_model(source: str, downloads: Path) -> ResolvedModel:
+    """A model wherever it lies: every file of it is hashed."""
+    if not source.startswith(REGISTRY):
+        return core.resolve_model(source, downloads)
+    place, version = _registered(source, downloads)
+    return core.resolve_model(str(place), downloads).model_copy(
+        update={"source": source, "revision": version}
+    )
+
+
+def glance(source: str, downloads: Path) -> ResolvedModel:
+    """A model by its layout alone: a weight that is read once must not be read for its hash first.
+
+    Keys that are made of it hold in one work directory; tensors are compared as they are read.
+    """
+    if source.startswith((REGISTRY, core.HUB)):
+        return resolve_model(source, downloads)
+    checkpoint = open_checkpoint(source)
+    return ResolvedModel(
+        source=source,
+        location=source,
+        tensor_digest=None,
+        layout_digest=checkpoint.layout_digest,
+        files={},
+        tokenizer_digest=core.tokenizer_digest(checkpoint.folder),
+    )
+
+
+def local_copy(model: ResolvedModel, downloads: Path) -> Path:
+    """A local directory with the model's files: where it lies, or a copy of what lies in S3.
+
+    Raises Refused where a file is not the one that was resolved.
+    """
+    folder = open_folder(model.location)
+    if isinstance(folder, LocalFolder):
+        return folder.path
+    target = downloads / "models" / model.identity[:32]
+    if not target.is_dir():
+        note(f"fetching {model.location} to {target}: this needs the whole model")
+        with atomic_directory(target, "model-copy") as writer:
+            for name, digest in model.files.items():
+                _fetch(folder.open(name), writer.path / name, digest)
+    return target
+
+
+def _fetch(file: ByteFile, target: Path, digest: str) -> None:
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with target.open("wb") as out:
+        for start in range(0, file.size, CHUNK_BYTES):
+            piece = buffer[: min(CHUNK_BYTES, file.size - start)]
+            file.read_into(piece, start)
+            out.write(piece)
+    if digest_file(target) != digest:
+        raise Refused(f"{file.name}: changed since it was resolved; run again")
+
+
+def _registered(source: str, downloads: Path) -> tuple[Path, str]:
+    from bipline.delivery.registries import mlflow
+
+    return mlflow.download_version(source, downloads)
+
+
+def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
+    """Ask for what must be fetched, and read what is here.
+
+    Raises InvalidInput for a model, text or task that cannot be had or used.
+    """
+    if settings.model.startswith(core.HUB):
+        core.check_source(settings.model)
+    for source in settings.texts.values():
+        if source.startswith(core.HUB):
+            core.check_text(source)
+        else:
+            core.resolve_text(source, Path())
+    for source in settings.tasks.values() if isinstance(settings, CompressSettings) else ():
+        core.resolve_task(source)
+
+
+def tell(settings: LineSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
+    """The model with its size, and each text."""
+    lines = [("resolve", _model_line(settings.model, checkpoint))]
+    return lines + [(" text", f"{name}: {_text_line(s)}") for name, s in settings.texts.items()]
+
+
+def _model_line(source: str, checkpoint: Checkpoint | None) -> str:
+    if checkpoint is None:
+        return f"{source} (to be downloaded)"
+    return (
+        f"{source}: {checkpoint.family.architecture}, {checkpoint.parameters:,} parameters, "
+        f"{checkpoint.weight_bytes / 1e6:,.1f} MB, {checkpoint.shape.num_hidden_layers} blocks"
+    )
+
+
+def _text_line(source: str) -> str:
+    if source.startswith(core.HUB):
+        return f"{source} (to be downloaded)"
+    documents = core.resolve_text(source, Path()).documents
+    return f"{source}, {Path(source).stat().st_size / 1e6:.2f} MB, {documents} documents"

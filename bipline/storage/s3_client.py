@@ -1,0 +1,199 @@
+"""Places behind ``s3://bucket/prefix``: the client that asks for them, and what its errors mean.
+
+This is the only module that knows boto3, and it imports it when a place is first used. Where the
+endpoint is and who asks comes from the usual variables and files (``AWS_ENDPOINT_URL``,
+``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_MAX_ATTEMPTS``, ...).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
+from bipline.base.extras import require
+
+S3_SCHEME = "s3://"
+CONNECTIONS = 8
+CONNECT_SECONDS = 10
+ATTEMPTS = 5
+MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+CHANGED = {"412", "PreconditionFailed", "416", "InvalidRange"}
+# What a conditional write is told when another one came first.
+OVERTAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "NoSuchKey"}
+# What one request may remove.
+REMOVED_AT_ONCE = 1000
+
+
+class MissingObject(InvalidInput):
+    """There is no such object."""
+
+
+class S3Place:
+    """A prefix in a bucket."""
+
+    def __init__(self, location: str) -> None:
+        bucket, _, prefix = location.removeprefix(S3_SCHEME).partition("/")
+        if not bucket:
+            raise InvalidInput(f"{location}: names no bucket; write s3://bucket/prefix")
+        self.location = location.rstrip("/")
+        self.bucket = bucket
+        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+
+    @property
+    def client(self) -> Any:
+        """boto3's client. Raises InvalidInput for variables and files that make no sense."""
+        settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        try:
+            return _client(os.getpid(), tuple(sorted(settings.items())))
+        except ValueError as error:
+            raise InvalidInput(f"{self.location}: the AWS settings: {error}") from error
+
+    def below(self, name: str) -> S3Place:
+        """A place below this one."""
+        return S3Place(self.where(name))
+
+    def where(self, name: str) -> str:
+        """An object as the user would write it."""
+        return f"{self.location}/{name}"
+
+    def address(self, name: str) -> dict[str, str]:
+        """An object as the client is asked for it."""
+        return {"Bucket": self.bucket, "Key": self.prefix + name}
+
+    def listed(self, delimiter: str = "") -> list[str]:
+        """Names of all objects below the prefix, or of those before the next ``delimiter``."""
+        asked = {"Bucket": self.bucket, "Prefix": self.prefix, "Delimiter": delimiter}
+        with failures(self.location):
+            pages = self.client.get_paginator("list_objects_v2").paginate(**asked)
+            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        return sorted(key.removeprefix(self.prefix) for key in keys if key != self.prefix)
+
+    def head(self, name: str) -> dict[str, Any] | None:
+        """What S3 says of an object, or None where there is none."""
+        try:
+            with failures(self.where(name)):
+                return dict(self.client.head_object(**self.address(name)))
+        except MissingObject:
+            return None
+
+    def put(
+        self, name: str, body: bytes | BinaryIO, over: str | None = None, **options: Any
+    ) -> str | None:
+        """Put an object and return its ETag.
+
+        ``over`` is the ETag that it replaces, or empty where nothing may lie there: None is
+        returned where that is not so.
+        """
+        with failures(self.where(name)):
+            try:
+                answer = self.client.put_object(
+                    **self.address(name), Body=body, **condition(over), **options
+                )
+            except self.client.exceptions.ClientError as error:
+                if over is not None and code_of(error) in OVERTAKEN:
+                    return None
+                raise
+        return str(answer["ETag"])
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are gone already are no error."""
+        keys = [{"Key": self.prefix + name} for name in names]
+        for start in range(0, len(keys), REMOVED_AT_ONCE):
+            objects = {"Objects": keys[start : start + REMOVED_AT_ONCE], "Quiet": True}
+            with failures(self.location):
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete=objects)
+            for error in answer.get("Errors", []):
+                raise _meaning(f"{S3_SCHEME}{self.bucket}/{error['Key']}", error["Code"], None)
+
+
+@lru_cache(maxsize=4)
+def _client(_process: int, _settings: tuple[tuple[str, str], ...]) -> Any:
+    """The client of a process under these variables, made once; it asks again where that may help.
+
+    Raises ValueError for variables and files that make no sense.
+    """
+    require("boto3", "s3")
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+    from botocore.session import get_session
+
+    session = get_session()
+    try:
+        attempts = session.get_config_variable("max_attempts") or ATTEMPTS
+        retries = {"mode": "standard", "total_max_attempts": attempts}
+        config = Config(
+            retries=retries,
+            # Readings, and beside them the lease and the mirror of work.
+            max_pool_connections=2 * CONNECTIONS,
+            connect_timeout=CONNECT_SECONDS,
+        )
+        return boto3.Session(botocore_session=session).client("s3", config=config)
+    except BotoCoreError as error:
+        raise ValueError(str(error)) from error
+
+
+def condition(over: str | None) -> dict[str, str]:
+    """What makes a write conditional: see :meth:`S3Place.put`."""
+    if over is None:
+        return {}
+    return {"IfMatch": over} if over else {"IfNoneMatch": "*"}
+
+
+def code_of(error: Any) -> str:
+    """The code in S3's answer."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def broken_streams() -> Iterator[None]:
+    """Pass over an answer that breaks off: what came of it stays."""
+    from botocore.exceptions import BotoCoreError
+
+    with suppress(BotoCoreError, OSError):
+        yield
+
+
+@contextmanager
+def failures(where: str) -> Iterator[None]:
+    """Say what S3's answer means for the user, in one line that names the place."""
+    require("boto3", "s3")
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        ParamValidationError,
+        PartialCredentialsError,
+    )
+
+    try:
+        yield
+    except ClientError as error:
+        raise _meaning(where, code_of(error), error) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise InvalidInput(
+            f"{where}: no credentials; set AWS_ACCESS_KEY_ID or a profile"
+        ) from error
+    except ParamValidationError as error:
+        raise InvalidInput(f"{where}: {' '.join(str(error).split())}") from error
+    except BotoCoreError as error:
+        raise EnvironmentFailure(f"{where}: S3 does not answer: {error}") from error
+    except OSError as error:
+        raise EnvironmentFailure(f"{where}: the connection to S3 broke: {error}") from error
+
+
+def _meaning(where: str, code: str, error: Exception | None) -> BiplineError:
+    if code == "NoSuchBucket":
+        return InvalidInput(f"{where}: no such bucket")
+    if code in MISSING:
+        return MissingObject(f"{where}: no such object")
+    if code in FORBIDDEN:
+        return InvalidInput(f"{where}: access denied ({code}); check the credentials")
+    if code in CHANGED:
+        return Refused(f"{where}: changed while it was read; run again")
+    return EnvironmentFailure(f"{where}: S3 answered {code or error}; try again")

@@ -1,0 +1,114 @@
+"""Rows of a sweep: each is a step of its own; one step collects them, one tells the tracker."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from zenml import get_step_context, log_metadata, step
+
+import materializers.comparison_value  # noqa: F401  (its import tells ZenML how rows are stored)
+from bipline.base.progress import heading, note
+from bipline.comparison import collecting as stage
+from bipline.comparison.rows import STAGE as ROW
+from bipline.comparison.rows import RowInputs, measure_row, score_row
+from bipline.comparison.selection import best
+from bipline.settings.line import CalibrateSettings, ComputeSettings
+from bipline.settings.protocol import Protocol
+from bipline.settings.sweep import Selection
+from bipline.stages.score import STAGE as SCORE
+from bipline.storage.store import Handle
+from bipline.values.combination import Combination
+from bipline.values.comparison import Comparison, Outcome, Tracked
+from bipline.values.record import EvaluationRecord
+from bipline.values.resolution import Resolution
+from steps.stage import FROM_JSON, cached_by, context
+
+REFUSAL = "refusal"
+
+
+def score_fingerprint() -> str:
+    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
+    return SCORE.fingerprint()
+
+
+def row_fingerprint() -> str:
+    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
+    return ROW.fingerprint()
+
+
+def collect_fingerprint() -> str:
+    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
+    return stage.STAGE.fingerprint()
+
+
+@step(cache_policy=cached_by(f"{__name__}.score_fingerprint"))
+def score_criterion(
+    model: Resolution,
+    calibration: Handle,
+    combination: Annotated[Combination, FROM_JSON],
+    compute: Annotated[ComputeSettings, FROM_JSON],
+) -> Annotated[Handle, "statistics"]:
+    """Statistics of one criterion, or why there are none."""
+    found = score_row(context(compute, combination.seed), model, calibration, combination)
+    if isinstance(found, Handle):
+        return found
+    return Handle(kind=REFUSAL, location="", digest=REFUSAL, info={"reason": found})
+
+
+@step(cache_policy=cached_by(f"{__name__}.row_fingerprint"))
+def row(
+    calibration: Handle,
+    statistics: Handle,
+    dense_record: EvaluationRecord,
+    evaluation_inputs: Resolution,
+    combination: Annotated[Combination, FROM_JSON],
+    protocol: Annotated[Protocol, FROM_JSON],
+    compute: Annotated[ComputeSettings, FROM_JSON],
+) -> Annotated[Outcome, "outcome"]:
+    """Allocate, compensate, prune, measure, forget: one model's figures, or why it cannot be."""
+    if statistics.kind == REFUSAL:
+        return Outcome(refusal=str(statistics.info["reason"]))
+    inputs = RowInputs(
+        given=evaluation_inputs,
+        calibration=calibration,
+        statistics=statistics,
+        combination=combination,
+        dense=dense_record,
+        protocol=protocol,
+    )
+    return measure_row(context(compute, combination.seed), inputs)
+
+
+@step(cache_policy=cached_by(f"{__name__}.collect_fingerprint"))
+def collect(
+    outcomes: list[Outcome],
+    dense_record: EvaluationRecord,
+    calibration_inputs: Resolution,
+    combinations: list[dict[str, Any]],
+    settings: Annotated[CalibrateSettings, FROM_JSON],
+) -> tuple[Annotated[Comparison, "comparison"], Annotated[Handle, "report"]]:
+    """Put all rows beside each other, in the order of ``combinations``, and write the report."""
+    tried = [Combination.model_validate(value) for value in combinations]
+    comparison = stage.collected(tried, outcomes, dense_record, calibration_inputs, settings)
+    return comparison, stage.store_report(context(), comparison)
+
+
+@step(enable_cache=False, experiment_tracker=True)
+def track(
+    comparison: Comparison,
+    report: Handle,
+    settings: Annotated[Selection | None, FROM_JSON],
+    config: dict[str, Any],
+    provenance: dict[str, str],
+) -> Annotated[Tracked, "tracked"]:
+    """Pick the best, and tell MLflow: the report with this run, below it a run for every row."""
+    heading("track")
+    run = get_step_context().pipeline_run
+    found = best(comparison, settings) if settings else None
+    chosen = "none" if found is None else found.rows[0].combination.label
+    tags = {"zenml.run_id": str(run.id), "zenml.run_name": run.name, "best": chosen}
+    place = context().store.open(report)
+    run_id = stage.track(comparison, place, config, {**provenance, **tags})
+    note(f"{len(comparison.rows)} rows told; best: {chosen}")
+    log_metadata({"output_digest": report.digest})
+    return Tracked(mlflow_run_id=run_id, best=found)

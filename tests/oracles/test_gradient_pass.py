@@ -1,0 +1,80 @@
+"""Where and how a gradient pass is computed: no place and no micro-batch changes a bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bipline.base.errors import InvalidInput
+from bipline.compression.computing import Computing
+from bipline.compression.gradient_sums import (
+    gradient_memory,
+    gradient_sums,
+)
+from bipline.model.block_loop import BlockLoop
+from bipline.model.opening import open_checkpoint
+from tests.scored import WINDOWS, assert_same_bits, assert_same_scores, scored
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"micro_batch": 4}, {"resident": False}, {"resident": False, "micro_batch": 16}, {}],
+)
+def test_place_and_micro_batch_change_no_bit(
+    llama: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    expected, scores = scored(llama, computing=Computing())
+    found, again = scored(llama, computing=Computing(**how), work=tmp_path)
+    assert_same_bits(expected, found)
+    assert_same_scores(scores, again)
+    assert not list(tmp_path.iterdir())
+
+
+def test_killed_pass_starts_again_to_the_same_bits(llama: Path, tmp_path: Path) -> None:
+    computing = Computing(resident=False)
+    killed = gradient_sums(open_checkpoint(llama), WINDOWS, computing, tmp_path)
+    next(killed)
+    killed.close()
+    assert list((tmp_path / "gradients").iterdir())
+    found, _ = scored(llama, computing=computing, work=tmp_path)
+    assert_same_bits(scored(llama, computing=Computing())[0], found)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_of_blocks_go_to_the_disk_where_the_limit_is_tight(
+    llama: Path, tmp_path: Path
+) -> None:
+    need = gradient_memory(BlockLoop(open_checkpoint(llama), micro_batch=1), WINDOWS)
+    # Embedding, two blocks' outputs and one gradient.
+    assert need.hidden_states == 4 * WINDOWS.numel() * 32 * 4
+    tight = Computing(max_memory=need.least + (need.hidden_states >> 1) + (1 << 30))
+    assert len(scored(llama, computing=tight, work=tmp_path)[0].blocks) == 2
+    with pytest.raises(InvalidInput, match=r"at least .* of memory are needed"):
+        scored(llama, computing=Computing(max_memory=need.least >> 4), work=tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", "llama-gqa")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InvalidInput, match="block 1: activations are not finite"):
+        scored(model)
+
+
+@pytest.mark.slow
+def test_bfloat16_adds_up_in_float32(reference: Path) -> None:
+    windows = torch.randint(4096, (17, 64), generator=torch.Generator().manual_seed(0))
+    one, other = (
+        scored(reference, computing=Computing(dtype), windows=windows)[0]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for expected, found in zip(one.blocks, other.blocks, strict=True):
+        assert all(value.dtype == torch.float64 for value in found.values())
+        for name in ("ffn_element_first", "ffn_element_second", "attention_element_first"):
+            torch.testing.assert_close(found[name], expected[name], rtol=0.2, atol=0)

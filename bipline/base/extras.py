@@ -16,16 +16,16 @@ from bipline.base.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Extra:
-    """What an extra is for, as the subject of a sentence, and the modules that it brings."""
+    """What an extra is for, as the subject of a sentence, and the modules it brings, main first."""
 
     purpose: str
     modules: tuple[str, ...]
 
 
 EXTRAS = {
-    "pipeline": Extra("a pipeline", ("matplotlib", "mlflow", "zenml")),
-    "eval": Extra("a zero-shot task", ("accelerate", "lm_eval")),
-    "recover": Extra("recovery", ("accelerate", "peft")),
+    "pipeline": Extra("a pipeline", ("zenml", "mlflow", "matplotlib")),
+    "eval": Extra("a zero-shot task", ("lm_eval", "accelerate")),
+    "recover": Extra("recovery", ("peft", "accelerate")),
     "s3": Extra("an s3:// address", ("boto3",)),
     "hub": Extra("an hf: address", ("datasets", "huggingface_hub")),
 }

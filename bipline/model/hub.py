@@ -137,8 +137,10 @@ def _differs(path: Path, sha256: str, published: Any) -> bool:
 def dataset_commit(repository: str, revision: str) -> str:
     """The commit a revision of a data set stands for now.
 
-    Raises InvalidInput for an unknown one, EnvironmentFailure when the hub does not answer.
+    Raises InvalidInput for an unknown one and without the extra ``hub``, by which its texts would
+    be read; EnvironmentFailure when the hub does not answer.
     """
+    check("hub", f"text hf:{repository}")
     hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{revision}"
     with _hub_failures(what, "data set"):
@@ -162,7 +164,6 @@ def download_documents(
     Raises InvalidInput for an unknown repository, revision, subset, split, file or field, and
     without the extra ``hub``; EnvironmentFailure when the hub does not answer.
     """
-    check("hub", f"text hf:{repository}")
     commit = dataset_commit(repository, revision)
     what = f"hf:{repository}@{revision}"
     note(f"reading {what} (commit {commit[:12]})")

@@ -23,6 +23,7 @@ ATTEMPTS = 5
 MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 CHANGED = {"412", "PreconditionFailed", "416", "InvalidRange"}
+DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch"}
 # What a conditional write is told when another one came first.
 OVERTAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "NoSuchKey"}
 # What one request may remove.
@@ -194,6 +195,8 @@ def _meaning(where: str, code: str, error: Exception | None) -> BiplineError:
         return MissingObject(f"{where}: no such object")
     if code in FORBIDDEN:
         return InvalidInput(f"{where}: access denied ({code}); check the credentials")
+    if code in DAMAGED:
+        return Refused(f"{where}: what arrived does not match its checksum; run again")
     if code in CHANGED:
         return Refused(f"{where}: changed while it was read; run again")
     return EnvironmentFailure(f"{where}: S3 answered {code or error}; try again")

@@ -72,9 +72,9 @@ def _same(there: dict[str, Any] | None, entry: FileEntry) -> bool:
 
 def _put(place: S3Place, name: str, path: Path, entry: FileEntry, over: str) -> bool:
     checksum = base64.b64encode(bytes.fromhex(entry.sha256)).decode()
-    metadata = {"sha256": entry.sha256}
+    compared = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": checksum}
     with path.open("rb") as file:
-        put = place.put(name, file, over, ChecksumSHA256=checksum, Metadata=metadata)
+        put = place.put(name, file, over, Metadata={"sha256": entry.sha256}, **compared)
     return put is not None
 
 

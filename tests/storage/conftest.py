@@ -58,7 +58,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uploaded(serving: Server, local: Path) -> Server:
+def uploaded(serving: Server, local: Path) -> None:
+    """The tiny model behind S3."""
     client = boto3.client("s3")
     client.create_bucket(Bucket=BUCKET)
     for path in local.iterdir():
@@ -66,15 +67,14 @@ def uploaded(serving: Server, local: Path) -> Server:
     # Neighbours that do not belong to the model: below it, and of a longer name.
     for key in ("tiny/llama/below/config.json", "tiny/llama-2/config.json", "tiny/llama/"):
         client.put_object(Bucket=BUCKET, Key=key, Body=b"not part of it")
-    return serving
 
 
 @pytest.fixture
-def server(uploaded: Server) -> Iterator[Server]:
+def server(serving: Server) -> Iterator[Server]:
     """The server, well behaved and with an empty list before every test."""
-    uploaded.behave()
-    yield uploaded
-    uploaded.behave()
+    serving.behave()
+    yield serving
+    serving.behave()
 
 
 @pytest.fixture
@@ -113,6 +113,12 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
         return Case(str(tmp_path / "store"), tmp_path)
     bucket = request.getfixturevalue("bucket")
     return Case(f"s3://{bucket}/{uuid.uuid4().hex}/deep", tmp_path)
+
+
+@pytest.fixture
+def place(bucket: str, tmp_path: Path) -> Case:
+    """A new place for stores behind S3."""
+    return Case(f"s3://{bucket}/{tmp_path.name}", tmp_path)
 
 
 def read(file: s3.S3File, offset: int, length: int) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bipline.base.errors import InvalidInput
-from bipline.storage.directory import atomic_directory
+from bipline.storage.directory import atomic_directory, locked
 from bipline.storage.manifest import verify_directory
 
 WRITE_SLOWLY = """
@@ -56,6 +56,19 @@ def test_empty_output_directory_is_used(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "out", "test") as writer:
         (writer.path / "a").write_text("x")
     assert verify_directory(tmp_path / "out").files.keys() == {"a"}
+
+
+def test_a_directory_that_moved_while_it_was_locked_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder ended just then, and nobody else would be kept out of the old name."""
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setattr(
+        "bipline.storage.directory.fcntl.flock", lambda *_: place.rename(tmp_path / "moved")
+    )
+    with pytest.raises(InvalidInput, match="refused"), locked(place, "refused"):
+        pass
 
 
 def test_second_writer_is_refused_and_killed_writer_leaves_a_way(tmp_path: Path) -> None:

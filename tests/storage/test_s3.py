@@ -22,6 +22,9 @@ from tests.storage.conftest import BUCKET, MODEL, Command, read
 from tests.storage.server import Server
 from tests.tiny import token_windows
 
+pytestmark = pytest.mark.usefixtures("uploaded")
+
+
 # -- the same model -----------------------------------------------------------------------------
 
 

@@ -17,6 +17,9 @@ from bipline.storage.folder import open_folder
 from tests.storage.conftest import BUCKET, MODEL, Command, read
 from tests.storage.server import ATTEMPTS, Server, free_port
 
+pytestmark = pytest.mark.usefixtures("uploaded")
+
+
 # -- what can go wrong --------------------------------------------------------------------------
 
 

@@ -195,7 +195,9 @@ def test_ranges_are_read_in_place(case: Case) -> None:
 
 def test_the_place_is_opened_as_the_user_writes_it(case: Case, tmp_path: Path) -> None:
     handle = write(case.open())
-    places = [case.place] if case.is_s3 else [case.place, f"file://{case.place}", Path(case.place)]
+    places: list[str | Path] = (
+        [case.place] if case.is_s3 else [case.place, f"file://{case.place}", Path(case.place)]
+    )
     for place in places:
         store = open_store(place, tmp_path / "downloads")
         assert store.find("stage", KEY) == handle

@@ -13,7 +13,7 @@ import yaml
 
 from bipline.comparison import engine
 from tests.command import Outcome, run
-from tests.comparison import Bench
+from tests.comparing import Bench
 from tests.compression.test_calibrate import prose
 
 Compare = Callable[..., Outcome]

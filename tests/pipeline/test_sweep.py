@@ -13,7 +13,7 @@ from bipline.base.errors import InvalidInput
 from bipline.settings.sweep import SweepConfig
 from bipline.values.comparison import SweepSummary
 from tests.command import run as command
-from tests.comparison import Bench, figures
+from tests.comparing import Bench, figures
 from tests.pipeline.conftest import Run
 
 Sweep = Callable[..., SweepSummary]

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from bipline.face.prune_result import Clock
 from torch import nn
 
 from benchmarks.running import CALIBRATION, SEQLEN
@@ -37,6 +38,20 @@ from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import PruningPlan
+
+
+class Clock:
+    """Seconds per stage; stages follow each other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block under this stage's name."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 def main() -> None:

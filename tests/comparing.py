@@ -42,7 +42,11 @@ class Bench:
         return resolve_inputs(models, calibrations, self.texts, self.folder / "downloads")
 
     def settings(
-        self, criteria: str = "wanda-sp", allocations: str = "", compensations: str = "", **axes: Any
+        self,
+        criteria: str = "wanda-sp",
+        allocations: str = "",
+        compensations: str = "",
+        **axes: Any,
     ) -> ComparisonSettings:
         grid = {
             "criteria": several(criteria), "allocations": several(allocations),

@@ -66,7 +66,9 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize(("criterion", "options", "allocation", "allocation_options", "layout"), METHODS)
+@pytest.mark.parametrize(
+    ("criterion", "options", "allocation", "allocation_options", "layout"), METHODS
+)
 def test_a_row_is_what_prune_and_evaluate_give(
     bench: Bench,
     capfd: pytest.CaptureFixture[str],
@@ -76,7 +78,10 @@ def test_a_row_is_what_prune_and_evaluate_give(
     allocation_options: dict[str, str],
     layout: str,
 ) -> None:
-    named = [Choice(name=criterion, options=options), Choice(name=allocation, options=allocation_options)]
+    named = [
+        Choice(name=criterion, options=options),
+        Choice(name=allocation, options=allocation_options),
+    ]
     compared = bench.compare(
         "out", criteria=named[0].label, allocations=named[1].label, layouts=(layout,), seeds=(3,)
     )

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from bipline.comparison import inputs, rows
-from bipline.comparison.grid import compensate_settings
+from bipline.comparison.grid import line_of
 from bipline.compression.auto import CHOSEN
 from bipline.compression.compensation.checks import needed_bytes
 from bipline.compression.compensation.engine import _Engine
@@ -22,9 +22,7 @@ from tests.comparing import SAMPLES, SEQLEN, Bench, figures
 from tests.tiny import tiny_model, token_windows
 
 HUGE = 10**12
-PARTS = [
-    part.name for part in (CHOSEN.criterion, CHOSEN.allocation, CHOSEN.compensation) if part
-]
+PARTS = [part.name for part in (CHOSEN.criterion, CHOSEN.allocation, CHOSEN.compensation) if part]
 
 
 @pytest.fixture
@@ -147,9 +145,7 @@ def test_what_compensation_needs_counts_for_every_process(
 ) -> None:
     checkpoint = open_checkpoint(bench.model)
     tried = bench.combinations(compensations="none,bias,obs")
-    none, bias, obs = (
-        needed_bytes(checkpoint, compensate_settings(each), 8, 16) for each in tried
-    )
+    none, bias, obs = (needed_bytes(checkpoint, line_of(each).compensate, 8, 16) for each in tried)
     assert none == 0 < bias < obs
     # Of so small a model the logits of the texts need more than all of this.
     monkeypatch.setattr(

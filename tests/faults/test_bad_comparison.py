@@ -159,7 +159,7 @@ def test_a_full_disk_is_the_environments_fault(
         raise full
 
     with monkeypatch.context() as patched:
-        patched.setattr("bipline.comparison.measure.prune", fail)
+        patched.setattr("bipline.comparison.rows.prune", fail)
         compare().assert_one_line(3, "no space left")
     assert compare().code == 0, "what was finished is gone on from"
 
@@ -171,16 +171,16 @@ def test_a_model_that_changes_while_it_is_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = Path(shutil.copytree(bench.model, tmp_path / "model"))
-    score = engine._Work._score
+    measure = engine._Model._measure
 
-    def change_then_score(self: object, *arguments: object) -> None:
+    def change_then_measure(self: object, *arguments: object) -> None:
         weights = model / "model.safetensors"
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1
         weights.write_bytes(bytes(data))
-        score(self, *arguments)  # type: ignore[arg-type]
+        measure(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine._Work, "_score", change_then_score)
+    monkeypatch.setattr(engine._Model, "_measure", change_then_measure)
     arguments = ["compare", str(model), *bench.arguments("out")[2:]]
     run(capfd, *arguments).assert_one_line(1, "its weights changed while the run was going on")
 
@@ -250,5 +250,7 @@ def test_schemas_are_told_apart(capfd: pytest.CaptureFixture[str]) -> None:
         name: json.loads(run(capfd, "config", "schema", *[name] * bool(name)).output)["title"]
         for name in ("", "compress", "sweep")
     }
-    assert titles == {"": "CompressConfig", "compress": "CompressConfig", "sweep": "SweepConfig"}
+    assert titles == {
+        "": "CompressSettings", "compress": "CompressSettings", "sweep": "SweepSettings"
+    }  # fmt: skip
     run(capfd, "config", "schema", "demo").assert_one_line(2, "'demo'", "compress, sweep")

@@ -1,7 +1,7 @@
 """Every criterion, allocation and layout that the help lists: a package that loads, or a reason.
 
 Budgets are small, so this says that combinations work, not how well. The quick half runs every
-criterion and every allocation once on the smallest model; the slow half runs all of them on all models.
+criterion and every allocation once on the smallest model; the slow half all of them on all models.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_a_row_is_what_prune_gives(
     found = open_checkpoint(folder / "pruned")
     assert row.measured.plan_digest == plan.digest
     assert row.measured.tensor_digest == found.tensor_digest
-    assert plan.compensated and row.measured.compensated.forms == plan.compensated.forms()
+    assert plan.compensated and row.measured.compensated.forms == plan.compensated.counts()
     assert row.cost.seconds.keys() == {"score", "allocate", "compensate", "prune", "evaluate"}
 
 

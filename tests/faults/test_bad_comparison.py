@@ -47,9 +47,8 @@ def test_good_input_is_good(compare: Compare, bench: Bench) -> None:
     lines = outcome.output.splitlines()
     [dense] = [number for number, line in enumerate(lines) if line.startswith("dense")]
     assert "magnitude, uniform" in outcome.output
-    assert all(
-        line.split()[0] in ("magnitude,", "wanda-sp,") for line in lines[dense + 1 : dense + 3]
-    )
+    methods = [line.split()[0] for line in lines[dense:] if " 0.3 " in line]
+    assert sorted(methods) == ["magnitude,", "wanda-sp,"]
     assert (
         "refused: wanda-sp, uniform, ratio 0.98: ratio 0.98 of the blocks cannot" in outcome.output
     )
@@ -78,7 +77,7 @@ def test_the_same_command_gives_the_same_files(compare: Compare, bench: Bench) -
         ({"criteria": "auto:ridge=1"}, ["criterion auto has no options"]),
         ({"allocations": "fair"}, ["allocation 'fair'", "uniform"]),
         ({"allocations": "uniform:x=1"}, ["allocation uniform", "no option 'x'"]),
-        ({"layouts": "square"}, ["layout 'square'", "uniform, per-layer"]),
+        ({"layouts": "square"}, ["--layouts 'square'", "'uniform' or 'per-layer'"]),
         ({"compensations": "money"}, ["compensation 'money'", "known: none, bias"]),
         ({"compensations": "obs:colour=red"}, ["compensation obs", "no option 'colour'", "ridge"]),
         ({"compensations": "obs:ridge=0"}, ["compensation obs", "ridge=0"]),
@@ -94,7 +93,7 @@ def test_the_same_command_gives_the_same_files(compare: Compare, bench: Bench) -
         ({"ratios": "nan"}, ["ratio nan"]),
         ({"seeds": "0.5"}, ["'0.5'", "whole numbers"]),
         ({"seeds": "1,1"}, ["seeds: 1 is given twice"]),
-        ({"ratio_of": "heads"}, ["ratio_of 'heads'", "blocks, total"]),
+        ({"ratio_of": "heads"}, ["--ratio-of 'heads'", "'blocks' or 'total'"]),
         ({"text": None}, ["--text NAME=FILE"]),
         ({"text": "novel.txt"}, ["'novel.txt'", "NAME=FILE"]),
         ({"text": "a=gone.txt"}, ["gone.txt", "no such"]),

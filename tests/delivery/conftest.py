@@ -85,9 +85,7 @@ def make_contents(directory: Path, ratio: float, tied: bool = False) -> PackageC
     statistics, scores = score_model(checkpoint, windows, CRITERION, Options())
     with atomic_directory(directory / "statistics", "statistics") as writer:
         save_statistics(statistics, scores, writer)
-    plan = allocate(
-        checkpoint, scores, AllocateSettings(allocation="uniform", ratio=ratio), 0
-    )
+    plan = allocate(checkpoint, scores, AllocateSettings(allocation="uniform", ratio=ratio), 0)
     prune(checkpoint, plan, directory / "pruned")
     held_out = {"held-out": texts["held-out"]}
     records = {

@@ -5,7 +5,6 @@ Runs go through the real local stack, with all state in a temporary folder.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

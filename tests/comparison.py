@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bipline.comparison.methods import methods
+
 from bipline.comparison.engine import compare
 from bipline.comparison.grid import Common, Grid, choices
 from bipline.comparison.inputs import Inputs, Settings, named, resolve_inputs
-from bipline.comparison.methods import methods
 from bipline.face.options import several
 from bipline.settings.protocol import Protocol
 from bipline.values.comparison import Comparison

@@ -7,11 +7,11 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from bipline.comparison.keys import Keys
 
 from bipline.comparison import inputs, tasks
 from bipline.comparison.grid import combinations, compensation_bytes_of
 from bipline.comparison.inputs import Settings
-from bipline.comparison.keys import Keys
 from bipline.compression.auto import CHOSEN
 from bipline.compression.compensation.engine import _Engine
 from bipline.compression.corrections import open_corrections

@@ -47,8 +47,9 @@ def configuration(bench: Bench, **sections: Any) -> SweepConfig:
 @pytest.fixture(scope="module")
 def sweep(bench: Bench, folder: Path, run: Run) -> Iterator[Sweep]:
     """Run a sweep in a state of its own; afterwards the process is back in the other tests'."""
-    from pipelines.local_stack import isolate
     from pipelines.run_sweep import run_sweep
+
+    from pipelines.local_stack import isolate
 
     yield lambda **sections: run_sweep(configuration(bench, **sections))
     isolate(folder / "state")

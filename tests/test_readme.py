@@ -50,10 +50,10 @@ def test_commands_run_in_the_order_they_are_shown(folder: Path) -> None:
         assert outcome.returncode == 0, f"{command}\n{outcome.stdout}{outcome.stderr}"
 
 
-def test_both_set_up_commands_exist() -> None:
+def test_commands_of_make_exist() -> None:
     shown = "".join(blocks("sh"))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("demo", "test", "test-slow", "test-all"):
+    for target in ("demo", "test", "test-slow", "test-all", "check"):
         assert f"make {target}" in shown
         assert f"\n{target}: " in makefile
 

@@ -1,7 +1,7 @@
 """The README's commands work as written.
 
-Blocks marked ``bash`` are run line by line in a folder that looks like a checkout. Blocks marked
-``sh`` are shown to the reader and need what a test has not (``make`` and a fresh machine, or the
+Blocks marked ``bash`` are run line by line in a folder that looks like a checkout, those marked
+``python`` after them. Blocks marked ``sh`` are shown to the reader and need what a test has not (``make`` and a fresh machine, or the
 hub): their configuration files are checked elsewhere, and ``make demo`` is a test of its own.
 """
 
@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKED = ("assets", "configs")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")])
 
 
 def blocks(language: str) -> list[str]:
@@ -48,6 +49,27 @@ def test_commands_run_in_the_order_they_are_shown(folder: Path) -> None:
     for command in commands:
         outcome = shell(command, folder)
         assert outcome.returncode == 0, f"{command}\n{outcome.stdout}{outcome.stderr}"
+    (folder / "shown.py").write_text("\n".join(blocks("python")), encoding="utf-8")
+    outcome = shell("python shown.py", folder)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for text, target in re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name).resolve() if name else page
+        assert place.exists(), f"[{text}] leads to {target}, which is not there"
+        if anchor:
+            assert anchor in anchors(place), f"[{text}] leads to no heading: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_commands_of_make_exist() -> None:

@@ -1,8 +1,9 @@
 """The README's commands work as written.
 
 Blocks marked ``bash`` are run line by line in a folder that looks like a checkout, those marked
-``python`` after them. Blocks marked ``sh`` are shown to the reader and need what a test has not (``make`` and a fresh machine, or the
-hub): their configuration files are checked elsewhere, and ``make demo`` is a test of its own.
+``python`` after them. Blocks marked ``sh`` are shown to the reader and need what a test has not
+(``make`` and a fresh machine, or the hub): their configuration files are checked elsewhere, and
+``make demo`` is a test of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        command, shell=True, cwd=folder, env={**os.environ, "PATH": path}, text=True,
+        command, shell=True, cwd=folder, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}, text=True,
         capture_output=True, check=False,
     )  # fmt: skip
 

@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        command, shell=True, cwd=folder, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}, text=True,
+        command, shell=True, cwd=folder, text=True,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True, check=False,
     )  # fmt: skip
 

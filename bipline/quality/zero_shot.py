@@ -48,7 +48,7 @@ def zero_shot(
 @contextmanager
 def _untold() -> Iterator[None]:
     """For the length of the block, datasets tells no server that it reads local rows."""
-    config = require("datasets.config", "eval")
+    config: Any = require("datasets.config", "eval")
     before, config.HF_UPDATE_DOWNLOAD_COUNTS = config.HF_UPDATE_DOWNLOAD_COUNTS, False
     try:
         yield

@@ -75,6 +75,7 @@ TEXT_FILES = (
     TextFile("texts/calibration.txt", 1_000_000, 200_000),
     TextFile("texts/recovery.txt", 2_000_000, 300_000),
     TextFile("texts/held-out.txt", 3_000_000, 100_000),
+    TextFile("texts/recovery-judge.txt", 5_000_000, 50_000),
 )
 
 

@@ -7,11 +7,10 @@ elsewhere before ZenML is imported, and never told about the others.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bipline.delivery.registries.mlflow import tracking_uri
 from bipline.storage.stage_key import PROJECT_ROOT
@@ -32,20 +31,28 @@ FOREIGN = (
 def isolated(state: Path) -> Iterator[None]:
     """Point this process at the ZenML state below ``state`` for the length of the block.
 
-    Afterwards the environment, and what ZenML and MLflow remember of it, are the caller's again.
+    Afterwards the environment, and what ZenML and MLflow remember of it, are the caller's again:
+    stack and client, tracking store, experiment and run.
     """
-    before, tracking = dict(os.environ), _tracking_uri()
+    before = dict(os.environ)
     try:
-        _isolate(state)
-        yield
+        _lead(state)
+        places = _remembered()
+        held = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+        try:
+            for place in places:
+                setattr(*place)
+            yield
+        finally:
+            for place in held:
+                setattr(*place)
     finally:
         os.environ.clear()
         os.environ.update(before)
-        _forget()
-        _follow(tracking)
 
 
-def _isolate(state: Path) -> None:
+def _lead(state: Path) -> None:
+    """Set the environment for the libraries that are imported from here on, and for children."""
     home = state / "zenml"
     home.mkdir(parents=True, exist_ok=True)
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
@@ -64,39 +71,35 @@ def _isolate(state: Path) -> None:
         MLFLOW_DISABLE_TELEMETRY="true",
         DO_NOT_TRACK="true",
     )
-    _forget()
-    from zenml.utils import source_utils
-
-    source_utils.set_custom_source_root(str(PROJECT_ROOT))
 
 
-def _tracking_uri() -> str | None:
-    """Where MLflow was pointed by a call; None where it follows the environment."""
-    if "mlflow" not in sys.modules:
-        return None
-    from mlflow.tracking._tracking_service import utils
+def _remembered() -> list[tuple[Any, str, Any]]:
+    """Where ZenML and MLflow keep in memory what they are pointed at, and what to put there.
 
-    return utils._tracking_uri
-
-
-def _follow(tracking: str | None) -> None:
-    if "mlflow" in sys.modules:
-        from mlflow.tracking._tracking_service import utils
-
-        utils._tracking_uri = tracking
-
-
-def _forget() -> None:
-    """Drop what an already imported ZenML remembers of another state."""
-    if "zenml" not in sys.modules:
-        return
+    ZenML would import every framework that MLflow knows, only to switch off its logging.
+    """
+    from mlflow.tracking import fluent
+    from mlflow.tracking._model_registry import utils as registry
+    from mlflow.tracking._tracking_service import utils as tracking
+    from mlflow.utils.thread_utils import ThreadLocalVariable
     from zenml.client import Client
     from zenml.config.global_config import GlobalConfiguration
+    from zenml.integrations.mlflow.experiment_trackers import MLFlowExperimentTracker
     from zenml.stack import stack
+    from zenml.utils import source_utils
 
-    GlobalConfiguration._reset_instance()
-    Client._reset_instance()
-    stack._STACK_CACHE.clear()
+    return [
+        (GlobalConfiguration, "_global_config", None),
+        (Client, "_global_client", None),
+        (stack, "_STACK_CACHE", {}),
+        (source_utils, "_CUSTOM_SOURCE_ROOT", str(PROJECT_ROOT)),
+        (MLFlowExperimentTracker, "disable_autologging", lambda self: None),
+        (tracking, "_tracking_uri", None),
+        (registry, "_registry_uri", None),
+        (fluent, "_active_experiment_id", None),
+        (fluent, "_active_run_stack", ThreadLocalVariable(list)),
+        (fluent, "_last_active_run_id", ThreadLocalVariable(lambda: None)),
+    ]
 
 
 def activate_local_stack(state: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from zenml import log_metadata, step
+from zenml.client import Client
 
 from bipline.base.progress import heading
 from bipline.settings.compress import CompressSettings
@@ -25,7 +26,9 @@ def resolve(
 ]:
     """Resolve everything, and hand each stage only what it reads."""
     heading("resolve")
-    whole = stage.resolve(settings, default_downloads())
+    tracker = Client().active_stack.experiment_tracker
+    registry = tracker.config.tracking_uri if tracker else None
+    whole = stage.resolve(settings, default_downloads(), registry)
     log_metadata({"output_digest": whole.digest})
     recover, evaluate = settings.recover, settings.evaluate
     return (

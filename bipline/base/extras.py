@@ -7,6 +7,7 @@ any work. Both tell a missing extra in one line.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -63,6 +64,14 @@ def check(extra: str, what: str | None = None) -> None:
     """
     if missing := missing_modules(extra):
         raise _not_installed(extra, ", ".join(missing), what or EXTRAS[extra].purpose)
+
+
+def check_all(extras: Iterable[str], what: str) -> None:
+    """The same for several at once: one line that names all that are missing."""
+    missing = {extra: found for extra in extras if (found := missing_modules(extra))}
+    if missing:
+        modules = list(dict.fromkeys(each for found in missing.values() for each in found))
+        raise _not_installed(",".join(missing), ", ".join(modules), what)
 
 
 def _not_installed(extra: str, missing: str, what: str) -> InvalidInput:

@@ -78,7 +78,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
 
 
 @contextmanager
-def ticking(description: str, total: int) -> Iterator[Callable[[], None]]:
+def ticking(description: str, total: int | None) -> Iterator[Callable[[], None]]:
     """A function that tells the listener, from whatever thread, that one more item is done."""
     listener = _listener
     if listener is None:

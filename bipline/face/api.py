@@ -132,8 +132,9 @@ def compress(
     from bipline.stages.line import check
 
     settings = _loaded(CompressSettings, config, overrides, state)
+    pipelines = runner("compress")
     check(settings)  # before ZenML is imported, and anything started
-    summary: RunSummary = runner().run_compress(settings)
+    summary: RunSummary = pipelines.run_compress(settings)
     return summary
 
 
@@ -145,8 +146,9 @@ def sweep(
     from bipline.face.pipelines import runner
 
     settings = _loaded(SweepSettings, config, overrides, state)
+    pipelines = runner("sweep")
     check_sweep(settings)
-    summary: SweepSummary = runner().run_sweep(settings)
+    summary: SweepSummary = pipelines.run_sweep(settings)
     return summary
 
 

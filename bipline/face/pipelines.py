@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from bipline.base.extras import require
+from bipline.base.extras import check
 
 
-def runner() -> ModuleType:
+def runner(command: str = "a pipeline") -> ModuleType:
     """``pipelines.run``. Raises InvalidInput where the extra that pipelines need is missing."""
-    for module in ("zenml", "mlflow"):
-        require(module, "pipeline")
+    check("pipeline", command)
     return importlib.import_module("pipelines.run")

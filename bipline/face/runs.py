@@ -13,22 +13,31 @@ from bipline.face import options
 from bipline.face.output import log_file, write_json
 
 ASSETS = "assets/"
+QUICK = (
+    "a quick method and a short recovery, about two minutes; `bipline demo --full` takes the "
+    "method that auto chooses"
+)
 
 
 def demo(
     full: Annotated[
-        bool, typer.Option(help="criterion auto and a longer recovery, about ten minutes")
+        bool,
+        typer.Option("--full", help="criterion auto and a longer recovery, about ten minutes"),
     ] = False,
     set_: options.Set = None,
     json_file: options.JsonFile = None,
 ) -> None:
     """Run the main job on the embedded model, on a local ZenML stack."""
     from bipline.base.bundled import bundled
+    from bipline.base.extras import check_all
     from bipline.settings.compress import CompressSettings
     from bipline.settings.loading import load
 
+    check_all(("pipeline", "eval", "recover"), "the demo")
     name = "configs/demo-full.yaml" if full else "configs/demo.yaml"
     settings = load(CompressSettings, bundled(name), tuple(set_ or ()))
+    if not full:
+        typer.echo(QUICK)
     _compress(_with_assets(settings), json_file)
 
 

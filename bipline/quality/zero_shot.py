@@ -17,7 +17,7 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check, require
-from bipline.base.progress import note
+from bipline.base.progress import ticking
 from bipline.values.record import TaskResult
 
 
@@ -107,7 +107,6 @@ def _simple_evaluate(
 ) -> dict[str, Any]:
     lm_eval = require("lm_eval", "eval")
     tasks = require("lm_eval.tasks", "eval")
-    note(f"zero-shot tasks: {', '.join(c['task'] for c in configurations)}")
     harness = require("lm_eval.models.huggingface", "eval").HFLM(
         pretrained=model,
         tokenizer=tokenizer,
@@ -115,15 +114,24 @@ def _simple_evaluate(
         max_length=model.config.max_position_embeddings,
         device=str(model.device),
     )
-    results: dict[str, Any] = lm_eval.simple_evaluate(
-        model=harness,
-        tasks=configurations,
-        task_manager=tasks.TaskManager(include_defaults=False),
-        num_fewshot=num_fewshot,
-        bootstrap_iters=0,
-        log_samples=False,
-        random_seed=0,
-    )
+    named = ", ".join(configuration["task"] for configuration in configurations)
+    with ticking(f"zero-shot batches of {named}", None) as tick:
+        call = harness._model_call
+
+        def counted(*arguments: Any, **more: Any) -> Any:
+            tick()
+            return call(*arguments, **more)
+
+        harness._model_call = counted
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model=harness,
+            tasks=configurations,
+            task_manager=tasks.TaskManager(include_defaults=False),
+            num_fewshot=num_fewshot,
+            bootstrap_iters=0,
+            log_samples=False,
+            random_seed=0,
+        )
     return results
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bipline.base.errors import InvalidInput, Refused
+from bipline.base.progress import heading
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
@@ -70,10 +71,11 @@ def evaluate_models(
     for place in places.values():
         open_checkpoint(place)
     files = {name: Path(t.location) for name, t in resolve_texts(texts, downloads).items()}
-    return {
-        name: core.evaluate(place, protocol, files, tasks, running)
-        for name, place in places.items()
-    }
+    records = {}
+    for name, place in places.items():
+        heading(f"evaluate {name}: {models[name]}")
+        records[name] = core.evaluate(place, protocol, files, tasks, running)
+    return records
 
 
 def _place(source: str, downloads: Path) -> str:

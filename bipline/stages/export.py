@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bipline.base.extras import require
+from bipline.base import extras
 from bipline.delivery import export as core
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.compress import CompressSettings, ExportSettings
@@ -87,8 +87,7 @@ def _inputs(product: Product) -> dict[str, str]:
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
     """Raise InvalidInput where what reports are drawn with is not installed."""
-    require("jinja2", "pipeline")
-    require("matplotlib", "pipeline")
+    extras.check("pipeline", "a package's report")
 
 
 def tell(settings: CompressSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:

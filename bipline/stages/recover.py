@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from bipline.base.extras import require
+from bipline.base import extras
 from bipline.compression.prune import KIND
 from bipline.model.checkpoint import Checkpoint
 from bipline.recovery import lora as core
@@ -61,7 +61,7 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     section = settings.recover
     if not section.enabled:
         return
-    require("peft", "recover")
+    extras.check("recover")
     places = [settings.texts[name] for name in (section.text, section.held_out)]
     if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
         text, judge = map(Path, places)

@@ -20,14 +20,15 @@ from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
 REGISTRY = "models:/"
 
 
-def resolve(settings: LineSettings, downloads: Path) -> Resolution:
+def resolve(settings: LineSettings, downloads: Path, registry: str | None = None) -> Resolution:
     """Everything that the settings name; remote sources come to lie below ``downloads``.
 
+    ``registry`` is where ``models:/`` is asked for; None is what MLFLOW_TRACKING_URI says.
     Raises InvalidInput for what cannot be used, EnvironmentFailure where a server does not answer.
     """
     tasks = settings.tasks if isinstance(settings, CompressSettings) else {}
     return Resolution(
-        model=resolve_model(settings.model, downloads),
+        model=resolve_model(settings.model, downloads, registry),
         texts=resolve_texts(settings.texts, downloads),
         tasks={name: core.resolve_task(source) for name, source in tasks.items()},
     )
@@ -38,11 +39,13 @@ def resolve_texts(sources: Mapping[str, str], downloads: Path) -> dict[str, Reso
     return {name: core.resolve_text(source, downloads) for name, source in sources.items()}
 
 
-def resolve_model(source: str, downloads: Path) -> ResolvedModel:
+def resolve_model(source: str, downloads: Path, registry: str | None = None) -> ResolvedModel:
     """A model wherever it lies: every file of it is hashed."""
     if not source.startswith(REGISTRY):
         return core.resolve_model(source, downloads)
-    place, version = _registered(source, downloads)
+    from bipline.delivery.registries.mlflow_source import download_version
+
+    place, version = download_version(source, downloads, registry)
     return core.resolve_model(str(place), downloads).model_copy(
         update={"source": source, "revision": version}
     )
@@ -94,12 +97,6 @@ def _fetch(file: ByteFile, target: Path, digest: str) -> None:
         raise Refused(f"{file.name}: changed since it was resolved; run again")
 
 
-def _registered(source: str, downloads: Path) -> tuple[Path, str]:
-    from bipline.delivery.registries.mlflow_source import download_version
-
-    return download_version(source, downloads)
-
-
 def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
     """Ask for what must be fetched, and read what is here.
 
@@ -107,6 +104,12 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     """
     if settings.model.startswith(core.HUB):
         core.check_source(settings.model)
+    if settings.model.startswith(REGISTRY):
+        from bipline.delivery.registries.mlflow import tracking_uri
+        from bipline.delivery.registries.mlflow_source import find_version
+
+        state = getattr(settings, "state", None)  # a run asks the registry of its own state
+        find_version(settings.model, tracking_uri(Path(state)) if state else None)
     for source in settings.texts.values():
         if source.startswith(core.HUB):
             core.check_text(source)

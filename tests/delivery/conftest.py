@@ -11,17 +11,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bipline.compression.allocate import AllocationRequest, allocate
+from bipline.compression.allocate import allocate
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import prune
-from bipline.compression.score import Calibration, score_model
+from bipline.compression.score import score_model
 from bipline.compression.statistics import save_statistics
+from bipline.compression.windows import Windows
 from bipline.delivery.export import PackageContents, write_package
 from bipline.delivery.verification import PAGE
 from bipline.model.opening import open_checkpoint
 from bipline.quality.evaluate import evaluate
+from bipline.settings.line import AllocateSettings
 from bipline.settings.protocol import Protocol
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import atomic_directory
@@ -78,12 +80,12 @@ def make_contents(directory: Path, ratio: float, tied: bool = False) -> PackageC
     texts["calibration"].write_text("\n".join(SENTENCES[:200]), encoding="utf-8")
     texts["held-out"].write_text("\n".join(SENTENCES[380:]), encoding="utf-8")
     checkpoint = open_checkpoint(dense)
-    windows = calibrate(dense, {texts["calibration"]: 1.0}, 16, 32, 0)
-    calibration = Calibration(windows.token_ids, windows.digest)
-    statistics, scores = score_model(checkpoint, calibration, CRITERION, Options(), Computing())
+    drawn = calibrate(checkpoint.folder, [(texts["calibration"], 1.0)], 16, 32, 0)
+    windows = Windows(drawn.token_ids, drawn.digest, Computing())
+    statistics, scores = score_model(checkpoint, windows, CRITERION, Options())
     with atomic_directory(directory / "statistics", "statistics") as writer:
         save_statistics(statistics, scores, writer)
-    plan = allocate(checkpoint, scores, AllocationRequest(ratio))
+    plan = allocate(checkpoint, scores, AllocateSettings(allocation="uniform", ratio=ratio), 0)
     prune(checkpoint, plan, directory / "pruned")
     held_out = {"held-out": texts["held-out"]}
     records = {

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bipline.compression.criteria import CRITERIA
-from bipline.compression.descriptions import criterion_method
+from bipline.compression.descriptions import criterion_description
 from bipline.delivery.card import render_card
 from bipline.delivery.contents import PackageContents
 from bipline.values.resolution import Resolution
@@ -94,7 +94,7 @@ def test_without_scores_it_says_that_the_plan_was_given(contents: PackageContent
 def test_methods_are_named_honestly(contents: PackageContents, criterion: str) -> None:
     plan = contents.plan.model_copy(update={"criterion": criterion})
     card = render_card(altered(contents, plan=plan))
-    method = criterion_method(criterion)
+    method = criterion_description(criterion)
     assert f"`{criterion}`: {method.idea}".replace("``", "`") in card
     assert " ".join(method.status[0].text.split()).replace("``", "`") in card
     if criterion.startswith("llm-bip"):

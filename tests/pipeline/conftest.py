@@ -5,15 +5,15 @@ Runs go through the real local stack, with all state in a temporary folder.
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bipline.settings.compress import CompressConfig
+from bipline.settings.compress import CompressSettings
 from bipline.values.summary import RunSummary
 
 Run = Callable[..., RunSummary]
@@ -27,7 +27,7 @@ def write_text(path: Path, seed: int) -> Path:
     return path
 
 
-def configuration(model: Path, folder: Path, **sections: dict[str, Any]) -> CompressConfig:
+def configuration(model: Path, folder: Path, **sections: Any) -> CompressSettings:
     """A quick configuration; ``sections`` replace whole sections."""
     recipe = {"rank": 2, "steps": 4, "batch_size": 4, "seqlen": 16, "learning_rate": 0.02}
     values: dict[str, Any] = {
@@ -40,7 +40,7 @@ def configuration(model: Path, folder: Path, **sections: dict[str, Any]) -> Comp
         "evaluate": {"protocol": {"seqlen": 16}},
         "promote": {"name": "tiny"},
     }
-    return CompressConfig.model_validate({**values, **sections})
+    return CompressSettings.model_validate({**values, **sections})
 
 
 @pytest.fixture(scope="session")
@@ -52,26 +52,41 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@contextmanager
+def elsewhere(folder: Path) -> Iterator[None]:
+    """An empty current directory, with a foreign stack, server and tracking store in the way."""
+    place = folder / "elsewhere"
+    place.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZENML_CONFIG_PATH", str(folder / "foreign"))
+        patch.setenv("ZENML_ACTIVE_STACK_ID", "9d5c1f0e-0000-4000-8000-000000000000")
+        patch.setenv("ZENML_STORE_URL", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.chdir(place)
+        yield
+
+
 @pytest.fixture(scope="session")
 def run(llama: Path, folder: Path) -> Run:
     """Run the pipeline from an empty current directory, with a foreign stack in the way."""
     from pipelines.run import run_compress
 
-    elsewhere = folder / "elsewhere"
-    elsewhere.mkdir()
-
-    def start(reuse: bool = True, **sections: dict[str, Any]) -> RunSummary:
-        os.environ["ZENML_CONFIG_PATH"] = str(folder / "foreign")
-        os.environ["ZENML_ACTIVE_STACK_ID"] = "9d5c1f0e-0000-4000-8000-000000000000"
-        os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
-        before = Path.cwd()
-        os.chdir(elsewhere)
-        try:
+    def start(reuse: bool = True, **sections: Any) -> RunSummary:
+        with elsewhere(folder):
             return run_compress(configuration(llama, folder, **sections), reuse=reuse)
-        finally:
-            os.chdir(before)
 
     return start
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[Any]:
+    """ZenML's client, pointed at the state that the runs of ``folder`` wrote."""
+    from pipelines.local_stack import isolated
+
+    with isolated(folder / "state"):
+        from zenml.client import Client
+
+        yield Client()
 
 
 @pytest.fixture(scope="session")

@@ -5,22 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from bipline.values.summary import RunSummary
+from tests.pipeline.conftest import inside
 
 OURS = {"materializers.json_value.JsonValueMaterializer", "materializers.handle.HandleMaterializer"}
 SUFFIXES = {".json", ".html", ".png", ".safetensors", ".md", ".log", ".txt", ".jinja", ".model"}
 PICKLE_PROTOCOL = b"\x80"
 
 
-def test_every_output_is_written_by_our_materializers(first: RunSummary) -> None:
-    from zenml.client import Client
-
-    run = Client().get_pipeline_run(first.run_id)
-    written = {
-        f"{step}.{name}": artifact.materializer.import_path
-        for step, response in run.steps.items()
-        for name, artifacts in response.outputs.items()
-        for artifact in artifacts
-    }
+def test_every_output_is_written_by_our_materializers(first: RunSummary, folder: Path) -> None:
+    with inside(folder) as client:
+        run = client.get_pipeline_run(first.run_id)
+        written = {
+            f"{step}.{name}": artifact.materializer.import_path
+            for step, response in run.steps.items()
+            for name, artifacts in response.outputs.items()
+            for artifact in artifacts
+        }
     assert set(written.values()) == OURS, written
 
 

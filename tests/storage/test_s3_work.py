@@ -158,6 +158,7 @@ def test_work_goes_on_while_s3_is_down(
     with pytest.raises(KeyboardInterrupt), store.work("stage", KEY) as work:
         server.down = True
         record(work, 0)
+        wait_until(lambda: bool(notes))
         server.asked.clear()
         wait_until(lambda: len(server.asked) > 2 * ATTEMPTS)
         server.down = False

@@ -155,23 +155,22 @@ class Stage:
         directory = context.store.open(self.run(context, key, write, title))
         return kind.model_validate_json((directory / VALUE_NAME).read_text(encoding="utf-8"))
 
-    def _produced(self, context: Context, key: str, produce: Produce) -> tuple[Handle, Cost]:
+    def _produced(self, context: Context, key: str, produce: Produce) -> tuple[Handle, Cost | None]:
         store, start = context.store, time.perf_counter()
         # The writer ends first: work goes when what it was for is stored.
-        with (
-            watching_memory() as peak,
-            store.work(self.name, key) as work,
-            store.write(self.name, key, self.kind) as writer,
-        ):
-            borrowed = produce(writer, work)
-            peak.sample()
-            cost = Cost(
-                sums_from=borrowed if isinstance(borrowed, str) else None,
-                seconds={self.name: round(time.perf_counter() - start, 3)},
-                peak_anonymous_bytes=peak.anonymous,
-                peak_device_bytes=peak.device,
-            )
-            store.write_cost(self.name, key, cost.model_dump(mode="json"))
+        with watching_memory() as peak, store.work(self.name, key) as work:
+            if (handle := store.find(self.name, key)) is not None:  # by who held the work before
+                return handle, None
+            with store.write(self.name, key, self.kind) as writer:
+                borrowed = produce(writer, work)
+                peak.sample()
+                cost = Cost(
+                    sums_from=borrowed if isinstance(borrowed, str) else None,
+                    seconds={self.name: round(time.perf_counter() - start, 3)},
+                    peak_anonymous_bytes=peak.anonymous,
+                    peak_device_bytes=peak.device,
+                )
+                store.write_cost(self.name, key, cost.model_dump(mode="json"))
         handle = store.find(self.name, key)
         if handle is None:
             raise RuntimeError(f"{store.location} has lost {self.name} {key} that was just stored")

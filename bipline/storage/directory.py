@@ -270,8 +270,8 @@ def _flush_tree(directory: Path) -> None:
 def copy_directory(source: Path, target: Path, replace: bool = False) -> None:
     """Copy a finished directory with its manifest; it appears whole or not at all.
 
-    Files are hard links where the file system can, and copies elsewhere. With ``replace`` what
-    an interrupted run left at ``target`` goes first.
+    Files are copies: what the user has is written in without a change to a Store. With
+    ``replace`` what an interrupted run left at ``target`` goes first.
     """
     if source.absolute() == target.absolute():
         return
@@ -283,12 +283,5 @@ def copy_directory(source: Path, target: Path, replace: bool = False) -> None:
         for name, entry in manifest.files.items():
             path = writer.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(source / name, path)
+            shutil.copyfile(source / name, path)
             writer.add_hashed(name, entry.size, entry.sha256)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

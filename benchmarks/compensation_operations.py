@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bipline.compression.compensation.fitting import VERSIONS_TOGETHER
 from bipline.compression.compensation.memory import moments_operations, rows_operations
 from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.trials import VERSIONS_TOGETHER
 from bipline.model.shapes import ModelShape
 
 # Floating-point operations by part.

@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from bipline.face.prune_result import Clock
 from torch import nn
 
 from benchmarks.running import CALIBRATION, SEQLEN
@@ -37,6 +39,20 @@ from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import PruningPlan
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """The block is this stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 def main() -> None:

@@ -23,8 +23,6 @@ from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, cached_by, context
 
-REFUSAL = "refusal"
-
 
 def score_fingerprint() -> str:
     """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
@@ -49,10 +47,7 @@ def score_criterion(
     compute: Annotated[ComputeSettings, FROM_JSON],
 ) -> Annotated[Handle, "statistics"]:
     """Statistics of one criterion, or why there are none."""
-    found = score_row(context(compute, combination.seed), model, calibration, combination)
-    if isinstance(found, Handle):
-        return found
-    return Handle(kind=REFUSAL, location="", digest=REFUSAL, info={"reason": found})
+    return score_row(context(compute, combination.seed), model, calibration, combination)
 
 
 @step(cache_policy=cached_by(f"{__name__}.row_fingerprint"))
@@ -66,8 +61,6 @@ def row(
     compute: Annotated[ComputeSettings, FROM_JSON],
 ) -> Annotated[Outcome, "outcome"]:
     """Allocate, compensate, prune, measure, forget: one model's figures, or why it cannot be."""
-    if statistics.kind == REFUSAL:
-        return Outcome(refusal=str(statistics.info["reason"]))
     inputs = RowInputs(
         given=evaluation_inputs,
         calibration=calibration,

@@ -1,8 +1,9 @@
 """The README's commands work as written.
 
-Blocks marked ``bash`` are run line by line in a folder that looks like a checkout. Blocks marked
-``sh`` are shown to the reader and need what a test has not (``make`` and a fresh machine, or the
-hub): their configuration files are checked elsewhere, and ``make demo`` is a test of its own.
+Blocks marked ``bash`` are run line by line in a folder that looks like a checkout, those marked
+``python`` after them. Blocks marked ``sh`` are shown to the reader and need what a test has not
+(``make`` and a fresh machine, or the hub): their configuration files are checked elsewhere, and
+``make demo`` is a test of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKED = ("assets", "configs")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")])
 
 
 def blocks(language: str) -> list[str]:
@@ -35,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        command, shell=True, cwd=folder, env={**os.environ, "PATH": path}, text=True,
+        command, shell=True, cwd=folder, text=True,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True, check=False,
     )  # fmt: skip
 
@@ -48,12 +51,33 @@ def test_commands_run_in_the_order_they_are_shown(folder: Path) -> None:
     for command in commands:
         outcome = shell(command, folder)
         assert outcome.returncode == 0, f"{command}\n{outcome.stdout}{outcome.stderr}"
+    (folder / "shown.py").write_text("\n".join(blocks("python")), encoding="utf-8")
+    outcome = shell("python shown.py", folder)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
-def test_both_set_up_commands_exist() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for text, target in re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name).resolve() if name else page
+        assert place.exists(), f"[{text}] leads to {target}, which is not there"
+        if anchor:
+            assert anchor in anchors(place), f"[{text}] leads to no heading: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_commands_of_make_exist() -> None:
     shown = "".join(blocks("sh"))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("demo", "test", "test-slow", "test-all"):
+    for target in ("demo", "test", "test-slow", "test-all", "check"):
         assert f"make {target}" in shown
         assert f"\n{target}: " in makefile
 

@@ -68,9 +68,9 @@ def check(extra: str, what: str | None = None) -> None:
 
 def check_all(extras: Iterable[str], what: str) -> None:
     """The same for several at once: one line that names all that are missing."""
-    missing = {extra: modules for extra in extras if (modules := missing_modules(extra))}
+    missing = {extra: found for extra in extras if (found := missing_modules(extra))}
     if missing:
-        modules = dict.fromkeys(module for found in missing.values() for module in found)
+        modules = list(dict.fromkeys(each for found in missing.values() for each in found))
         raise _not_installed(",".join(missing), ", ".join(modules), what)
 
 

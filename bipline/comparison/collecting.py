@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from bipline.comparison.files import RESULTS
+from bipline.comparison.inputs import compared_calibration, compared_model
 from bipline.comparison.tracking import track_comparison
 from bipline.settings.base import flattened
 from bipline.settings.line import CalibrateSettings
-from bipline.stages.calibrate import DEFAULT_SAMPLES
 from bipline.stages.stage import Context, Stage
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.store import Handle
 from bipline.values.combination import Combination
-from bipline.values.comparison import ComparedCalibration, ComparedModel, Comparison, Outcome, Row
+from bipline.values.comparison import Comparison, Outcome, Row
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 
@@ -32,14 +32,11 @@ def collected(
     settings: CalibrateSettings,
 ) -> Comparison:
     """One model's rows in the order of ``combinations``; ``given`` holds its calibration texts."""
-    model, first = given.model, combinations[0]
-    compared = ComparedModel(
-        source=model.source, revision=model.revision, licence=model.licence, record=dense
-    )
+    first, texts = combinations[0], [given.texts[name] for name in settings.texts]
     rows = tuple(Row.of(*pair) for pair in zip(combinations, outcomes, strict=True))
     return Comparison(
-        models={first.model: compared},
-        calibrations={first.calibration: _calibration(given, settings)},
+        models={first.model: compared_model(given.model, dense)},
+        calibrations={first.calibration: compared_calibration(texts, settings)},
         rows=rows,
     )
 
@@ -69,16 +66,4 @@ def track(
             **{name: (report / name).read_text(encoding="utf-8") for name in files},
             "config.json": json.dumps(config, indent=1, sort_keys=True) + "\n",
         },
-    )
-
-
-def _calibration(given: Resolution, settings: CalibrateSettings) -> ComparedCalibration:
-    """The mix as one: its sources together, and a digest over them."""
-    texts = [given.texts[name] for name in settings.texts]
-    digests = [text.sha256 for text in texts]
-    return ComparedCalibration(
-        source=" + ".join(text.source for text in texts),
-        sha256=digests[0] if len(digests) == 1 else digest_json(sorted(digests)),
-        samples=settings.samples or DEFAULT_SAMPLES,
-        seqlen=settings.seqlen,
     )

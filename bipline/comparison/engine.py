@@ -10,36 +10,37 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note, ticking
 from bipline.comparison.folder import MODELS, comparison_folder
 from bipline.comparison.grid import combinations, refusal_of
-from bipline.comparison.inputs import Inputs, check_windows
+from bipline.comparison.inputs import (
+    Inputs,
+    check_windows,
+    compared_calibration,
+    compared_model,
+)
 from bipline.comparison.pool import Perform, performing, processes_for, threads_for
 from bipline.comparison.rows import RowInputs
 from bipline.comparison.scoring import families
-from bipline.comparison.tasks import DenseTask, RowTask, ScoreTask, Task
+from bipline.comparison.tasks import DenseTask, RowTask, ScoreTask
 from bipline.compression.calibrate import load_calibration
 from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
-from bipline.settings.line import CalibrateSettings, CompensateSettings
+from bipline.settings.line import CompensateSettings, ComputeSettings
 from bipline.settings.sweep import ComparisonSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES, calibrate
 from bipline.stages.stage import Context
 from bipline.storage.store import Handle, Store
 from bipline.values.combination import Combination
-from bipline.values.comparison import (
-    ComparedCalibration,
-    ComparedModel,
-    Comparison,
-    Outcome,
-    Row,
-)
+from bipline.values.comparison import Comparison, Outcome, Row
 from bipline.values.record import EvaluationRecord
+from bipline.values.resolution import Resolution, ResolvedText
 
 
 def compare(
@@ -59,25 +60,21 @@ def compare(
     with threads_for(jobs), comparison_folder(out) as store:
         works = [
             _Model(
-                name, [row for row in rows if row.model == name], inputs, settings, store,
-                out if keep else None,
+                name, given, [row for row in rows if row.model == name], settings, store,
+                settings.compute, out if keep else None,
             )
-            for name in inputs.models
+            for name, given in inputs.models.items()
         ]  # fmt: skip
-        need = max(work.checked() for work in works)
+        need = max(work.check(inputs.calibrations) for work in works)
         processes, memory = processes_for(jobs, need, settings.compute.max_memory)
         with performing(processes) as perform:
             for work in works:
-                work.run(perform, memory)
+                work.compute = settings.compute.model_copy(update={"max_memory": memory})
+                work.run(perform)
     return Comparison(
-        models={work.name: work.compared for work in works},
+        models={work.name: compared_model(work.given.model, work.dense) for work in works},
         calibrations={
-            name: ComparedCalibration(
-                source=text.source,
-                sha256=text.sha256,
-                samples=settings.calibrate.samples or DEFAULT_SAMPLES,
-                seqlen=settings.calibrate.seqlen,
-            )
+            name: compared_calibration([text], settings.calibrate)
             for name, text in inputs.calibrations.items()
         },
         rows=tuple(row for work in works for row in work.finished),
@@ -88,63 +85,63 @@ def compare(
 class _Model:
     """One model's part of a comparison, and how far it has come.
 
-    ``windows`` and ``statistics`` are by calibration text and seed, statistics by criterion too;
-    ``outcomes`` by the combination's digest. ``out`` is where models are kept, or None.
+    ``compute`` is what a process may use. ``windows`` and ``statistics`` are by calibration text
+    and seed, statistics by criterion too; ``outcomes`` by the combination's digest. ``out`` is
+    where models are kept, or None.
     """
 
     name: str
+    given: Resolution
     rows: list[Combination]
-    inputs: Inputs
     settings: ComparisonSettings
     store: Store
+    compute: ComputeSettings
     out: Path | None
-    max_memory: int | None = None
-    dense: EvaluationRecord | None = None
+    dense: EvaluationRecord = field(init=False)
     windows: dict[tuple[str, int], Handle] = field(default_factory=dict)
-    statistics: dict[tuple[str, int, str], Handle | str] = field(default_factory=dict)
+    statistics: dict[tuple[str, int, str], Handle] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
-    def checked(self) -> int:
+    def check(self, calibrations: Mapping[str, ResolvedText]) -> int:
         """Look at all that can be seen without computing; bytes one process needs at most.
 
         Refused combinations are told apart here, and need no statistics.
         """
-        given, compute = self.inputs.models[self.name], self.settings.compute
+        given, section = self.given, self.settings.calibrate
         checkpoint = open_checkpoint(given.model.location, given.model.tensor_digest)
-        section = self.settings.calibrate
-        samples = section.samples or DEFAULT_SAMPLES
+        for name, seed in dict.fromkeys((row.calibration, row.seed) for row in self.rows):
+            drawn = section.model_copy(update={"texts": {name: 1.0}})
+            self.windows[name, seed] = calibrate(
+                Context(self.store, self.compute, seed), given.model, calibrations, drawn,
+                CompensateSettings(), given.texts.values(),
+            )  # fmt: skip
+        sizes = section.samples or DEFAULT_SAMPLES, section.seqlen
         for row in self.rows:
-            place = row.calibration, row.seed
-            if place not in self.windows:
-                self.windows[place] = self._drawn(*place, samples)
-        sizes = samples, section.seqlen
-        for row in self.rows:
-            if reason := refusal_of(checkpoint, row, sizes, compute.max_memory):
+            if reason := refusal_of(checkpoint, row, sizes, self.compute.max_memory):
                 self.outcomes[row.unnamed.digest] = Outcome(refusal=reason)
-        drawn = [
+        windows = [
             load_calibration(self.store.open(handle)).token_ids for handle in self.windows.values()
         ]
         texts = list(given.texts.values())
-        return check_windows(checkpoint, texts, self.settings, self._pending, drawn)
+        return check_windows(checkpoint, texts, self.settings, self._pending, windows)
 
-    def run(self, perform: Perform, max_memory: int | None) -> None:
+    def run(self, perform: Perform) -> None:
         """Dense record, statistics and rows, as far as they are not finished."""
         heading(self.name)
-        self.max_memory = max_memory
-        given, protocol = self.inputs.models[self.name], self.settings.evaluate.protocol
-        [(_, record)] = perform([DenseTask(**self._task, given=given, protocol=protocol)])
+        protocol = self.settings.evaluate.protocol
+        [(_, record)] = perform([DenseTask(**self._task, given=self.given, protocol=protocol)])
         self.dense = EvaluationRecord.model_validate_json(record)
-        self._score(perform)
+        tasks = [
+            ScoreTask(**self._task, given=self.given, calibration=handle, family=family)
+            for place, handle in self.windows.items()
+            for family in families(
+                row for row in self._pending if (row.calibration, row.seed) == place
+            )
+        ]
+        for task, answer in perform(tasks):
+            for row, found in zip(task.family, json.loads(answer), strict=True):
+                self.statistics[_scoring(row)] = Handle.model_validate(found)
         self._measure(perform)
-
-    @property
-    def compared(self) -> ComparedModel:
-        """What the comparison tells of the dense model."""
-        model = self.inputs.models[self.name].model
-        assert self.dense  # noqa: S101
-        return ComparedModel(
-            source=model.source, revision=model.revision, licence=model.licence, record=self.dense
-        )
 
     @property
     def finished(self) -> list[Row]:
@@ -156,80 +153,50 @@ class _Model:
             found.append(Row.of(row, self.outcomes[row.unnamed.digest], shown))
         return found
 
-    def _drawn(self, calibration: str, seed: int, samples: int) -> Handle:
-        given = self.inputs.models[self.name]
-        section = CalibrateSettings(
-            texts={calibration: 1.0}, samples=samples, seqlen=self.settings.calibrate.seqlen
-        )
-        return calibrate(
-            Context(self.store, self.settings.compute, seed), given.model,
-            self.inputs.calibrations, section, CompensateSettings(), given.texts.values(),
-        )  # fmt: skip
-
     @property
     def _pending(self) -> list[Combination]:
         return [row for row in self.rows if row.unnamed.digest not in self.outcomes]
 
-    def _score(self, perform: Perform) -> None:
-        """Statistics of every criterion; where they are refused, so are its rows."""
-        tasks = [
-            ScoreTask(
-                **self._task, given=self.inputs.models[self.name], calibration=handle,
-                family=family,
-            )
-            for place, handle in self.windows.items()
-            for family in families(
-                row for row in self._pending if (row.calibration, row.seed) == place
-            )
-        ]  # fmt: skip
-        for task, answer in perform(tasks):
-            first = cast("ScoreTask", task).family[0]
-            for label, found in json.loads(answer).items():
-                statistics = found if isinstance(found, str) else Handle.model_validate(found)
-                self.statistics[first.calibration, first.seed, label] = statistics
-        for row in self._pending:
-            if isinstance(reason := self._statistics(row), str):
-                self.outcomes[row.unnamed.digest] = Outcome(refusal=reason)
-
     def _measure(self, perform: Perform) -> None:
         # What auto stands for may be in the grid by its own names too: it is measured once.
-        tasks = [
-            self._row_task(row) for row in {r.unnamed.digest: r for r in self._pending}.values()
-        ]
-        if not tasks:
+        once = {row.unnamed.digest: row for row in self._pending}
+        tasks = [self._row_task(row) for row in once.values()]
+        known = [task for task in tasks if task.finished()]
+        for task in known:
+            self._take(task, task.perform())
+        if known:
+            note(f"{len(known)} rows were finished before")
+        start, total = time.perf_counter(), len(tasks) - len(known)
+        if not total:
             return
-        start, total = time.perf_counter(), len(tasks)
         with ticking(f"rows of {self.name}", total) as tick:
-            for done, (task, answer) in enumerate(perform(tasks), start=1):
+            new = [task for task in tasks if task not in known]
+            for done, (task, answer) in enumerate(perform(new), start=1):
                 tick()
-                row = cast("RowTask", task).row.combination
-                outcome = Outcome.model_validate_json(answer)
-                self.outcomes[row.unnamed.digest] = outcome
+                told = _told(task.row.combination, self._take(task, answer))
                 left = (time.perf_counter() - start) / done * (total - done)
-                note(f"row {done} of {total}: {_told(row, outcome)}{_left(left)}")
+                note(f"row {done} of {total}: {told}{_left(left)}")
 
-    def _row_task(self, row: Combination) -> Task:
-        keep, dense = self._directory(row), self.dense
-        statistics = self._statistics(row)
-        assert dense and isinstance(statistics, Handle)  # noqa: S101
+    def _take(self, task: RowTask, answer: str) -> Outcome:
+        outcome = Outcome.model_validate_json(answer)
+        self.outcomes[task.row.combination.unnamed.digest] = outcome
+        return outcome
+
+    def _row_task(self, row: Combination) -> RowTask:
         inputs = RowInputs(
-            given=self.inputs.models[self.name],
+            given=self.given,
             calibration=self.windows[row.calibration, row.seed],
-            statistics=statistics,
+            statistics=self.statistics[_scoring(row)],
             combination=row,
-            dense=dense,
+            dense=self.dense,
             protocol=self.settings.evaluate.protocol,
         )
-        return RowTask(**self._task, row=inputs, keep=keep and str(keep))
+        return RowTask(**self._task, row=inputs, keep=self._directory(row))
 
     @property
     def _task(self) -> dict[str, Any]:
         """What every task is told."""
-        compute = self.settings.compute.model_copy(update={"max_memory": self.max_memory})
-        return {"store": self.store.location, "compute": compute}
-
-    def _statistics(self, row: Combination) -> Handle | str:
-        return self.statistics[row.calibration, row.seed, row.criterion.label]
+        return {"store": self.store.location, "compute": self.compute}
 
     def _directory(self, row: Combination) -> Path | None:
         """Where a kept model goes: a name to read, and a digest to tell alike ones apart."""
@@ -239,6 +206,11 @@ class _Model:
         words = f"{row.model} {row.unnamed.label}"
         name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")
         return self.out / MODELS / f"{name}-{row.unnamed.digest[:8]}"
+
+
+def _scoring(row: Combination) -> tuple[str, int, str]:
+    """What rows with the same statistics have in common."""
+    return row.calibration, row.seed, row.criterion.label
 
 
 def _told(combination: Combination, outcome: Outcome) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from bipline.base.errors import InvalidInput
 from bipline.storage.directory import environment_failure, locked
 from bipline.storage.local_store import LocalStore
+from bipline.storage.manifest import MANIFEST_NAME
 
 MARKER_NAME = ".bipline-comparison"
 MODELS = "models"
@@ -43,7 +44,8 @@ def comparison_folder(path: Path) -> Iterator[LocalStore]:
 def _remove_if_idle(path: Path, store: LocalStore) -> None:
     """Remove the folder where there is nothing in it but drawn windows."""
     own = {MARKER_NAME, store.root.name}
-    if not (store.root / "evaluate").is_dir() and {each.name for each in path.iterdir()} <= own:
+    finished = any(store.root.glob(f"evaluate/*/{MANIFEST_NAME}"))
+    if not finished and {each.name for each in path.iterdir()} <= own:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -12,7 +12,7 @@ from bipline.compression.auto import settle
 from bipline.compression.compensation.checks import check_compensation_settings
 from bipline.compression.criteria import needs_of
 from bipline.model.checkpoint import Checkpoint
-from bipline.settings.line import AllocateSettings, CompensateSettings, ScoreSettings
+from bipline.settings.line import AllocateSettings, LineSettings, sectioned
 from bipline.settings.sweep import ComparisonSettings, GridSettings
 from bipline.values.combination import NONE, Choice, Combination, Method
 
@@ -50,30 +50,14 @@ def choices(texts: Iterable[str]) -> tuple[Choice, ...]:
         raise InvalidInput(str(error)) from None
 
 
-def score_settings(combination: Combination) -> ScoreSettings:
-    """How a combination scores."""
-    chosen = combination.criterion
-    return ScoreSettings(criterion=chosen.name, criterion_option=chosen.options)
-
-
-def allocate_settings(combination: Combination) -> AllocateSettings:
-    """How a combination allocates."""
-    common = ("ratio", "ratio_of", "layout", "ffn_multiple", "keep_first", "keep_last")
-    chosen = combination.allocation
-    return AllocateSettings(
-        allocation=chosen.name,
-        allocation_option=chosen.options,
-        divisible_by=combination.divisible_by,
-        **{name: getattr(combination, name) for name in common},
-    )
-
-
-def compensate_settings(combination: Combination) -> CompensateSettings:
-    """How a combination compensates."""
-    chosen = combination.compensation
-    return CompensateSettings.model_validate(
-        {"compensation": chosen.name, "compensation_option": chosen.options}
-    )
+def line_of(combination: Combination) -> LineSettings:
+    """The settings of the line of stages that makes a combination."""
+    values = combination.model_dump(include=set(AllocateSettings.model_fields))
+    for part in ("criterion", "allocation", "compensation"):
+        chosen: Choice = getattr(combination, part)
+        values |= {part: chosen.name, f"{part}_option": chosen.options}
+    given = {**sectioned(values), "model": combination.model, "seed": combination.seed}
+    return LineSettings.model_validate(given)
 
 
 def runs_windows(combination: Combination) -> bool:
@@ -81,7 +65,7 @@ def runs_windows(combination: Combination) -> bool:
     return (
         needs_of(combination.criterion.name).windows
         or combination.compensation.name != NONE
-        or needs_windows(allocate_settings(combination))
+        or needs_windows(line_of(combination).allocate)
     )
 
 
@@ -95,14 +79,10 @@ def refusal_of(
 
     ``windows`` are how many there are and their length, ``max_memory`` the user's limit in bytes.
     """
-    criterion = combination.criterion
+    criterion, line = combination.criterion, line_of(combination)
     try:
-        check_allocation(
-            checkpoint, allocate_settings(combination), criterion.name, criterion.options
-        )
-        check_compensation_settings(
-            checkpoint, compensate_settings(combination), *windows, max_memory
-        )
+        check_allocation(checkpoint, line.allocate, criterion.name, criterion.options)
+        check_compensation_settings(checkpoint, line.compensate, *windows, max_memory)
     except InvalidInput as refusal:
         return str(refusal)
     return None

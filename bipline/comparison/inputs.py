@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bipline.base.errors import InvalidInput
-from bipline.comparison.grid import compensate_settings
+from bipline.comparison.grid import line_of
 from bipline.compression.compensation.checks import needed_bytes
 from bipline.compression.criteria import needs_of
 from bipline.compression.gradient_sums import gradient_memory
@@ -24,11 +24,16 @@ from bipline.model.memory import memory_need
 from bipline.model.resolve import HUB
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import text_windows
+from bipline.settings.line import CalibrateSettings
 from bipline.settings.sweep import ComparisonSettings
+from bipline.stages.calibrate import DEFAULT_SAMPLES
 from bipline.stages.resolve import resolve_model, resolve_texts
+from bipline.storage.digests import digest_json
 from bipline.storage.documents import read_documents
 from bipline.values.combination import Combination
-from bipline.values.resolution import Resolution, ResolvedText
+from bipline.values.comparison import ComparedCalibration, ComparedModel
+from bipline.values.record import EvaluationRecord
+from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,26 @@ def resolve_inputs(
     )
 
 
+def compared_model(model: ResolvedModel, record: EvaluationRecord) -> ComparedModel:
+    """What a comparison tells of a dense model."""
+    return ComparedModel(
+        source=model.source, revision=model.revision, licence=model.licence, record=record
+    )
+
+
+def compared_calibration(
+    texts: Sequence[ResolvedText], settings: CalibrateSettings
+) -> ComparedCalibration:
+    """What it tells of calibration; of a mix its sources together, and a digest over them."""
+    digests = [text.sha256 for text in texts]
+    return ComparedCalibration(
+        source=" + ".join(text.source for text in texts),
+        sha256=digests[0] if len(digests) == 1 else digest_json(sorted(digests)),
+        samples=settings.samples or DEFAULT_SAMPLES,
+        seqlen=settings.seqlen,
+    )
+
+
 def check_windows(
     checkpoint: Checkpoint,
     texts: Sequence[ResolvedText],
@@ -106,7 +131,7 @@ def check_windows(
         loop.check(windows)
         # Beside the pass over the same windows.
         corrects = max(
-            (needed_bytes(checkpoint, compensate_settings(each), *windows.shape) for each in tried),
+            (needed_bytes(checkpoint, line_of(each).compensate, *windows.shape) for each in tried),
             default=0,
         )
         forward = memory_need(loop, windows, logits=False).total

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
+from typing import Any
 
 from bipline.base.errors import EnvironmentFailure
 from bipline.base.progress import note
@@ -21,7 +22,7 @@ from bipline.comparison.tasks import Task, perform_text
 from bipline.model.memory import available_bytes, gigabytes
 
 # Told of every task of a list, in the order they end: the task and its answer.
-Perform = Callable[[Sequence[Task]], Iterator[tuple[Task, str]]]
+Perform = Callable[[Sequence[Task]], Iterator[tuple[Any, str]]]
 THREADS = "OMP_NUM_THREADS"
 
 

@@ -7,23 +7,18 @@ What fails for other reasons (a full disk, a model that changed) is raised.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import silently
-from bipline.comparison.grid import (
-    allocate_settings,
-    compensate_settings,
-    runs_windows,
-    score_settings,
-)
+from bipline.comparison.grid import line_of, runs_windows
 from bipline.compression.allocation import allocation_module
 from bipline.compression.corrections import KIND as CORRECTIONS
-from bipline.settings.line import PruneSettings
 from bipline.settings.protocol import Protocol
 from bipline.stages.allocate import allocate
 from bipline.stages.compensate import compensate
@@ -34,13 +29,14 @@ from bipline.stages.stage import Context, Stage, StageReport
 from bipline.storage.directory import copy_directory
 from bipline.storage.layered import LayeredStore
 from bipline.storage.local_store import LocalStore
-from bipline.storage.store import Handle
+from bipline.storage.store import Handle, StoredGone
 from bipline.values.combination import Combination
 from bipline.values.comparison import Change, Compensated, Cost, Measured, Outcome, Parameters
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 
+REFUSAL = "refusal"
 CORE = "bipline.comparison.rows"
 STAGE = Stage("row", "outcome", (CORE,))
 
@@ -60,26 +56,19 @@ class RowInputs(BaseModel):
     dense: EvaluationRecord
     protocol: Protocol
 
-    @property
-    def digests(self) -> dict[str, str]:
-        """Digests of all of it but the combination and the protocol."""
-        windows = self.calibration.digest if runs_windows(self.combination) else ""
-        return {
+    def key(self, context: Context) -> str:
+        """The key of its outcome: that of whoever asks for the same row."""
+        inputs = {
             "model": self.given.model.identity,
-            "scores": str(self.statistics.info["scores"]),
-            "windows": windows,
+            "scores": str(self.statistics.info.get("scores")),
+            "windows": self.calibration.digest if runs_windows(self.combination) else "",
             "dense": self.dense.tensor_digest,
             **{f"text {name}": text.sha256 for name, text in self.given.texts.items()},
         }
-
-
-@dataclass(frozen=True)
-class MadeModel:
-    """A row's model as long as its store is there."""
-
-    plan: PruningPlan
-    corrections: Handle | None
-    model: Handle
+        protocol = self.protocol.model_dump(mode="json")
+        settings = {**self.combination.settings(), "protocol": protocol}
+        modules = (CORE, allocation_module(self.combination.allocation.name))
+        return STAGE.key(inputs, settings, context.computing, modules)
 
 
 def score_row(
@@ -87,13 +76,18 @@ def score_row(
     given: Resolution,
     calibration: Handle,
     combination: Combination,
-    others: Sequence[Handle] = (),
-) -> Handle | str:
-    """The statistics of a combination's criterion, or the reason why there are none."""
+    others: Iterable[Handle] = (),
+) -> Handle:
+    """The statistics of a combination's criterion; where there are none, a handle that says why.
+
+    ``others`` are statistics on the same windows, whose sums serve where they can.
+    """
+    lenders = [other for other in others if other.kind != REFUSAL]
     try:
-        found = score(context, given.model, calibration, score_settings(combination), others)
+        found = score(context, given.model, calibration, line_of(combination).score, lenders)
     except InvalidInput as refusal:
-        return str(refusal)
+        reason = _reason(refusal, context.store.location)
+        return Handle(kind=REFUSAL, location="", digest=REFUSAL, info={"reason": reason})
     if found is None:
         raise RuntimeError("a row is scored by one process")
     return found
@@ -104,66 +98,57 @@ def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> O
 
     A refusal is not stored: it costs little to find again, and it may have been the memory's.
     """
+    if row.statistics.kind == REFUSAL:
+        return Outcome(refusal=str(row.statistics.info["reason"]))
     scored = Cost.model_validate(context.store.read_cost("score", row.statistics.key) or {})
-    protocol = row.protocol.model_dump(mode="json")
-    modules = (CORE, allocation_module(row.combination.allocation.name))
-    key = STAGE.key(
-        row.digests, {**row.combination.settings(), "protocol": protocol}, context.computing,
-        modules,
-    )  # fmt: skip
-    try:
-        with silently():
-            outcome = STAGE.value(
-                context, key, Outcome, lambda work: _measured(context, row, scored, work, keep)
-            )
-            if keep and not keep.is_dir():  # measured before; now for its model alone
-                with context.store.work("row-model", key) as work:
-                    inner, _ = _within(context, work)
-                    _keep(inner, _made(inner, row), keep)
-    except InvalidInput as refusal:
-        # Directories that only this run used are no part of the reason.
-        own = rf"{re.escape(context.store.location)}\S*: "
-        return Outcome(refusal=re.sub(own, "", str(refusal)), cost=scored)
+    key, reports = row.key(context), list[StageReport]()
+    with silently(), context.store.work(STAGE.name, f"line-{key}") as work:
+        # What the row's stages make lies in a store of its own, and goes when the row is done.
+        store = LayeredStore(context.store, LocalStore(work / "line"))
+        inner = replace(context, store=store, report=reports.append)
+
+        def measured(own: Path) -> Outcome:
+            plan, _, model = _made(inner, row)
+            record = evaluate(inner, model, row.given, row.protocol)
+            cost = reduce(Cost.plus, (report.cost or Cost() for report in reports), scored)
+            return Outcome(measured=_figures(plan, record, row.dense), cost=cost)
+
+        try:
+            outcome = STAGE.value(context, key, Outcome, measured)
+            if keep and not keep.is_dir():
+                _keep(inner, row, keep)
+        except InvalidInput as refusal:
+            reason = _reason(refusal, context.store.location, str(work))
+            return Outcome(refusal=reason, cost=scored)
     return outcome
 
 
-def _within(context: Context, work: Path) -> tuple[Context, list[StageReport]]:
-    """The same with a store of the row's own over the shared one, and what its stages tell."""
-    reports: list[StageReport] = []
-    store = LayeredStore(context.store, LocalStore(work / "line"))
-    return replace(context, store=store, report=reports.append), reports
+def _made(context: Context, row: RowInputs) -> tuple[PruningPlan, Handle | None, Handle]:
+    """A row's plan, corrections and model: found or made."""
+    model, line = row.given.model, line_of(row.combination)
+    plan = allocate(context, model, row.calibration, row.statistics, line.allocate)
+    plan, corrections = compensate(context, model, row.calibration, plan, line.compensate)
+    return plan, corrections, prune(context, model, plan, corrections, line.prune)
 
 
-def _made(context: Context, row: RowInputs) -> MadeModel:
-    model, tried = row.given.model, row.combination
-    plan = allocate(context, model, row.calibration, row.statistics, allocate_settings(tried))
-    plan, corrections = compensate(
-        context, model, row.calibration, plan, compensate_settings(tried)
-    )
-    pruned = prune(context, model, plan, corrections, PruneSettings())
-    return MadeModel(plan, corrections, pruned)
-
-
-def _measured(
-    context: Context, row: RowInputs, scored: Cost, work: Path, keep: Path | None
-) -> Outcome:
-    inner, reports = _within(context, work)
-    made = _made(inner, row)
-    record = evaluate(inner, made.model, row.given, row.protocol)
-    if keep:
-        _keep(inner, made, keep)
-    cost = scored
-    for report in reports:
-        cost = cost.plus(report.cost or Cost())
-    return Outcome(measured=_figures(made.plan, record, row.dense), cost=cost)
-
-
-def _keep(context: Context, made: MadeModel, final: Path) -> None:
-    """Give a measured model its own name; a model that has its name is finished."""
-    if made.corrections:
+def _keep(context: Context, row: RowInputs, final: Path) -> None:
+    """Give a row's model its own name, made again where it has gone; the model comes last."""
+    _, corrections, model = _made(context, row)
+    if corrections:
         beside = final.with_name(f"{final.name}.{CORRECTIONS}")
-        copy_directory(context.store.open(made.corrections), beside, replace=True)
-    copy_directory(context.store.open(made.model), final, replace=True)
+        copy_directory(context.store.open(corrections), beside, replace=True)
+    copy_directory(context.store.open(model), final, replace=True)
+
+
+def _reason(refusal: InvalidInput, *places: str) -> str:
+    """What was refused, without directories that only this run used.
+
+    What is gone from the store is no refusal, and raised.
+    """
+    if isinstance(refusal, StoredGone):
+        raise refusal
+    own = [re.escape(form) for place in places for form in (str(Path(place).absolute()), place)]
+    return re.sub(rf"(?:{'|'.join(own)})\S*: ", "", str(refusal))
 
 
 def _figures(plan: PruningPlan, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from bipline.comparison.rows import RowInputs, measure_row, score_row
+from bipline.comparison.rows import STAGE, RowInputs, measure_row, score_row
 from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
 from bipline.stages.evaluate import evaluate_dense
@@ -52,7 +52,7 @@ class DenseTask(Task):
 class ScoreTask(Task):
     """Take the statistics of criteria that can share sums: a combination of each, broadest first.
 
-    The answer is, for each criterion's label, its statistics or the reason why there are none.
+    The answer is a handle for each, in this order: its statistics, or why there are none.
     """
 
     given: Resolution
@@ -61,30 +61,29 @@ class ScoreTask(Task):
 
     def perform(self) -> str:
         """A member whose needs the sums of another meet runs no pass of its own."""
-        answer: dict[str, object] = {}
         found: list[Handle] = []
         for member in self.family:
             context = self.context(member.seed)
-            scored = score_row(context, self.given, self.calibration, member, found)
-            if isinstance(scored, Handle):
-                found.append(scored)
-                answer[member.criterion.label] = scored.model_dump(mode="json")
-            else:
-                answer[member.criterion.label] = scored
-        return json.dumps(answer)
+            found.append(score_row(context, self.given, self.calibration, member, found))
+        return json.dumps([handle.model_dump(mode="json") for handle in found])
 
 
 class RowTask(Task):
     """Measure one combination; ``keep`` is where its model goes, or nowhere."""
 
     row: RowInputs
-    keep: str | None
+    keep: Path | None
+
+    def finished(self) -> bool:
+        """Whether its outcome lies in the store, and its model where it is to be kept."""
+        context = self.context(self.row.combination.seed)
+        kept = self.keep is None or self.keep.is_dir()
+        return kept and context.store.find(STAGE.name, self.row.key(context)) is not None
 
     def perform(self) -> str:
         """Its outcome."""
         context = self.context(self.row.combination.seed)
-        keep = Path(self.keep) if self.keep else None
-        return measure_row(context, self.row, keep).model_dump_json()
+        return measure_row(context, self.row, self.keep).model_dump_json()
 
 
 TASKS: dict[str, type[Task]] = {task.__name__: task for task in (DenseTask, ScoreTask, RowTask)}

@@ -8,10 +8,12 @@ needs no prefix.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
+from bipline.base.errors import InvalidInput
 from bipline.settings.base import ByteCount, MethodOptions, Settings
 
 RatioOf = Literal["blocks", "total"]
@@ -187,15 +189,17 @@ SECTIONS: dict[str, type[Settings]] = {
 def sectioned(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields by their bare names, as flags and keywords give them, put into their sections.
 
-    What no section has stays as it is. Fields that are None are left to their defaults.
+    Fields that are None are left to their defaults. Raises InvalidInput for a name that no
+    section has.
     """
+    places = {name: s for s, kind in SECTIONS.items() for name in kind.model_fields}
     values: dict[str, Any] = {}
     for name, value in given.items():
-        section = next((s for s, kind in SECTIONS.items() if name in kind.model_fields), None)
-        if value is None:
-            continue
-        if section is None:
-            values[name] = value
-        else:
-            values.setdefault(section, {})[name] = value
+        if name not in (*places, "seed"):
+            close = get_close_matches(name, places, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(places)}"
+            raise InvalidInput(f"unknown key {name!r}; {hint}")
+        if value is not None:
+            section = values.setdefault(places[name], {}) if name in places else values
+            section[name] = value
     return values

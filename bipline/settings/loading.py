@@ -22,6 +22,8 @@ from bipline.settings.sweep import SweepSettings
 
 KINDS: dict[str, type[Settings]] = {"compress": CompressSettings, "sweep": SweepSettings}
 Configuration = TypeVar("Configuration", bound=BaseModel)
+# Fields whose flag has another name than they have.
+FLAGS = {"evaluate.protocol.seqlen": "evaluation_seqlen"}
 
 
 def load(kind: type[Configuration], path: Path, overrides: tuple[str, ...] = ()) -> Configuration:
@@ -49,7 +51,8 @@ def validated(kind: type[Configuration], values: Mapping[str, Any]) -> Configura
         problem = error.errors()[0]
         if problem["type"] in ("extra_forbidden", "value_error", "missing"):
             raise InvalidInput(_first_problem(error, kind)) from None
-        flag = str(problem["loc"][-1] if problem["loc"] else "").replace("_", "-")
+        names = [part for part in problem["loc"] if isinstance(part, str)]
+        flag = FLAGS.get(".".join(names), names[-1] if names else "").replace("_", "-")
         raise InvalidInput(f"--{flag} {problem['input']!r}: {problem['msg'].lower()}") from None
 
 

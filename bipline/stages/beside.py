@@ -81,7 +81,8 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
             source = resolve_model if places.store else glance
             model = source(settings.model, places.downloads)
             texts = resolve_texts(settings.texts, places.downloads)
-            made = line.smaller(context, model, texts, settings)
+            with _telling_of(work, clock):
+                made = line.smaller(context, model, texts, settings)
             if made is None:
                 return None
             if places.store:
@@ -161,6 +162,19 @@ def _store(settings: LineSettings, places: Places, work: Path, workers: Workers)
     if corrections and not occupied(Path(corrections)) and workers.leads:
         named["compensate"] = Path(corrections)
     yield LocalStore(work, {stage: place for stage, place in named.items() if place})
+
+
+@contextmanager
+def _telling_of(work: Path, clock: Clock) -> Iterator[None]:
+    """An input that does not fit what an earlier run left, as a model that changed since."""
+    try:
+        yield
+    except InvalidInput as error:
+        if clock.whole:
+            raise
+        raise InvalidInput(
+            f"{error}; an earlier run's work was taken up: delete {work} to start again"
+        ) from None
 
 
 def _finished(out: Path, work: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -31,13 +32,14 @@ from bipline.compression.statistics import (
 from bipline.compression.windows import Windows
 from bipline.compression.workers import joined_workers
 from bipline.model.devices import choose_device, torch_dtype
+from bipline.model.memory import available_bytes
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import ComputeSettings, ScoreSettings
 from bipline.storage.directory import atomic_directory
 from bipline.values.resolution import ResolvedModel
 
 TASK_NAME, WINDOWS_NAME, RESULT_NAME = "task.request", "windows.safetensors", "scored"
-ERRORS: dict[int, type[BiplineError]] = {1: Refused, 2: InvalidInput, 3: EnvironmentFailure}
+ERRORS = {kind.exit_code: kind for kind in (Refused, InvalidInput, EnvironmentFailure)}
 
 
 class ScoreTask(BaseModel):
@@ -64,23 +66,44 @@ def scored_by_processes(
 
     Raises what a process raised, and EnvironmentFailure where one is gone.
     """
-    note(f"{compute.processes} processes share the windows; their progress is in the log")
-    task = ScoreTask(
-        model=model, settings=settings, compute=compute, seed=seed, windows_digest=windows.digest
-    )
+    if not (work / RESULT_NAME).is_dir():  # else all was done when this process was killed
+        _run(work, windows, ScoreTask(
+            model=model, settings=settings, compute=_share(compute), seed=seed,
+            windows_digest=windows.digest,
+        ))  # fmt: skip
+    return load_statistics(work / RESULT_NAME)
+
+
+def _share(compute: ComputeSettings) -> ComputeSettings:
+    """What one process may use: its share of the memory."""
+    memory = compute.max_memory or available_bytes()
+    return compute.model_copy(update={"max_memory": memory // compute.processes})
+
+
+def _run(work: Path, windows: Windows, task: ScoreTask) -> None:
+    """Start the processes and wait for them; they end with this one, however it ends."""
+    processes = task.compute.processes
+    note(f"{processes} processes share the windows")
+    for path in work.glob("*.error"):
+        path.unlink()
     (work / TASK_NAME).write_text(task.model_dump_json(), encoding="utf-8")
     save_file({"token_ids": windows.token_ids}, work / WINDOWS_NAME)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python",
-        "--nproc-per-node", str(compute.processes),
+        "--nproc-per-node", str(processes),
         sys.executable, "-m", "bipline.stages.processes", str(work),
     ]  # fmt: skip
     # Each with the threads of this one, because their number may change the last bits.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, env=environment, check=False)  # noqa: S603
-    if done.returncode or not (work / RESULT_NAME).is_dir():
+    # Nothing is sent: the pipe says that this process is there.
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as started:  # noqa: S603
+        try:
+            code = started.wait()
+        except BaseException:
+            started.terminate()
+            raise
+    if code or not (work / RESULT_NAME).is_dir():
         raise _failure(work)
-    return load_statistics(work / RESULT_NAME)
 
 
 def perform(work: Path) -> None:
@@ -104,23 +127,31 @@ def perform(work: Path) -> None:
 
 
 def _failure(work: Path) -> BiplineError:
-    """The first error that a process left, by its exit code."""
-    for path in sorted(work.glob("*.error")):
+    """The error that came first: the others only say that somebody is gone."""
+    for path in sorted(work.glob("*.error"), key=lambda each: each.stat().st_mtime_ns):
         code, _, text = path.read_text(encoding="utf-8").partition(" ")
-        path.unlink()
-        return ERRORS.get(int(code), Refused)(text)
+        return ERRORS[int(code)](text)
     return EnvironmentFailure("a scoring process is gone, perhaps killed for its memory; run again")
 
 
 def main() -> None:
     """A process's start: its error is left as a file, for the stage that waits."""
     work = Path(sys.argv[1])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         perform(work)
-    except BiplineError as error:
-        rank = os.environ.get("RANK", "0")
-        (work / f"{rank}.error").write_text(f"{error.exit_code} {error}", encoding="utf-8")
-        sys.exit(error.exit_code)
+    except (BiplineError, OSError) as error:
+        code = getattr(error, "exit_code", EnvironmentFailure.exit_code)
+        path = work / f"{os.environ.get('RANK', '0')}.error"
+        path.write_text(f"{code} {error}", encoding="utf-8")
+        sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    """Wait until the pipe from the process that started this one breaks."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(EnvironmentFailure.exit_code)
 
 
 if __name__ == "__main__":

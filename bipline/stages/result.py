@@ -43,8 +43,9 @@ class Clock:
         }
 
     def ran(self, stage: str) -> bool:
-        """Whether a stage was run, and not found."""
-        return any(each.stage == stage and not each.reused for each in self.reports)
+        """Whether a stage was run: not found, nor made of the sums of another."""
+        costs = (each.cost for each in self.reports if each.stage == stage)
+        return any(cost is not None and cost.sums_from is None for cost in costs)
 
 
 def prune_summary(

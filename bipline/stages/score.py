@@ -154,9 +154,10 @@ def _from_saved(
     modules = (CORE, *modules_of(settings.criterion, options))
     key = STAGE.key(inputs, _described(settings, options), None, modules)
 
-    def produce(writer: DirectoryWriter, work: Path) -> None:
+    def produce(writer: DirectoryWriter, work: Path) -> str:
         found = core.compute_scores(checkpoint, statistics, settings.criterion, options)
         save_statistics(statistics, found, writer)
+        return scores.criterion
 
     return STAGE.run(context, key, produce)
 

@@ -16,16 +16,20 @@ import pytest
 
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.base.progress import listening
-from bipline.comparison import pool, scoring, tasks
+from bipline.comparison import pool, rows, tasks
+from bipline.comparison.inputs import named
 from bipline.comparison.spread import Spread, ranked, repeated
 from bipline.compression import score
+from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
+from bipline.stages.stage import Context, Stage
 from bipline.storage.directory import locked
 from bipline.storage.manifest import verify_directory
+from bipline.storage.store import Handle
 from bipline.values.combination import Choice
 from bipline.values.comparison import Comparison
 from tests.command import contents, run
-from tests.comparison import SAMPLES, SEQLEN, Bench, figures
+from tests.comparing import SAMPLES, SEQLEN, Bench, figures
 
 
 @pytest.fixture
@@ -62,28 +66,33 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize(("criterion", "options", "rule", "rule_options", "layout"), METHODS)
+@pytest.mark.parametrize(
+    ("criterion", "options", "allocation", "allocation_options", "layout"), METHODS
+)
 def test_a_row_is_what_prune_and_evaluate_give(
     bench: Bench,
     capfd: pytest.CaptureFixture[str],
     criterion: str,
     options: dict[str, str],
-    rule: str,
-    rule_options: dict[str, str],
+    allocation: str,
+    allocation_options: dict[str, str],
     layout: str,
 ) -> None:
-    named = [Choice(name=criterion, options=options), Choice(name=rule, options=rule_options)]
+    named = [
+        Choice(name=criterion, options=options),
+        Choice(name=allocation, options=allocation_options),
+    ]
     compared = bench.compare(
         "out", criteria=named[0].label, allocations=named[1].label, layouts=(layout,), seeds=(3,)
     )
     [row] = compared.rows
     assert row.measured, row.refusal
     folder = bench.folder
-    given = [("--criterion-option", options), ("--allocation-option", rule_options)]
+    given = [("--criterion-option", options), ("--allocation-option", allocation_options)]
     more = [part for flag, held in given for k, v in held.items() for part in (flag, f"{k}={v}")]
     pruned = run(
         capfd, "prune", bench.model, "--out", folder / "pruned", "--ratio", "0.3", "--criterion",
-        criterion, "--allocation", rule, "--layout", layout, "--seed", "3", "--calibration",
+        criterion, "--allocation", allocation, "--layout", layout, "--seed", "3", "--calibration",
         folder / "calibration.txt", "--samples", str(SAMPLES), "--seqlen", str(SEQLEN),
         "--device", "cpu", "--state", folder / "state", "--json", folder / "p.json", *more,
     )  # fmt: skip
@@ -138,9 +147,7 @@ def test_shared_sums_give_the_rows_of_a_pass_of_ones_own(bench: Bench) -> None:
 def test_a_second_run_computes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     axes: dict[str, Any] = {"criteria": "wanda-sp,magnitude", "seeds": (0, 1)}
     first = bench.compare("out", **axes)
-    for module, name in ((scoring, "score_model"), (tasks, "measure")):
-        monkeypatch.setattr(module, name, Mock(side_effect=AssertionError("computed again")))
-    monkeypatch.setattr(tasks.Evaluation, "record", Mock(side_effect=AssertionError("again")))
+    monkeypatch.setattr(Stage, "_produced", Mock(side_effect=AssertionError("computed again")))
     assert bench.compare("out", **axes) == first
 
 
@@ -155,15 +162,15 @@ def test_a_larger_grid_computes_what_is_new_in_it(bench: Bench, passes: list[str
 def test_an_interrupted_run_is_gone_on_from(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     axes: dict[str, Any] = {"criteria": "wanda-sp,llm-bip-glu", "ratios": (0.2, 0.3, 0.4)}
     whole = bench.compare("whole", **axes)
-    measure, calls = tasks.measure, []
+    evaluate, calls = rows.evaluate, []
 
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(arguments[2].label)
+    def interrupted(context: Context, model: Handle, *rest: Any) -> Any:
+        calls.append(model.digest)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return measure(*arguments)
+        return evaluate(context, model, *rest)
 
-    monkeypatch.setattr(tasks, "measure", interrupted)
+    monkeypatch.setattr(rows, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench.compare("out", **axes)
     resumed = bench.compare("out", **axes)
@@ -208,7 +215,7 @@ def test_two_processes_give_the_rows_of_one(bench: Bench, monkeypatch: pytest.Mo
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     axes: dict[str, Any] = {
         "criteria": "wanda-sp,llm-bip-glu,saap", "seeds": (0, 1), "ratios": (0.3, 0.98),
-        "named": ("wanda-sp//obs",),
+        "methods": ("wanda-sp//obs",),
     }  # fmt: skip
     assert figures(bench.compare("one", **axes)) == figures(bench.compare("two", jobs=2, **axes))
 
@@ -250,7 +257,7 @@ def test_kept_models_are_those_that_were_measured(bench: Bench) -> None:
 def test_nothing_half_done_is_left(bench: Bench) -> None:
     bench.compare("out", criteria="wanda-sp,magnitude")
     work = bench.folder / "out" / "work"
-    assert sorted(path.name for path in work.iterdir()) == ["calibrate", "dense", "row", "score"]
+    assert sorted(path.name for path in work.iterdir()) == ["calibrate", "evaluate", "row", "score"]
     assert not [path for path in work.rglob("*") if path.name.endswith((".work", ".partial"))]
 
 
@@ -285,11 +292,11 @@ def test_a_worker_that_is_gone_is_the_environments_fault(bench: Bench) -> None:
         pytest.raises(EnvironmentFailure, match="a worker process is gone"),
         pool.performing(2) as perform,
     ):
-        setting = tasks.Setting(
-            store=str(bench.folder), texts={}, protocol=Protocol(), device="cpu",
-            micro_batch=None, max_memory=None,
-        )  # fmt: skip
-        waiting = perform([tasks.DenseTask(setting=setting, location="", tensor_digest="", key="")])
+        given = bench.inputs().models[bench.model.name]
+        compute, store = ComputeSettings(device="cpu"), str(bench.folder)
+        waiting = perform(
+            [tasks.DenseTask(store=store, compute=compute, given=given, protocol=Protocol())]
+        )
         killer = threading.Thread(target=kill_children)
         killer.start()
         list(waiting)
@@ -329,9 +336,7 @@ def test_progress_counts_rows_and_estimates_the_time(bench: Bench) -> None:
     assert any(note.startswith("row 2 of 2: magnitude, uniform, ratio 0.3") for note in notes)
 
 
-def test_models_called_the_same_are_told_apart(bench: Bench, tmp_path: Path) -> None:
-    from bipline.comparison.inputs import named
-
+def test_models_called_the_same_are_told_apart() -> None:
     assert named("MODEL", ["a/llama", "b/llama", "c/other"]) == {
         "a/llama": "a/llama", "b/llama": "b/llama", "other": "c/other",
     }  # fmt: skip

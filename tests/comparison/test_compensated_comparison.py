@@ -8,21 +8,21 @@ from unittest.mock import Mock
 
 import pytest
 
-from bipline.comparison import inputs, tasks
-from bipline.comparison.grid import combinations, compensation_bytes_of
-from bipline.comparison.inputs import Settings
-from bipline.comparison.keys import Keys
+from bipline.comparison import inputs, rows
+from bipline.comparison.grid import line_of
 from bipline.compression.auto import CHOSEN
+from bipline.compression.compensation.checks import needed_bytes
 from bipline.compression.compensation.engine import _Engine
 from bipline.compression.corrections import open_corrections
 from bipline.model.opening import open_checkpoint
 from bipline.storage.manifest import verify_directory
 from bipline.values.combination import Choice
 from tests.command import run
-from tests.comparison import SAMPLES, SEQLEN, Bench, figures
+from tests.comparing import SAMPLES, SEQLEN, Bench, figures
 from tests.tiny import tiny_model, token_windows
 
 HUGE = 10**12
+PARTS = [part.name for part in (CHOSEN.criterion, CHOSEN.allocation, CHOSEN.compensation) if part]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def corrected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_row_is_what_prune_gives(
     bench: Bench, capfd: pytest.CaptureFixture[str], method: str
 ) -> None:
-    [row] = bench.compare("out", criteria="", named=(method,), seeds=(3,)).rows
+    [row] = bench.compare("out", criteria="", methods=(method,), seeds=(3,)).rows
     assert row.measured and row.measured.compensated, row.refusal
     folder, flags = bench.folder, ("criterion", "allocation", "compensation")
     asked = [Choice.parse(part) for part in method.split("/")]
@@ -79,7 +79,7 @@ def test_a_row_is_what_prune_gives(
     found = open_checkpoint(folder / "pruned")
     assert row.measured.plan_digest == plan.digest
     assert row.measured.tensor_digest == found.tensor_digest
-    assert plan.compensated and row.measured.compensated.forms == plan.compensated.forms()
+    assert plan.compensated and row.measured.compensated.forms == plan.compensated.counts()
     assert row.cost.seconds.keys() == {"score", "allocate", "compensate", "prune", "evaluate"}
 
 
@@ -96,11 +96,11 @@ def test_compensation_says_what_it_did(bench: Bench) -> None:
 
 
 def test_auto_is_the_row_that_it_stands_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = Mock(side_effect=tasks.measure)
-    monkeypatch.setattr(tasks, "measure", measure)
-    named = f"{CHOSEN.criterion}/{CHOSEN.rule}/{CHOSEN.compensation}"
-    auto, explicit = bench.compare("out", criteria="auto", named=(named,), keep=True).rows
-    assert measure.call_count == 1
+    measured = Mock(side_effect=rows.evaluate)
+    monkeypatch.setattr(rows, "evaluate", measured)
+    named = "/".join(PARTS)
+    auto, explicit = bench.compare("out", criteria="auto", methods=(named,), keep=True).rows
+    assert measured.call_count == 1
     assert auto.combination.alias == "auto" and explicit.combination.alias is None
     stands_for = named.replace("/", ", ")
     assert (auto.combination.method, explicit.combination.method) == (
@@ -112,53 +112,56 @@ def test_auto_is_the_row_that_it_stands_for(bench: Bench, monkeypatch: pytest.Mo
 
 def test_auto_brings_what_is_not_named(bench: Bench) -> None:
     def methods(**axes: Any) -> list[str]:
-        return [each.method for each in combinations(bench.grid(**axes))]
+        return [each.method for each in bench.combinations(**axes)]
 
-    criterion, rule, form = CHOSEN.criterion, CHOSEN.rule, CHOSEN.compensation
+    criterion, allocation, compensation = PARTS
     assert methods(criteria="auto,wanda-sp") == [
-        f"auto ({criterion}, {rule}, {form})", "wanda-sp, uniform",
+        f"auto ({criterion}, {allocation}, {compensation})", "wanda-sp, uniform",
     ]  # fmt: skip
     assert methods(criteria="auto,wanda-sp", compensations="none,bias") == [
-        f"auto ({criterion}, {rule})", f"auto ({criterion}, {rule}, bias)",
+        f"auto ({criterion}, {allocation})", f"auto ({criterion}, {allocation}, bias)",
         "wanda-sp, uniform", "wanda-sp, uniform, bias",
     ]  # fmt: skip
     assert methods(criteria="auto", allocations="uniform") == [
-        f"auto ({criterion}, uniform, {form})"
+        f"auto ({criterion}, uniform, {compensation})"
     ]
     named = ("flap/uniform/bias", "block-influence", "auto//obs:ridge=0.1")
-    assert methods(criteria="", named=named) == [
+    assert methods(criteria="", methods=named) == [
         "flap, uniform, bias", "block-influence, depth",
-        f"auto ({criterion}, {rule}, obs:ridge=0.1)",
+        f"auto ({criterion}, {allocation}, obs:ridge=0.1)",
     ]  # fmt: skip
 
 
-def test_every_option_of_a_form_is_part_of_the_key(bench: Bench) -> None:
-    keys, forms = Keys(bench.inputs(), Settings()), "none,bias,obs,obs:ridge=0.1,obs:ridge=0.2"
-    rows = combinations(bench.grid(compensations=forms))
-    assert len({keys.row(row) for row in rows}) == len({keys.statistics(row) for row in rows}) * 5
+def test_every_option_of_a_compensation_is_part_of_the_key(bench: Bench) -> None:
+    compensations = "none,bias,obs,obs:ridge=0.1,obs:ridge=0.2"
+    bench.compare("out", criteria="magnitude", compensations=compensations)
+    work = bench.folder / "out" / "work"
+    assert len(list(work.glob("row/*/value.json"))) == 5
+    assert len(list(work.glob("score/*/manifest.json"))) == 1
 
 
 def test_what_compensation_needs_counts_for_every_process(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = open_checkpoint(bench.model)
-    rows = combinations(bench.grid(compensations="none,bias,obs"))
-    none, bias, obs = (compensation_bytes_of(checkpoint, each, 8, 16) for each in rows)
+    tried = bench.combinations(compensations="none,bias,obs")
+    none, bias, obs = (needed_bytes(checkpoint, line_of(each).compensate, 8, 16) for each in tried)
     assert none == 0 < bias < obs
     # Of so small a model the logits of the texts need more than all of this.
     monkeypatch.setattr(
-        inputs, "compensation_bytes_of", lambda _, each, *_sizes: each.compensates * HUGE
+        inputs, "needed_bytes", lambda _, each, *_sizes: (each.chosen != "none") * HUGE
     )
+    texts = list(bench.inputs().models[bench.model.name].texts.values())
     needs = [
-        inputs.check_windows(bench.inputs(), Settings(), "llama", tried, [token_windows()])
-        for tried in (rows[:1], rows)
+        inputs.check_windows(checkpoint, texts, bench.settings(), some, [token_windows()])
+        for some in (tried[:1], tried)
     ]
     assert needs[0] < HUGE <= needs[1]
 
 
 def test_refusals_of_compensation_are_rows_with_their_reason(bench: Bench) -> None:
-    forms = "obs:held_out=0.9,bias:bias=off,least-squares"
-    few, nothing, measured = bench.compare("out", compensations=forms).rows
+    compensations = "obs:held_out=0.9,bias:bias=off,least-squares"
+    few, nothing, measured = bench.compare("out", compensations=compensations).rows
     assert few.refusal and "at least 45 samples of seqlen 16" in few.refusal
     assert nothing.refusal and "bias=off has nothing to correct" in nothing.refusal
     assert measured.measured
@@ -202,7 +205,7 @@ def test_interrupted_in_a_block_it_goes_on_after_the_last(
 def test_corrections_are_kept_beside_a_kept_model_and_not_else(bench: Bench) -> None:
     bench.compare("out", compensations="obs")
     work = bench.folder / "out" / "work"
-    assert sorted(path.name for path in work.iterdir()) == ["calibrate", "dense", "row", "score"]
+    assert sorted(path.name for path in work.iterdir()) == ["calibrate", "evaluate", "row", "score"]
     assert not list(work.glob("row/*.work"))
     [row] = bench.compare("out", compensations="obs", keep=True).rows
     assert row.directory and row.measured

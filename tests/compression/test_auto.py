@@ -146,5 +146,5 @@ def test_prune_by_default_is_the_explicit_method(
         outputs.append(contents(tmp_path / name))
     assert outputs[0] == outputs[1]
     value = json.loads((tmp_path / "default.json").read_text())
-    assert value["compensation"]["form"] == CHOSEN.compensation.name
+    assert value["compensation"]["name"] == CHOSEN.compensation.name
     assert value["compensation"]["error"] <= value["compensation"]["error_without"]

@@ -121,8 +121,8 @@ def run(arguments: list[str], fatal: int, after: bool, log_path: str) -> None:
 
 def serve() -> None:
     """Answer requests until there are no more."""
-    import bipline.face.prune_job  # noqa: F401
-
+    import bipline.face.api
+    import bipline.stages.beside  # noqa: F401
     from bipline.model.loading import import_libraries
 
     import_libraries()

@@ -114,19 +114,19 @@ def test_unusable_calibration_text(
         ({"ratio": "half"}, ["--ratio", "valid number"]),
         ({"criterion": "best"}, ["'best'", "llm-bip-glu"]),
         ({"dtype": "int8"}, ["int8", "float32"]),
-        ({"ratio_of": "heads"}, ["heads", "blocks or total"]),
+        ({"ratio_of": "heads"}, ["--ratio-of 'heads'", "'blocks' or 'total'"]),
         ({"samples": 0}, ["samples 0"]),
         ({"samples": 10**6}, ["1000000"]),
         ({"ffn_multiple": 1000}, ["ffn_multiple 1000"]),
-        ({"ffn_multiple": 0}, ["ffn_multiple 0"]),
+        ({"ffn_multiple": 0}, ["--ffn-multiple 0", "greater than or equal to 1"]),
         ({"plan": "gone.json", "ratio": None}, ["gone.json"]),
-        ({"shard_size": 0}, ["shard size 0"]),
+        ({"shard_size": 0}, ["--shard-size 0", "greater than or equal to 1"]),
         ({"json": "gone/result.json"}, ["gone/result.json", "folder does not exist"]),
         ({"plan_out": "gone/plan.json"}, ["gone/plan.json", "folder does not exist"]),
         ({"seqlen": 257, "samples": 1}, ["seqlen 257", "max_position_embeddings 256"]),
         ({"no_such_option": 1}, ["no-such-option"]),
         ({"device": "tpu7"}, ["device 'tpu7'", "auto, cpu, cuda"]),
-        ({"micro_batch": 17}, ["micro-batch 17", "between 1 and 16"]),
+        ({"micro_batch": 17}, ["--micro-batch 17", "less than or equal to 16"]),
         ({"max_memory": "much"}, ["'much'", "2.5GB"]),
         ({"max_memory": "1MB"}, ["--max-memory 0.00 GB", "at least", "weights of two blocks"]),
         ({"shard_size": "big"}, ["'big'", "2.5GB"]),
@@ -160,21 +160,21 @@ def test_model_that_changes_after_it_was_scored(
     model = Path(shutil.copytree(llama, tmp_path / "model"))
     with monkeypatch.context() as patched:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patched.setattr("bipline.face.prune_job.prune", Mock(side_effect=full))
+        patched.setattr("bipline.stages.prune.core.write_pruned", Mock(side_effect=full))
         prune(model).assert_one_line(3, "no space left")
     assert (tmp_path / "out.work").is_dir()
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     outcome = prune(model)
-    outcome.assert_one_line(2, "changed since its blocks were scored", "mlp.up_proj.weight differs")
+    outcome.assert_one_line(2, "the plan is for model", "delete", "out.work", "start again")
     assert not (tmp_path / "out").exists()
 
 
 def test_memory_that_runs_out_is_no_fault_of_the_input(
     prune: Prune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bipline.face.prune_job.prune", Mock(side_effect=MemoryError))
+    monkeypatch.setattr("bipline.stages.prune.core.write_pruned", Mock(side_effect=MemoryError))
     prune().assert_one_line(3, "out of memory")
 
 
@@ -182,17 +182,19 @@ def test_a_reused_score_counts_no_forward_pass(
     prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The floor of a stage is of what it did: saved sums need the weights and no products."""
-    monkeypatch.setattr("bipline.face.prune_result.FLOOR_FROM_SECONDS", -1.0)
+    monkeypatch.setattr("bipline.stages.result.FLOOR_FROM_SECONDS", -1.0)
     rates = Rates(read=1e6, write=1e6, compute=1e3)
-    monkeypatch.setattr("bipline.face.prune_result.measure_rates", lambda *_: rates)
+    monkeypatch.setattr("bipline.stages.result.measure_rates", lambda *_: rates)
     floors = []
-    for name in ("first", "second"):
-        options = {"out": tmp_path / name, "json": tmp_path / f"{name}.json"}
-        assert prune(statistics=tmp_path / "statistics", **options).code == 0
-        result = json.loads((tmp_path / f"{name}.json").read_text())
-        floors.append(result["floor_seconds_by_stage"]["score"])
+    for criterion in ("llm-bip-glu", "wanda-sp", "llm-bip-glu"):
+        options = {"out": tmp_path / f"out-{len(floors)}", "json": tmp_path / "result.json"}
+        done = prune(statistics=tmp_path / "statistics", criterion=criterion, **options)
+        assert done.code == 0, done
+        result = json.loads((tmp_path / "result.json").read_text())
+        floors.append(result["floor_seconds_by_stage"].get("score"))
     assert floors[0] > 1
-    assert floors[1] < 1
+    assert floors[1] < 1, "the weights are read"
+    assert floors[2] is None, "scores that lie there are read, and no stage is run"
 
 
 def test_occupied_output_is_left_alone(prune: Prune, tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_statistics_of_another_model(prune: Prune, tmp_path: Path) -> None:
 def test_missing_tokenizer(prune: Prune, llama: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(llama, model, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
-    prune(model).assert_one_line(2, "no tokenizer.json")
+    prune(model).assert_one_line(2, "no tokenizer; one of tokenizer.json")
 
 
 def test_token_id_above_the_vocabulary(prune: Prune, llama: Path, tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ def test_weights_that_are_not_finite(prune: Prune, llama: Path, tmp_path: Path) 
     [
         (["--text", "novel.txt"], ["NAME=FILE"]),
         (["--text", "a=gone.txt"], ["gone.txt"]),
-        (["--text", "a=x.txt", "--text", "a=y.txt"], ["same name"]),
+        (["--text", "a=x.txt", "--text", "a=y.txt"], ["--text", "named 'a'"]),
         (["--speed", "--baseline", "nowhere"], ["nowhere", "no such model directory"]),
         (["--tasks", "piqa"], ["--task-data"]),
         (["--tasks", "piqa", "--task-data", "nowhere"], ["nowhere"]),
@@ -323,7 +325,12 @@ def test_no_command_prints_the_help(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("a: [", ["not YAML"]), ("- a", ["not a mapping"]), ("model: x\n", ["'texts' is required"])],
+    [
+        ("a: [", ["not YAML"]),
+        ("- a", ["not a mapping"]),
+        ("texts: {}\n", ["'model' is required"]),
+        ("model: x\n", ["'calibration' is used but not listed"]),
+    ],
 )
 def test_unreadable_configuration(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, content: str, words: list[str]

@@ -31,7 +31,7 @@ def start(tmp_path: Path, samples: int) -> subprocess.Popen[str]:
 
 def wait_for_a_block(folder: Path, process: subprocess.Popen[str]) -> None:
     """Until the first block is recorded, so that the forward pass is under way."""
-    while not (folder / "out.work" / "score" / "block-0000.json").is_file():
+    while not list(folder.glob("out.work/score/*.work/block-0000.json")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
@@ -48,9 +48,6 @@ def test_stopped_in_the_middle_of_scoring(tmp_path: Path, how: signal.Signals) -
         assert process.returncode == 130
         assert errors.strip() == "error: interrupted; nothing was left half written"
     assert {path.name for path in tmp_path.iterdir()} == {"state", "out.work"}
-    _, errors = (other := start(tmp_path, samples=8)).communicate(timeout=120)
-    assert other.returncode == 2
-    assert "samples was 64, is 8" in errors
     screen, errors = (again := start(tmp_path, samples=64)).communicate(timeout=120)
     assert again.returncode == 0, errors
     assert re.search(r"going on after block \d of 8", screen)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.comparison import Bench, figures
+from tests.comparing import Bench, figures
 from tests.faults.test_killed_prune import Runs
 from tests.tiny import tiny_model
 

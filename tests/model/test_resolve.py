@@ -9,13 +9,27 @@ from typing import Any
 import pytest
 
 from bipline.base.errors import InvalidInput
-from bipline.model.resolve import resolve, resolve_model, resolve_task, resolve_text
+from bipline.model.resolve import resolve_model, resolve_task, resolve_text
+from bipline.settings.compress import CompressSettings, EvaluateSettings
+from bipline.settings.line import CalibrateSettings
+from bipline.stages import resolve as stage
 from bipline.values.resolution import (
+    Resolution,
     read_resolution,
 )
 from tests.model.refusals import refusal
 
 SPECIAL_FILES = {"tokenizer.json", "model.safetensors", "config.json", "chat_template.jinja"}
+
+
+def resolve(
+    model: str, texts: dict[str, str], tasks: dict[str, str], downloads: Path
+) -> Resolution:
+    settings = CompressSettings(
+        model=model, texts=texts, tasks=tasks, calibrate=CalibrateSettings(texts={}),
+        evaluate=EvaluateSettings(texts=()),
+    )  # fmt: skip
+    return stage.resolve(settings, downloads)
 
 
 def test_a_moved_directory_keeps_the_digest(model: Path, tmp_path: Path) -> None:
@@ -86,11 +100,11 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     assert "absent" in line
 
 
-@pytest.mark.parametrize("source", ["s3://bucket/model", "models:/name@champion"])
-def test_places_not_served_yet_say_what_to_give(source: str, tmp_path: Path) -> None:
+def test_places_that_are_not_served_say_what_to_give(tmp_path: Path) -> None:
+    source = "gs://bucket/model"
     line = refusal(InvalidInput, resolve_model, source, tmp_path)
-    expected = "not served by this version; give a directory or hf:org/name@revision"
-    assert line == f"{source}: {expected}"
+    expected = "not served by this version; give a directory, hf:org/name@revision or "
+    assert line == f"{source}: {expected}s3://bucket/prefix"
 
 
 @pytest.mark.parametrize("source", ["hf:", "hf:a/b/c", "hf:../up", "hf:acme/tiny@", "hf:a/b?x=1"])

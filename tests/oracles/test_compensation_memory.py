@@ -22,11 +22,11 @@ from bipline.compression.compensation import (
     triangles,
 )
 from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
-from bipline.compression.compensation.fitting import VERSIONS_TOGETHER, Trials
 from bipline.compression.compensation.memory import compensation_bytes
 from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.trials import VERSIONS_TOGETHER, Trials
 from bipline.compression.compensation.triangles import Triangles, lower_rows, lower_subtract
 from bipline.model.shapes import ModelShape
 from bipline.values.compensation import COMPENSATIONS, Compensation

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from bipline.base.errors import InvalidInput
-from bipline.settings.sweep import SweepConfig
+from bipline.settings.sweep import SweepSettings
 from bipline.values.comparison import SweepSummary
 from tests.command import run as command
-from tests.comparison import Bench, figures
+from tests.comparing import Bench, figures
 from tests.pipeline.conftest import Run
 
 Sweep = Callable[..., SweepSummary]
@@ -30,7 +30,7 @@ def bench(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench.of(llama, tmp_path_factory.mktemp("sweep"))
 
 
-def configuration(bench: Bench, **sections: Any) -> SweepConfig:
+def configuration(bench: Bench, **sections: Any) -> SweepSettings:
     values: dict[str, Any] = {
         "model": str(bench.model),
         "texts": {"calibration": str(bench.folder / "calibration.txt"), **bench.texts},
@@ -38,17 +38,17 @@ def configuration(bench: Bench, **sections: Any) -> SweepConfig:
         "grid": GRID,
         "calibrate": {"samples": 16, "seqlen": 16},
         "compute": {"device": "cpu"},
-        "evaluate": {"texts": ("one", "two"), "protocol": {"seqlen": 16}, "device": "cpu"},
+        "evaluate": {"texts": ("one", "two"), "protocol": {"seqlen": 16}},
         "select": {"minimise": "perplexity.one", "at_most": {"parameters_ratio": 0.9}},
     }
-    return SweepConfig.model_validate({**values, **sections})
+    return SweepSettings.model_validate({**values, **sections})
 
 
 @pytest.fixture(scope="module")
 def sweep(bench: Bench, folder: Path, run: Run) -> Iterator[Sweep]:
     """Run a sweep in a state of its own; afterwards the process is back in the other tests'."""
     from pipelines.local_stack import isolate
-    from pipelines.run_sweep import run_sweep
+    from pipelines.run import run_sweep
 
     yield lambda **sections: run_sweep(configuration(bench, **sections))
     isolate(folder / "state")

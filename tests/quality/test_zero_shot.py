@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,36 @@ def test_winogrande_rows_are_scored_by_the_shared_ending(reference: Path, tmp_pa
     result = zero_shot(model, tokenizer, {"w": tmp_path / "w.jsonl"}, batch_size=2)["w"]
     assert result.acc == 0.5, "the same question with both answers: one of them is right"
     assert result.acc_norm is None
+
+
+UNCHANGED = """
+import os, sys
+from pathlib import Path
+import torch
+from bipline.model.loading import load_model
+from bipline.model.tokenizer import load_tokenizer
+before = dict(os.environ)
+model, tokenizer = load_model(Path(sys.argv[1]), torch.float32), load_tokenizer(Path(sys.argv[1]))
+from bipline.quality.zero_shot import zero_shot
+zero_shot(model, tokenizer, {"cloze": Path(sys.argv[2])}, batch_size=8)
+import datasets
+assert Path(datasets.config.HF_DATASETS_CACHE) == Path(os.environ["HF_HOME"]) / "datasets"
+assert datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, "restored"
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+assert not Path(os.environ["HF_HOME"]).exists(), "the user's cache was written to"
+"""
+
+
+def test_the_process_of_the_caller_is_left_as_it_was(
+    reference: Path, few_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment, and datasets' own settings and cache."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE", "HF_UPDATE_DOWNLOAD_COUNTS"):
+        monkeypatch.delenv(name, raising=False)
+    command = [sys.executable, "-c", UNCHANGED, str(reference), str(few_rows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_rows_of_another_form_are_refused(reference: Path, tmp_path: Path) -> None:

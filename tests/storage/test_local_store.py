@@ -39,6 +39,7 @@ def test_another_key_finds_nothing_and_is_refused(tmp_path: Path) -> None:
     store = store_with_output(tmp_path)
     handle = write(store)
     assert store.find("stage", OTHER_KEY) is None
+    assert store.find("stage", KEY[:32] + OTHER_KEY[32:]) is None
     store.discard("stage", OTHER_KEY)
     with pytest.raises(InvalidInput, match="not empty"), store.write("stage", OTHER_KEY, "test"):
         pass

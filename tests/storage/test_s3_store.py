@@ -242,7 +242,7 @@ def test_a_server_that_is_down(place: Case, server: Server) -> None:
 def test_what_an_answer_means(code: str, error: type[Exception], words: str) -> None:
     answer = {"Error": {"Code": code, "Message": "told"}}
     with pytest.raises(error, match=f"^s3://a/b: .*{words}"), failures("s3://a/b"):
-        raise ClientError(answer, "PutObject")  # type: ignore[arg-type]
+        raise ClientError(answer, "PutObject")
 
 
 def test_a_bucket_that_is_not_there(server: Server, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 from bipline.base.errors import InvalidInput
 from bipline.storage.s3_client import S3Place
 from bipline.storage.s3_lease import Lease
+from bipline.storage.s3_store import S3Store
 from bipline.storage.s3_work import Mirror
-from tests.storage.server import Server
-from tests.storage.stores import KEY, LEASE_SECONDS, Case, wait_until
+from tests.storage.server import ATTEMPTS, Server
+from tests.storage.stores import KEY, LEASE_SECONDS, MIRROR_SECONDS, Case, wait_until
 from tests.storage.test_store_work import record
 
 LOCK = "stage.lock"
@@ -153,12 +154,13 @@ def test_work_goes_on_while_s3_is_down(
 ) -> None:
     notes: list[str] = []
     monkeypatch.setattr("bipline.storage.s3_work.note", notes.append)
-    with pytest.raises(KeyboardInterrupt), place.open().work("stage", KEY) as work:
+    store = S3Store(place.place, place.folder / "first", 60, MIRROR_SECONDS)
+    with pytest.raises(KeyboardInterrupt), store.work("stage", KEY) as work:
         server.down = True
         record(work, 0)
         wait_until(lambda: bool(notes))
         server.asked.clear()
-        wait_until(lambda: len(server.asked) > 4)
+        wait_until(lambda: len(server.asked) > 2 * ATTEMPTS)
         server.down = False
         record(work, 1)
         wait_until(lambda: "block-1.json" in mirrored(place))
@@ -253,7 +255,7 @@ def test_whoever_lost_the_lease_spoils_nothing(place: Case, server: Server) -> N
         wait_until(lambda: "block-0.json" in mirrored(place))
         lock = S3Place(f"{place.place}/work/stage")
         lock.put(f"{KEY[:32]}.lock", b"theirs", None, Metadata={"holder": "x", "seconds": "60"})
-        time.sleep(LEASE_SECONDS)
+        time.sleep(2 * LEASE_SECONDS)
         record(work, 1)
         time.sleep(0.2)
     assert mirrored(place) == {".bipline-work", "block-0.bin", "block-0.json"}

@@ -9,8 +9,6 @@ the other ridges with the best share.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 
 from bipline.compression.compensation.candidates import (
     Candidate,
@@ -22,46 +20,8 @@ from bipline.compression.compensation.closed_forms import LeastSquares, bias_cor
 from bipline.compression.compensation.moments import Moments
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.trials import Errors, Trials
 from bipline.values.compensation import COMPENSATIONS, Compensation, SublayerRecord
-
-# Versions that are measured in one pass over the held-out windows: their inputs are computed anew
-# for every pass, and all of them are in memory.
-VERSIONS_TOGETHER = 4
-
-Errors = Callable[[Sequence[Candidate]], list[float]]
-
-
-class Trials:
-    """Measures versions of a matrix; only the best of all is kept.
-
-    ``by_compensation`` has the best error of each.
-    """
-
-    def __init__(self, errors: Errors, plain: Candidate) -> None:
-        self._errors = errors
-        [self.least] = errors([plain])
-        self.chosen = plain
-        self.by_compensation: dict[str, float] = {plain.compensation: self.least}
-        self._betas: dict[str, float | None] = {}
-
-    def measure(self, versions: Iterable[Candidate]) -> None:
-        """Measure versions, a few together; of equal ones the first stays."""
-        coming = iter(versions)
-        while few := list(islice(coming, VERSIONS_TOGETHER)):
-            for version, error in zip(few, self._errors(few), strict=True):
-                if error < self.by_compensation.get(version.compensation, math.inf):
-                    self.by_compensation[version.compensation] = error
-                    self._betas[version.compensation] = version.beta
-                if error < self.least:
-                    self.chosen, self.least = version, error
-            few.clear()
-            del version
-
-    def betas(
-        self, compensation: Compensation, options: CompensationOptions
-    ) -> tuple[float | None, ...]:
-        """The shares of the drift still to be tried: the best one, once all were measured."""
-        return (self._betas[compensation],) if compensation in self._betas else options.betas
 
 
 def fitted(

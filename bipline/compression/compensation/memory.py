@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bipline.compression.compensation.fitting import VERSIONS_TOGETHER
 from bipline.compression.compensation.moments import moments_bytes
 from bipline.compression.compensation.obs import obs_bytes
 from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.trials import VERSIONS_TOGETHER
 from bipline.compression.compensation.triangles import DOUBLE, TILE_COLUMNS, triangles_bytes
 from bipline.model.shapes import ModelShape
 from bipline.values.compensation import Compensation

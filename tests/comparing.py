@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bipline.comparison.engine import compare
-from bipline.comparison.grid import Common, Grid, choices
-from bipline.comparison.inputs import Inputs, Settings, named, resolve_inputs
-from bipline.comparison.methods import methods
+from bipline.comparison.grid import combinations
+from bipline.comparison.inputs import Inputs, named, resolve_inputs
 from bipline.face.options import several
-from bipline.settings.protocol import Protocol
+from bipline.settings.sweep import ComparisonSettings
+from bipline.values.combination import Combination
 from bipline.values.comparison import Comparison
 from tests.compression.test_calibrate import prose
 
@@ -41,33 +41,29 @@ class Bench:
         models = named("MODEL", [str(self.model)])
         return resolve_inputs(models, calibrations, self.texts, self.folder / "downloads")
 
-    def grid(
+    def settings(
         self,
         criteria: str = "wanda-sp",
         allocations: str = "",
         compensations: str = "",
-        named: tuple[str, ...] = (),
         **axes: Any,
-    ) -> Grid:
-        usual: dict[str, Any] = {
-            "layouts": ("uniform",), "ratios": (0.3,), "seeds": (0,), "common": Common(),
+    ) -> ComparisonSettings:
+        grid = {
+            "criteria": several(criteria), "allocations": several(allocations),
+            "compensations": several(compensations), "ratios": (0.3,), **axes,
         }  # fmt: skip
-        return Grid(
-            models=(self.model.name,),
-            calibrations=("calibration",),
-            criteria=choices(several(criteria)),
-            allocations=choices(several(allocations)),
-            compensations=choices(several(compensations)),
-            methods=methods(named),
-            **{**usual, **axes},
-        )
+        return ComparisonSettings.model_validate({
+            "grid": grid,
+            "calibrate": {"samples": SAMPLES, "seqlen": SEQLEN},
+            "compute": {"device": "cpu"},
+            "evaluate": {"protocol": {"seqlen": SEQLEN}},
+        })  # fmt: skip
 
-    def compare(
-        self, out: str, jobs: int = 1, keep: bool = False, criteria: str = "wanda-sp", **axes: Any
-    ) -> Comparison:
-        settings = Settings(SAMPLES, SEQLEN, Protocol(seqlen=SEQLEN), "cpu")
-        grid = self.grid(criteria, **axes)
-        return compare(grid, self.inputs(), settings, self.folder / out, jobs, keep)
+    def combinations(self, **axes: Any) -> list[Combination]:
+        return combinations(self.settings(**axes), [self.model.name], ["calibration"])
+
+    def compare(self, out: str, jobs: int = 1, keep: bool = False, **axes: Any) -> Comparison:
+        return compare(self.settings(**axes), self.inputs(), self.folder / out, jobs, keep)
 
     def arguments(self, out: str, **changed: object) -> list[str]:
         """The same as a command line; a list is an option that is repeated."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import silently
-from bipline.comparison.grid import line_of, runs_windows
+from bipline.comparison.grid import line_of, refusal_of, runs_windows
 from bipline.compression.allocation import allocation_module
 from bipline.compression.corrections import KIND as CORRECTIONS
 from bipline.settings.protocol import Protocol
@@ -98,6 +98,11 @@ def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> O
 
     A refusal is not stored: it costs little to find again, and it may have been the memory's.
     """
+    sizes = row.calibration.info["samples"], row.calibration.info["seqlen"]
+    checkpoint = context.opened(row.given.model)
+    # The first reason there is, whether or not it was looked for before scoring.
+    if early := refusal_of(checkpoint, row.combination, sizes, context.compute.max_memory):
+        return Outcome(refusal=early)
     if row.statistics.kind == REFUSAL:
         return Outcome(refusal=str(row.statistics.info["reason"]))
     scored = Cost.model_validate(context.store.read_cost("score", row.statistics.key) or {})

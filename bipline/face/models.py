@@ -61,7 +61,7 @@ def prune(
     with working(log := log_file(state, "prune")) as console:
         result = api.prune(
             model, out, calibration=calibration, seed=seed, work=work, store=store,
-            plan_out=plan_out, state=state, **settings,
+            plan_out=plan_out, floor=verbose or json_file is not None, state=state, **settings,
         )  # fmt: skip
         if result is None:  # a worker of torchrun; the first one tells
             return

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import bipline
 from bipline.base.errors import InvalidInput
@@ -26,26 +28,30 @@ from bipline.storage.work import MARKER_NAME, work_directory
 from bipline.values.summary import PruneSummary
 from tests.command import contents
 from tests.pipeline.conftest import write_text
+from tests.tiny import tiny_model
 
 GIVEN: dict[str, Any] = {
     "criterion": "llm-bip-glu", "ratio": 0.3, "samples": 8, "seqlen": 16, "shard_size": 30_000,
 }  # fmt: skip
-REPORTS = ("calibrate", "score", "allocate", "prune")
+STAGES = ("calibrate", "score", "allocate", "prune")
+
+
+Range = tuple[int, int]
 
 
 @contextmanager
-def counting(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[list[int]]:
-    """The lengths of all ranges that are read of the weights in ``folder``."""
-    read, lengths = LocalFile.read_into, list[int]()
+def counting(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[list[Range]]:
+    """Offsets and lengths of all ranges that are read of the weights in ``folder``."""
+    read, ranges = LocalFile.read_into, list[Range]()
 
     def reading(file: LocalFile, buffer: memoryview, offset: int) -> None:
         read(file, buffer, offset)
         if file._path.parent == folder and file.name.endswith(".safetensors"):
-            lengths.append(len(buffer))
+            ranges.append((offset, len(buffer)))
 
     with patch.context() as inner:
         inner.setattr(LocalFile, "read_into", reading)
-        yield lengths
+        yield ranges
 
 
 def kept_bytes(source: Path, out: Path) -> int:
@@ -59,34 +65,39 @@ def kept_bytes(source: Path, out: Path) -> int:
 
 @pytest.mark.parametrize("source", [resolve_model, glance], ids=["resolved", "glanced"])
 def test_one_checkpoint_serves_all_stages(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any
 ) -> None:
-    """After scoring, pruning hashes nothing again and reads the rows that stay alone."""
-    given = line_settings(llama, write_text(tmp_path / "a.txt", 1), GIVEN)
+    """Scoring reads a block once; pruning hashes nothing again and reads what stays alone."""
+    folder = tiny_model(tmp_path / "model", "llama-gqa", dtype=torch.float32)
+    given = line_settings(folder, write_text(tmp_path / "a.txt", 1), GIVEN)
     settings, _ = settled_settings(given)
     context = Context(open_store(tmp_path / "store"), settings.compute)
-    model = source(str(llama), tmp_path)
+    model = source(str(folder), tmp_path)
     texts = resolve_texts(settings.texts, tmp_path)
-    write, counts = prune.prune, list[list[int]]()
+    write, pruning = prune.prune, list[Range]()
 
     def watched(*arguments: Any) -> Any:
         known = dict(context.opened(model).digests.known)
         assert set(known) == set(context.opened(model).tensors)
-        with counting(monkeypatch, llama) as lengths:
+        with counting(monkeypatch, folder) as ranges:
             handle = write(*arguments)
-        counts.append(lengths)
+        pruning.extend(ranges)
         assert context.opened(model).digests.known == known
         return handle
 
     monkeypatch.setattr(prune, "prune", watched)
-    with counting(monkeypatch, llama) as whole:
+    with counting(monkeypatch, folder) as ranges:
         made = line.smaller(context, model, texts, settings)
     assert made is not None and len(context.checkpoints) == 1
-    kept = kept_bytes(llama, Path(made.model.location))
-    assert [sum(lengths) for lengths in counts] == [kept]
-    size = sum(stored.num_bytes for stored in open_checkpoint(llama).tensors.values())
-    assert kept < size
-    assert size <= sum(whole), "what was not read was not hashed"
+    checkpoint = context.opened(model)
+    kept = kept_bytes(folder, Path(made.model.location))
+    assert sum(length for _, length in pruning) == kept
+    assert kept < sum(stored.num_bytes for stored in checkpoint.tensors.values())
+    reads, again = Counter(ranges), Counter(pruning)
+    for index in range(checkpoint.shape.num_hidden_layers):
+        for name in checkpoint.block_names(index).values():
+            whole = checkpoint.tensors[name].offset, checkpoint.tensors[name].num_bytes
+            assert reads[whole] - again[whole] == 1, name
 
 
 class Runs:
@@ -139,7 +150,7 @@ def test_a_copy_of_the_model_elsewhere_finds_every_stage(
     copied = shutil.copytree(llama, tmp_path / "elsewhere" / "copy")
     again = runs.prune(copied, "again")
     assert runs.passes == 1
-    assert (again.digest, set(again.seconds.stage)) == (first.digest, set(REPORTS))
+    assert (again.digest, set(again.seconds.stage)) == (first.digest, set(STAGES))
     assert set(again.seconds.stage.values()) == {0.0}, "found, all of them"
     assert contents(runs.store) == before
 

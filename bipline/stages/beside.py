@@ -34,8 +34,8 @@ from bipline.storage.directory import (
     write_text,
 )
 from bipline.storage.local_store import LocalStore
-from bipline.storage.manifest import read_manifest
-from bipline.storage.store import Store, open_store
+from bipline.storage.manifest import MANIFEST_NAME, read_manifest
+from bipline.storage.store import Handle, Store, open_store
 from bipline.storage.work import has_progress, work_directory
 from bipline.values.summary import PruneSummary
 
@@ -66,8 +66,13 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
     None for a worker that only helps. Raises InvalidInput before any work is done where the
     request can be seen to fail.
     """
+<<<<<<< .merge_file_gvIzki
     device = choose_device(settings.compute.device)
     if not _finished(places.out, places.work_of(Workers())):
+=======
+    note(f"device {choose_device(settings.compute.device)}, dtype {settings.compute.dtype}")
+    if not _finished(places):
+>>>>>>> .merge_file_dBxsCN
         refuse_occupied(places.out)
     settings = _checked(settings, places)
     note(f"device {device}, dtype {settings.compute.dtype}")
@@ -90,7 +95,7 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
                 made = line.smaller(context, model, texts, settings)
             if made is None:
                 return None
-            if places.store:
+            if places.store and not _holds(places.out, made.model):
                 copy_directory(store.open(made.model), places.out)
         if places.plan_out:
             write_text(places.plan_out, made.plan.to_json())
@@ -184,6 +189,16 @@ def _telling_of(work: Path, clock: Clock) -> Iterator[None]:
         ) from None
 
 
-def _finished(out: Path, work: Path) -> bool:
-    """Whether a killed run had finished ``out``: then its receipt lies in the work directory."""
-    return any((work / "prune").glob("*.journal.json")) and (out / "manifest.json").is_file()
+def _finished(places: Places) -> bool:
+    """Whether a killed run had finished ``out``: then what it worked in is still there.
+
+    That is the receipt in the work directory, or with a Store of the user's the directory itself.
+    """
+    work = places.work_of(Workers())
+    killed = work.is_dir() if places.store else any((work / "prune").glob("*.journal.json"))
+    return killed and (places.out / MANIFEST_NAME).is_file()
+
+
+def _holds(out: Path, model: Handle) -> bool:
+    """Whether a killed run had copied this model already."""
+    return (out / MANIFEST_NAME).is_file() and read_manifest(out).digest == model.digest

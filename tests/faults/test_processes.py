@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,19 +72,27 @@ def test_an_error_of_a_process_is_the_commands_own(llama: Path, tmp_path: Path) 
     assert not list(tmp_path.glob("*out*"))
 
 
+def wait_for(happened: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    """Look again and again, for machines that have other things to do."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_processes_end_with_a_killed_parent(llama: Path, tmp_path: Path) -> None:
     run = start(llama, tmp_path, 2)
-    deadline = time.monotonic() + 100
-    while len(performing(tmp_path)) < 3:  # torchrun and two of its own
+
+    def started() -> bool:
         assert run.poll() is None, run.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return len(performing(tmp_path)) >= 3  # torchrun and two of its own
+
+    wait_for(started, 300, "the processes never began")
     run.send_signal(signal.SIGKILL)
     run.wait(timeout=10)
-    while performing(tmp_path):
-        assert time.monotonic() < deadline, "processes were left behind"
-        time.sleep(0.1)
-    _, errors = (again := start(llama, tmp_path, 2)).communicate(timeout=200)
+    wait_for(lambda: not performing(tmp_path), 200, "processes were left behind")
+    _, errors = (again := start(llama, tmp_path, 2)).communicate(timeout=400)
     assert again.returncode == 0, errors
     assert not list(tmp_path.glob("*.work"))

@@ -191,7 +191,7 @@ def test_nothing_qualified_is_a_refusal(
     path.write_text(json.dumps(config))
     outcome = command(capfd, "sweep", path)
     assert outcome.code == 0, outcome
-    assert "perplexity.one" in outcome.output and "cached" in outcome.output
+    assert "ratio 0.3: perplexity, one" in outcome.output and "cached" in outcome.output
 
 
 def test_error_of_a_step_reaches_the_caller(first: SweepSummary, sweep: Sweep) -> None:

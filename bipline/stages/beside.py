@@ -66,13 +66,8 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
     None for a worker that only helps. Raises InvalidInput before any work is done where the
     request can be seen to fail.
     """
-<<<<<<< .merge_file_gvIzki
     device = choose_device(settings.compute.device)
-    if not _finished(places.out, places.work_of(Workers())):
-=======
-    note(f"device {choose_device(settings.compute.device)}, dtype {settings.compute.dtype}")
     if not _finished(places):
->>>>>>> .merge_file_dBxsCN
         refuse_occupied(places.out)
     settings = _checked(settings, places)
     note(f"device {device}, dtype {settings.compute.dtype}")

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bipline.base.errors import BiplineError, EnvironmentFailure
+from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
 from bipline.compression.auto import settled_settings
 from bipline.delivery.registries.mlflow import prepare_tracking
@@ -69,6 +69,10 @@ def run_sweep(settings: SweepSettings, reuse: bool = True) -> SweepSummary:
 def local_stack(place: Path, experiment: str) -> Iterator[None]:
     """The isolated stack of a state folder, held by this process for the length of the block."""
     state = place.absolute()
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"{state}: no folder for a run's state: {error.strerror}") from None
     with (
         isolated(state),
         database_failures(state),

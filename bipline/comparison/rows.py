@@ -16,13 +16,17 @@ from pydantic import BaseModel, ConfigDict
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import silently
-from bipline.comparison.grid import line_of, runs_windows
+from bipline.comparison.grid import line_of, refusal_of, runs_windows
 from bipline.compression.allocation import allocation_module
 from bipline.compression.corrections import KIND as CORRECTIONS
 from bipline.settings.protocol import Protocol
+from bipline.stages.allocate import STAGE as ALLOCATE
 from bipline.stages.allocate import allocate
+from bipline.stages.compensate import STAGE as COMPENSATE
 from bipline.stages.compensate import compensate
+from bipline.stages.evaluate import STAGE as EVALUATE
 from bipline.stages.evaluate import evaluate
+from bipline.stages.prune import STAGE as PRUNE
 from bipline.stages.prune import prune
 from bipline.stages.score import score
 from bipline.stages.stage import Context, Stage, StageReport
@@ -37,8 +41,9 @@ from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 
 REFUSAL = "refusal"
-CORE = "bipline.comparison.rows"
-STAGE = Stage("row", "outcome", (CORE,))
+# The code of the stages that a row goes through, and of what is told of it.
+CORES = ("bipline.compression.allocate", *COMPENSATE.modules, *PRUNE.modules, *EVALUATE.modules)
+STAGE = Stage("row", "outcome", (*CORES, "bipline.values.comparison", *ALLOCATE.modules))
 
 
 class RowInputs(BaseModel):
@@ -67,7 +72,7 @@ class RowInputs(BaseModel):
         }
         protocol = self.protocol.model_dump(mode="json")
         settings = {**self.combination.settings(), "protocol": protocol}
-        modules = (CORE, allocation_module(self.combination.allocation.name))
+        modules = (*CORES, allocation_module(self.combination.allocation.name))
         return STAGE.key(inputs, settings, context.computing, modules)
 
 
@@ -98,6 +103,11 @@ def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> O
 
     A refusal is not stored: it costs little to find again, and it may have been the memory's.
     """
+    sizes = row.calibration.info["samples"], row.calibration.info["seqlen"]
+    checkpoint = context.opened(row.given.model)
+    # The first reason there is, whether or not it was looked for before scoring.
+    if early := refusal_of(checkpoint, row.combination, sizes, context.compute.max_memory):
+        return Outcome(refusal=early)
     if row.statistics.kind == REFUSAL:
         return Outcome(refusal=str(row.statistics.info["reason"]))
     scored = Cost.model_validate(context.store.read_cost("score", row.statistics.key) or {})

@@ -24,9 +24,9 @@ def compensation_lines(plan: PruningPlan) -> list[str]:
     order = "in order, towards the dense model" if record.options["sequential"] else "each alone"
     return [
         f"compensation `{plan.compensation}`, blocks {order}: {IDEAS[plan.compensation]}",
-        f"matrices took {counts_text(record.counts())}; error of all blocks on held-out "
-        f"windows {record.error_without:.4f} without and {record.error:.4f} with it "
-        f"({_tokens(record)})",
+        f"matrices took {counts_text(record.counts())}; "
+        "error of all blocks on held-out calibration windows "
+        f"{record.error_without:.4f} without and {record.error:.4f} with it ({_tokens(record)})",
     ]
 
 

@@ -38,6 +38,7 @@ def prune(
     work: Place | None = None,
     store: str | None = None,
     plan_out: Place | None = None,
+    floor: bool = False,
     state: Place = STATE,
     **settings: Any,
 ) -> PruneSummary | None:
@@ -52,6 +53,7 @@ def prune(
 
     places = Places(
         Path(out), Path(work) if work else None, store, Path(plan_out) if plan_out else None,
+        floor,
         Path(state) / "downloads",
     )  # fmt: skip
     return prune_to(line_settings(model, calibration, settings), places)

@@ -61,7 +61,7 @@ def prune(
     with working(log := log_file(state, "prune")) as console:
         result = api.prune(
             model, out, calibration=calibration, seed=seed, work=work, store=store,
-            plan_out=plan_out, state=state, **settings,
+            plan_out=plan_out, floor=verbose or json_file is not None, state=state, **settings,
         )  # fmt: skip
         if result is None:  # a worker of torchrun; the first one tells
             return
@@ -70,7 +70,7 @@ def prune(
 
 
 @with_settings(
-    {"Protocol": (Protocol,), MACHINE: (ComputeSettings,)},
+    {WHAT: (), "Protocol": (Protocol,), MACHINE: (ComputeSettings,)},
     leave_out=("micro_batch", "processes"),
 )
 def evaluate(
@@ -113,7 +113,7 @@ def compare(
         list[str],
         typer.Argument(help="models, as `bipline prune` takes them", show_default=False),
     ],
-    out: Annotated[Path, option("folder for results, and for what a later run goes on from")],
+    out: Annotated[Path, option("folder for results, and for what a later run goes on from", WHAT)],
     calibration: Annotated[
         list[str] | None, option("text: FILE or hf:NAME; may be repeated", options.CALIBRATION)
     ] = None,

@@ -73,6 +73,8 @@ def with_settings(
         # Of two classes with a field of one name the first has the flag.
         of_name = {name: (field, panel) for name, field, panel in reversed(fields)}
         flags = [_flag(name, *place) for name, place in reversed(of_name.items())]
+        # What says how much comes first.
+        flags.sort(key=lambda each: each.name != "ratio")
         needed = [each for each in own if each.default is each.empty]
         parameters = [*needed, *flags, *(each for each in own if each not in needed)]
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -47,7 +47,7 @@ def compress(
     dry_run: options.DryRun = False,
     json_file: options.JsonFile = None,
 ) -> None:
-    """Run the compress pipeline: resolve, calibrate, score, allocate, prune, ..., promote."""
+    """Run the compress pipeline: from a model and its texts to a registered package."""
     from bipline.settings.compress import CompressSettings
     from bipline.settings.loading import load
     from bipline.stages.line import check

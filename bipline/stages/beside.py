@@ -42,12 +42,16 @@ from bipline.values.summary import PruneSummary
 
 @dataclass(frozen=True)
 class Places:
-    """Where things go: ``work`` is OUT.work and ``store`` the work directory, unless named."""
+    """Where things go: ``work`` is OUT.work and ``store`` the work directory, unless named.
+
+    With ``floor`` the machine's rates are measured at the end, for long stages.
+    """
 
     out: Path
     work: Path | None = None
     store: str | None = None
     plan_out: Path | None = None
+    floor: bool = False
     downloads: Path = Path(".bipline/downloads")
 
     def work_of(self, workers: Workers) -> Path:
@@ -62,10 +66,16 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
     None for a worker that only helps. Raises InvalidInput before any work is done where the
     request can be seen to fail.
     """
+<<<<<<< .merge_file_gvIzki
+    device = choose_device(settings.compute.device)
+    if not _finished(places.out, places.work_of(Workers())):
+=======
     note(f"device {choose_device(settings.compute.device)}, dtype {settings.compute.dtype}")
     if not _finished(places):
+>>>>>>> .merge_file_dBxsCN
         refuse_occupied(places.out)
     settings = _checked(settings, places)
+    note(f"device {device}, dtype {settings.compute.dtype}")
     import_libraries()
     with (
         watching_memory() as peak,
@@ -91,6 +101,7 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
             write_text(places.plan_out, made.plan.to_json())
     checkpoint = context.opened(model)
     manifest = read_manifest(places.out)
+    clock.whole = clock.whole and places.floor
     return prune_summary(settings, checkpoint, made.plan, places.out, manifest, clock, peak)
 
 
@@ -102,7 +113,8 @@ def _checked(settings: LineSettings, places: Places) -> LineSettings:
     checkpoint = line.known_checkpoint(settings.model)
     line.check(settings)
     if line.runs_windows(settings) and not settings.texts:
-        raise InvalidInput(f"{_who_runs_windows(settings)} needs --calibration FILE or hf:NAME")
+        who = "criterion auto" if reason else _who_runs_windows(settings)
+        raise InvalidInput(f"{who} needs --calibration FILE or hf:NAME")
     if reason:
         note(reason)
     if checkpoint is not None:

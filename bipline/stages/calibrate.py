@@ -11,6 +11,7 @@ from bipline.compression import calibrate as core
 from bipline.compression.compensation.checks import least_samples_of
 from bipline.compression.computing import Computing
 from bipline.compression.windows import Windows
+from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
 from bipline.settings.compress import CompressSettings
@@ -88,7 +89,10 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     core.check_overlap([places[name] for name in chosen], evaluation_texts(settings, places))
     samples = samples_of(checkpoint, settings.calibrate, settings.compensate)
     mix = [(places[name], share) for name, share in chosen.items()]
-    core.calibrate(checkpoint.folder, mix, samples, settings.calibrate.seqlen, settings.seed)
+    drawn = core.calibrate(
+        checkpoint.folder, mix, samples, settings.calibrate.seqlen, settings.seed
+    )
+    BlockLoop(checkpoint, torch_dtype(settings.compute.dtype)).check(drawn.token_ids)
 
 
 def evaluation_texts(settings: LineSettings, texts: Mapping[str, T]) -> list[T]:

@@ -112,7 +112,7 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     """Raise InvalidInput where there is nothing to measure, or a text or task cannot be."""
     section = settings.evaluate
     if not (section.texts or section.tasks or section.protocol.speed):
-        raise InvalidInput("evaluate: nothing to measure: give a text, a task, or ask for speed")
+        raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
     for name in section.tasks:
         core.task_configuration(name, Path(settings.tasks[name]))
     places = [settings.texts[name] for name in section.texts]

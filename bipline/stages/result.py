@@ -26,7 +26,7 @@ FLOOR_FROM_SECONDS = 5.0
 
 @dataclass
 class Clock:
-    """What the stages of a run told; ``whole`` is false where an earlier run did a part."""
+    """What the stages of a run told; ``whole`` is false where no floor is to be told."""
 
     whole: bool = True
     reports: list[StageReport] = field(default_factory=list)

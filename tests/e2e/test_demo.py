@@ -23,6 +23,7 @@ def test_demo_twice_ends_with_the_table(tmp_path: Path) -> None:
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert outcome.returncode == 0, outcome.stderr
+        assert "bipline demo --full" in outcome.stdout
         for word in ("dense", "pruned", "recovered", "perplexity, held-out", "accuracy, cloze"):
             assert word in outcome.stdout
         assert ("cached" in outcome.stdout) == again

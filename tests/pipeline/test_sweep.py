@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bipline.settings.sweep import SweepSettings
 from bipline.values.comparison import SweepSummary
 from tests.command import run as command
 from tests.comparing import Bench, figures
-from tests.pipeline.conftest import Run
+from tests.pipeline.conftest import inside
 
 Sweep = Callable[..., SweepSummary]
 GRID: dict[str, Any] = {
@@ -45,13 +45,11 @@ def configuration(bench: Bench, **sections: Any) -> SweepSettings:
 
 
 @pytest.fixture(scope="module")
-def sweep(bench: Bench, folder: Path, run: Run) -> Iterator[Sweep]:
-    """Run a sweep in a state of its own; afterwards the process is back in the other tests'."""
-    from pipelines.local_stack import isolate
+def sweep(bench: Bench) -> Sweep:
+    """Run a sweep in a state of its own."""
     from pipelines.run import run_sweep
 
-    yield lambda **sections: run_sweep(configuration(bench, **sections))
-    isolate(folder / "state")
+    return lambda **sections: run_sweep(configuration(bench, **sections))
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +142,11 @@ def test_mlflow_has_a_child_run_for_every_row(first: SweepSummary, bench: Bench)
 
 
 def test_the_report_is_an_artifact_of_the_run(first: SweepSummary, bench: Bench) -> None:
-    from zenml.client import Client
-
     assert first.report.startswith(str(bench.folder / "state"))
     assert Path(first.report).read_text().startswith("<!DOCTYPE html>")
-    [report] = Client().get_pipeline_run(first.run_id).steps["collect"].outputs["report"]
-    assert report.load().location == str(Path(first.report).parent)
+    with inside(bench.folder) as client:
+        [report] = client.get_pipeline_run(first.run_id).steps["collect"].outputs["report"]
+        assert report.load().location == str(Path(first.report).parent)
 
 
 @pytest.mark.slow
@@ -194,7 +191,7 @@ def test_nothing_qualified_is_a_refusal(
     path.write_text(json.dumps(config))
     outcome = command(capfd, "sweep", path)
     assert outcome.code == 0, outcome
-    assert "perplexity.one" in outcome.output and "cached" in outcome.output
+    assert "ratio 0.3: perplexity, one" in outcome.output and "cached" in outcome.output
 
 
 def test_error_of_a_step_reaches_the_caller(first: SweepSummary, sweep: Sweep) -> None:

@@ -60,7 +60,7 @@ def test_compress_finds_what_prune_made_and_prune_what_compress_made(
     assert found.line == first.line
     assert not set(found.made) & set(LINE)
     # The other way round, in a Store that only the steps have filled.
-    shutil.rmtree(request.folder / "state")
+    shutil.rmtree(request.store)
     made = request.compressed()
     assert set(made.made) >= set(LINE)
     again = request.pruned("again", request.store)

@@ -8,18 +8,15 @@ from typing import Any
 
 from bipline.base.progress import note
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.compensation.memory import moments_operations, rows_operations
-from bipline.compression.criteria import needs_of
+from bipline.compression.least_work import least_work
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device, torch_dtype
-from bipline.model.floor import Rates, Work, forward_operations, measure_rates
+from bipline.model.floor import Rates, measure_rates
 from bipline.model.memory import PeakMemory
-from bipline.model.shapes import ModelShape
 from bipline.settings.line import LineSettings
 from bipline.stages.stage import StageReport
 from bipline.storage.manifest import Manifest
-from bipline.values.compensation import CompensationRecord
 from bipline.values.plan import PruningPlan
 from bipline.values.summary import BeforeAfter, PruneSummary, Seconds
 
@@ -108,7 +105,10 @@ def _floor(
     clock: Clock,
 ) -> dict[str, Any]:
     """The floor of every stage that took long enough, and the rates it follows from."""
-    works = _works(settings, checkpoint, plan, manifest, clock)
+    seqlen = settings.calibrate.seqlen
+    windows = settings.calibrate.samples or 0 if clock.ran("score") else 0
+    written = sum(each.size for n, each in manifest.files.items() if n.endswith(".safetensors"))
+    works = least_work(checkpoint, plan, settings.score.criterion, windows, seqlen, written)
     measured = [
         n for n, taken in clock.seconds.items() if taken > FLOOR_FROM_SECONDS and n in works
     ]
@@ -118,7 +118,7 @@ def _floor(
     compute = settings.compute
     device = choose_device(compute.device)
     loop = BlockLoop(checkpoint, torch_dtype(compute.dtype), device, compute.micro_batch)
-    rates: Rates = measure_rates(loop, settings.calibrate.seqlen, out.absolute().parent)
+    rates: Rates = measure_rates(loop, seqlen, out.absolute().parent)
     floors = {name: round(works[name].seconds(rates), 3) for name in measured}
     return {
         "floor_seconds": round(sum(floors.values()), 3),
@@ -129,53 +129,3 @@ def _floor(
             "operations_per_second": rates.compute,
         },
     }
-
-
-def _works(
-    settings: LineSettings,
-    checkpoint: Checkpoint,
-    plan: PruningPlan,
-    manifest: Manifest,
-    clock: Clock,
-) -> dict[str, Work]:
-    """What each stage had to do at least; a search has no floor.
-
-    Where no windows were scored in this run the weights are only read.
-    """
-    shape, seqlen = checkpoint.shape, settings.calibrate.seqlen
-    blocks = sum(
-        checkpoint.tensors[full].num_bytes
-        for index in range(shape.num_hidden_layers)
-        for full in checkpoint.block_names(index).values()
-    )
-    needs = needs_of(settings.score.criterion)
-    passes = needs.passes if clock.ran("score") else 0
-    operations = passes * forward_operations(shape, settings.calibrate.samples or 0, seqlen)
-    written = sum(
-        entry.size for name, entry in manifest.files.items() if name.endswith(".safetensors")
-    )
-    works = {"prune": Work(read=written, written=written)}
-    if record := plan.compensated:
-        corrected = _compensation_operations(shape, plan, record, seqlen)
-        works["compensate"] = Work(read=blocks, operations=corrected)
-    if needs.sums:
-        works["score"] = Work(read=blocks, operations=operations)
-    return works
-
-
-def _compensation_operations(
-    shape: ModelShape, plan: PruningPlan, record: CompensationRecord, seqlen: int
-) -> float:
-    """Both streams, the products of every matrix's inputs, generated text and fitted rows."""
-    fitted = record.fitted_tokens + record.random_tokens + record.generated_tokens
-    sequential = record.options["sequential"]
-    maps = sequential and record.options.get("input_maps", False)
-    streams = (2 if sequential else 1) * (fitted + record.held_out_tokens)
-    forward = forward_operations(shape, (streams + record.generated_tokens) // seqlen, seqlen)
-    moments = shape.num_hidden_layers * moments_operations(shape, fitted, sequential, maps)
-    rows, steps = 0.0, record.options.get("row_steps", 0)
-    for kept, block in zip(plan.blocks, record.blocks, strict=True):
-        works = rows_operations(shape, *kept.widths, fitted, steps)
-        for sublayer, work in zip((block.attention, block.ffn), works, strict=True):
-            rows += work if sublayer and sublayer.rows_fitted else 0
-    return forward + moments + rows

@@ -68,24 +68,14 @@ def score(
     """
     if _saved(settings):
         return _from_saved(context, model, Path(str(settings.statistics)), settings)
-    options = _options(context, settings)
     key = _key(context, model, calibration, settings, "whole")
-    if not context.workers.leads:
-        _help(context, model, calibration, settings, key)
+    if not context.workers.leads:  # the first process keeps what all find
+        with context.store.work(f"score-{context.workers.rank}", key) as work:
+            _scored(context, model, calibration, settings, work)
         return None
 
     def produce(writer: DirectoryWriter, work: Path) -> str | None:
-        checkpoint = context.opened(model)
-        windows = _windows(context, checkpoint, calibration, settings)
-        check_windows(settings.criterion, options, len(windows.token_ids))
-        found, lender = _from_others(context, checkpoint, settings.criterion, options, others)
-        if found is None and context.compute.processes > 1:
-            found = scored_by_processes(
-                model, windows, settings, context.compute, context.seed, work
-            )
-        found = found or core.score_model(
-            checkpoint, windows, settings.criterion, options, work, context.workers
-        )
+        found, lender = _scored(context, model, calibration, settings, work, others)
         save_statistics(*found, writer)
         return lender
 
@@ -162,40 +152,32 @@ def _from_saved(
     return STAGE.run(context, key, produce)
 
 
-def _from_others(
-    context: Context,
-    checkpoint: Checkpoint,
-    criterion: str,
-    options: Options,
-    others: Sequence[Handle],
-) -> tuple[tuple[Statistics, Scores] | None, str | None]:
-    """Scores from the first sums that meet the criterion's needs in every block, and whose."""
-    chosen = load_criterion(criterion)
-    if chosen.NEEDS.family:
-        for handle in others:
-            statistics, scores = load_statistics(context.store.open(handle))
-            if not any(unmet_needs(chosen, options, sums) for sums in statistics.blocks):
-                note(f"{criterion}: its sums come from the pass of {scores.criterion}")
-                found = core.compute_scores(checkpoint, statistics, criterion, options)
-                return (statistics, found), scores.criterion
-    return None, None
-
-
-def _help(
+def _scored(
     context: Context,
     model: ResolvedModel,
     calibration: Handle | None,
     settings: ScoreSettings,
-    key: str,
-) -> None:
-    """Run this process's share of the windows; the first process keeps what all find."""
-    checkpoint = context.opened(model)
+    work: Path,
+    others: Sequence[Handle] = (),
+) -> tuple[tuple[Statistics, Scores], str | None]:
+    """Sums and scores, by one process or several, and the criterion whose sums served."""
+    checkpoint, options = context.opened(model), _options(context, settings)
     windows = _windows(context, checkpoint, calibration, settings)
-    with context.store.work(f"score-{context.workers.rank}", key) as work:
-        core.score_model(
-            checkpoint, windows, settings.criterion, _options(context, settings), work,
-            context.workers,
-        )  # fmt: skip
+    check_windows(settings.criterion, options, len(windows.token_ids))
+    chosen = load_criterion(settings.criterion)
+    for handle in others if chosen.NEEDS.family else ():
+        statistics, scores = load_statistics(context.store.open(handle))
+        if not any(unmet_needs(chosen, options, sums) for sums in statistics.blocks):
+            note(f"{settings.criterion}: its sums come from the pass of {scores.criterion}")
+            found = core.compute_scores(checkpoint, statistics, settings.criterion, options)
+            return (statistics, found), scores.criterion
+    if context.compute.processes > 1 and context.workers.count == 1:
+        return scored_by_processes(
+            model, windows, settings, context.compute, context.seed, work
+        ), None
+    return core.score_model(
+        checkpoint, windows, settings.criterion, options, work, context.workers
+    ), None
 
 
 def _windows(

@@ -111,6 +111,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_anywhere_and_run_again(runs: Runs, model: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     assert runs.run(arguments(model, whole)) == 0, runs.screen

@@ -32,6 +32,7 @@ from bipline.storage.folder import S3_SCHEME, Folder, LocalFolder, open_folder
 from bipline.values.resolution import ResolvedModel, ResolvedTask, ResolvedText
 
 HUB = "hf:"
+PLACES = "a directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TOKENIZER_PATTERNS = (*TOKENIZER_FILES, "tokenizer*", "*.model", "vocab.*", "chat_template*")
 MODEL_PATTERNS = (
@@ -56,7 +57,7 @@ def resolve_model(source: str, downloads: Path) -> ResolvedModel:
     that cannot be used, EnvironmentFailure when the hub does not answer or the disk is full.
     """
     if not source.startswith(HUB):
-        _refuse_scheme(source, "a directory, hf:org/name@revision or s3://bucket/prefix", S3_SCHEME)
+        _refuse_scheme(source, PLACES, S3_SCHEME)
         return _resolved_folder(source, open_folder(source), None)
     parsed = _model_of_hub(source)
     directory, commit = hub.download_model(parsed.repository, parsed.revision, downloads)
@@ -66,11 +67,14 @@ def resolve_model(source: str, downloads: Path) -> ResolvedModel:
 
 
 def check_source(source: str) -> None:
-    """Ask the hub for a model, or a data set where there is a query; nothing is downloaded.
+    """Ask the hub for a model; nothing is downloaded, and a directory is left alone.
 
     Raises InvalidInput for what is not there, EnvironmentFailure when the hub does not answer.
     """
-    hub.model_commit(*_place(_model_of_hub(source)))
+    if source.startswith(HUB):
+        hub.model_commit(*_place(_model_of_hub(source)))
+    else:
+        _refuse_scheme(source, PLACES, S3_SCHEME)
 
 
 def check_text(source: str) -> None:
@@ -108,13 +112,15 @@ def _place(parsed: _HubSource) -> tuple[str, str]:
 def _resolved_folder(source: str, folder: Folder, commit: str | None) -> ResolvedModel:
     checkpoint = open_checkpoint(folder.location)
     tokenizer = tokenizer_digest(folder)
+    # First: the tensors' digests are known then, and no weight is read a second time.
+    shards = digest_shards(checkpoint)
     local = isinstance(folder, LocalFolder)
     return ResolvedModel(
         source=source,
         revision=commit,
         location=str(Path(folder.location).absolute()) if local else folder.location,
         tensor_digest=checkpoint.tensor_digest,
-        files=_digests(folder, digest_shards(checkpoint)),
+        files=_digests(folder, shards),
         tokenizer_digest=tokenizer,
         licence=_licence(folder),
     )

@@ -102,9 +102,9 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
 
     Raises InvalidInput for a model, text or task that cannot be had or used.
     """
-    if settings.model.startswith(core.HUB):
+    if not settings.model.startswith(REGISTRY):
         core.check_source(settings.model)
-    if settings.model.startswith(REGISTRY):
+    else:
         from bipline.delivery.registries.mlflow import tracking_uri
         from bipline.delivery.registries.mlflow_source import find_version
 

@@ -20,10 +20,10 @@ Run = Callable[..., RunSummary]
 WORDS = ["oak", "elm", "ash", "fir", "yew", "pine", "birch", "maple", "cedar", "larch", "alder"]
 
 
-def write_text(path: Path, seed: int) -> Path:
+def write_text(path: Path, seed: int, words: int = 400) -> Path:
     """A text of random words: no two texts share 13 of them in a row."""
     draw = random.Random(seed)
-    path.write_text(" ".join(draw.choice(WORDS) for _ in range(400)), encoding="utf-8")
+    path.write_text(" ".join(draw.choice(WORDS) for _ in range(words)), encoding="utf-8")
     return path
 
 

@@ -35,7 +35,7 @@ from bipline.storage.layered import LayeredStore
 from bipline.storage.local_store import LocalStore
 from bipline.storage.store import Handle, StoredGone
 from bipline.values.combination import Combination
-from bipline.values.comparison import Change, Compensated, Cost, Measured, Outcome, Parameters
+from bipline.values.comparison import Cost, Measured, Outcome
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
@@ -121,7 +121,7 @@ def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> O
             plan, _, model = _made(inner, row)
             record = evaluate(inner, model, row.given, row.protocol)
             cost = reduce(Cost.plus, (report.cost or Cost() for report in reports), scored)
-            return Outcome(measured=_figures(plan, record, row.dense), cost=cost)
+            return Outcome(measured=Measured.of(plan, record, row.dense), cost=cost)
 
         try:
             outcome = STAGE.value(context, key, Outcome, measured)
@@ -157,27 +157,5 @@ def _reason(refusal: InvalidInput, *places: str) -> str:
     """
     if isinstance(refusal, StoredGone):
         raise refusal
-    own = [re.escape(form) for place in places for form in (str(Path(place).absolute()), place)]
+    own = [re.escape(each) for place in places for each in (str(Path(place).absolute()), place)]
     return re.sub(rf"(?:{'|'.join(own)})\S*: ", "", str(refusal))
-
-
-def _figures(plan: PruningPlan, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:
-    changes = {
-        name: Change(
-            nll=found.nll - dense.perplexity[name].nll,
-            perplexity=found.value - dense.perplexity[name].value,
-        )
-        for name, found in record.perplexity.items()
-    }
-    return Measured(
-        plan_digest=plan.digest,
-        tensor_digest=record.tensor_digest,
-        protocol_digest=record.protocol_digest,
-        parameters=Parameters(before=dense.parameters, after=record.parameters),
-        ratio=plan.budget,
-        widths=tuple(block.widths for block in plan.blocks),
-        compensated=Compensated.of(plan.compensated) if plan.compensated else None,
-        file_bytes=record.file_bytes,
-        perplexity=record.perplexity,
-        change=changes,
-    )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bipline.storage.digests import digest_json
 from bipline.values.combination import Combination
 from bipline.values.compensation import CompensationRecord, counts_text
-from bipline.values.plan import Budget
+from bipline.values.plan import Budget, PruningPlan
 from bipline.values.record import EvaluationRecord, Perplexity
 from bipline.values.summary import StageSummary
 
@@ -88,6 +88,29 @@ class Measured(_Frozen):
     file_bytes: int
     perplexity: dict[str, Perplexity]
     change: dict[str, Change]
+
+    @classmethod
+    def of(cls, plan: PruningPlan, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:
+        """The figures of the model that a plan made, with the changes against the dense one."""
+        changes = {
+            name: Change(
+                nll=found.nll - dense.perplexity[name].nll,
+                perplexity=found.value - dense.perplexity[name].value,
+            )
+            for name, found in record.perplexity.items()
+        }
+        return cls(
+            plan_digest=plan.digest,
+            tensor_digest=record.tensor_digest,
+            protocol_digest=record.protocol_digest,
+            parameters=Parameters(before=dense.parameters, after=record.parameters),
+            ratio=plan.budget,
+            widths=tuple(block.widths for block in plan.blocks),
+            compensated=Compensated.of(plan.compensated) if plan.compensated else None,
+            file_bytes=record.file_bytes,
+            perplexity=record.perplexity,
+            change=changes,
+        )
 
 
 class Cost(_Frozen):

@@ -23,6 +23,7 @@ from bipline.storage.manifest import verify_directory
 
 KIND = "statistics"
 PARTIAL_KIND = "partial-statistics"
+SCORES_NAME = "scores.safetensors"
 SCHEMA_VERSION = 3
 
 
@@ -68,7 +69,7 @@ def statistics_of(
 
 def save_statistics(statistics: Statistics, scores: Scores, writer: DirectoryWriter) -> None:
     """Write sums and scores as safetensors, and what they are about as JSON."""
-    path = writer.path / "scores.safetensors"
+    path = writer.path / SCORES_NAME
     save_file(flattened([block.tensors() for block in scores.blocks]), path)
     scored = {n: getattr(scores, n) for n in ("criterion", "options", "prunes")}
     save_sums(statistics, writer, scored)
@@ -98,7 +99,7 @@ def save_sums(
 def load_statistics(directory: Path) -> tuple[Statistics, Scores]:
     """Read what :func:`save_statistics` wrote, after checking every byte against its manifest."""
     statistics, about = load_sums(directory)
-    scores = by_block(load_file(directory / "scores.safetensors"), about["blocks"])
+    scores = by_block(load_file(directory / SCORES_NAME), about["blocks"])
     return statistics, Scores(
         about["tensor_digest"],
         about["criterion"],

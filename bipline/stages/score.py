@@ -25,6 +25,7 @@ from bipline.compression.partial_sums import share_of
 from bipline.compression.statistics import (
     KIND,
     PARTIAL_KIND,
+    SCORES_NAME,
     Scores,
     Statistics,
     load_statistics,
@@ -39,6 +40,7 @@ from bipline.settings.line import LineSettings, ScoreSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_of, windows_of
 from bipline.stages.processes import scored_by_processes
 from bipline.stages.stage import Context, Stage
+from bipline.storage.digests import digest_file
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
 from bipline.values.resolution import ResolvedModel
@@ -139,7 +141,10 @@ def _from_saved(
     statistics, scores = load_statistics(place)
     if (scores.criterion, scores.options) == (settings.criterion, options.to_json_value()):
         core.hold_to_model(checkpoint, statistics)
-        return Handle.to_directory(place)
+        handle = Handle.to_directory(place)
+        # Statistics of an older version do not declare it.
+        digest = digest_file(place / SCORES_NAME)
+        return handle.model_copy(update={"info": {**handle.info, "scores": digest}})
     inputs = {"model": model.identity, "sums": Handle.to_directory(place).digest}
     modules = (CORE, *modules_of(settings.criterion, options))
     key = STAGE.key(inputs, _described(settings, options), None, modules)

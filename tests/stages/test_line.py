@@ -23,6 +23,7 @@ from bipline.stages import line, prune
 from bipline.stages.resolve import glance, resolve_model, resolve_texts
 from bipline.stages.stage import Context
 from bipline.storage.folder import LocalFile
+from bipline.storage.manifest import MANIFEST_NAME, read_manifest
 from bipline.storage.store import open_store
 from bipline.storage.work import MARKER_NAME, work_directory
 from bipline.values.summary import PruneSummary
@@ -210,3 +211,31 @@ def test_a_mix_is_known_by_what_its_texts_hold(llama: Path, runs: Runs, tmp_path
     weighted = digest("weighted", f"{runs.text},0.3", f"{other},0.7")
     assert weighted != mixed
     assert runs.passes == 5
+
+
+def test_resolving_reads_a_weight_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with counting(monkeypatch, llama) as ranges:
+        resolved = resolve_model(str(llama), llama)
+    size = sum(path.stat().st_size for path in llama.glob("*.safetensors"))
+    headers = sum(length for offset, length in ranges if offset < 8 or length < 8)
+    assert resolved.tensor_digest
+    assert sum(length for _, length in ranges) < 2 * size - headers
+
+
+def test_statistics_of_an_older_version_are_read(llama: Path, tmp_path: Path) -> None:
+    """They did not declare the digest of their scores."""
+    calibration = write_text(tmp_path / "calibration.txt", 1)
+    place = tmp_path / "statistics"
+    made = bipline.prune(
+        llama, tmp_path / "out", calibration=calibration, statistics=str(place),
+        state=tmp_path / "state", **GIVEN,
+    )  # fmt: skip
+    manifest = read_manifest(place)
+    old = {name: value for name, value in manifest.info.items() if name != "scores"}
+    path = place / MANIFEST_NAME
+    path.chmod(0o644)
+    path.write_text(manifest.model_copy(update={"info": old}).to_json())
+    again = bipline.prune(
+        llama, tmp_path / "again", statistics=str(place), state=tmp_path / "state", **GIVEN
+    )
+    assert made and again and again.digest == made.digest

@@ -14,9 +14,7 @@ from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, cached_by, context
 
 
-def fingerprint() -> str:
-    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
-    return stage.STAGE.fingerprint()
+fingerprint = stage.STAGE.fingerprint
 
 
 @step(cache_policy=cached_by(f"{__name__}.fingerprint"))

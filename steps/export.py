@@ -24,9 +24,7 @@ from steps.stage import FROM_JSON, cached_by, context
 from steps.tracked import stage_seconds
 
 
-def fingerprint() -> str:
-    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
-    return export_stage.STAGE.fingerprint()
+fingerprint = export_stage.STAGE.fingerprint
 
 
 @step(cache_policy=cached_by(f"{__name__}.fingerprint"))

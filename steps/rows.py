@@ -24,19 +24,13 @@ from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, cached_by, context
 
 
-def score_fingerprint() -> str:
-    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
-    return SCORE.fingerprint()
+score_fingerprint = SCORE.fingerprint
 
 
-def row_fingerprint() -> str:
-    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
-    return ROW.fingerprint()
+row_fingerprint = ROW.fingerprint
 
 
-def collect_fingerprint() -> str:
-    """See :meth:`bipline.stages.stage.Stage.fingerprint`."""
-    return stage.STAGE.fingerprint()
+collect_fingerprint = stage.STAGE.fingerprint
 
 
 @step(cache_policy=cached_by(f"{__name__}.score_fingerprint"))

@@ -218,8 +218,12 @@ PRUNE = ("--out", "no", "--ratio", "0.3", "--criterion", "llm-bip-glu", "--calib
         ("hub", "datasets", ("prune", "model", *PRUNE, "hf:org/texts?split=train")),
         ("eval", "lm_eval", ("evaluate", "model", "--tasks", "cloze", "--task-data", ".")),
         ("pipeline", "zenml|mlflow|matplotlib", ("compress", "compress.yaml")),
-        # The demo needs three extras; one of them is told first.
-        ("pipeline|recover|eval", "zenml|mlflow|matplotlib|peft|lm_eval", ("demo",)),
+        # The demo needs three extras, and tells all of them at once.
+        (
+            "pipeline,eval,recover",
+            "zenml, mlflow, matplotlib, lm_eval, accelerate, peft",
+            ("demo",),
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )

@@ -13,7 +13,6 @@ from bipline.values.plan import PruningPlan
 from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, cached_by, context
 
-
 fingerprint = stage.STAGE.fingerprint
 
 

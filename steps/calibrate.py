@@ -12,7 +12,6 @@ from bipline.storage.store import Handle
 from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, cached_by, context
 
-
 fingerprint = stage.STAGE.fingerprint
 
 

@@ -23,7 +23,6 @@ from bipline.values.summary import Registration
 from steps.stage import FROM_JSON, cached_by, context
 from steps.tracked import stage_seconds
 
-
 fingerprint = export_stage.STAGE.fingerprint
 
 

@@ -14,7 +14,6 @@ from bipline.values.record import RecoveryRecord
 from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, cached_by, context
 
-
 fingerprint = stage.STAGE.fingerprint
 
 

@@ -23,7 +23,6 @@ from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, cached_by, context
 
-
 score_fingerprint = SCORE.fingerprint
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -17,23 +19,56 @@ import typer
 
 from bipline import __version__
 from bipline.base.errors import BiplineError
-from bipline.face import models, runs
 from bipline.face.output import log_file
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Structured pruning of large language models with LLM-BIP.",
-)
-config_app = typer.Typer(no_args_is_help=True, help="What a configuration file may hold.")
-for command in (
-    runs.demo, runs.compress, runs.sweep, models.prune, models.evaluate, models.compare,
-):  # fmt: skip
-    app.command()(command)
-app.add_typer(config_app, name="config")
-
+# Where a command's function lies, and its line in the list of commands: a module whose command is
+# not asked for is not imported.
+COMMANDS = {
+    "demo": ("runs", "Run the main job on the embedded model, on a local ZenML stack."),
+    "compress": (
+        "runs", "Run the compress pipeline: from a model and its texts to a registered package.",
+    ),
+    "sweep": (
+        "runs",
+        "Run the sweep pipeline: score once per criterion, measure every row, pick the best.",
+    ),
+    "prune": (
+        "models",
+        "Prune a model block by block, without ZenML or MLflow; killed, it goes on from OUT.work.",
+    ),
+    "evaluate": ("models", "Perplexity, zero-shot accuracy and speed of a model."),
+    "compare": (
+        "models",
+        "Measure many ways to prune, dense model first, and show them side by side.",
+    ),
+}  # fmt: skip
 INTERRUPTED = 130
+
+
+def application(arguments: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
+    """The command line, with those of its larger commands whole that the arguments name."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        help="Structured pruning of large language models with LLM-BIP.",
+    )
+    app.callback()(_options)
+    for name, (module, line) in COMMANDS.items():
+        if name in arguments:
+            app.command(name)(getattr(import_module(f"bipline.face.{module}"), name))
+        else:
+            app.command(name, help=line)(_not_asked_for)
+    app.command()(verify)
+    config = typer.Typer(no_args_is_help=True, help="What a configuration file may hold.")
+    config.command("schema")(schema)
+    config.callback()(lambda: None)
+    app.add_typer(config, name="config")
+    return app
+
+
+def _not_asked_for() -> None:
+    pass
 
 
 def _version(asked: bool) -> None:
@@ -42,7 +77,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
@@ -51,7 +85,6 @@ def _options(
     pass
 
 
-@app.command()
 def verify(
     directory: Annotated[Path, typer.Argument(help="a model directory or package")],
 ) -> None:
@@ -64,7 +97,6 @@ def verify(
     typer.echo(f"digest {manifest.digest} (unsigned: compare it with the one a registry keeps)")
 
 
-@config_app.command("schema")
 def schema(
     of: Annotated[str, typer.Argument(help="compress or sweep")] = "compress",
 ) -> None:
@@ -78,7 +110,7 @@ def main() -> None:
     """Run the command line; every error is one line and an exit code."""
     try:
         # Typer gives an interruption as a value here, and help as zero.
-        if app(standalone_mode=False) == INTERRUPTED:
+        if application(sys.argv)(standalone_mode=False) == INTERRUPTED:
             _fail("interrupted; nothing was left half written", INTERRUPTED)
     except BiplineError as error:
         _fail(str(error), error.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from bipline.base.errors import InvalidInput
 from bipline.face.api import line_settings
-from bipline.face.cli import app
+from bipline.face.cli import COMMANDS, application
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import SECTIONS, LineSettings, sectioned
 from bipline.settings.loading import load
@@ -32,7 +33,7 @@ VALUES: dict[str, Any] = {
 
 
 def flags(command: str) -> set[str]:
-    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    found = typer.main.get_command(application()).commands[command]  # type: ignore[attr-defined]
     return {option.lstrip("-") for each in found.params for option in each.opts}
 
 
@@ -86,6 +87,13 @@ def test_what_cannot_be_is_one_line(given_: dict[str, Any], words: tuple[str, ..
 def test_the_seed_is_one_for_all_that_draws() -> None:
     assert line_settings("model", None, {"seed": 7}).seed == 7
     assert not [name for _, name in FIELDS if "seed" in name]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_listed_by_its_own_first_line(name: str) -> None:
+    module, line = COMMANDS[name]
+    function = getattr(importlib.import_module(f"bipline.face.{module}"), name)
+    assert inspect.cleandoc(function.__doc__).splitlines()[0] == line
 
 
 def test_commands_take_their_settings_by_signature() -> None:

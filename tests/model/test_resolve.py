@@ -103,8 +103,8 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 def test_places_that_are_not_served_say_what_to_give(tmp_path: Path) -> None:
     source = "gs://bucket/model"
     line = refusal(InvalidInput, resolve_model, source, tmp_path)
-    expected = "not served by this version; give a directory, hf:org/name@revision or "
-    assert line == f"{source}: {expected}s3://bucket/prefix"
+    expected = "not served by this version; give a directory, hf:org/name@revision, "
+    assert line == f"{source}: {expected}s3://bucket/prefix or models:/name@alias"
 
 
 @pytest.mark.parametrize("source", ["hf:", "hf:a/b/c", "hf:../up", "hf:acme/tiny@", "hf:a/b?x=1"])

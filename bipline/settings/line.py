@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from bipline.base.errors import InvalidInput
 from bipline.settings.base import ByteCount, MethodOptions, Settings
+from bipline.settings.method_names import ALLOCATIONS, CRITERIA
 
 RatioOf = Literal["blocks", "total"]
 Layout = Literal["uniform", "per-layer"]
@@ -55,9 +56,7 @@ class ScoreSettings(Settings):
     criterion: str = Field(
         default="auto",
         description="how importance is measured: auto (brings its own allocation and "
-        "compensation), llm-bip-glu, llm-bip, llm-bip-exact, llm-bip-adjoint, wanda-sp, flap, "
-        "llm-pruner, hywia, saap, activation, magnitude, random; searches: policy-gradient, "
-        "bi-level; for depth: block-influence, block-shapley",
+        f"compensation), {', '.join(CRITERIA)}",
     )
     criterion_option: MethodOptions = Field(
         default={}, description="the criterion's own options, KEY=VALUE; see docs/methods"
@@ -95,9 +94,8 @@ class AllocateSettings(CommonSettings):
     ratio: float = Field(default=0.2, description="share of weights to remove, between 0 and 1")
     allocation: str | None = Field(
         default=None,
-        description="which block loses how much: uniform, standardized, block-influence, "
-        "log-increase, error-aware, compensated, learned, threshold; depth. Null is uniform, "
-        "depth where the criterion scores blocks, or what goes with criterion auto",
+        description=f"which block loses how much: {', '.join(ALLOCATIONS)}. Null is uniform, depth "
+        "where the criterion scores blocks, or what goes with criterion auto",
     )
     allocation_option: MethodOptions = Field(
         default={}, description="the allocation's own options, KEY=VALUE; see docs/methods"

@@ -15,18 +15,7 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.options import BaseOptions, options_from
-
-ALLOCATIONS = {
-    "block-influence": "block_influence",
-    "compensated": "compensated",
-    "depth": "depth",
-    "error-aware": "error_aware",
-    "learned": "learned",
-    "log-increase": "log_increase",
-    "standardized": "standardized",
-    "threshold": "threshold",
-    "uniform": "uniform",
-}
+from bipline.settings.method_names import ALLOCATIONS
 
 
 class Allocation(Protocol):

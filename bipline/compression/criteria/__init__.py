@@ -31,25 +31,7 @@ from bipline.compression.criteria.interface import (
 )
 from bipline.compression.criteria.needs import Needs
 from bipline.compression.options import options_from
-
-CRITERIA = {
-    "activation": "activation",
-    "bi-level": "bi_level",
-    "block-influence": "block_influence",
-    "block-shapley": "block_shapley",
-    "flap": "flap",
-    "hywia": "hywia",
-    "llm-bip": "llm_bip",
-    "llm-bip-adjoint": "llm_bip_adjoint",
-    "llm-bip-exact": "llm_bip_exact",
-    "llm-bip-glu": "llm_bip_glu",
-    "llm-pruner": "llm_pruner",
-    "magnitude": "magnitude",
-    "policy-gradient": "policy_gradient",
-    "random": "random",
-    "saap": "saap",
-    "wanda-sp": "wanda_sp",
-}
+from bipline.settings.method_names import CRITERIA
 
 
 class Criterion(Protocol):

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import silently
@@ -46,13 +44,12 @@ CORES = ("bipline.compression.allocate", *COMPENSATE.modules, *PRUNE.modules, *E
 STAGE = Stage("row", "outcome", (*CORES, "bipline.values.comparison", *ALLOCATE.modules))
 
 
-class RowInputs(BaseModel):
+@dataclass(frozen=True)
+class RowInputs:
     """All that a row follows from: ``given`` holds the model and the evaluation texts.
 
     ``dense`` is the record that changes are against.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     given: Resolution
     calibration: Handle
@@ -96,6 +93,12 @@ def score_row(
     if found is None:
         raise RuntimeError("a row is scored by one process")
     return found
+
+
+def is_measured(context: Context, row: RowInputs, keep: Path | None = None) -> bool:
+    """Whether a row's outcome lies in the Store, and its model where it is to be kept."""
+    kept = keep is None or keep.is_dir()
+    return kept and context.store.find(STAGE.name, row.key(context)) is not None
 
 
 def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> Outcome:

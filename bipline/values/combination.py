@@ -104,6 +104,16 @@ class Combination(_Frozen):
         return self.compensation.name != NONE
 
     @property
+    def drawing(self) -> tuple[str, int]:
+        """What is alike where the same windows are drawn: calibration text and seed."""
+        return self.calibration, self.seed
+
+    @property
+    def scoring(self) -> tuple[str, int, str]:
+        """What is alike where the same statistics are taken: the criterion too."""
+        return *self.drawing, self.criterion.label
+
+    @property
     def selection(self) -> str:
         """What chooses the groups: criterion, allocation, and a layout that is not as usual."""
         return self._written(self._selecting)

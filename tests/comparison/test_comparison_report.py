@@ -15,7 +15,7 @@ from bipline.comparison.files import comparison_csv, comparison_json
 from bipline.comparison.report import PARTS, render_comparison
 from bipline.comparison.selection import Selection, best
 from bipline.comparison.spread import Spread
-from bipline.face.comparison_tables import print_tables
+from bipline.face.tables import print_tables
 from bipline.values.combination import Choice, Combination
 from bipline.values.comparison import (
     Change,

@@ -116,7 +116,7 @@ def test_tables_card_and_report_show_the_same_figures(
     package = altered(with_recovery(contents), records=told)
     shown = expected(told)
     terminal = zip(*(column.cells for column in evaluation_table(told).columns), strict=True)
-    assert {str(label): list(cells) for label, *cells in terminal} == {
+    assert {str(label): list(map(str, cells)) for label, *cells in terminal} == {
         label_of(name): texts for name, texts in shown.items()
     }
     card = [line.strip("|").split(" | ") for line in render_card(package).splitlines()

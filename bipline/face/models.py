@@ -9,32 +9,24 @@ import typer
 
 from bipline.base.errors import InvalidInput
 from bipline.face import options
-from bipline.face.options import MACHINE, OUTPUT, WHAT, option, result_file, with_settings
-from bipline.face.output import log_file, write_json
-from bipline.settings.line import (
-    AllocateSettings,
-    CalibrateSettings,
-    CommonSettings,
-    CompensateSettings,
-    ComputeSettings,
-    PruneSettings,
-    ScoreSettings,
+from bipline.face.options import (
+    CALIBRATION,
+    MACHINE,
+    PROTOCOL,
+    WHAT,
+    option,
+    result_file,
+    with_settings,
 )
+from bipline.face.output import log_file, write_json
+from bipline.settings.line import SECTIONS, CalibrateSettings, CommonSettings, ComputeSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.sweep import GridSettings
 
 STATE = Path(".bipline")
 
 
-@with_settings(
-    {
-        WHAT: (ScoreSettings, AllocateSettings, CompensateSettings),
-        options.CALIBRATION: (CalibrateSettings,),
-        MACHINE: (ComputeSettings,),
-        OUTPUT: (PruneSettings,),
-    },
-    leave_out=("texts", "parts"),
-)
+@with_settings(*SECTIONS.values(), leave_out=("texts", "parts"))
 def prune(
     model: options.Model,
     out: options.Out,
@@ -70,10 +62,7 @@ def prune(
     write_json(json_file, result.model_dump(mode="json"))
 
 
-@with_settings(
-    {WHAT: (), "Protocol": (Protocol,), MACHINE: (ComputeSettings,)},
-    leave_out=("micro_batch", "processes"),
-)
+@with_settings(Protocol, ComputeSettings, leave_out=("micro_batch", "processes"))
 def evaluate(
     model: options.Model,
     text: options.Text = None,
@@ -101,13 +90,9 @@ def evaluate(
 
 
 @with_settings(
-    {
-        WHAT: (CommonSettings, GridSettings),
-        options.CALIBRATION: (CalibrateSettings,),
-        MACHINE: (ComputeSettings,),
-    },
+    CommonSettings, GridSettings, CalibrateSettings, ComputeSettings,
     leave_out=("texts", "methods", "processes"),
-)
+)  # fmt: skip
 def compare(
     models: Annotated[
         list[str],
@@ -115,7 +100,7 @@ def compare(
     ],
     out: Annotated[Path, option("folder for results, and for what a later run goes on from", WHAT)],
     calibration: Annotated[
-        list[str] | None, option("text: FILE or hf:NAME; may be repeated", options.CALIBRATION)
+        list[str] | None, option("text: FILE or hf:NAME; may be repeated", CALIBRATION)
     ] = None,
     text: options.Text = None,
     criteria: Annotated[
@@ -135,9 +120,9 @@ def compare(
         ),
     ] = None,
     evaluation_seqlen: Annotated[
-        int, option("window length in tokens, for perplexity", "Protocol")
+        int, option("window length in tokens, for perplexity", PROTOCOL)
     ] = 128,
-    bos: Annotated[str, option("for perplexity: none, text or window", "Protocol")] = "none",
+    bos: Annotated[str, option("for perplexity: none, text or window", PROTOCOL)] = "none",
     jobs: Annotated[
         int, option("processes, as far as memory has room; they share the cores", MACHINE)
     ] = 1,

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bipline.base.errors import InvalidInput
-from bipline.settings.base import ByteCount
-from bipline.settings.line import MODEL
+from bipline.settings.base import ByteCount, Settings
+from bipline.settings.line import MODEL, CalibrateSettings, ComputeSettings, PruneSettings
+from bipline.settings.protocol import Protocol
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 WHAT, CALIBRATION, MACHINE, OUTPUT = "What", "Calibration", "Machine", "Output"
+PROTOCOL = "Protocol"
+# Where the flags of settings are shown that do not say what is made.
+PANELS: dict[type[Settings], str] = {
+    CalibrateSettings: CALIBRATION,
+    ComputeSettings: MACHINE,
+    PruneSettings: OUTPUT,
+    Protocol: PROTOCOL,
+}
 
 
 def in_a_folder(path: Path | None) -> Path | None:
@@ -42,9 +50,9 @@ def result_file(help_: str, name: str) -> Any:
 
 
 def with_settings(
-    panels: Mapping[str, Sequence[type[BaseModel]]], leave_out: Sequence[str] = ()
+    *kinds: type[Settings], leave_out: Sequence[str] = ()
 ) -> Callable[[Function], Function]:
-    """Give a function a flag for every field of the settings of each panel.
+    """Give a function a flag for every field of these settings.
 
     Flags that are not given are None, so that a default is written once, in its class.
     """
@@ -55,8 +63,7 @@ def with_settings(
         own = [each for each in signature.parameters.values() if each.kind is not variable]
         taken = {each.name for each in own} | set(leave_out)
         fields = [
-            (name, field, panel)
-            for panel, kinds in panels.items()
+            (name, field, PANELS.get(kind, WHAT))
             for kind in kinds
             for name, field in kind.model_fields.items()
             if name not in taken

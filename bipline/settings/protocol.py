@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from bipline.settings.base import Settings
 from bipline.settings.line import DtypeName
 
 BosPolicy = Literal["none", "text", "window"]
 
 
-class Protocol(BaseModel):
+class Protocol(Settings):
     """How a model is measured.
 
     ``bos``: ``none`` adds no BOS; ``text`` one before the joined text; ``window`` one before
     every window (which then holds ``seqlen - 1`` tokens of text).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     seqlen: int = Field(default=128, ge=2, description="window length in tokens")
     bos: BosPolicy = Field(default="none", description="where a BOS goes: none, text or window")

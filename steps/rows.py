@@ -12,6 +12,7 @@ from bipline.comparison import collecting as stage
 from bipline.comparison.rows import STAGE as ROW
 from bipline.comparison.rows import RowInputs, measure_row, score_row
 from bipline.comparison.selection import best
+from bipline.comparison.tracking import track_comparison
 from bipline.settings.line import CalibrateSettings, ComputeSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.sweep import Selection
@@ -94,7 +95,7 @@ def track(
     chosen = "none" if found is None else found.rows[0].combination.label
     tags = {"zenml.run_id": str(run.id), "zenml.run_name": run.name, "best": chosen}
     place = context().store.open(report)
-    run_id = stage.track(comparison, place, config, {**provenance, **tags})
+    run_id = track_comparison(comparison, place, config, {**provenance, **tags})
     note(f"{len(comparison.rows)} rows told; best: {chosen}")
     log_metadata({"output_digest": report.digest})
     return Tracked(mlflow_run_id=run_id, best=found)

@@ -1,16 +1,12 @@
-"""Rows put together: the comparison of a sweep, its report, and what the tracker is told."""
+"""Rows put together: the comparison of a sweep, and its report."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bipline.comparison.files import RESULTS
 from bipline.comparison.inputs import compared_calibration, compared_model
-from bipline.comparison.tracking import track_comparison
-from bipline.settings.base import flattened
 from bipline.settings.line import CalibrateSettings
 from bipline.stages.stage import Context, Stage
 from bipline.storage.digests import digest_json
@@ -51,19 +47,3 @@ def store_report(context: Context, comparison: Comparison) -> Handle:
     # With seconds and memory, which the files tell too.
     inputs = {"comparison": digest_json(comparison.model_dump(mode="json"))}
     return STAGE.run(context, STAGE.key(inputs, {}), produce)
-
-
-def track(
-    comparison: Comparison, report: Path, config: dict[str, Any], tags: Mapping[str, str]
-) -> str:
-    """Tell MLflow: the report with this run, below it a run for every row; the run's id."""
-    files = [f"comparison.{name}" for name in RESULTS]
-    return track_comparison(
-        comparison,
-        params=flattened(config),
-        tags=tags,
-        artifacts={
-            **{name: (report / name).read_text(encoding="utf-8") for name in files},
-            "config.json": json.dumps(config, indent=1, sort_keys=True) + "\n",
-        },
-    )

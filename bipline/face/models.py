@@ -137,7 +137,7 @@ def compare(
 
     Killed or run again, it goes on from OUT: what is finished there is not computed again.
     """
-    from bipline.comparison.files import write_copies
+    from bipline.comparison.files import write_results
     from bipline.face import api
     from bipline.face.console import working
     from bipline.face.tables import print_compared
@@ -148,7 +148,7 @@ def compare(
             state=state, evaluation_seqlen=evaluation_seqlen, bos=bos, criteria=criteria,
             methods=method, **settings,
         )  # fmt: skip
-        write_copies(comparison, {"json": json_file, "csv": csv_file, "html": html_file})
+        write_results(comparison, {"json": json_file, "csv": csv_file, "html": html_file})
         print_compared(console, comparison, out, log)
 
 

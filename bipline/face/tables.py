@@ -111,7 +111,7 @@ def _refused(comparison: Comparison, found: list[Repeated]) -> list[str]:
     """A line a method and reason, with the ratios it is the reason for."""
     ratios: dict[tuple[str, str], list[str]] = {}
     for each in found:
-        method = named(comparison, each, each.combination.method)
+        method = named(comparison, each.combination, each.combination.method)
         for reason in each.refusals:
             ratios.setdefault((method, reason), []).append(f"{each.combination.ratio:g}")
     return [

@@ -26,7 +26,6 @@ from bipline.values.comparison import (
     Cost,
     Measured,
     Outcome,
-    Parameters,
     Row,
 )
 from bipline.values.figures import (
@@ -43,6 +42,7 @@ from bipline.values.figures import (
 )
 from bipline.values.plan import Budget
 from bipline.values.record import EvaluationRecord, Perplexity, Speed, TaskResult
+from bipline.values.summary import BeforeAfter
 from tests.delivery.conftest import altered, with_recovery
 
 NAMES = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=8)
@@ -176,7 +176,7 @@ def comparisons(draw: st.DrawFn) -> Comparison:
         found = draw(st.builds(Perplexity, value=st.floats(51, 1e6), nll=RATES, tokens=COUNTS))
         measured = Measured(
             plan_digest="p", tensor_digest="t", protocol_digest="d", file_bytes=draw(COUNTS),
-            parameters=Parameters(before=1000, after=draw(st.integers(1, 1000))), widths=(),
+            parameters=BeforeAfter(before=1000, after=draw(st.integers(1, 1000))), widths=(),
             ratio=Budget(asked=0.2, of="blocks", reached_blocks=0.2, reached_total=0.1),
             perplexity={"one": found},
             change={"one": Change(nll=found.nll - 4.0, perplexity=found.value - 50.0)},

@@ -142,12 +142,10 @@ class _Model:
     @property
     def finished(self) -> list[Row]:
         """All rows in the order of the grid."""
-        found = []
-        for row in self.rows:
-            place = self._directory(row)
-            shown = place.relative_to(self.out).as_posix() if place and self.out else None
-            found.append(Row.of(row, self.outcomes[row.unnamed.digest], shown))
-        return found
+        return [
+            Row.of(row, self.outcomes[row.unnamed.digest], _place(row) if self.out else None)
+            for row in self.rows
+        ]
 
     @property
     def _pending(self) -> list[Combination]:
@@ -180,19 +178,19 @@ class _Model:
             dense=self.dense,
             protocol=self.settings.evaluate.protocol,
         )
-        return self._task(measure_row, row.seed, inputs, self._directory(row))
+        keep = self.out / _place(row) if self.out else None
+        return self._task(measure_row, row.seed, inputs, keep)
 
     def _task(self, act: Callable[..., Any], seed: int, *arguments: Any) -> Task:
         return Task(act, arguments, self.store, self.compute, seed)
 
-    def _directory(self, row: Combination) -> Path | None:
-        """Where a kept model goes: a name to read, and a digest to tell alike ones apart."""
-        if self.out is None:
-            return None
-        # By its own names: what auto stands for is the same model, and kept once.
-        words = f"{row.model} {row.unnamed.label}"
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")
-        return self.out / MODELS / f"{name}-{row.unnamed.digest[:8]}"
+
+def _place(row: Combination) -> str:
+    """Where below OUT a kept model goes: a name to read, and a digest to tell alike ones apart."""
+    # By its own names: what auto stands for is the same model, and kept once.
+    words = f"{row.model} {row.unnamed.label}"
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")
+    return f"{MODELS}/{name}-{row.unnamed.digest[:8]}"
 
 
 def _told(combination: Combination, outcome: Outcome) -> str:

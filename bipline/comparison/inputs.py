@@ -53,11 +53,10 @@ def named(what: str, sources: Sequence[str]) -> dict[str, str]:
         raise InvalidInput(f"{what}: give at least one")
     if len(set(sources)) < len(sources):
         raise InvalidInput(f"{what}: one is given twice")
-    short = {source: short_name(source) for source in sources}
-    alike = [list(short.values()).count(name) > 1 for name in short.values()]
+    short = [short_name(source) for source in sources]
     return {
-        source if shared else short[source]: source
-        for source, shared in zip(sources, alike, strict=True)
+        source if short.count(name) > 1 else name: source
+        for source, name in zip(sources, short, strict=True)
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import silently
-from bipline.comparison.grid import line_of, refusal_of, runs_windows
+from bipline.comparison.grid import line_of, refusal_of
 from bipline.compression.allocation import allocation_module
 from bipline.compression.corrections import KIND as CORRECTIONS
 from bipline.settings.protocol import Protocol
@@ -24,6 +24,7 @@ from bipline.stages.compensate import STAGE as COMPENSATE
 from bipline.stages.compensate import compensate
 from bipline.stages.evaluate import STAGE as EVALUATE
 from bipline.stages.evaluate import evaluate
+from bipline.stages.line import runs_windows
 from bipline.stages.prune import STAGE as PRUNE
 from bipline.stages.prune import prune
 from bipline.stages.score import score
@@ -63,7 +64,7 @@ class RowInputs:
         inputs = {
             "model": self.given.model.identity,
             "scores": str(self.statistics.info.get("scores")),
-            "windows": self.calibration.digest if runs_windows(self.combination) else "",
+            "windows": self.calibration.digest if runs_windows(line_of(self.combination)) else "",
             "dense": self.dense.tensor_digest,
             **{f"text {name}": text.sha256 for name, text in self.given.texts.items()},
         }

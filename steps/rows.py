@@ -8,7 +8,9 @@ from zenml import get_step_context, log_metadata, step
 
 import materializers.comparison_value  # noqa: F401  (its import tells ZenML how rows are stored)
 from bipline.base.progress import heading, note
-from bipline.comparison import collecting as stage
+from bipline.comparison.files import STAGE as COLLECT
+from bipline.comparison.files import store_results
+from bipline.comparison.inputs import comparison_of
 from bipline.comparison.rows import STAGE as ROW
 from bipline.comparison.rows import RowInputs, measure_row, score_row
 from bipline.comparison.selection import best
@@ -19,7 +21,7 @@ from bipline.settings.sweep import Selection
 from bipline.stages.score import STAGE as SCORE
 from bipline.storage.store import Handle
 from bipline.values.combination import Combination
-from bipline.values.comparison import Comparison, Outcome, Tracked
+from bipline.values.comparison import Comparison, Outcome, Row, Tracked
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 from steps.stage import FROM_JSON, cached_by, context
@@ -30,7 +32,7 @@ score_fingerprint = SCORE.fingerprint
 row_fingerprint = ROW.fingerprint
 
 
-collect_fingerprint = stage.STAGE.fingerprint
+collect_fingerprint = COLLECT.fingerprint
 
 
 @step(cache_policy=cached_by(f"{__name__}.score_fingerprint"))
@@ -76,8 +78,11 @@ def collect(
 ) -> tuple[Annotated[Comparison, "comparison"], Annotated[Handle, "report"]]:
     """Put all rows beside each other, in the order of ``combinations``, and write the report."""
     tried = [Combination.model_validate(value) for value in combinations]
-    comparison = stage.collected(tried, outcomes, dense_record, calibration_inputs, settings)
-    return comparison, stage.store_report(context(), comparison)
+    first, texts = tried[0], [calibration_inputs.texts[name] for name in settings.texts]
+    models = {first.model: (calibration_inputs.model, dense_record)}
+    rows = [Row.of(*pair) for pair in zip(tried, outcomes, strict=True)]
+    comparison = comparison_of(models, {first.calibration: texts}, settings, rows)
+    return comparison, store_results(context(), comparison)
 
 
 @step(enable_cache=False, experiment_tracker=True)

@@ -18,15 +18,9 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note, ticking
 from bipline.comparison.folder import MODELS, comparison_folder
 from bipline.comparison.grid import combinations, refusal_of
-from bipline.comparison.inputs import (
-    Inputs,
-    check_windows,
-    compared_calibration,
-    compared_model,
-)
+from bipline.comparison.inputs import Inputs, check_windows, comparison_of
 from bipline.comparison.pool import Perform, Task, performing, processes_for, threads_for
-from bipline.comparison.rows import RowInputs, is_measured, measure_row
-from bipline.comparison.scoring import families, score_family
+from bipline.comparison.rows import RowInputs, families, is_measured, measure_row, score_family
 from bipline.compression.calibrate import load_calibration
 from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
@@ -70,13 +64,11 @@ def compare(
             for work in works:
                 work.compute = settings.compute.model_copy(update={"max_memory": memory})
                 work.run(perform)
-    return Comparison(
-        models={work.name: compared_model(work.given.model, work.dense) for work in works},
-        calibrations={
-            name: compared_calibration([text], settings.calibrate)
-            for name, text in inputs.calibrations.items()
-        },
-        rows=tuple(row for work in works for row in work.finished),
+    return comparison_of(
+        {work.name: (work.given.model, work.dense) for work in works},
+        {name: [text] for name, text in inputs.calibrations.items()},
+        settings.calibrate,
+        (row for work in works for row in work.finished),
     )
 
 

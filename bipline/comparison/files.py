@@ -11,10 +11,14 @@ from typing import Any
 
 from bipline.comparison.report import render_comparison
 from bipline.comparison.spread import Repeated, repeated
-from bipline.storage.directory import environment_failure, write_text
+from bipline.stages.stage import Context, Stage
+from bipline.storage.digests import digest_json
+from bipline.storage.directory import DirectoryWriter, environment_failure, write_text
+from bipline.storage.store import Handle
 from bipline.values.comparison import Comparison, Row
 from bipline.values.figures import figures_of, row_figures, values
 
+STAGE = Stage("collect", "comparison", ("bipline.comparison.report",))
 # The stages whose seconds a row has.
 ROW_STAGES = ("score", "allocate", "compensate", "prune", "evaluate")
 DENSE = "dense"
@@ -44,6 +48,22 @@ def write_results(comparison: Comparison, places: Mapping[str, Path | None]) -> 
                 write_text(place, RESULTS[suffix](comparison))
     except OSError as error:
         raise environment_failure(error) or error from None
+
+
+def store_results(context: Context, comparison: Comparison) -> Handle:
+    """The same files as a stage's output, in the Store."""
+
+    def produce(writer: DirectoryWriter, work: Path) -> None:
+        write_results(comparison, results_in(writer.path))
+
+    # With seconds and memory, which the files tell too.
+    inputs = {"comparison": digest_json(comparison.model_dump(mode="json"))}
+    return STAGE.run(context, STAGE.key(inputs, {}), produce)
+
+
+def results_in(folder: Path) -> dict[str, Path]:
+    """Where the files of a comparison lie in a folder, by suffix."""
+    return {suffix: folder / f"comparison.{suffix}" for suffix in RESULTS}
 
 
 def comparison_json(comparison: Comparison) -> str:

@@ -17,6 +17,7 @@ from bipline.base.progress import silently
 from bipline.comparison.grid import line_of, refusal_of
 from bipline.compression.allocation import allocation_module
 from bipline.compression.corrections import KIND as CORRECTIONS
+from bipline.compression.criteria import load_criterion, needs_of, options_of
 from bipline.settings.protocol import Protocol
 from bipline.stages.allocate import STAGE as ALLOCATE
 from bipline.stages.allocate import allocate
@@ -40,6 +41,7 @@ from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 
 REFUSAL = "refusal"
+Family = tuple[Combination, ...]
 # The code of the stages that a row goes through, and of what is told of it.
 CORES = ("bipline.compression.allocate", *COMPENSATE.modules, *PRUNE.modules, *EVALUATE.modules)
 STAGE = Stage("row", "outcome", (*CORES, "bipline.values.comparison", *ALLOCATE.modules))
@@ -72,6 +74,34 @@ class RowInputs:
         settings = {**self.combination.settings(), "protocol": protocol}
         modules = (*CORES, allocation_module(self.combination.allocation.name))
         return STAGE.key(inputs, settings, context.computing, modules)
+
+
+def families(rows: Iterable[Combination]) -> list[Family]:
+    """A row of each criterion: those that may share a pass together, the broadest first.
+
+    Rows share where they have model, calibration and seed in common; each search is a family of
+    its own.
+    """
+    by_criterion = {row.scoring: row for row in rows}
+    found: dict[tuple[str, int, str], list[Combination]] = {}
+    for row in sorted(by_criterion.values(), key=lambda one: -_breadth(one)):
+        needs = needs_of(row.criterion.name)
+        shared = row.calibration, row.seed, needs.family or row.criterion.label
+        found.setdefault(shared, []).append(row)
+    return [tuple(family) for family in found.values()]
+
+
+def score_family(
+    context: Context, given: Resolution, calibration: Handle, family: Family
+) -> list[Handle]:
+    """A handle for each of a family: its statistics, or why there are none.
+
+    A member whose needs the sums of another meet runs no pass of its own.
+    """
+    found: list[Handle] = []
+    for member in family:
+        found.append(score_row(context, given, calibration, member, found))
+    return found
 
 
 def score_row(
@@ -163,3 +193,11 @@ def _reason(refusal: InvalidInput, *places: str) -> str:
         raise refusal
     own = [re.escape(each) for place in places for each in (str(Path(place).absolute()), place)]
     return re.sub(rf"(?:{'|'.join(own)})\S*: ", "", str(refusal))
+
+
+def _breadth(row: Combination) -> int:
+    """How many sums a criterion reads: the more, the more others may find in them."""
+    name = row.criterion.name
+    if not needs_of(name).sums:
+        return 0
+    return len(load_criterion(name).reads(options_of(name, row.seed, row.criterion.options)))

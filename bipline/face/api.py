@@ -112,7 +112,7 @@ def compare(
     allocation, of calibrate and compute, and ``evaluation_seqlen`` and ``bos``.
     """
     from bipline.comparison.engine import compare as compare_all
-    from bipline.comparison.files import RESULTS, write_results
+    from bipline.comparison.files import results_in, write_results
     from bipline.comparison.inputs import named, resolve_inputs
 
     chosen = comparison_settings(settings)
@@ -125,7 +125,7 @@ def compare(
     downloads = Path(state) / "downloads"
     inputs = resolve_inputs(named_models, calibrations, evaluation, downloads)
     comparison = compare_all(chosen, inputs, Path(out), jobs, keep)
-    write_results(comparison, {kind: Path(out) / f"comparison.{kind}" for kind in RESULTS})
+    write_results(comparison, results_in(Path(out)))
     return comparison
 
 

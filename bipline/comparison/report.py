@@ -7,13 +7,7 @@ from statistics import fmean
 from markupsafe import Markup
 
 from bipline import __version__
-from bipline.comparison.pictures import (
-    Curve,
-    Point,
-    bars_picture,
-    curves_picture,
-    swatch,
-)
+from bipline.comparison.pictures import Curve, Point, bars_picture, curves_picture, swatch
 from bipline.comparison.spread import STARRED, named, repeated, table_lines
 from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import IDEAS

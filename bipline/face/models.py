@@ -95,8 +95,7 @@ def evaluate(
 )  # fmt: skip
 def compare(
     models: Annotated[
-        list[str],
-        typer.Argument(help="models, as `bipline prune` takes them", show_default=False),
+        list[str], typer.Argument(help="models, as `bipline prune` takes them", show_default=False)
     ],
     out: Annotated[Path, option("folder for results, and for what a later run goes on from", WHAT)],
     calibration: Annotated[

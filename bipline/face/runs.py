@@ -22,8 +22,7 @@ SWEPT = "no combination meets the limits under select.at_most; the report has al
 
 def demo(
     full: Annotated[
-        bool,
-        typer.Option("--full", help="criterion auto and a longer recovery, about ten minutes"),
+        bool, typer.Option("--full", help="criterion auto and a longer recovery, about ten minutes")
     ] = False,
     set_: options.Set = None,
     json_file: options.JsonFile = None,

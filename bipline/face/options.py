@@ -10,7 +10,7 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -62,19 +62,16 @@ def with_settings(
         variable = inspect.Parameter.VAR_KEYWORD
         own = [each for each in signature.parameters.values() if each.kind is not variable]
         taken = {each.name for each in own} | set(leave_out)
-        fields = [
-            (name, field, PANELS.get(kind, WHAT))
-            for kind in kinds
-            for name, field in kind.model_fields.items()
-            if name not in taken
-        ]
-        # Of two classes with a field of one name the first has the flag.
-        of_name = {name: (field, panel) for name, field, panel in reversed(fields)}
-        flags = [_flag(name, *place) for name, place in reversed(of_name.items())]
+        flags: dict[str, inspect.Parameter] = {}
+        for kind in kinds:
+            for name, field in kind.model_fields.items():
+                # Of two classes with a field of one name the first has the flag.
+                if name not in taken:
+                    flags.setdefault(name, _flag(name, field, PANELS.get(kind, WHAT)))
         # What says how much comes first.
-        flags.sort(key=lambda each: each.name != "ratio")
+        ordered = sorted(flags.values(), key=lambda each: each.name != "ratio")
         needed = [each for each in own if each.default is each.empty]
-        parameters = [*needed, *flags, *(each for each in own if each not in needed)]
+        parameters = [*needed, *ordered, *(each for each in own if each not in needed)]
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         function.__annotations__ = {each.name: each.annotation for each in parameters}
         return function
@@ -105,25 +102,20 @@ def _shown(name: str, field: FieldInfo) -> str:
 
 
 def _typed(field: FieldInfo) -> Any:
-    """The type that the command line reads a field as."""
-    if field.metadata and field.annotation is int and _is_size(field):
-        return str
-    return _plain(field.annotation)
+    """What the command line reads a field as: a number, a list of KEY=VALUE, or a text.
+
+    The parts of a tuple are written with commas between them.
+    """
+    outer, parts = get_origin(field.annotation), get_args(field.annotation)
+    if outer is dict:
+        return list[str]
+    kinds = parts if outer in (Union, types.UnionType) else (field.annotation,)
+    plain = [kind for kind in (bool, int, float) if kind in kinds and not _is_size(field)]
+    return plain[0] if plain else str
 
 
 def _is_size(field: FieldInfo) -> bool:
     return any(type(each) is type(get_args(ByteCount)[1]) for each in field.metadata)
-
-
-def _plain(annotation: Any) -> Any:
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return str
-    if origin in (Union, types.UnionType):
-        return _plain(next(each for each in inner if each is not type(None)))
-    if origin in (Literal, tuple):  # a tuple's parts are written with commas between them
-        return str
-    return list[str] if origin is dict else annotation
 
 
 Model = Annotated[str, typer.Argument(help=MODEL)]

@@ -13,9 +13,10 @@ from rich.console import Console
 from bipline.comparison import pictures
 from bipline.comparison.files import comparison_csv, comparison_json
 from bipline.comparison.report import PARTS, render_comparison
-from bipline.comparison.selection import Selection, best
+from bipline.comparison.selection import best
 from bipline.comparison.spread import Spread
 from bipline.face.tables import print_tables
+from bipline.settings.sweep import Selection
 from bipline.values.combination import Choice, Combination
 from bipline.values.comparison import (
     Change,

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bipline.comparison.files import comparison_csv
-from bipline.comparison.selection import Selection, best
+from bipline.comparison.selection import best
 from bipline.comparison.spread import repeated, table_lines
 from bipline.delivery.card import escaped, render_card
 from bipline.delivery.contents import PackageContents
 from bipline.delivery.report import PARTS
 from bipline.face.tables import evaluation_table
+from bipline.settings.sweep import Selection
 from bipline.values.combination import Choice, Combination
 from bipline.values.comparison import (
     Change,

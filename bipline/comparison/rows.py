@@ -71,7 +71,12 @@ class RowInputs:
             **{f"text {name}": text.sha256 for name, text in self.given.texts.items()},
         }
         protocol = self.protocol.model_dump(mode="json")
-        settings = {**self.combination.settings(), "protocol": protocol}
+        # All that decides the outcome besides the content of model and texts.
+        called = {"model", "calibration", "alias"}
+        settings = {
+            **self.combination.model_dump(mode="json", exclude=called),
+            "protocol": protocol,
+        }
         modules = (*CORES, allocation_module(self.combination.allocation.name))
         return STAGE.key(inputs, settings, context.computing, modules)
 

@@ -96,7 +96,8 @@ def repeated(rows: Iterable[Row]) -> list[Repeated]:
     """Rows that differ in the seed alone, together; in the order they first come."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.combination.but_seed, []).append(row)
+        alike = row.combination.model_copy(update={"seed": 0})
+        found.setdefault(alike.digest, []).append(row)
     return [Repeated(tuple(rows)) for rows in found.values()]
 
 

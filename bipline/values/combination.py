@@ -126,11 +126,6 @@ class Combination(BaseModel, frozen=True, extra="forbid"):
         return f"{self.method}, ratio {self.ratio:g}, seed {self.seed}"
 
     @property
-    def but_seed(self) -> str:
-        """The digest of everything except the seed: what is alike in repetitions."""
-        return digest_json(self.model_dump(mode="json", exclude={"seed"}))
-
-    @property
     def digest(self) -> str:
         """What tells the combination apart from all others."""
         return digest_json(self.model_dump(mode="json"))
@@ -144,10 +139,6 @@ class Combination(BaseModel, frozen=True, extra="forbid"):
         """Every field, criterion, allocation and compensation as they are written in a line."""
         chosen = ("criterion", "allocation", "compensation")
         return {**self.model_dump(mode="json"), **{n: getattr(self, n).label for n in chosen}}
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that decides the outcome besides the content of model and texts."""
-        return self.model_dump(mode="json", exclude={"model", "calibration", "alias"})
 
     @property
     def _selecting(self) -> list[str]:

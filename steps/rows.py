@@ -12,7 +12,7 @@ from bipline.comparison.files import STAGE as COLLECT
 from bipline.comparison.files import store_results
 from bipline.comparison.inputs import comparison_of
 from bipline.comparison.rows import STAGE as ROW
-from bipline.comparison.rows import RowInputs, measure_row, score_row
+from bipline.comparison.rows import RowInputs, measure_row, score_rows
 from bipline.comparison.selection import best
 from bipline.comparison.tracking import track_comparison
 from bipline.settings.line import CalibrateSettings, ComputeSettings
@@ -43,7 +43,9 @@ def score_criterion(
     compute: Annotated[ComputeSettings, FROM_JSON],
 ) -> Annotated[Handle, "statistics"]:
     """Statistics of one criterion, or why there are none."""
-    return score_row(context(compute, combination.seed), model, calibration, combination)
+    here = context(compute, combination.seed)
+    [statistics] = score_rows(here, model, calibration, (combination,))
+    return statistics
 
 
 @step(cache_policy=cached_by(f"{__name__}.row_fingerprint"))

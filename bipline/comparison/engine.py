@@ -20,7 +20,7 @@ from bipline.comparison.folder import MODELS, comparison_folder
 from bipline.comparison.grid import combinations, refusal_of
 from bipline.comparison.inputs import Inputs, check_windows, comparison_of
 from bipline.comparison.pool import Perform, Task, performing, processes_for, threads_for
-from bipline.comparison.rows import RowInputs, families, is_measured, measure_row, score_family
+from bipline.comparison.rows import RowInputs, families, is_measured, measure_row, score_rows
 from bipline.compression.calibrate import load_calibration
 from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
@@ -123,7 +123,7 @@ class _Model:
         [(_, self.dense)] = perform({self.name: dense})
         scoring = {
             tuple(row.scoring for row in family): self._task(
-                score_family, family[0].seed, self.given, self.windows[family[0].drawing], family
+                score_rows, family[0].seed, self.given, self.windows[family[0].drawing], family
             )
             for family in families(self._pending)
         }

@@ -96,7 +96,7 @@ def families(rows: Iterable[Combination]) -> list[Family]:
     return [tuple(family) for family in found.values()]
 
 
-def score_family(
+def score_rows(
     context: Context, given: Resolution, calibration: Handle, family: Family
 ) -> list[Handle]:
     """A handle for each of a family: its statistics, or why there are none.
@@ -105,29 +105,15 @@ def score_family(
     """
     found: list[Handle] = []
     for member in family:
-        found.append(score_row(context, given, calibration, member, found))
-    return found
-
-
-def score_row(
-    context: Context,
-    given: Resolution,
-    calibration: Handle,
-    combination: Combination,
-    others: Iterable[Handle] = (),
-) -> Handle:
-    """The statistics of a combination's criterion; where there are none, a handle that says why.
-
-    ``others`` are statistics on the same windows, whose sums serve where they can.
-    """
-    lenders = [other for other in others if other.kind != REFUSAL]
-    try:
-        found = score(context, given.model, calibration, line_of(combination).score, lenders)
-    except InvalidInput as refusal:
-        reason = _reason(refusal, context.store.location)
-        return Handle(kind=REFUSAL, location="", digest=REFUSAL, info={"reason": reason})
-    if found is None:
-        raise RuntimeError("a row is scored by one process")
+        lenders = [other for other in found if other.kind != REFUSAL]
+        try:
+            scored = score(context, given.model, calibration, line_of(member).score, lenders)
+        except InvalidInput as refusal:
+            reason = _reason(refusal, context.store.location)
+            scored = Handle(kind=REFUSAL, location="", digest=REFUSAL, info={"reason": reason})
+        if scored is None:
+            raise RuntimeError("a row is scored by one process")
+        found.append(scored)
     return found
 
 

@@ -8,10 +8,10 @@ from bipline.base.errors import InvalidInput
 from bipline.compression import allocate as core
 from bipline.compression.allocation import ALLOCATIONS, allocation_module, allocation_options
 from bipline.compression.prune import check_plan
+from bipline.compression.statistics import load_statistics
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import AllocateSettings, LineSettings
 from bipline.stages.calibrate import needed, windows_of
-from bipline.stages.score import scores_in
 from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan, read_plan
@@ -46,10 +46,9 @@ def allocate(
 
     def produce(work: Path) -> PruningPlan:
         checkpoint = context.opened(model)
+        scores = load_statistics(context.store.open(statistics))[1]
         run = windows_of(context, checkpoint, windows) if windows else None
-        return core.allocate(
-            checkpoint, scores_in(context, statistics), settings, context.seed, run
-        )
+        return core.allocate(checkpoint, scores, settings, context.seed, run)
 
     return STAGE.value(context, key, PruningPlan, produce)
 

@@ -78,9 +78,10 @@ def given_corrections(
 
     Raises InvalidInput where a plan needs corrections that are not there.
     """
-    if settings.chosen != "none":
+    lie = has_corrections(settings)
+    if settings.chosen != "none" and (lie or (plan and plan.compensated)):
         raise InvalidInput("the plan was compensated already; leave --compensation out")
-    if plan and not has_corrections(settings):
+    if plan and not lie:
         hold_to_plan(plan, None)
         return plan, None
     realised, corrections = _lying(settings)

@@ -43,11 +43,8 @@ def evaluate(
     context: Context, subject: Handle, given: Resolution, protocol: Protocol, name: str = "pruned"
 ) -> EvaluationRecord:
     """Measure a pruned or recovered model; ``name`` says which, for those who watch."""
-
-    def place() -> Path | str:
-        return context.store.open(subject)
-
-    return _stored(context, given, protocol, {"model": subject.digest}, place, f"evaluate_{name}")
+    inputs, title = {"model": subject.digest}, f"evaluate_{name}"
+    return _stored(context, given, protocol, inputs, lambda: context.store.open(subject), title)
 
 
 def evaluate_models(

@@ -43,12 +43,10 @@ MAKING = 6
 
 @dataclass(frozen=True)
 class Smaller:
-    """What the line makes; without ``statistics`` where the plan was given, and so on."""
+    """What the line makes, by which plan, on which windows if any."""
 
     model: Handle
     plan: PruningPlan
-    corrections: Handle | None
-    statistics: Handle | None
     calibration: Handle | None
 
 
@@ -63,7 +61,7 @@ def smaller(
 
     None for a worker that only helps to score.
     """
-    statistics = calibration = corrections = None
+    calibration = corrections = None
     if runs_windows(settings):
         calibration = calibrate.calibrate(
             context, model, texts, settings.calibrate, settings.compensate, evaluation
@@ -82,7 +80,7 @@ def smaller(
             context, model, calibration, plan, settings.compensate
         )
     pruned = prune.prune(context, model, plan, corrections, settings.prune)
-    return Smaller(pruned, plan, corrections, statistics, calibration)
+    return Smaller(pruned, plan, calibration)
 
 
 def planned(
@@ -90,8 +88,6 @@ def planned(
 ) -> tuple[PruningPlan, Handle | None]:
     """The plan that was given, or that of the corrections that were, with those it needs."""
     plan = allocate.given_plan(context, model, given) if given.plan else None
-    if plan and not plan.compensated and not compensate.has_corrections(settings):
-        return plan, None
     return compensate.given_corrections(plan, settings)
 
 

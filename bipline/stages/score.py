@@ -178,11 +178,6 @@ def reduce_scores(
     return STAGE.run(context, scoring.key_of_share("whole"), produce)
 
 
-def scores_in(context: Context, statistics: Handle) -> Scores:
-    """The scores of stored statistics."""
-    return load_statistics(context.store.open(statistics))[1]
-
-
 def reads_windows(settings: ScoreSettings) -> bool:
     """Whether scoring runs calibration windows: not by the weights alone, nor from saved sums."""
     return criteria.needs_of(settings.criterion).windows and not _saved(settings)

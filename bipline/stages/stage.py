@@ -88,12 +88,8 @@ class Context:
     @property
     def computing(self) -> dict[str, Any]:
         """What of the compute settings may change a stage's numbers: part of its key."""
-        compute = self.compute
-        return {
-            "device": self.device.type,
-            "dtype": compute.dtype,
-            "micro_batch": compute.micro_batch,
-        }
+        chosen = self.compute.model_dump(include={"dtype", "micro_batch"})
+        return {"device": self.device.type, **chosen}
 
 
 @dataclass(frozen=True)

@@ -47,15 +47,10 @@ def cached_by(fingerprint: str) -> Any:
     The step's own source is left out: an edited comment changes nothing, and an edit that does
     changes the fingerprint.
     """
-    return step(
-        cache_policy=CachePolicy(
-            include_step_code=False,
-            include_artifact_ids=False,
-            include_artifact_values=True,
-            include_step_parameters=True,
-            cache_func=fingerprint,
-        )
+    policy = CachePolicy(
+        include_step_code=False, include_artifact_ids=False, cache_func=fingerprint
     )
+    return step(cache_policy=policy)
 
 
 def _log(report: StageReport) -> None:

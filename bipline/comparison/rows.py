@@ -111,8 +111,6 @@ def score_rows(
         except InvalidInput as refusal:
             reason = _reason(refusal, context.store.location)
             scored = Handle(kind=REFUSAL, location="", digest=REFUSAL, info={"reason": reason})
-        if scored is None:
-            raise RuntimeError("a row is scored by one process")
         found.append(scored)
     return found
 

@@ -7,16 +7,18 @@ Heavy libraries are imported when a function is called.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bipline.base.errors import InvalidInput
+from bipline.base.extras import check as check_extra
 from bipline.settings.base import MethodOptions, key_values
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import ComputeSettings, LineSettings, sectioned
-from bipline.settings.loading import load, validated
+from bipline.settings.loading import KINDS, load, validated
 from bipline.settings.protocol import Protocol
-from bipline.settings.sweep import ComparisonSettings, SweepSettings
+from bipline.settings.sweep import ComparisonSettings, GridSettings, SweepSettings
 
 if TYPE_CHECKING:
     from bipline.storage.manifest import Manifest
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Place = str | Path
 Sources = Place | Sequence[Place] | Mapping[str, float]
 STATE = ".bipline"
+NUMBERS = {"ratios": (float, "numbers"), "seeds": (int, "whole numbers")}
 COMPARED = ("auto", "llm-bip-glu", "wanda-sp", "magnitude", "random")
 
 
@@ -63,7 +66,7 @@ def evaluate(
     model: Place,
     *,
     texts: Mapping[str, Place] | None = None,
-    tasks: Sequence[str] = (),
+    tasks: str | Sequence[str] = (),
     task_data: Place | None = None,
     baseline: Place | None = None,
     device: str | None = None,
@@ -84,7 +87,7 @@ def evaluate(
     return evaluate_models(
         models,
         {name: str(text) for name, text in (texts or {}).items()},
-        {name: Path(task_data or ".") / f"{name}.jsonl" for name in tasks},
+        {name: Path(task_data or ".") / f"{name}.jsonl" for name in parts_of(tasks)},
         validated(Protocol, _given(protocol)),
         validated(ComputeSettings, _given(compute)),
         Path(state) / "downloads",
@@ -105,11 +108,11 @@ def compare(
     """Measure many ways to prune side by side; results lie in ``out``, which a rerun goes on from.
 
     ``settings`` are the fields of :class:`bipline.settings.sweep.GridSettings` (criteria, methods,
-    ratios, seeds, ...), of the common ones of an allocation, of calibrate and compute, and
-    ``evaluation_seqlen`` and ``bos``.
+    ratios, seeds, ..., each a sequence or a text with commas), of the common ones of an
+    allocation, of calibrate and compute, and ``evaluation_seqlen`` and ``bos``.
     """
     from bipline.comparison.engine import compare as compare_all
-    from bipline.comparison.files import write_results
+    from bipline.comparison.files import results_in, write_results
     from bipline.comparison.inputs import named, resolve_inputs
 
     chosen = comparison_settings(settings)
@@ -122,7 +125,7 @@ def compare(
     downloads = Path(state) / "downloads"
     inputs = resolve_inputs(named_models, calibrations, evaluation, downloads)
     comparison = compare_all(chosen, inputs, Path(out), jobs, keep)
-    write_results(comparison, Path(out))
+    write_results(comparison, results_in(Path(out)))
     return comparison
 
 
@@ -130,13 +133,7 @@ def compress(
     config: Place | CompressSettings, overrides: Sequence[str] = (), *, state: Place | None = None
 ) -> RunSummary:
     """Run the compress pipeline from a configuration: a file or settings, with overrides."""
-    from bipline.face.pipelines import runner
-    from bipline.stages.line import check
-
-    settings = _loaded(CompressSettings, config, overrides, state)
-    pipelines = runner("compress")
-    check(settings)  # before ZenML is imported, and anything started
-    summary: RunSummary = pipelines.run_compress(settings)
+    summary: RunSummary = _run("compress", config, overrides, state)
     return summary
 
 
@@ -144,14 +141,30 @@ def sweep(
     config: Place | SweepSettings, overrides: Sequence[str] = (), *, state: Place | None = None
 ) -> SweepSummary:
     """Run the sweep pipeline: score once per criterion, measure every row, pick the best."""
-    from bipline.comparison.plan import check_sweep
-    from bipline.face.pipelines import runner
-
-    settings = _loaded(SweepSettings, config, overrides, state)
-    pipelines = runner("sweep")
-    check_sweep(settings)
-    summary: SweepSummary = pipelines.run_sweep(settings)
+    summary: SweepSummary = _run("sweep", config, overrides, state)
     return summary
+
+
+def checked(settings: Any, thorough: bool = False) -> list[tuple[str, str]]:
+    """What a pipeline would do, a line per stage. Raises what can be seen to fail before work."""
+    if isinstance(settings, SweepSettings):
+        from bipline.comparison.plan import check_sweep
+
+        return check_sweep(settings)
+    from bipline.stages.line import check
+
+    return check(settings, thorough)
+
+
+def _run(pipeline: str, config: Any, overrides: Sequence[str], state: Place | None) -> Any:
+    """What the runner of a pipeline, which lies beside this package, answers."""
+    kind = KINDS[pipeline]
+    settings = config if isinstance(config, kind) else load(kind, Path(config), tuple(overrides))
+    if state is not None:
+        settings = settings.model_copy(update={"state": str(state)})
+    check_extra("pipeline", pipeline)
+    checked(settings)  # before ZenML is imported, and anything started
+    return getattr(import_module("pipelines.run"), f"run_{pipeline}")(settings)
 
 
 def verify(directory: Place) -> Manifest:
@@ -178,7 +191,11 @@ def line_settings(
 def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
     """The settings of ``compare`` from keywords. Raises InvalidInput, naming the keyword."""
     rest = _given(given)
-    grid = {name: rest.pop(name) for name in (*GRID,) if name in rest}
+    grid = {
+        name: parts_of(rest.pop(name), *NUMBERS.get(name, ()))
+        for name in GridSettings.model_fields
+        if name in rest
+    }
     if not grid.get("criteria") and not grid.get("methods"):
         grid["criteria"] = COMPARED if grid.get("criteria") is None else ()
     protocol = {"seqlen": rest.pop("evaluation_seqlen", None), "bos": rest.pop("bos", None)}
@@ -189,7 +206,19 @@ def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
     return validated(ComparisonSettings, values)
 
 
-GRID = ("criteria", "allocations", "layouts", "compensations", "methods", "ratios", "seeds")
+def parts_of(
+    given: str | Sequence[Any], kind: type[Any] = str, what: str = "names"
+) -> tuple[Any, ...]:
+    """The parts of a list that is written with commas, blank ones left out; others as they are.
+
+    Raises InvalidInput for what is not of the kind.
+    """
+    if not isinstance(given, str):
+        return tuple(given)
+    try:
+        return tuple(kind(part.strip()) for part in given.split(",") if part.strip())
+    except ValueError:
+        raise InvalidInput(f"{given!r}: write {what}, separated by commas") from None
 
 
 def _weights(calibration: Sources | None) -> dict[str, float]:
@@ -226,11 +255,6 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None:
             found[name] = value
     return found
-
-
-def _loaded(kind: type[Any], config: Any, overrides: Sequence[str], state: Place | None) -> Any:
-    settings = config if isinstance(config, kind) else load(kind, Path(config), tuple(overrides))
-    return settings.model_copy(update={"state": str(state)}) if state is not None else settings
 
 
 __all__ = [

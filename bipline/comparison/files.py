@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bipline.comparison.report import render_comparison
+from bipline.comparison.report import TITLE, render_comparison
 from bipline.comparison.spread import Repeated, repeated
 from bipline.stages.stage import Context, Stage
 from bipline.storage.digests import digest_json
@@ -135,3 +135,17 @@ RESULTS: dict[str, Callable[[Comparison], str]] = {
     "csv": comparison_csv,
     "html": render_comparison,
 }
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a file is one that an earlier comparison wrote: its JSON, its CSV or its page."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    keys = ('"models"', '"rows"', '"spread"', '"texts"')
+    return (
+        text.startswith(",".join(TRIED))
+        or (text.startswith("{") and all(key in text for key in keys))
+        or (text.startswith("<!") and f"<title>{TITLE} " in text)
+    )

@@ -18,13 +18,14 @@ from bipline.values.figures import KINDS, title_of
 
 Content = tuple[str, Markup]
 Bar = tuple[str, float]
+TITLE = "Comparison of methods on"
 
 
 def render_comparison(comparison: Comparison) -> str:
     """The whole page."""
     measured = sum(row.measured is not None for row in comparison.rows)
     refused = len(comparison.rows) - measured
-    title = f"Comparison of methods on {', '.join(comparison.models)}"
+    title = f"{TITLE} {', '.join(comparison.models)}"
     subtitle = (
         f"{measured:,} pruned models were measured under one protocol"
         f"{f', {refused:,} combinations were refused' if refused else ''}. Perplexity on "

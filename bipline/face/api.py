@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check as check_extra
+from bipline.face import named_places
+from bipline.face.output import write_json
 from bipline.settings.base import MethodOptions, key_values
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import ComputeSettings, LineSettings, sectioned
@@ -41,6 +43,7 @@ def prune(
     work: Place | None = None,
     store: str | None = None,
     plan_out: Place | None = None,
+    json_file: Place | None = None,
     floor: bool = False,
     state: Place = STATE,
     **settings: Any,
@@ -59,7 +62,14 @@ def prune(
         floor,
         Path(state) / "downloads",
     )  # fmt: skip
-    return prune_to(line_settings(model, calibration, settings), places)
+    chosen = line_settings(model, calibration, settings)
+    named_places.check_prune(
+        chosen, out=out, work=work, store=store, plan_out=plan_out, json_file=json_file, state=state
+    )
+    result = prune_to(chosen, places)
+    if result is not None:
+        write_json(json_file, "prune", result.model_dump(mode="json"))
+    return result
 
 
 def evaluate(
@@ -71,6 +81,7 @@ def evaluate(
     baseline: Place | None = None,
     device: str | None = None,
     max_memory: int | str | None = None,
+    json_file: Place | None = None,
     state: Place = STATE,
     **protocol: Any,
 ) -> dict[str, EvaluationRecord]:
@@ -84,14 +95,18 @@ def evaluate(
         raise InvalidInput("--tasks needs --task-data, the folder that holds NAME.jsonl")
     compute = {"device": device, "max_memory": max_memory}
     models = {"model": str(model), **({"baseline": str(baseline)} if baseline else {})}
-    return evaluate_models(
-        models,
-        {name: str(text) for name, text in (texts or {}).items()},
-        {name: Path(task_data or ".") / f"{name}.jsonl" for name in parts_of(tasks)},
-        validated(Protocol, _given(protocol)),
-        validated(ComputeSettings, _given(compute)),
-        Path(state) / "downloads",
-    )
+    named_texts = {name: str(text) for name, text in (texts or {}).items()}
+    rows = {name: Path(task_data or ".") / f"{name}.jsonl" for name in parts_of(tasks)}
+    inputs = {f"--text {name}": text for name, text in named_texts.items()}
+    inputs |= {f"--tasks {name}": str(path) for name, path in rows.items()}
+    named_places.check_evaluate([model, baseline], inputs, json_file=json_file, state=state)
+    records = evaluate_models(
+        models, named_texts, rows, validated(Protocol, _given(protocol)),
+        validated(ComputeSettings, _given(compute)), Path(state) / "downloads",
+    )  # fmt: skip
+    values = {name: record.to_json_value() for name, record in records.items()}
+    write_json(json_file, "evaluate", {**values.pop("model"), **values})
+    return records
 
 
 def compare(
@@ -102,6 +117,9 @@ def compare(
     texts: Mapping[str, Place] | None = None,
     jobs: int = 1,
     keep: bool = False,
+    json_file: Place | None = None,
+    csv_file: Place | None = None,
+    html_file: Place | None = None,
     state: Place = STATE,
     **settings: Any,
 ) -> Comparison:
@@ -122,32 +140,48 @@ def compare(
         raise InvalidInput("no calibration text: give --calibration FILE or hf:NAME")
     calibrations = named("--calibration", [str(each) for each in calibration])
     evaluation = {name: str(text) for name, text in (texts or {}).items()}
+    copies = {"json": json_file, "csv": csv_file, "html": html_file}
+    read = [*calibration, *evaluation.values()]
+    named_places.check_compare(sources, read, out=out, files=copies, state=state)
     downloads = Path(state) / "downloads"
     inputs = resolve_inputs(named_models, calibrations, evaluation, downloads)
     comparison = compare_all(chosen, inputs, Path(out), jobs, keep)
     write_results(comparison, results_in(Path(out)))
+    write_results(comparison, {suffix: Path(file) for suffix, file in copies.items() if file})
     return comparison
 
 
 def compress(
-    config: Place | CompressSettings, overrides: Sequence[str] = (), *, state: Place | None = None
+    config: Place | CompressSettings,
+    overrides: Sequence[str] = (),
+    *,
+    json_file: Place | None = None,
+    state: Place | None = None,
 ) -> RunSummary:
     """Run the compress pipeline from a configuration: a file or settings, with overrides."""
-    summary: RunSummary = _run("compress", config, overrides, state)
+    summary: RunSummary = _run("compress", config, overrides, json_file, state)
     return summary
 
 
 def sweep(
-    config: Place | SweepSettings, overrides: Sequence[str] = (), *, state: Place | None = None
+    config: Place | SweepSettings,
+    overrides: Sequence[str] = (),
+    *,
+    json_file: Place | None = None,
+    state: Place | None = None,
 ) -> SweepSummary:
     """Run the sweep pipeline: score once per criterion, measure every row, pick the best."""
-    summary: SweepSummary = _run("sweep", config, overrides, state)
+    summary: SweepSummary = _run("sweep", config, overrides, json_file, state)
     return summary
 
 
-def checked(settings: Any, thorough: bool = False) -> list[tuple[str, str]]:
+def checked(
+    settings: Any, thorough: bool = False, json_file: Place | None = None
+) -> list[tuple[str, str]]:
     """What a pipeline would do, a line per stage. Raises what can be seen to fail before work."""
-    if isinstance(settings, SweepSettings):
+    is_sweep = isinstance(settings, SweepSettings)
+    named_places.check_pipeline(settings, "sweep" if is_sweep else "compress", json_file)
+    if is_sweep:
         from bipline.comparison.plan import check_sweep
 
         return check_sweep(settings)
@@ -156,15 +190,23 @@ def checked(settings: Any, thorough: bool = False) -> list[tuple[str, str]]:
     return check(settings, thorough)
 
 
-def _run(pipeline: str, config: Any, overrides: Sequence[str], state: Place | None) -> Any:
+def _run(
+    pipeline: str,
+    config: Any,
+    overrides: Sequence[str],
+    json_file: Place | None,
+    state: Place | None,
+) -> Any:
     """What the runner of a pipeline, which lies beside this package, answers."""
     kind = KINDS[pipeline]
     settings = config if isinstance(config, kind) else load(kind, Path(config), tuple(overrides))
     if state is not None:
         settings = settings.model_copy(update={"state": str(state)})
     check_extra("pipeline", pipeline)
-    checked(settings)  # before ZenML is imported, and anything started
-    return getattr(import_module("pipelines.run"), f"run_{pipeline}")(settings)
+    checked(settings, json_file=json_file)  # before ZenML is imported, and anything started
+    summary = getattr(import_module("pipelines.run"), f"run_{pipeline}")(settings)
+    write_json(json_file, pipeline, summary.model_dump(mode="json"))
+    return summary
 
 
 def verify(directory: Place) -> Manifest:

@@ -12,13 +12,13 @@ from bipline.face import options
 from bipline.face.options import (
     CALIBRATION,
     MACHINE,
+    OUTPUT,
     PROTOCOL,
     WHAT,
     option,
-    result_file,
     with_settings,
 )
-from bipline.face.output import log_file, write_json
+from bipline.face.output import log_file
 from bipline.settings.line import SECTIONS, CalibrateSettings, CommonSettings, ComputeSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.sweep import GridSettings
@@ -38,9 +38,7 @@ def prune(
     store: Annotated[
         str | None, option("a Store to find in and to keep in: a directory or s3://bucket/prefix")
     ] = None,
-    plan_out: Annotated[
-        Path | None, option("also write the plan here", callback=options.in_a_folder)
-    ] = None,
+    plan_out: Annotated[Path | None, option("also write the plan here")] = None,
     json_file: options.JsonFile = None,
     state: options.State = STATE,
     verbose: options.Verbose = False,
@@ -54,12 +52,12 @@ def prune(
     with working(log := log_file(state, "prune")) as console:
         result = api.prune(
             model, out, calibration=calibration, seed=seed, work=work, store=store,
-            plan_out=plan_out, floor=verbose or json_file is not None, state=state, **settings,
+            plan_out=plan_out, json_file=json_file, floor=verbose or json_file is not None,
+            state=state, **settings,
         )  # fmt: skip
         if result is None:  # a worker of torchrun; the first one tells
             return
         print_pruned(console, result, log, verbose)
-    write_json(json_file, result.model_dump(mode="json"))
 
 
 @with_settings(Protocol, ComputeSettings, leave_out=("micro_batch", "processes"))
@@ -82,11 +80,9 @@ def evaluate(
     with working(log := log_file(state, "evaluate")) as console:
         records = api.evaluate(
             model, texts=_named(text), tasks=tasks, task_data=task_data,
-            baseline=baseline, speed=speed, state=state, **settings,
+            baseline=baseline, speed=speed, json_file=json_file, state=state, **settings,
         )  # fmt: skip
         print_evaluated(console, records, log)
-    values = {name: record.to_json_value() for name, record in records.items()}
-    write_json(json_file, {**values.pop("model"), **values})
 
 
 @with_settings(
@@ -127,8 +123,8 @@ def compare(
     ] = 1,
     keep: Annotated[bool, option("keep every pruned model, below OUT/models")] = False,
     json_file: options.JsonFile = None,
-    csv_file: Annotated[Path | None, result_file("write the rows as CSV here", "--csv")] = None,
-    html_file: Annotated[Path | None, result_file("write the report here too", "--html")] = None,
+    csv_file: Annotated[Path | None, option("write the rows as CSV here", OUTPUT, "--csv")] = None,
+    html_file: Annotated[Path | None, option("write the report here too", OUTPUT, "--html")] = None,
     state: options.State = STATE,
     **settings: Any,
 ) -> None:
@@ -136,7 +132,6 @@ def compare(
 
     Killed or run again, it goes on from OUT: what is finished there is not computed again.
     """
-    from bipline.comparison.files import write_results
     from bipline.face import api
     from bipline.face.console import working
     from bipline.face.tables import print_compared
@@ -145,9 +140,8 @@ def compare(
         comparison = api.compare(
             models, out, calibration=calibration or (), texts=_named(text), jobs=jobs, keep=keep,
             state=state, evaluation_seqlen=evaluation_seqlen, bos=bos, criteria=criteria,
-            methods=method, **settings,
+            methods=method, json_file=json_file, csv_file=csv_file, html_file=html_file, **settings,
         )  # fmt: skip
-        write_results(comparison, {"json": json_file, "csv": csv_file, "html": html_file})
         print_compared(console, comparison, out, log)
 
 

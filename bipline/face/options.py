@@ -15,7 +15,6 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from bipline.base.errors import InvalidInput
 from bipline.settings.base import ByteCount, Settings
 from bipline.settings.line import MODEL, CalibrateSettings, ComputeSettings, PruneSettings
 from bipline.settings.protocol import Protocol
@@ -32,21 +31,9 @@ PANELS: dict[type[Settings], str] = {
 }
 
 
-def in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a result file whose folder is missing now, not after the work."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise InvalidInput(f"{path}: its folder does not exist")
-    return path
-
-
 def option(help_: str, panel: str = OUTPUT, *names: str, **more: Any) -> Any:
     """An option of a command's own."""
     return typer.Option(*names, help=help_, rich_help_panel=panel, **more)
-
-
-def result_file(help_: str, name: str) -> Any:
-    """A flag for a file that a result goes into."""
-    return option(help_, OUTPUT, name, callback=in_a_folder)
 
 
 def with_settings(
@@ -128,7 +115,7 @@ Calibration = Annotated[
 ]
 Seed = Annotated[int, option("draws windows, and whatever a method draws", CALIBRATION)]
 Text = Annotated[list[str] | None, option("NAME=FILE to measure on; may be repeated", WHAT)]
-JsonFile = Annotated[Path | None, result_file("write the result as JSON here", "--json")]
+JsonFile = Annotated[Path | None, option("write the result as JSON here", OUTPUT, "--json")]
 State = Annotated[Path, option("folder for logs and state")]
 Verbose = Annotated[bool, option("also tell how far each stage is from its floor")]
 Set = Annotated[

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from bipline.base.errors import Refused
+from bipline.base.printable import printable
 from bipline.face import options
-from bipline.face.output import log_file, write_json
+from bipline.face.output import log_file
 
 ASSETS = "assets/"
 QUICK = (
@@ -74,13 +75,12 @@ def _run(pipeline: str, settings: Any, json_file: Path | None, dry_run: bool = F
     from bipline.face.console import working
 
     if dry_run:
-        for stage, text in api.checked(settings, thorough=True):
-            typer.echo(f"{stage:<11}{text}")
+        for stage, text in api.checked(settings, thorough=True, json_file=json_file):
+            typer.echo(printable(f"{stage:<11}{text}"))
         return None
     with working(log := log_file(Path(settings.state), pipeline)) as console:
-        summary = getattr(api, pipeline)(settings)
+        summary = getattr(api, pipeline)(settings, json_file=json_file)
         tables.print_ended(console, summary, log)
-    write_json(json_file, summary.model_dump(mode="json"))
     return summary
 
 

@@ -36,4 +36,5 @@ def value_and_slope(name: str, values: Tensor) -> tuple[Tensor, Tensor]:
         leaf = values.detach().requires_grad_(True)
         value = activation(name)(leaf)
         (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), slope
+    # The identity gives its argument itself, and whoever asked may write into what comes back.
+    return value.detach().clone(), slope.clone()

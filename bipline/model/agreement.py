@@ -20,7 +20,7 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.model.checkpoint import Checkpoint, tensor_bytes
 from bipline.model.families import family_of, tensor_shapes, with_blocks
-from bipline.model.loading import build
+from bipline.model.loading import build, one_line
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.shapes import PER_LAYER_LISTS, shape_of
 from bipline.storage.digests import digest_json
@@ -54,10 +54,9 @@ def check_agreement(config: Mapping[str, Any], logits: Logits) -> None:
         _AGREED.discard(key)
         if isinstance(error, InvalidInput):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InvalidInput(
             f"config.json: transformers cannot run a {config['model_type']} with these values: "
-            f"{reason}"
+            f"{one_line(error)}"
         ) from error
     if not difference <= TOLERANCE:
         _AGREED.discard(key)

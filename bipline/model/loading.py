@@ -49,16 +49,7 @@ def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
     the first tensor, where transformers holds other tensors than the checkpoint.
     """
     checkpoint = open_checkpoint(model) if isinstance(model, Path) else model
-    loaded: Any = model_class(checkpoint.config).from_pretrained(
-        checkpoint.directory,
-        config=transformers_config(checkpoint.config),
-        dtype=dtype,
-        trust_remote_code=False,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    built, report = loaded
+    built, report = _loaded(checkpoint, dtype)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             first = min(str(key) for key in report[kind])
@@ -66,6 +57,25 @@ def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
             raise InvalidInput(f"{checkpoint.location}: {found}")
     hold_to_checkpoint(built, checkpoint)
     return built.eval()
+
+
+def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    config = transformers_config(checkpoint.config)
+    try:
+        loaded: tuple[Any, dict[str, Any]] = model_class(checkpoint.config).from_pretrained(
+            checkpoint.directory,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"{checkpoint.location}: transformers cannot load it: {one_line(error)}"
+        ) from error
+    return loaded
 
 
 @torch.no_grad()
@@ -112,9 +122,12 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:
         # Its validators raise errors of many types; to whoever wrote the file all mean the same.
-        raise InvalidInput(
-            f"config.json: transformers refuses it: {' '.join(str(error).split())}"
-        ) from error
+        raise InvalidInput(f"config.json: transformers refuses it: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of transformers says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def build(config: Mapping[str, Any]) -> Any:

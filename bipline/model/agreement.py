@@ -38,10 +38,10 @@ _AGREED: set[str] = set()
 Logits = Callable[[Checkpoint, Tensor], Tensor]
 
 
-def check_agreement(config: Mapping[str, Any], logits: Logits) -> None:
+def check_agreement(config: Mapping[str, Any], logits: Logits, where: str) -> None:
     """Raise InvalidInput unless ``logits``, by the loop, are those of transformers' model.
 
-    A config that agreed once in this process is not compared again.
+    A config that agreed once in this process is not compared again. ``where`` is its file.
     """
     small = narrowed(config)
     key = digest_json(small)
@@ -52,18 +52,16 @@ def check_agreement(config: Mapping[str, Any], logits: Logits) -> None:
         difference = _difference(small, logits)
     except Exception as error:
         _AGREED.discard(key)
-        if isinstance(error, InvalidInput):
-            raise
+        reason = str(error) if isinstance(error, InvalidInput) else one_line(error)
         raise InvalidInput(
-            f"config.json: transformers cannot run a {config['model_type']} with these values: "
-            f"{one_line(error)}"
+            f"{where}: transformers cannot run a {config['model_type']} with these values: {reason}"
         ) from error
     if not difference <= TOLERANCE:
         _AGREED.discard(key)
         raise InvalidInput(
-            f"config.json: run block by block, a {config['model_type']} with these values gives "
-            f"other logits than by transformers (by {difference:.1e} of the largest), so it is "
-            "not supported"
+            f"{where}: run block by block, a {config['model_type']} with these values gives other "
+            f"logits than by transformers (by {difference:.1e} of the largest), so it is not "
+            "supported"
         )
 
 
@@ -79,7 +77,7 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {
         "num_key_value_heads": groups, "num_attention_heads": heads, "intermediate_size": CHANNELS,
     }  # fmt: skip
-    small = {
+    small: dict[str, Any] = {
         **with_blocks(config, list(kinds.values())), **sizes,
         # LLaMA's class wants a multiple of the heads.
         "hidden_size": heads * -(-CHANNELS // heads), "head_dim": shape.head_dim,

@@ -113,7 +113,8 @@ class BlockLoop:
         device: str | torch.device = "cpu",
         micro_batch: int | None = None,
     ) -> None:
-        check_agreement(checkpoint.config, lambda small, ids: BlockLoop(small).logits(ids))
+        where = f"{checkpoint.location}/config.json"
+        check_agreement(checkpoint.config, lambda small, ids: BlockLoop(small).logits(ids), where)
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = torch.device(device)

@@ -122,7 +122,7 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:
         # Its validators raise errors of many types; to whoever wrote the file all mean the same.
-        raise InvalidInput(f"config.json: transformers refuses it: {one_line(error)}") from error
+        raise InvalidInput(f"config.json is refused: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

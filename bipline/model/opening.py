@@ -109,8 +109,8 @@ def _refuse_other_models(location: str, names: list[str]) -> None:
     """Raise InvalidInput for files that make transformers load another model than the weights."""
     if ADAPTER_FILE in names:
         raise InvalidInput(
-            f"{location}: {ADAPTER_FILE} has an adapter added to the weights by transformers; merge "
-            "the adapter, or move its files elsewhere"
+            f"{location}: {ADAPTER_FILE} makes transformers add an adapter to the weights; "
+            "merge the adapter, or move its files elsewhere"
         )
     if shards := [name for name in names if DISTRIBUTED.fullmatch(name)]:
         raise InvalidInput(

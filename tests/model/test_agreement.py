@@ -20,8 +20,9 @@ from bipline.model.families import Family, family_of
 from bipline.model.opening import open_checkpoint
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.shapes import BlockWidths
-from tests.tiny import FAMILY_CASES, SIZES
+from tests.tiny import FAMILY_CASES, config_of
 
+WHERE = "model/config.json"
 SIZES_OF_BLOCKS = {
     "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
     "num_key_value_heads", "head_dim", "pad_token_id", "bos_token_id", "eos_token_id",
@@ -38,16 +39,15 @@ def nothing_agreed_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def config_of(case: str = "llama-gqa", **changes: Any) -> dict[str, Any]:
-    model_type, different = FAMILY_CASES[case]
-    values = {**SIZES, **different, "model_type": model_type, **changes}
-    return checked_config(values, "config.json")
+def checked(case: str = "llama-gqa", **changes: Any) -> dict[str, Any]:
+    return checked_config(config_of(case, **changes), WHERE)
 
 
+ACTIVATIONS = allowed_keys("llama")["hidden_act"].choices
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     **{case: (case, {}) for case in FAMILY_CASES},
-    **{act: ("llama-gqa", {"hidden_act": act}) for act in allowed_keys("llama")["hidden_act"].choices},
+    **{act: ("llama-gqa", {"hidden_act": act}) for act in ACTIVATIONS},
     "linear": ("llama-gqa", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
     "dynamic": ("qwen3-gqa", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
     "dynamic past its positions": (
@@ -82,8 +82,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_every_switch_agrees_and_is_kept(switch: str) -> None:
     case, changes = SWITCHES[switch]
-    config = config_of(case, **changes)
-    check_agreement(config, loop_logits)
+    config = checked(case, **changes)
+    check_agreement(config, loop_logits, WHERE)
     small = narrowed(config)
     kept = config.keys() - SIZES_OF_BLOCKS - {"layer_types", "max_window_layers"}
     assert {key: small[key] for key in kept} == {key: config[key] for key in kept}
@@ -94,9 +94,9 @@ def test_every_switch_agrees_and_is_kept(switch: str) -> None:
 def test_blocks_of_every_kind_are_in_the_small_model() -> None:
     types = ["full_attention"] * 5 + ["sliding_attention"] * 3
     changes = {"use_sliding_window": True, "num_hidden_layers": 8}
-    config = config_of("qwen3-gqa", **changes, layer_types=types)
+    config = checked("qwen3-gqa", **changes, layer_types=types)
     assert narrowed(config)["layer_types"] == ["full_attention", "sliding_attention"]
-    assert narrowed(config_of(num_hidden_layers=1000))["num_hidden_layers"] == 1
+    assert narrowed(checked(num_hidden_layers=1000))["num_hidden_layers"] == 1
 
 
 def wrong_loops() -> dict[str, Callable[[Checkpoint, Tensor], Tensor]]:
@@ -127,8 +127,8 @@ def wrong_loops() -> dict[str, Callable[[Checkpoint, Tensor], Tensor]]:
 @pytest.mark.parametrize("fault", wrong_loops())
 def test_a_loop_that_computes_otherwise_is_refused_every_time(fault: str) -> None:
     for _ in range(2):
-        with pytest.raises(InvalidInput, match="other logits than by transformers") as caught:
-            check_agreement(config_of(), wrong_loops()[fault])
+        with pytest.raises(InvalidInput, match=r"^model/config.json: .*other logits") as caught:
+            check_agreement(checked(), wrong_loops()[fault], WHERE)
         assert "\n" not in str(caught.value)
 
 
@@ -139,22 +139,24 @@ def test_a_family_with_multipliers_that_the_loop_lacks_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Granite has LLaMA's tensors; somebody adds it to the table and to nothing else."""
-    entry = Family.model_validate({
-        **family_of("llama").model_dump(),
-        "architecture": "GraniteForCausalLM",
-    })
+    entry = Family.model_validate(
+        {
+            **family_of("llama").model_dump(),
+            "architecture": "GraniteForCausalLM",
+        }
+    )
     builds, table = families._tables()
     monkeypatch.setattr(families, "_tables", lambda: (builds, {**table, "granite": entry}))
-    config = {**config_of("llama-mha"), "model_type": "granite", **GRANITE}
-    with pytest.raises(InvalidInput, match="a granite .* other logits"):
-        check_agreement(config, loop_logits)
+    config = {**checked("llama-mha"), "model_type": "granite", **GRANITE}
+    with pytest.raises(InvalidInput, match=r"a granite .* other logits"):
+        check_agreement(config, loop_logits, WHERE)
 
 
 def test_what_transformers_cannot_run_is_refused_in_one_line() -> None:
     """Full attention alone has no window, and sliding attention without one is no attention."""
-    config = config_of("qwen2-mha", layer_types=["sliding_attention", "full_attention"])
+    config = checked("qwen2-mha", layer_types=["sliding_attention", "full_attention"])
     with pytest.raises(InvalidInput) as caught:
-        check_agreement(config, loop_logits)
+        check_agreement(config, loop_logits, WHERE)
     assert "\n" not in str(caught.value)
 
 
@@ -175,10 +177,12 @@ def test_a_config_is_compared_once_and_draws_from_no_shared_generator(
     assert torch.randn(4).equal(expected)
 
 
-@pytest.mark.parametrize("case", ["llama-gqa", "mistral-mha", "qwen2-gqa", "qwen3-gqa", "seed-oss-gqa"])
+@pytest.mark.parametrize(
+    "case", ["llama-gqa", "mistral-mha", "qwen2-gqa", "qwen3-gqa", "seed-oss-gqa"]
+)
 def test_per_layer_models_are_held_to_their_own_class(case: str) -> None:
     """A block without attention, one without an FFN, and whole ones: three kinds."""
-    config = config_of(case, num_hidden_layers=5)
+    config = checked(case, num_hidden_layers=5)
     widths = [
         BlockWidths(num_key_value_heads=groups, intermediate_size=channels)
         for groups, channels in ((0, 7), (4, 40), (1, 0), (3, 13), (2, 0))
@@ -187,4 +191,4 @@ def test_per_layer_models_are_held_to_their_own_class(case: str) -> None:
     small = narrowed(config)
     assert small["num_key_value_heads_per_layer"] == [0, 2, 2]
     assert small["intermediate_size_per_layer"] == [24, 24, 0]
-    check_agreement(config, loop_logits)
+    check_agreement(config, loop_logits, WHERE)

@@ -193,7 +193,7 @@ OPENED: dict[str, Change] = {
     "subfolder beside": beside("original/model.safetensors"),
     "adapter's weights alone": beside("adapter_model.safetensors"),
     "adapter in a subfolder": both(
-        lambda model: (model / "checkpoint").mkdir(), file("checkpoint/adapter_config.json", ADAPTER)
+        lambda model: (model / "run").mkdir(), file("run/adapter_config.json", ADAPTER)
     ),
     "other frameworks beside": both(file("tf_model.h5", "x"), file("flax_model.msgpack", "x")),
     "keys that are null": in_config(transformers_weights=None, quantization_config=None),

@@ -7,12 +7,13 @@ attention group k:  s_k = sqrt(mean over tokens and probes of (sum_{j in C_k} e_
     z = Wu^T (a(p) * m) + Wg^T (a'(p) * q * m),   m = Wd^T r
 
 p and q are the outputs of gate_proj and up_proj, h the input of the FFN's RMSNorm, g its gain, a
-the activation that the model's config names, J the Jacobian of the FFN half. For every token the expected square is ||(I + J) Wo[:, C_k] o||^2,
-the first-order change of the block's output when the group goes, without a bound: signs are kept
-that ``llm-bip`` loses. All groups come from one backward product, so a probe costs about one
-FFN pass however many heads there are, where ``llm-bip-exact`` costs one pass per KV head. What it
-leaves out is the curvature of the FFN. ``probes`` divides the variance; the signs depend on the
-seed, the block and the token's place alone.
+the activation that the model's config names, J the Jacobian of the FFN half. For every token the
+expected square is ||(I + J) Wo[:, C_k] o||^2, the first-order change of the block's output when
+the group goes, without a bound: signs are kept that ``llm-bip`` loses. All groups come from one
+backward product, so a probe costs about one FFN pass however many heads there are, where
+``llm-bip-exact`` costs one pass per KV head. What it leaves out is the curvature of the FFN.
+``probes`` divides the variance; the signs depend on the seed, the block and the token's place
+alone.
 
 Source: ours. What it estimates is what LLM-BIP (arXiv 2412.06419) bounds.
 """

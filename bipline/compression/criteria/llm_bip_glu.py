@@ -4,15 +4,15 @@ FFN channel:          as in ``llm-bip`` (exact)
 attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m
     w = 1 + D * (|Wu|^T (c_up * v) + |Wg|^T (c_gate * v)),   v = |Wd|^T 1
     D      = |g| * mean of 1/rms(h)
-    c_up   = rms of a(p)        how strongly the gate lets the up projection through
-    c_gate = rms of a'(p) * q   how strongly the gate itself moves the product
+    c_up   = rms of a(p)       how strongly the gate lets the up projection through
+    c_gate = rms of a'(p) * q  how strongly the gate itself moves the product
 attention group:      the sum over its channels
 
 p and q are the outputs of gate_proj and up_proj, h the input of the FFN's RMSNorm, g its gain, and
-a is the activation that the model's config names. For a single token this is the first-order bound of the change of the block's output, less one
-term: what the RMSNorm's derivative does along h, (|g|/r) |h| (|h|.|d|) / (hidden_size r^2). With
-gains averaged over tokens it estimates that bound; on trained weights the slack is large (see
-tests/oracles/test_criteria.py).
+a is the activation that the model's config names. For a single token this is the first-order
+bound of the change of the block's output, less one term: what the RMSNorm's derivative does along
+h, (|g|/r) |h| (|h|.|d|) / (hidden_size r^2). With gains averaged over tokens it estimates that
+bound; on trained weights the slack is large (see tests/oracles/test_criteria.py).
 
 Source: ours, the bound of LLM-BIP (arXiv 2412.06419) taken through a gated FFN.
 """

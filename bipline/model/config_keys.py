@@ -162,7 +162,7 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise InvalidInput(f"{where}: model_type is {_shown(model_type)}, not a text")
+        raise InvalidInput(f"{where}: model_type is {shown(model_type)}, not a text")
     allowed = allowed_keys(model_type)
     _refuse_named(config, where)
     _tell_unknown(where, tuple(sorted(set(config) - set(allowed))))
@@ -180,7 +180,7 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _refuse_named(config: Mapping[str, Any], where: str) -> None:
     for key, why in _table().refused.items():
         if config.get(key) is not None:
-            raise InvalidInput(f"{where}: {key} {_shown(config[key])} {why}")
+            raise InvalidInput(f"{where}: {key} {shown(config[key])} {why}")
 
 
 @cache
@@ -189,16 +189,17 @@ def _tell_unknown(where: str, keys: tuple[str, ...]) -> None:
     keys = tuple(key for key in keys if key not in _table().refused)
     if keys:
         more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-        named = ", ".join(_shown(key) for key in keys[:NAMED])
+        named = ", ".join(shown(key) for key in keys[:NAMED])
         note(f"{where}: left out, because no such key is known: {named}{more}")
 
 
 def _check(key: str, value: Any, allowed: Allowed, where: str) -> None:
     if not allowed.holds(value):
-        raise InvalidInput(f"{where}: {key} is {_shown(value)}, not {allowed}")
+        raise InvalidInput(f"{where}: {key} is {shown(value)}, not {allowed}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value from a file as a message may name it: short, in one line, without a control."""
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
@@ -210,7 +211,7 @@ def _checked_rope(rope: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = table.rope_types.get(name) if isinstance(name, str) else None
     if kind is None:
         known = ", ".join(table.rope_types)
-        raise InvalidInput(f"{where}: rope_type is {_shown(name)}, not one of {known}")
+        raise InvalidInput(f"{where}: rope_type is {shown(name)}, not one of {known}")
     for key in kind.needs:
         if key not in rope:
             raise InvalidInput(f"{where}: rope_type {name} needs {key}")

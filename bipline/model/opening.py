@@ -26,7 +26,7 @@ from bipline.base.errors import InvalidInput
 from bipline.base.machine import free_memory
 from bipline.base.progress import note
 from bipline.model.checkpoint import FLOAT_DTYPES, PIECE_BYTES, TORCH_DTYPES, Checkpoint
-from bipline.model.config_keys import checked_config, parse_json
+from bipline.model.config_keys import checked_config, parse_json, shown
 from bipline.model.families import build_of, family_of, shape_of, tensor_shapes
 from bipline.model.per_layer.shipping import check_code
 from bipline.model.safetensors_header import StoredTensor, read_header
@@ -85,7 +85,9 @@ def read_config(folder: Folder | Path) -> dict[str, Any]:
     if quantised := config.get("quantization_config"):
         known = isinstance(quantised, dict)
         method = quantised.get("quant_method", "unknown") if known else quantised
-        raise InvalidInput(f"{where}: quantised source ({method}); give the unquantised model")
+        raise InvalidInput(
+            f"{where}: quantised source ({shown(method)}); give the unquantised model"
+        )
     return checked_config(config, where)
 
 

@@ -1,84 +1,34 @@
 """What a config.json may say: a list of keys with their types and ranges, family by family.
 
-``config_keys.json`` is the list. What it does not name is left out, so that neither transformers
-nor a smaller model is handed a key whose meaning nobody checked; what it names must lie in its
-range. Fields that a config leaves to its class are written out, because a smaller model may go
-under another class, whose defaults differ.
+``config_keys.json`` is the list, with what ``families.json`` says of each family. What it does
+not name is left out, so that neither transformers nor a smaller model is handed a key whose
+meaning nobody checked; what it names must lie in its range. Fields that a config leaves to its
+class are written out, because a smaller model may go under another class, whose defaults differ.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
+from bipline.model.allowed import Allowed
 from bipline.model.families import family_of
 from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer, shape_of
 
-# transformers looks a tokenizer up by this name, so it must be one: no Auto class, no model.
-TOKENIZER = re.compile(r"(?!Auto)[A-Za-z][A-Za-z0-9]{0,60}Tokenizer(Fast)?|TokenizersBackend")
-LONGEST_TEXT = 4096
 SHOWN = 60
 NAMED = 12
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Allowed(_Table):
-    """What one key may hold: a value of its kind, a list of them where it ``lists``, or null."""
-
-    kind: Literal["whole", "number", "flag", "text", "choice", "tokenizer", "rope", "code"]
-    least: float = 0
-    most: float = 0
-    choices: tuple[str, ...] = ()
-    lists: Literal["", "also", "only"] = ""
-    null: bool = False
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value from JSON is allowed; what a rope or code says is asked elsewhere."""
-        if value is None:
-            return self.null
-        if self.lists and isinstance(value, list):
-            return all(self._one(each) for each in value)
-        return self.lists != "only" and self._one(value)
-
-    def _one(self, value: Any) -> bool:
-        if self.kind in ("whole", "number"):
-            kinds = (int,) if self.kind == "whole" else (int, float)
-            # A bool is an int to Python, and not to whoever wrote the file.
-            return type(value) in kinds and self.least <= value <= self.most
-        if self.kind in ("flag", "rope", "code"):
-            return isinstance(value, bool if self.kind == "flag" else dict)
-        if self.kind == "tokenizer":
-            return isinstance(value, str) and bool(TOKENIZER.fullmatch(value))
-        texts = isinstance(value, str) and len(value) <= LONGEST_TEXT
-        return texts and (self.kind == "text" or value in self.choices)
-
-    def __str__(self) -> str:
-        """What is allowed, as a refusal names it."""
-        one = {
-            "whole": f"a whole number from {self.least:.15g} to {self.most:.15g}",
-            "number": f"a number from {self.least:.15g} to {self.most:.15g}",
-            "flag": "true or false",
-            "text": "a text",
-            "choice": f"one of {', '.join(self.choices)}",
-            "tokenizer": "the name of a tokenizer class",
-            "rope": "an object with a rope_type",
-            "code": "an object",
-        }[self.kind]
-        several = f"a list, each {one}"
-        named = {"": one, "also": f"{one}, or {several}", "only": several}[self.lists]
-        return f"{named}, or null" if self.null else named
 
 
 class _RopeType(_Table):
@@ -89,10 +39,8 @@ class _RopeType(_Table):
 class _Keys(_Table):
     schema_version: int
     common: dict[str, Allowed]
-    families: dict[str, dict[str, Allowed]]
     per_layer: dict[str, Allowed]
-    defaults: dict[str, dict[str, Any]]
-    shared_defaults: dict[str, Any]
+    defaults: dict[str, Any]
     refused: dict[str, str]
     rope_keys: dict[str, Allowed]
     rope_types: dict[str, _RopeType]
@@ -142,16 +90,15 @@ def _first_line(error: BaseException) -> str:
 
 def allowed_keys(model_type: str) -> dict[str, Allowed]:
     """What a config of this ``model_type`` may say. Raises InvalidInput for an unknown one."""
-    family_of(model_type)
-    table, base = _table(), model_type.removeprefix(PER_LAYER_PREFIX)
-    own = table.per_layer if base != model_type else {}
-    return {**table.common, **table.families[base], **own}
+    table, family = _table(), family_of(model_type)
+    flags = dict.fromkeys(family.bias_flags, Allowed(kind="flag"))
+    own = table.per_layer if model_type.startswith(PER_LAYER_PREFIX) else {}
+    return {**table.common, **flags, **family.keys, **own}
 
 
 def class_defaults(model_type: str) -> dict[str, Any]:
     """What the class of this ``model_type`` takes where a config says nothing."""
-    table = _table()
-    return {**table.shared_defaults, **table.defaults[model_type.removeprefix(PER_LAYER_PREFIX)]}
+    return {**_table().defaults, **family_of(model_type).defaults}
 
 
 def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_what_is_written_as_yaml_is_read_again(value: Any) -> None:
         ("calibrate.texts={calibration: 0}", ["calibrate.texts.calibration = 0"]),
         ("calibrate.texts={calibration: -1.5}", ["calibrate.texts.calibration = -1.5"]),
         ("calibrate.texts={}", ["calibrate.texts"]),
-        ("evaluate={texts: [], tasks: []}", ["evaluate", "a text or a task"]),
+        ("evaluate={texts: [], tasks: []}", ["nothing to measure"]),
         ("export.formats=[hf, hf]", ["export.formats", "twice"]),
         ("promote.name=a/b:c", ["a/b:c"]),
         ("promote.name=..", [".."]),

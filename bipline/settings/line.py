@@ -41,7 +41,6 @@ class CalibrateSettings(Settings):
 
     texts: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={"calibration": 1.0},
-        min_length=1,
         description="names of texts with their weight in the mix",
     )
     samples: int | None = Field(

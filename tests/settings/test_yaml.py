@@ -142,7 +142,7 @@ def test_what_is_written_as_yaml_is_read_again(value: Any) -> None:
         ("recover.recipe.seed=-1", ["recover.recipe.seed"]),
         ("calibrate.texts={calibration: 0}", ["calibrate.texts.calibration = 0"]),
         ("calibrate.texts={calibration: -1.5}", ["calibrate.texts.calibration = -1.5"]),
-        ("calibrate.texts={}", ["calibrate.texts"]),
+        ("calibrate.texts={}", ["no calibration text"]),
         ("evaluate={texts: [], tasks: []}", ["nothing to measure"]),
         ("export.formats=[hf, hf]", ["export.formats", "twice"]),
         ("promote.name=a/b:c", ["a/b:c"]),

@@ -39,11 +39,16 @@ def model_class(config: Mapping[str, Any]) -> Any:
 def load_model(directory: Path, dtype: torch.dtype) -> Any:
     """``from_pretrained`` with no code from the model, in eval mode.
 
+    The model's own settings for generating are not read: nothing we measure may follow them.
+
     Raises InvalidInput when transformers reports weights that are missing, unexpected or of
     another shape: a model that loads with fresh random weights must never be measured.
     """
+    from transformers import GenerationConfig
+
     loaded: Any = model_class(read_config(directory)).from_pretrained(
         directory,
+        generation_config=GenerationConfig(),
         dtype=dtype,
         trust_remote_code=False,
         local_files_only=True,

@@ -8,6 +8,7 @@ from typing import Any
 
 from bipline.base import extras
 from bipline.delivery import export as core
+from bipline.delivery.beside_weights import check_generation
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.compress import CompressSettings, ExportSettings
 from bipline.stages.resolve import local_copy
@@ -86,8 +87,13 @@ def _inputs(product: Product) -> dict[str, str]:
 
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Raise InvalidInput where what reports are drawn with is not installed."""
+    """Raise InvalidInput where no package can be made: for want of a library, or by the model.
+
+    That is what draws the reports, and settings that nobody could load the package with.
+    """
     extras.check("pipeline", "a package's report")
+    if thorough and checkpoint:
+        check_generation(checkpoint.folder)
 
 
 def tell(settings: CompressSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:

@@ -19,14 +19,14 @@ from urllib.parse import parse_qsl
 
 import yaml
 
-from bipline.base.errors import InvalidInput
+from bipline.base.errors import InvalidInput, Refused
 from bipline.model import hub
 from bipline.model.finished import hold_to_manifest
 from bipline.model.opening import open_checkpoint
 from bipline.model.shard_digests import digest_shards
 from bipline.model.side_files import is_licence, is_model_file, is_tokenizer_file
 from bipline.storage.digests import digest_bytes, digest_file, digest_json, digest_listing
-from bipline.storage.directory import environment_failure
+from bipline.storage.directory import environment_failure, write_text
 from bipline.storage.documents import read_documents, write_documents
 from bipline.storage.folder import S3_SCHEME, Folder, LocalFolder, open_folder
 from bipline.values.resolution import ResolvedModel, ResolvedTask, ResolvedText
@@ -186,12 +186,17 @@ def _resolved_data_set(source: str, downloads: Path) -> ResolvedText:
     commit = hub.dataset_commit(parsed.repository, parsed.revision)
     name = digest_json([parsed.repository, commit, selection])
     path = downloads / "texts" / f"{name}.jsonl"
-    if not path.is_file():
+    receipt = path.with_suffix(".sha256")
+    if not (path.is_file() and receipt.is_file()):
         documents, _ = hub.download_documents(parsed.repository, commit, **selection)
         if not any(document.strip() for document in documents):
             raise InvalidInput(f"{source}: holds no text")
         _write_whole(path, documents)
-    return _resolved_text(source, path, commit)
+        write_text(receipt, f"{digest_file(path)}\n")
+    text = _resolved_text(source, path, commit)
+    if receipt.read_text(encoding="utf-8", errors="replace").strip() != text.sha256:
+        raise Refused(f"{path}: changed since it was downloaded; delete it and {receipt.name}")
+    return text
 
 
 def _write_whole(path: Path, documents: list[str]) -> None:

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from bipline import __version__
+from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError
 from bipline.face.output import log_file
 
@@ -125,7 +126,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {' '.join(without_secrets(message).split())}", err=True)
     sys.exit(code)
 
 
@@ -136,5 +137,5 @@ def _fail_unexpectedly(error: Exception) -> None:
         _fail(message, 2) if message else sys.exit(2)  # without a command, help was printed
     log = log_file(Path(".bipline"), "fault")
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(traceback.format_exc(), encoding="utf-8")
+    log.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")
     _fail(f"{type(error).__name__}: {error}; this is a fault of bipline, its trace is in {log}", 1)

@@ -244,7 +244,10 @@ def test_a_text_is_written_once_and_hashed_every_time(hub: HubProcess, tmp_path:
     again = hub.text(f"hf:acme/stories@{first.revision}?documents=3&field=story", tmp_path)
     assert again.location == first.location
     assert Path(first.location).stat().st_mtime_ns == written
-    assert [path.name for path in (tmp_path / "texts").iterdir()] == [Path(first.location).name]
+    name = Path(first.location).stem
+    assert {path.name for path in (tmp_path / "texts").iterdir()} == {
+        f"{name}.jsonl", f"{name}.sha256",
+    }  # fmt: skip
     Path(first.location).write_text('{"text": "something else"}\n')
     assert hub.text(source, tmp_path).sha256 != first.sha256
 

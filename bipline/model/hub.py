@@ -97,9 +97,10 @@ def _sizes(info: Any, what: str) -> dict[str, int]:
     Raises EnvironmentFailure for a listing that no repository has: its names become files here.
     """
     files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    odd = next((n for n in files if not (isinstance(n, str) and is_plain_name(n))), None)
-    if odd is not None:
-        raise EnvironmentFailure(f"{what}: {_endpoint()} lists {odd!r}, which is no file's name")
+    for name, size in files.items():
+        if not (isinstance(name, str) and is_plain_name(name) and isinstance(size, int)):
+            shown = f"{repr(name)[:60]} of {repr(size)[:20]} bytes"
+            raise EnvironmentFailure(f"{what}: {_endpoint()} lists {shown}, which is no file")
     if len(files) > MOST_FILES:
         raise EnvironmentFailure(
             f"{what}: {_endpoint()} lists {len(files)} files; check HF_ENDPOINT"
@@ -157,6 +158,8 @@ def check_download(
 
 def _differs(path: Path, sha256: str, published: Any) -> bool:
     """Large files are published by their sha256, small ones by the name git gives them."""
+    if published.size not in (None, path.stat().st_size):
+        return True
     if published.lfs:
         return bool(published.lfs.sha256 != sha256)
     data = path.read_bytes()
@@ -263,7 +266,7 @@ def _hub_failures(what: str, kind: str) -> Iterator[None]:
 
 
 # What the library raises where an answer is no answer of a hub: HTML, another shape, no field.
-MISSHAPEN = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def _failure(error: Exception, what: str, kind: str) -> BiplineError | None:

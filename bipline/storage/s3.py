@@ -55,6 +55,8 @@ class S3File:
             head = self._client.head_object(**self._key)
             self.size = int(head["ContentLength"])
             self._etag = head["ETag"]
+            if self.size < 0:
+                raise ValueError(f"an object of {self.size} bytes")
         # The content's digest, where this project wrote the object.
         self.sha256 = str(head.get("Metadata", {}).get("sha256", ""))
 

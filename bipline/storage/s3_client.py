@@ -27,8 +27,8 @@ CHANGED = {"412", "PreconditionFailed", "416", "InvalidRange"}
 DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch"}
 # What a conditional write is told when another one came first.
 OVERTAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "NoSuchKey"}
-# A prefix with more objects than this is no folder of ours or of a model.
-MOST_NAMES = 1_000_000
+# A page has a thousand names: what goes on longer is no folder of ours or of a model.
+MOST_PAGES = 1000
 # What one request may remove.
 REMOVED_AT_ONCE = 1000
 
@@ -77,10 +77,13 @@ class S3Place:
         asked = {"Bucket": self.bucket, "Prefix": self.prefix, "Delimiter": delimiter}
         keys: list[str] = []
         with failures(self.location):
-            for page in self.client.get_paginator("list_objects_v2").paginate(**asked):
+            pages = self.client.get_paginator("list_objects_v2").paginate(**asked)
+            for number, page in enumerate(pages):
+                # A page of HTML is read as a listing of nothing; S3 always says this.
+                _ = page["IsTruncated"]
                 keys += [entry["Key"] for entry in page.get("Contents", [])]
-                if len(keys) > MOST_NAMES:
-                    raise EnvironmentFailure(f"{self.location}: S3 lists more than {MOST_NAMES}")
+                if number == MOST_PAGES:
+                    raise ValueError(f"{number} pages of a listing and no end")
         return sorted(self._name_of(key) for key in keys if key != self.prefix)
 
     def _name_of(self, key: str) -> str:

@@ -205,7 +205,7 @@ def failures(where: str) -> Iterator[None]:
         raise EnvironmentFailure(f"{where}: S3 does not answer: {error}") from error
     except OSError as error:
         raise EnvironmentFailure(f"{where}: the connection to S3 broke: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         # What is asked for in here is S3 alone: a proxy's page, or an answer that lacks a field.
         raise EnvironmentFailure(
             f"{where}: {_endpoint()} does not answer as S3 does "

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from zenml import get_step_context, log_metadata, step
 
-import materializers.comparison_value  # noqa: F401  (its import tells ZenML how rows are stored)
 from bipline.base.progress import heading, note
 from bipline.comparison import collecting as stage
 from bipline.comparison.rows import STAGE as ROW
@@ -15,43 +14,37 @@ from bipline.comparison.selection import best
 from bipline.settings.line import CalibrateSettings, ComputeSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.sweep import Selection
-from bipline.stages.score import STAGE as SCORE
 from bipline.storage.store import Handle
 from bipline.values.combination import Combination
 from bipline.values.comparison import Comparison, Outcome, Tracked
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
-from steps.stage import FROM_JSON, cached_by, context
-
-score_fingerprint = SCORE.fingerprint
-
+from steps.stage import Parameter, cached_by, context
 
 row_fingerprint = ROW.fingerprint
-
-
 collect_fingerprint = stage.STAGE.fingerprint
 
 
-@step(cache_policy=cached_by(f"{__name__}.score_fingerprint"))
+@cached_by("steps.line.score_fingerprint")
 def score_criterion(
     model: Resolution,
     calibration: Handle,
-    combination: Annotated[Combination, FROM_JSON],
-    compute: Annotated[ComputeSettings, FROM_JSON],
+    combination: Parameter[Combination],
+    compute: Parameter[ComputeSettings],
 ) -> Annotated[Handle, "statistics"]:
     """Statistics of one criterion, or why there are none."""
     return score_row(context(compute, combination.seed), model, calibration, combination)
 
 
-@step(cache_policy=cached_by(f"{__name__}.row_fingerprint"))
+@cached_by(f"{__name__}.row_fingerprint")
 def row(
     calibration: Handle,
     statistics: Handle,
     dense_record: EvaluationRecord,
     evaluation_inputs: Resolution,
-    combination: Annotated[Combination, FROM_JSON],
-    protocol: Annotated[Protocol, FROM_JSON],
-    compute: Annotated[ComputeSettings, FROM_JSON],
+    combination: Parameter[Combination],
+    protocol: Parameter[Protocol],
+    compute: Parameter[ComputeSettings],
 ) -> Annotated[Outcome, "outcome"]:
     """Allocate, compensate, prune, measure, forget: one model's figures, or why it cannot be."""
     inputs = RowInputs(
@@ -65,13 +58,13 @@ def row(
     return measure_row(context(compute, combination.seed), inputs)
 
 
-@step(cache_policy=cached_by(f"{__name__}.collect_fingerprint"))
+@cached_by(f"{__name__}.collect_fingerprint")
 def collect(
     outcomes: list[Outcome],
     dense_record: EvaluationRecord,
     calibration_inputs: Resolution,
     combinations: list[dict[str, Any]],
-    settings: Annotated[CalibrateSettings, FROM_JSON],
+    settings: Parameter[CalibrateSettings],
 ) -> tuple[Annotated[Comparison, "comparison"], Annotated[Handle, "report"]]:
     """Put all rows beside each other, in the order of ``combinations``, and write the report."""
     tried = [Combination.model_validate(value) for value in combinations]
@@ -83,7 +76,7 @@ def collect(
 def track(
     comparison: Comparison,
     report: Handle,
-    settings: Annotated[Selection | None, FROM_JSON],
+    settings: Parameter[Selection | None],
     config: dict[str, Any],
     provenance: dict[str, str],
 ) -> Annotated[Tracked, "tracked"]:

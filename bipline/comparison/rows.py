@@ -91,13 +91,10 @@ def score_row(
     """
     lenders = [other for other in others if other.kind != REFUSAL]
     try:
-        found = score(context, given.model, calibration, line_of(combination).score, lenders)
+        return score(context, given.model, calibration, line_of(combination).score, lenders)
     except InvalidInput as refusal:
         reason = _reason(refusal, context.store.location)
         return Handle(kind=REFUSAL, location="", digest=REFUSAL, info={"reason": reason})
-    if found is None:
-        raise RuntimeError("a row is scored by one process")
-    return found
 
 
 def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> Outcome:

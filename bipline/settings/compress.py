@@ -32,7 +32,15 @@ class EvaluateSettings(Settings):
 class ExportSettings(Settings):
     """Which formats the package holds."""
 
-    formats: tuple[Literal["hf"], ...] = Field(default=("hf",), description="hf: transformers")
+    formats: tuple[Literal["hf"], ...] = Field(
+        default=("hf",), min_length=1, description="hf: transformers"
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> ExportSettings:
+        if len(set(self.formats)) < len(self.formats):
+            raise ValueError(f"export.formats: {', '.join(self.formats)}: one stands twice")
+        return self
 
 
 class PromoteSettings(Settings):

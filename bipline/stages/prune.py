@@ -8,7 +8,7 @@ from bipline.compression import prune as core
 from bipline.compression.corrections import open_corrections
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import LineSettings, PruneSettings
-from bipline.stages.stage import Context, Stage
+from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.directory import DirectoryWriter
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan
@@ -36,10 +36,6 @@ def prune(
     return STAGE.run(context, STAGE.key(inputs, settings.model_dump(mode="json")), produce)
 
 
-def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Nothing: what a plan must be is checked where it is made or read."""
-
-
-def tell(settings: LineSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """How the shards are cut."""
+def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """How the shards are cut; what a plan must be is checked where it is made or read."""
     return [("prune", f"shards of at most {settings.prune.shard_size / 1e9:g} GB")]

@@ -26,7 +26,12 @@ from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, 
 from bipline.base.extras import require
 from bipline.base.progress import note
 from bipline.storage.directory import environment_failure
-from bipline.storage.manifest import read_manifest, verify_directory
+from bipline.storage.manifest import (
+    compare_names,
+    read_manifest,
+    relative_files,
+    verify_directory,
+)
 from bipline.values.summary import Registration
 
 DIGEST_TAG = "package_digest"
@@ -97,8 +102,11 @@ def track_and_register(
     mlflow = _mlflow()
     with _translated("MLflow"):
         _check_request(name, alias, metrics)
-        if read_manifest(package).digest != package_digest:
+        manifest = read_manifest(package)
+        if manifest.digest != package_digest:
             raise Refused(f"{package}: is not the package {package_digest[:12]} to be registered")
+        # MLflow follows links: a file from outside would be uploaded before it is compared.
+        compare_names(str(package), relative_files(package), manifest)
         _probe(mlflow)
         with _limited(WORK_LIMITS), _run(mlflow) as run:
             run_tags = {**tags, DIGEST_TAG: package_digest}

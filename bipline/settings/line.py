@@ -178,12 +178,9 @@ class LineSettings(Settings):
 
 
 SECTIONS: dict[str, type[Settings]] = {
-    "calibrate": CalibrateSettings,
-    "score": ScoreSettings,
-    "allocate": AllocateSettings,
-    "compensate": CompensateSettings,
-    "prune": PruneSettings,
-    "compute": ComputeSettings,
+    name: type(field.default)
+    for name, field in LineSettings.model_fields.items()
+    if isinstance(field.default, Settings)
 }
 
 

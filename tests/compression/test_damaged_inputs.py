@@ -160,6 +160,16 @@ def test_weights_are_numbers(name: str, value: float, made: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_matrix_is_made_of_numbers(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", "llama-mha", dtype=torch.float32)
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"][5] = NAN
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    (tmp_path / "text.txt").write_text(TEXT)
+    with pytest.raises(InvalidInput, match=r"lm_head\.weight holds NaN"):
+        api.evaluate(model, texts={"t": tmp_path / "text.txt"}, seqlen=16, state=tmp_path / "s")
+
+
 @pytest.mark.parametrize("dtype", TORCH_DTYPES.values(), ids=str)
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (4096, 3)])

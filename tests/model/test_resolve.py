@@ -27,7 +27,8 @@ def resolve(
     model: str, texts: dict[str, str], tasks: dict[str, str], downloads: Path
 ) -> Resolution:
     settings = CompressSettings(
-        model=model, texts=texts, tasks=tasks, calibrate=CalibrateSettings(texts={}),
+        model=model, texts=texts, tasks=tasks,
+        calibrate=CalibrateSettings.model_construct(texts={}),
         evaluate=EvaluateSettings(texts=()),
     )  # fmt: skip
     return stage.resolve(settings, downloads)

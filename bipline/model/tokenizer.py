@@ -7,18 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bipline.base.errors import InvalidInput
+from bipline.model.side_files import is_tokenizer_file
 from bipline.storage.folder import Folder, LocalFolder
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+# One of these, or the two of the last, makes a tokenizer.
+VOCABULARIES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 
 def tokenizer_of(folder: Folder) -> Any:
@@ -26,7 +19,8 @@ def tokenizer_of(folder: Folder) -> Any:
     if isinstance(folder, LocalFolder):
         return load_tokenizer(folder.path)
     with TemporaryDirectory(prefix="bipline-") as copied:
-        for name in set(TOKENIZER_FILES) & set(folder.names()):
+        for name in filter(is_tokenizer_file, folder.names()):
+            (Path(copied) / name).parent.mkdir(exist_ok=True)
             (Path(copied) / name).write_bytes(folder.read(name))
         try:
             return load_tokenizer(Path(copied))
@@ -41,8 +35,10 @@ def load_tokenizer(directory: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise InvalidInput(f"{directory}: no tokenizer.json and no tokenizer.model")
+    if not any(all((directory / name).is_file() for name in each) for each in VOCABULARIES):
+        raise InvalidInput(
+            f"{directory}: no tokenizer.json and no tokenizer.model, nor vocab.json with merges.txt"
+        )
     try:
         return AutoTokenizer.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True

@@ -52,10 +52,15 @@ def environment_failure(error: OSError) -> EnvironmentFailure | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file in one go: temporary name, flush, rename."""
+    """Write a small text file in one go: temporary name, flush, rename.
+
+    What stands under the temporary name is a killed run's, or a link that somebody put there: it
+    goes, and nothing is written through it.
+    """
     temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -162,8 +162,8 @@ def _check_state(result: Place, state: Place) -> None:
     mine, its = result.real, state.real
     if mine == its or (result.use is not Use.FILE and its.is_relative_to(mine)):
         raise InvalidInput(f"{result} holds {state}, which {state.use.value}")
-    if result.use is Use.KEPT and mine.is_relative_to(its / "store"):
-        return  # the Store of the pipelines, shared
+    if result.use is Use.KEPT:
+        return  # a Store that the pipelines of this state folder share
     for room in STATE_ROOMS:
         if mine.is_relative_to(its / room):
             raise InvalidInput(f"{result} lies in {its / room}, where bipline keeps its state")

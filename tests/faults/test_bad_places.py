@@ -96,6 +96,21 @@ def test_places_are_refused_before_any_work(
     assert after == before
 
 
+def test_what_stands_under_a_temporary_name_costs_nobody_anything(
+    capfd: pytest.CaptureFixture[str], here: Path
+) -> None:
+    """A link to a file or to a folder, planted where a result is about to be written."""
+    victim = here / "victim"
+    victim.mkdir()
+    (victim / "kept.txt").write_text("kept")
+    (here / ".result.json.partial").symlink_to(victim / "kept.txt")
+    assert run(capfd, *COMMANDS["prune"], "--json", "result.json").code == 0
+    (here / ".again.partial").symlink_to(victim)
+    run(capfd, *COMMANDS["prune"], "--out", "again").assert_one_line(2, ".again.partial", "link")
+    assert contents(victim) == {"kept.txt": b"kept"}
+    assert not (here / "result.json").is_symlink()
+
+
 def test_an_earlier_result_is_written_again(capfd: pytest.CaptureFixture[str], here: Path) -> None:
     """By the command that wrote it, and by no other."""
     for _ in range(2):

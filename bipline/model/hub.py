@@ -23,7 +23,7 @@ from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.extras import check, require
 from bipline.base.progress import note
 from bipline.model.families import family_of
-from bipline.model.opening import PICKLED, read_config
+from bipline.model.opening import ADAPTER_FILE, PICKLED, read_config
 from bipline.model.side_files import is_model_file
 from bipline.storage.directory import environment_failure
 from bipline.storage.names import is_plain_name
@@ -120,6 +120,11 @@ def _endpoint() -> str:
 
 def _refuse_unsafe(what: str, names: list[str]) -> None:
     top = [name for name in names if "/" not in name]
+    if ADAPTER_FILE in top:
+        raise InvalidInput(
+            f"{what}: {ADAPTER_FILE} makes transformers add an adapter to the weights; "
+            "choose a revision without one"
+        )
     if any(name.endswith(WEIGHTS) for name in top):
         return
     endings = tuple(pattern.removeprefix("*") for pattern in PICKLED)

@@ -109,6 +109,8 @@ def _put_models(models: Path, tiny_llama: Path) -> None:
     (tiny / "fp16" / "model.safetensors").write_bytes(b"the same weights again")
     pickled = Path(shutil.copytree(tiny_llama, models / "pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    adapted = Path(shutil.copytree(tiny_llama, models / "adapted"))
+    (adapted / "adapter_config.json").write_text("{}")
     custom = Path(shutil.copytree(tiny_llama, models / "custom"))
     config = json.loads((custom / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling.Custom"}
@@ -206,6 +208,7 @@ def test_a_branch_that_moved_is_seen(hub: HubProcess, repositories: Path, tmp_pa
         ("acme/tiny@v9", "no such revision"),
         ("acme/pickled", "pytorch_model.bin"),
         ("acme/custom", "auto_map"),
+        ("acme/adapted", "adapter_config.json"),
     ],
 )
 def test_models_that_cannot_be_used_are_refused_before_their_weights_come(

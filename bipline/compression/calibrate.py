@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note, track
+from bipline.model.token_ids import token_ids
 from bipline.model.tokenizer import tokenizer_of
 from bipline.storage.digests import digest_bytes
 from bipline.storage.directory import DirectoryWriter, write_text
@@ -157,10 +158,8 @@ def _shuffled(documents: list[str], seed: int) -> list[str]:
 
 
 def _token_stream(tokenizer: Any, documents: list[str]) -> torch.Tensor:
-    ids: list[int] = []
-    for document in track(documents, "tokenise"):
-        ids += tokenizer(document, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)
+    ids = track(token_ids(tokenizer, documents, special_tokens=True), "tokenise", len(documents))
+    return torch.cat([torch.tensor(each, dtype=torch.int64) for each in ids])
 
 
 def _draw(stream: torch.Tensor, count: int, seqlen: int, seed: int, path: Path) -> torch.Tensor:

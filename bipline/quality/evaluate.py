@@ -22,10 +22,10 @@ from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import perplexity, text_windows
 from bipline.quality.speed import measure_speed
-from bipline.quality.zero_shot import task_configuration, zero_shot
+from bipline.quality.zero_shot import check_tasks, zero_shot
 from bipline.settings.protocol import Protocol
 from bipline.storage.digests import digest_file
-from bipline.storage.documents import read_documents
+from bipline.storage.documents import read_documents, text_file
 from bipline.values.record import EvaluationRecord, Perplexity, Speed, TaskResult, environment
 
 
@@ -53,13 +53,13 @@ def evaluate(
     """
     if not (texts or tasks or protocol.speed):
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
-    for name, path in tasks.items():
-        task_configuration(name, path)  # a missing task must not be found after the long part
+    check_tasks(tasks)  # what is wrong must not be found after the long part
     running = running or Running()
     checkpoint = open_checkpoint(model)
     if tasks or protocol.speed:
         _ = checkpoint.directory  # these need the whole model, and it on this machine
     tokenizer = tokenizer_of(checkpoint.folder)
+    check_tasks(tasks, tokenizer)
     perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
     accuracies, speed = _in_memory(checkpoint, tokenizer, protocol, dict(tasks), running)
     return EvaluationRecord(
@@ -96,7 +96,8 @@ def measure_perplexity(
     loop = BlockLoop(checkpoint, torch_dtype(protocol.dtype), running.device)
     results = {}
     for name, path in texts.items():
-        windows = text_windows(tokenizer, read_documents(path), protocol.seqlen, protocol.bos)
+        documents, room = read_documents(path), running.max_memory
+        windows = text_windows(tokenizer, documents, protocol.seqlen, protocol.bos, room)
         results[name] = perplexity(loop, windows, name, running.max_memory)
     return results
 
@@ -124,4 +125,4 @@ def _in_memory(
 
 
 def _digests(files: Mapping[str, Path]) -> dict[str, str]:
-    return {name: digest_file(path) for name, path in files.items()}
+    return {name: digest_file(text_file(path)) for name, path in files.items()}

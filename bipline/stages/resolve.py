@@ -14,6 +14,7 @@ from bipline.settings.compress import CompressSettings
 from bipline.settings.line import LineSettings
 from bipline.storage.digests import CHUNK_BYTES, digest_file
 from bipline.storage.directory import atomic_directory
+from bipline.storage.documents import text_file
 from bipline.storage.folder import ByteFile, LocalFolder, open_folder
 from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
 
@@ -138,4 +139,4 @@ def _text_line(source: str) -> str:
     if source.startswith(core.HUB):
         return f"{source} (to be downloaded)"
     documents = core.resolve_text(source, Path()).documents
-    return f"{source}, {Path(source).stat().st_size / 1e6:.2f} MB, {documents} documents"
+    return f"{source}, {text_file(source).stat().st_size / 1e6:.2f} MB, {documents} documents"

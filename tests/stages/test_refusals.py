@@ -42,7 +42,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"recover": {"enabled": True, "text": "calibration", "held_out": "tiny", "recipe": RECIPE}},
         "shorter than one window",
     ),
-    "task without rows": ({"evaluate": {"tasks": ("empty",)}}, "first line"),
+    "task without rows": ({"evaluate": {"tasks": ("empty",)}}, "holds no row"),
     "nothing to measure": ({"evaluate": {"texts": ()}}, "nothing to measure"),
     "name": ({"promote": {"name": "a'b"}}, "a'b"),
     "alias": ({"promote": {"name": "a", "alias": "v1"}}, "v1"),

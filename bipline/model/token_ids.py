@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from bipline.base.child import ChildFailure, in_child
-from bipline.base.errors import InvalidInput
+from bipline.base.errors import BiplineError, InvalidInput
 from bipline.base.machine import anonymous_memory
 from bipline.model.memory import gigabytes, memory_limit
 from bipline.storage.documents import Chat
@@ -24,7 +25,7 @@ MOST_TOKENS = 64
 CHARACTERS_PER_SECOND = 50_000
 SECONDS = 15.0
 # How much of a text is tried first: what multiplies it shows before it is much.
-FIRST_CHARACTERS = (4, 64, 1024)
+FIRST_CHARACTERS = (1, 8, 64, 1024)
 GUARDED = "runs_in_a_child"
 
 
@@ -42,14 +43,20 @@ def token_ids(
         return _encoded(tokenizer, text, special_tokens)
 
     if not is_guarded(tokenizer) and not any(isinstance(text, Chat) for text in texts):
-        yield from (_or_refused(encoded, text) for text in texts)
+        for text in texts:
+            with refusing_failures(tokenizer):
+                ids = encoded(text)
+            yield ids
         return
     longest = max(texts, key=len, default="").lstrip()
     first = [longest[:size] for size in FIRST_CHARACTERS]
-    answers = _guarded(lambda text: array("q", encoded(text)).tobytes(), [*first, *texts], room)
-    for number, answer in enumerate(answers):
+
+    def answer(text: str) -> bytes:
+        return array("q", encoded(text)).tobytes()
+
+    for number, found in enumerate(_guarded(tokenizer, answer, [*first, *texts], room)):
         if number >= len(first):
-            yield array("q", answer).tolist()
+            yield array("q", found).tolist()
 
 
 def rendered(tokenizer: Any, documents: Sequence[str]) -> list[str]:
@@ -59,8 +66,11 @@ def rendered(tokenizer: Any, documents: Sequence[str]) -> list[str]:
     """
     if not any(isinstance(document, Chat) for document in documents):
         return list(documents)
-    texts = _guarded(lambda chat: _text(tokenizer, chat).encode(), documents, memory_limit(None))
-    return [text.decode() for text in texts]
+
+    def answer(document: str) -> bytes:
+        return _text(tokenizer, document).encode()
+
+    return [text.decode() for text in _guarded(tokenizer, answer, documents, memory_limit(None))]
 
 
 def is_guarded(tokenizer: Any) -> bool:
@@ -83,26 +93,31 @@ def _text(tokenizer: Any, document: str) -> str:
     return str(tokenizer.apply_chat_template(document.messages, tokenize=False))
 
 
-def _or_refused(encoded: Callable[[str], list[int]], text: str) -> list[int]:
+@contextmanager
+def refusing_failures(tokenizer: Any) -> Iterator[None]:
+    """For the length of the block, whatever a tokenizer raises is bad input."""
     try:
-        return encoded(text)
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, BiplineError):
         raise
     except BaseException as error:  # a panic of Rust is no Exception
-        raise _refusal(str(error) or type(error).__name__) from None
+        raise _refusal(tokenizer, str(error) or type(error).__name__) from None
 
 
-def _guarded(work: Callable[[str], bytes], texts: Sequence[str], room: int) -> Iterator[bytes]:
+def _guarded(
+    tokenizer: Any, work: Callable[[str], bytes], texts: Sequence[str], room: int
+) -> Iterator[bytes]:
     """What ``work`` gives for each text, in a child."""
     items = [(text, SECONDS + len(text) / CHARACTERS_PER_SECOND) for text in texts]
     try:
         yield from in_child(work, items, room)
     except ChildFailure as failure:
-        raise _refusal(str(failure)) from None
+        raise _refusal(tokenizer, str(failure)) from None
 
 
-def _refusal(reason: str) -> InvalidInput:
-    return InvalidInput(f"the model's tokenizer cannot be used on this text: {reason}")
+def _refusal(tokenizer: Any, reason: str) -> InvalidInput:
+    place = tokenizer.name_or_path
+    return InvalidInput(f"{place}: the tokenizer cannot be used on this text: {reason}")
 
 
 def _room(characters: int, max_memory: int | None) -> int:

@@ -35,9 +35,11 @@ def tokenizer_of(folder: Folder) -> Any:
         for name in set(TOKENIZER_FILES) & set(folder.names()):
             (Path(copied) / name).write_bytes(folder.read(name))
         try:
-            return load_tokenizer(Path(copied))
+            tokenizer = load_tokenizer(Path(copied))
         except InvalidInput as error:
             raise InvalidInput(str(error).replace(copied, folder.location)) from error
+    tokenizer.name_or_path = folder.location
+    return tokenizer
 
 
 def load_tokenizer(directory: Path) -> Any:

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-# One character becomes at most so many in what is put before it or in its place.
-LONGEST_CONTENT = 8
+# What is put before a text or in place of its parts, of all steps together: they multiply.
+LONGEST_CONTENT = 12
 # A list of steps, or of the tokens that open and close a text.
 LONGEST_LIST = 16
 MODELS = {"BPE", "WordLevel"}
@@ -43,7 +43,8 @@ def is_plain(file: Path) -> bool:
 def _is_plain_line(content: dict[str, Any]) -> bool:
     steps = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
     try:
-        return all(_is_plain_part(content.get(step)) for step in steps)
+        parts = [content.get(step) for step in steps]
+        return all(map(_is_plain_part, parts)) and sum(map(_added, parts)) <= LONGEST_CONTENT
     except RecursionError:
         return False
 
@@ -68,7 +69,15 @@ def _is_plain_part(part: Any) -> bool:
         return True
     if part.get("type", "Sequence") not in PARTS or part.get("Regex", r"\n") not in PATTERNS:
         return False
-    added = (part.get(name) or "" for name in ("content", "prepend", "replacement"))
-    short = all(isinstance(text, str) and len(text) <= LONGEST_CONTENT for text in added)
     replaces_nothing = part.get("type") == "Replace" and part.get("pattern") == {"String": ""}
-    return short and not replaces_nothing and all(map(_is_plain_part, part.values()))
+    return not replaces_nothing and all(map(_is_plain_part, part.values()))
+
+
+def _added(part: Any) -> int:
+    """How many characters a step and all that it is made of put into a text."""
+    if isinstance(part, list):
+        return sum(map(_added, part))
+    if not isinstance(part, dict):
+        return 0
+    own = sum(len(str(part.get(name, ""))) for name in ("content", "prepend", "replacement"))
+    return own + sum(map(_added, part.values()))

@@ -28,7 +28,8 @@ def read_task_rows(path: Path) -> tuple[str, list[dict[str, Any]]]:
     found = list(json_lines(path, read_text(path, "task file")))
     if not found:
         raise InvalidInput(f"{path}: holds no row of query, choices and gold")
-    several = "options" if "options" in (found[0][1] or ()) else "choices"
+    first = found[0][1]
+    several = "options" if isinstance(first, dict) and "options" in first else "choices"
     rows = []
     for number, row in found:
         try:

@@ -106,5 +106,5 @@ def test_the_process_of_the_caller_is_left_as_it_was(
 
 def test_rows_of_another_form_are_refused(reference: Path, tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text('{"question": "?", "answer": "!"}\n')
-    with pytest.raises(InvalidInput, match=r"line 1 lacks query, choices, gold: .* has 'question', 'answer'"):
+    with pytest.raises(InvalidInput, match="line 1 lacks query, choices, gold"):
         zero_shot(None, None, {"odd": tmp_path / "odd.jsonl"}, batch_size=1)

@@ -19,7 +19,9 @@ import typer
 
 from bipline import __version__
 from bipline.base.errors import BiplineError
+from bipline.base.printable import printable
 from bipline.face.output import log_file
+from bipline.face.streams import standard_streams
 
 # Where a command's function lies, and its line in the list of commands: a module whose command is
 # not asked for is not imported.
@@ -108,6 +110,11 @@ def schema(
 
 def main() -> None:
     """Run the command line; every error is one line and an exit code."""
+    with standard_streams():
+        _run()
+
+
+def _run() -> None:
     try:
         # Typer gives an interruption as a value here, and help as zero.
         if application(sys.argv)(standalone_mode=False) == INTERRUPTED:
@@ -125,7 +132,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 
@@ -134,7 +141,13 @@ def _fail_unexpectedly(error: Exception) -> None:
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):
         message = error.format_message()
         _fail(message, 2) if message else sys.exit(2)  # without a command, help was printed
+    trace = traceback.format_exc()
     log = log_file(Path(".bipline"), "fault")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(traceback.format_exc(), encoding="utf-8")
-    _fail(f"{type(error).__name__}: {error}; this is a fault of bipline, its trace is in {log}", 1)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(trace, encoding="utf-8", errors="backslashreplace")
+        place = f"its trace is in {log}"
+    except OSError as failure:
+        place = f"its trace is above, as {log} cannot be written ({failure.strerror})"
+        typer.echo(trace, err=True)
+    _fail(f"{type(error).__name__}: {error}; this is a fault of bipline, {place}", 1)

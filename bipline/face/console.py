@@ -3,7 +3,8 @@
 Other libraries write to standard output and error as they please. While a command works, both
 descriptors point at a log file, and the display keeps a descriptor of its own, so nothing a
 library prints can tear the progress display. On a terminal progress is drawn by rich; elsewhere
-each stage is a plain line.
+each stage is a plain line. Neither the display nor the log ever ends the work (:mod:`streams`),
+and what comes from outside is shown as it is, never as markup or escape (:class:`PlainConsole`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -25,9 +26,20 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
-from bipline.base.errors import EnvironmentFailure
-from bipline.base.progress import listening
+from bipline.base.printable import printable
+from bipline.base.progress import listening, note
+from bipline.face.streams import LossyStream, open_lossy, tell_lost
+
+
+class PlainConsole(Console):
+    """A console to which every string is text: no markup, no emoji code, no terminal escape."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The string as it is, its escapes written out."""
+        plain = {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(printable(text), **{**options, **plain})
 
 
 class Display:
@@ -36,7 +48,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._bars = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -49,7 +61,7 @@ class Display:
 
     def begin(self, description: str, total: int | None) -> None:
         """A task begins; ``total`` is None when its length is not known."""
-        bar = self._bars.add_task(description, total=total)
+        bar = self._bars.add_task(printable(description), total=total)
         self._running.append((description, time.perf_counter(), bar))
 
     def advance(self) -> None:
@@ -62,15 +74,15 @@ class Display:
         done = int(self._bars.tasks[self._bars.task_ids.index(bar)].completed)
         self._bars.remove_task(bar)
         seconds = time.perf_counter() - start
-        self.console.print(f"  {description}: {done} in {seconds:.1f} s", highlight=False)
+        self.console.print(f"  {description}: {done} in {seconds:.1f} s")
 
     def heading(self, text: str) -> None:
         """A stage begins."""
-        self.console.print(f"[bold]{text}[/bold]", highlight=False)
+        self.console.print(text, style="bold")
 
     def note(self, text: str) -> None:
         """One line the user should see."""
-        self.console.print(f"  {text}", highlight=False, markup=False)
+        self.console.print(f"  {text}")
 
     def close(self) -> None:
         """Take the bars off the screen."""
@@ -81,28 +93,40 @@ class Display:
 @contextmanager
 def working(log: Path) -> Iterator[Console]:
     """Show progress while the block runs; everything other libraries print goes to ``log``."""
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        sink = log.open("a", encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentFailure(f"{log}: the log file cannot be written: {error}") from None
-    with sink, _redirected(sink) as terminal:
-        console = Console(file=terminal, width=None if terminal.isatty() else 120)
+    sink, missing = _log_stream(log)
+    with closing(sink), _redirected(sink) as terminal:
+        width = None if terminal.isatty() else 120
+        console = PlainConsole(file=cast(TextIO, terminal), width=width)
         display = Display(console)
         try:
             with listening(display):
+                if missing:
+                    note(missing)
                 yield console
         finally:
             display.close()
+    tell_lost("the display", terminal)
+    tell_lost(str(log), sink)
+
+
+def _log_stream(log: Path) -> tuple[LossyStream, str | None]:
+    """The log, or nowhere with the reason: what libraries print is not worth the work."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return open_lossy(os.open(log, flags, 0o666)), None
+    except OSError as error:
+        reason = f"{log}: the log file cannot be written ({error.strerror}); working without one"
+        return open_lossy(os.open(os.devnull, flags)), reason
 
 
 @contextmanager
-def _redirected(sink: TextIO) -> Iterator[TextIO]:
-    """Point descriptors 1 and 2 at ``sink``; yield a text file on the old descriptor 1."""
+def _redirected(sink: LossyStream) -> Iterator[LossyStream]:
+    """Point descriptors 1 and 2 at ``sink``; yield a stream on the old descriptor 1."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
-    terminal = os.fdopen(os.dup(saved[0]), "w", encoding="utf-8", buffering=1)
+    terminal = open_lossy(os.dup(saved[0]))
     os.dup2(sink.fileno(), 1)
     os.dup2(sink.fileno(), 2)
     try:
@@ -111,8 +135,7 @@ def _redirected(sink: TextIO) -> Iterator[TextIO]:
             yield terminal
     finally:
         terminal.flush()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        sink.flush()
         for descriptor, original in enumerate(saved, start=1):
             os.dup2(original, descriptor)
             os.close(original)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
 
 Scalar = str | int | float | bool
 
@@ -18,7 +18,7 @@ Scalar = str | int | float | bool
 class Settings(BaseModel):
     """Base of all settings: no unknown key, no silent conversion, no change after loading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _bytes(value: Any) -> Any:
@@ -31,6 +31,8 @@ def _bytes(value: Any) -> Any:
         raise ValueError(f"{value!r} is not a size; write bytes, or 2.5GB or 2GiB") from None
 
 
+# What torch's, NumPy's and Python's generators all take.
+SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]
 ByteCount = Annotated[int, BeforeValidator(_bytes)]
 # A method's own options, as its page in docs/methods lists them.
 MethodOptions = dict[str, Scalar]

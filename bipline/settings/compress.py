@@ -28,11 +28,25 @@ class EvaluateSettings(Settings):
     tasks: tuple[str, ...] = Field(default=(), description="zero-shot tasks")
     protocol: Protocol = Field(default=Protocol(), description="how they are measured")
 
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> EvaluateSettings:
+        if not (self.texts or self.tasks):
+            raise ValueError("evaluate: name a text or a task; nothing would be measured")
+        return self
+
 
 class ExportSettings(Settings):
     """Which formats the package holds."""
 
-    formats: tuple[Literal["hf"], ...] = Field(default=("hf",), description="hf: transformers")
+    formats: tuple[Literal["hf"], ...] = Field(
+        default=("hf",), min_length=1, description="hf: transformers"
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> ExportSettings:
+        if len(set(self.formats)) < len(self.formats):
+            raise ValueError(f"export.formats: {', '.join(self.formats)}: one stands twice")
+        return self
 
 
 class PromoteSettings(Settings):

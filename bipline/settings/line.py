@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field
 
 from bipline.base.errors import InvalidInput
-from bipline.settings.base import ByteCount, MethodOptions, Settings
+from bipline.settings.base import ByteCount, MethodOptions, SeedNumber, Settings
 from bipline.settings.method_names import ALLOCATIONS, CRITERIA
 
 RatioOf = Literal["blocks", "total"]
@@ -39,12 +39,15 @@ Compensation = Annotated[CompensationName, BeforeValidator(_known)]
 class CalibrateSettings(Settings):
     """Which token windows scores are computed on."""
 
-    texts: dict[str, float] = Field(
-        default={"calibration": 1.0}, description="names of texts with their weight in the mix"
+    texts: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={"calibration": 1.0},
+        min_length=1,
+        description="names of texts with their weight in the mix",
     )
     samples: int | None = Field(
         default=None,
         ge=1,
+        le=10**9,
         description="number of windows; null is 128, or as many as compensation needs",
     )
     seqlen: int = Field(default=128, ge=2, description="window length in tokens")
@@ -165,7 +168,7 @@ class LineSettings(Settings):
 
     model: str = Field(description=MODEL)
     texts: dict[str, str] = Field(default={}, description=TEXTS)
-    seed: int = Field(default=0, description="draws windows, and whatever a method draws")
+    seed: SeedNumber = Field(default=0, description="draws windows, and whatever a method draws")
     calibrate: CalibrateSettings = CalibrateSettings()
     score: ScoreSettings = ScoreSettings()
     allocate: AllocateSettings = AllocateSettings()

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -19,6 +18,7 @@ from bipline.base.errors import InvalidInput
 from bipline.settings.base import Settings
 from bipline.settings.compress import CompressSettings
 from bipline.settings.sweep import SweepSettings
+from bipline.settings.yaml_reading import read_yaml
 
 KINDS: dict[str, type[Settings]] = {"compress": CompressSettings, "sweep": SweepSettings}
 Configuration = TypeVar("Configuration", bound=BaseModel)
@@ -58,13 +58,15 @@ def validated(kind: type[Configuration], values: Mapping[str, Any]) -> Configura
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8-sig"))
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from None
     except FileNotFoundError:
         raise InvalidInput(f"{path}: no such configuration file") from None
     except IsADirectoryError:
         raise InvalidInput(f"{path}: is a directory, not a configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
     if not isinstance(values, dict):
         raise InvalidInput(f"{path}: not a mapping of sections")
     return values
@@ -80,9 +82,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise InvalidInput(f"--set {override!r}: {section} is a value, not a section")
     try:
-        values[field] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InvalidInput(f"--set {override!r}: {text!r} is not a YAML value") from None
+        values[field] = read_yaml(text)
+    except InvalidInput as error:
+        raise InvalidInput(f"--set {override!r}: {error}") from None
 
 
 def _first_problem(error: ValidationError, kind: type[BaseModel]) -> str:

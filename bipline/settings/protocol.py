@@ -8,31 +8,30 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from bipline.settings.base import Settings
 from bipline.settings.line import DtypeName
 
 BosPolicy = Literal["none", "text", "window"]
 
 
-class Protocol(BaseModel):
+class Protocol(Settings):
     """How a model is measured.
 
     ``bos``: ``none`` adds no BOS; ``text`` one before the joined text; ``window`` one before
     every window (which then holds ``seqlen - 1`` tokens of text).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     seqlen: int = Field(default=128, ge=2, description="window length in tokens")
     bos: BosPolicy = Field(default="none", description="where a BOS goes: none, text or window")
     dtype: DtypeName = Field(default="float32", description="compute dtype")
-    batch_size: int = Field(default=16, ge=1, description="sequences a batch in zero-shot tasks")
-    num_fewshot: int = Field(default=0, ge=0, description="examples before each question")
+    batch_size: int = Field(default=16, ge=1, le=1 << 16, description="sequences a batch in tasks")
+    num_fewshot: int = Field(default=0, ge=0, le=1000, description="examples before each question")
     speed: bool = Field(default=False, description="measure prefill and decode tokens per second")
     speed_prompt_tokens: int = Field(default=128, ge=1, description="prompt length in tokens")
     speed_decoded_tokens: int = Field(default=32, ge=2, description="decoded length in tokens")
-    speed_repeats: int = Field(default=20, ge=1, description="repeats; best and median are kept")
+    speed_repeats: int = Field(default=20, ge=1, le=10**6, description="repeats; best, median")
 
     def described(self, texts: dict[str, str], tasks: dict[str, str]) -> dict[str, Any]:
         """The protocol as JSON with the digests of its texts and tasks."""

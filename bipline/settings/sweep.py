@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from pydantic import Field, model_validator
 
-from bipline.settings.base import Settings
+from bipline.settings.base import SeedNumber, Settings
 from bipline.settings.compress import all_known
 from bipline.settings.line import (
     MODEL,
@@ -52,7 +52,7 @@ class GridSettings(Settings):
     ratios: tuple[float, ...] = Field(
         default=(0.2, 0.35, 0.5), min_length=1, description="shares of parameters to remove"
     )
-    seeds: tuple[int, ...] = Field(
+    seeds: tuple[SeedNumber, ...] = Field(
         default=(0,), min_length=1, description="each draws calibration windows of its own"
     )
 

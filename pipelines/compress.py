@@ -54,10 +54,12 @@ def compress(settings: CompressSettings) -> None:
         plan, corrected["corrections"] = compensate(
             model, plan=plan, settings=settings.compensate, **computing, **windows
         )
-    pruned = subject = prune(model, plan, settings.prune, **corrected)
+    pruned = subject = prune(model, plan, settings.prune, **corrected, **windows)
     recovered: dict[str, Any] = {}
     if settings.recover.enabled:
-        subject, recovered["recovery"] = recover(pruned, recovery_inputs, settings.recover)
+        subject, recovered["recovery"] = recover(
+            pruned, recovery_inputs, evaluation_inputs, settings.recover
+        )
     protocol, compute = settings.evaluate.protocol, settings.compute
     measure = partial(
         evaluate, evaluation_inputs=evaluation_inputs, protocol=protocol, compute=compute

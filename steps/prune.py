@@ -23,6 +23,9 @@ def prune(
     plan: PruningPlan,
     settings: Annotated[PruneSettings, FROM_JSON],
     corrections: Handle | None = None,
+    calibration: Handle | None = None,
 ) -> Annotated[Handle, ArtifactConfig(name="pruned_model", artifact_type=ArtifactType.MODEL)]:
     """Write the smaller model, with corrections where the plan was compensated."""
-    return stage.prune(context(), model.model, plan, corrections, settings)
+    shared = context()
+    fitted = [shared.store.open(calibration)] if calibration else []
+    return stage.prune(shared, model.model, plan, corrections, settings, fitted)

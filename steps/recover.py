@@ -19,11 +19,16 @@ fingerprint = stage.STAGE.fingerprint
 
 @step(cache_policy=cached_by(f"{__name__}.fingerprint"))
 def recover(
-    pruned: Handle, recovery_inputs: Resolution, settings: Annotated[RecoverSettings, FROM_JSON]
+    pruned: Handle,
+    recovery_inputs: Resolution,
+    evaluation_inputs: Resolution,
+    settings: Annotated[RecoverSettings, FROM_JSON],
 ) -> tuple[
     Annotated[Handle, ArtifactConfig(name="recovered_model", artifact_type=ArtifactType.MODEL)],
     Annotated[RecoveryRecord, "recovery_record"],
 ]:
     """The recovered model, or the pruned one where the training did not help."""
-    subject, record = stage.recover(context(), pruned, recovery_inputs.texts, settings)
+    subject, record = stage.recover(
+        context(), pruned, recovery_inputs.texts, settings, evaluation_inputs.texts.values()
+    )
     return subject, record

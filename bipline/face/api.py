@@ -68,12 +68,14 @@ def evaluate(
     baseline: Place | None = None,
     device: str | None = None,
     max_memory: int | str | None = None,
+    allow_fitted: bool = False,
     state: Place = STATE,
     **protocol: Any,
 ) -> dict[str, EvaluationRecord]:
     """Perplexity, zero-shot accuracy and speed: records of ``model``, and ``baseline`` if given.
 
-    ``protocol`` are the fields of :class:`bipline.settings.protocol.Protocol`.
+    A text that a model was fitted on is refused, or with ``allow_fitted`` told. ``protocol`` are
+    the fields of :class:`bipline.settings.protocol.Protocol`.
     """
     from bipline.stages.evaluate import evaluate_models
 
@@ -88,6 +90,7 @@ def evaluate(
         validated(Protocol, _given(protocol)),
         validated(ComputeSettings, _given(compute)),
         Path(state) / "downloads",
+        allow_fitted,
     )
 
 

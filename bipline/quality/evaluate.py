@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from bipline.base.errors import InvalidInput
+from bipline.base.progress import note
+from bipline.compression.corrections import PLAN_NAME
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import CPU, torch_dtype
@@ -26,6 +28,8 @@ from bipline.quality.zero_shot import check_tasks, zero_shot
 from bipline.settings.protocol import Protocol
 from bipline.storage.digests import digest_file
 from bipline.storage.documents import read_documents, text_file
+from bipline.storage.ngrams import MAXIMUM_OVERLAP
+from bipline.values.fitted_text import fitted_in
 from bipline.values.record import EvaluationRecord, Perplexity, Speed, TaskResult, environment
 
 
@@ -46,10 +50,12 @@ def evaluate(
     texts: Mapping[str, Path],
     tasks: Mapping[str, Path],
     running: Running | None = None,
+    allow_fitted: bool = False,
 ) -> EvaluationRecord:
     """Measure a model directory (``s3://`` for perplexity alone) on named texts and task files.
 
-    Raises InvalidInput for an unusable model, text or task, or when nothing is to be measured.
+    Raises InvalidInput for an unusable model, text or task, when nothing is to be measured, and
+    for a text that the model was fitted on unless ``allow_fitted``: then the record tells it.
     """
     if not (texts or tasks or protocol.speed):
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
@@ -58,6 +64,7 @@ def evaluate(
     checkpoint = open_checkpoint(model)
     if tasks or protocol.speed:
         _ = checkpoint.directory  # these need the whole model, and it on this machine
+    fitted = fitted_shares(checkpoint, texts, allow_fitted)
     tokenizer = tokenizer_of(checkpoint.folder)
     check_tasks(tasks, tokenizer)
     perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
@@ -70,8 +77,30 @@ def evaluate(
         tasks=accuracies,
         speed=speed,
         protocol=protocol.described(_digests(texts), _digests(tasks)),
-        environment=environment(running.device),
+        environment={**environment(running.device), **({"fitted_text": fitted} if fitted else {})},
     )
+
+
+def fitted_shares(
+    checkpoint: Checkpoint, texts: Mapping[str, Path], allowed: bool = False
+) -> dict[str, float]:
+    """The share of 13-grams in common with what a model was fitted on, for texts where it is much.
+
+    Raises InvalidInput for such a text where it is not ``allowed``.
+    """
+    known, place, shares = fitted_in(checkpoint.folder), checkpoint.location, {}
+    if known is None and PLAN_NAME in checkpoint.folder.names():
+        note(f"{place}: does not tell which text it was fitted on; measure on none of that")
+    for name, path in texts.items() if known and known.hashes else ():
+        share = known.overlap(read_documents(path)) if known else 0.0
+        if share > MAXIMUM_OVERLAP:
+            said = f"text {name} ({path}): {share:.1%} of its 13-grams are of text that {place} "
+            said += "was fitted on"
+            if not allowed:
+                raise InvalidInput(f"{said}; measure on other text, or give --allow-fitted")
+            note(said)
+            shares[name] = round(share, 4)
+    return shares
 
 
 def check_texts(checkpoint: Checkpoint, protocol: Protocol, texts: Iterable[Path]) -> None:

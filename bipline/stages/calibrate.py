@@ -19,6 +19,7 @@ from bipline.settings.line import CalibrateSettings, CompensateSettings, LineSet
 from bipline.stages.stage import Context, Stage
 from bipline.storage.directory import DirectoryWriter
 from bipline.storage.folder import open_folder
+from bipline.storage.ngrams import check_overlap
 from bipline.storage.store import Handle
 from bipline.values.resolution import ResolvedModel, ResolvedText
 
@@ -41,7 +42,7 @@ def calibrate(
     are as many as ``compensate`` needs.
     """
     chosen = [texts[name] for name in settings.texts]
-    core.check_overlap(
+    check_overlap(
         [Path(text.location) for text in chosen], [Path(text.location) for text in evaluation]
     )
     samples = samples_of(context.opened(model), settings, compensate)
@@ -53,7 +54,10 @@ def calibrate(
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
         sources = [(places[digest], share) for digest, share in mix]
-        core.save_calibration(core.calibrate(open_folder(model.location), sources, **drawn), writer)
+        found = core.calibrate(
+            open_folder(model.location), sources, **drawn, max_memory=context.compute.max_memory
+        )
+        core.save_calibration(found, writer)
 
     return STAGE.run(context, STAGE.key(inputs, {**drawn, "texts": mix}), produce)
 
@@ -86,12 +90,13 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     if not (thorough and checkpoint and local and settings.texts):
         return
     places = {name: Path(source) for name, source in settings.texts.items()}
-    core.check_overlap([places[name] for name in chosen], evaluation_texts(settings, places))
+    check_overlap([places[name] for name in chosen], evaluation_texts(settings, places))
     samples = samples_of(checkpoint, settings.calibrate, settings.compensate)
     mix = [(places[name], share) for name, share in chosen.items()]
     drawn = core.calibrate(
-        checkpoint.folder, mix, samples, settings.calibrate.seqlen, settings.seed
-    )
+        checkpoint.folder, mix, samples, settings.calibrate.seqlen, settings.seed,
+        settings.compute.max_memory,
+    )  # fmt: skip
     BlockLoop(checkpoint, torch_dtype(settings.compute.dtype)).check(drawn.token_ids)
 
 

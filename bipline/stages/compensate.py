@@ -20,6 +20,7 @@ from bipline.stages.calibrate import samples_of, windows_of
 from bipline.stages.stage import Context, Stage
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
+from bipline.values.fitted_text import write_fitted
 from bipline.values.plan import PruningPlan
 from bipline.values.resolution import ResolvedModel
 
@@ -49,6 +50,7 @@ def compensate(
         checkpoint = context.opened(model)
         windows = windows_of(context, checkpoint, calibration)
         core.realise(checkpoint, plan, windows, settings, writer, work)
+        write_fitted(writer.path, [context.store.open(calibration)])
 
     if has_corrections(settings):
         found = plan.digest, calibration.info["token_digest"], settings.chosen, options

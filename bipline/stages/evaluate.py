@@ -63,6 +63,7 @@ def evaluate_models(
     protocol: Protocol,
     compute: ComputeSettings,
     downloads: Path,
+    allow_fitted: bool = False,
 ) -> dict[str, EvaluationRecord]:
     """Records of models by name, kept nowhere: sources of models and texts, files of tasks.
 
@@ -76,7 +77,7 @@ def evaluate_models(
     records = {}
     for name, place in places.items():
         heading(f"evaluate {name}: {models[name]}")
-        records[name] = core.evaluate(place, protocol, files, tasks, running)
+        records[name] = core.evaluate(place, protocol, files, tasks, running, allow_fitted)
     return records
 
 

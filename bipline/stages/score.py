@@ -43,6 +43,7 @@ from bipline.stages.stage import Context, Stage
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
+from bipline.values.fitted_text import write_fitted
 from bipline.values.resolution import ResolvedModel
 
 CORE = "bipline.compression.score"
@@ -79,6 +80,7 @@ def score(
     def produce(writer: DirectoryWriter, work: Path) -> str | None:
         found, lender = _scored(context, model, calibration, settings, work, others)
         save_statistics(*found, writer)
+        write_fitted(writer.path, [context.store.open(calibration)] if calibration else [])
         return lender
 
     handle = STAGE.run(context, key, produce)
@@ -119,6 +121,7 @@ def reduce_scores(
         options = _options(context, settings)
         scores = core.compute_scores(context.opened(model), statistics, settings.criterion, options)
         save_statistics(statistics, scores, writer)
+        write_fitted(writer.path, [context.store.open(calibration)])
 
     return STAGE.run(context, key, produce)
 
@@ -152,6 +155,7 @@ def _from_saved(
     def produce(writer: DirectoryWriter, work: Path) -> str:
         found = core.compute_scores(checkpoint, statistics, settings.criterion, options)
         save_statistics(statistics, found, writer)
+        write_fitted(writer.path, [place])
         return scores.criterion
 
     return STAGE.run(context, key, produce)

@@ -15,20 +15,20 @@ from typing import Any
 LONGEST_CONTENT = 12
 # A list of steps, or of the tokens that open and close a text.
 LONGEST_LIST = 16
-MODELS = {"BPE", "WordLevel"}
-PARTS = {
+MODELS = ("BPE", "WordLevel")
+PARTS = (
     "Sequence", "NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Split", "ByteLevel",
     "Metaspace", "Digits", "Whitespace", "WhitespaceSplit", "Punctuation", "TemplateProcessing",
     "ByteFallback", "Fuse", "Strip",
-}  # fmt: skip
+)  # fmt: skip
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 OTHERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # What families cut text by: their alternatives begin apart, so that no match is tried again.
-PATTERNS = {
+PATTERNS = (
     WORDS + r"\p{N}" + OTHERS, WORDS + r"\p{N}{1,3}" + OTHERS,
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     r"\p{N}{1,3}", r"\p{N}", r"\d", r"[0-9]", r"\s+", r"\n",
-}  # fmt: skip
+)  # fmt: skip
 
 
 def is_plain(file: Path) -> bool:

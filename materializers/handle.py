@@ -9,33 +9,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from zenml.enums import ArtifactType, VisualizationType
+from markupsafe import Markup
+from zenml.enums import VisualizationType
 
 from bipline.compression.statistics import KIND as STATISTICS
+from bipline.compression.statistics import load_statistics
+from bipline.delivery.page import Part, render_page
+from bipline.delivery.pictures import Group, dots_picture, histogram_picture
 from bipline.storage.store import Handle
-from materializers.json_value import JsonMaterializer, figures, html_table
-from materializers.pictures import importance_picture
+from materializers.json_value import JsonMaterializer
 
 
 class HandleMaterializer(JsonMaterializer[Handle]):
     """Stores a handle as ``handle.json``."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Handle,)
-    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
     FILE_NAME: ClassVar[str] = "handle.json"
-
-    def extract_metadata(self, data: Handle) -> dict[str, Any]:
-        """Digest, size and what the directory declares about itself."""
-        own = {"digest": data.digest, "kind": data.kind, "total_bytes": data.total_bytes}
-        return {**own, **figures(data.info)}
 
     def save_visualizations(self, data: Handle) -> dict[str, VisualizationType]:
         """What the directory declares, and the importance of groups where it holds scores."""
-        text = html_table(self.extract_metadata(data))
-        shown = {self._write("handle.html", text): VisualizationType.HTML}
+        shown = super().save_visualizations(data)
         if data.kind == STATISTICS and Path(data.location).is_dir():
-            place = self._place("importance.png")
-            with self.artifact_store.open(place, "wb") as file:
-                file.write(importance_picture(Path(data.location)))
-            shown[place] = VisualizationType.IMAGE
+            part = Part("importance", "Importance per block", importance)
+            page = render_page("Scores", data.digest, [part], Path(data.location))
+            shown[self._write("importance.html", page)] = VisualizationType.HTML
         return shown
+
+
+def importance(statistics: Path) -> tuple[str, Markup]:
+    """By which criterion, and the report's pictures of scores while nothing is removed."""
+    scores = load_statistics(statistics)[1]
+    groups, channels = (
+        [Group(tuple(each.tolist()), frozenset(range(len(each)))) for each in scored]
+        for scored in zip(
+            *((b.attention_groups, b.ffn_channels) for b in scores.blocks), strict=True
+        )
+    )
+    body = dots_picture(groups, "attention group") + histogram_picture(channels, "FFN channels")
+    return f"Scores by {scores.criterion}.", body

@@ -6,8 +6,7 @@ re-runs nothing after it. A value whose stored text was changed is refused on lo
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -15,7 +14,9 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 
 from bipline.base.errors import Refused
+from bipline.delivery.page import table
 from bipline.storage.digests import digest_json
+from bipline.values.comparison import Comparison, Outcome, Tracked
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, RecoveryRecord
 from bipline.values.resolution import Resolution
@@ -38,7 +39,7 @@ class JsonMaterializer(BaseMaterializer, Generic[Value]):
 
     def load(self, data_type: type[Value]) -> Value:
         """Read the value. Raises Refused when it is not what was saved."""
-        uri = self._place(self.FILE_NAME)
+        uri = f"{self.uri}/{self.FILE_NAME}"
         with self.artifact_store.open(uri, "r") as file:
             text = file.read()
         try:
@@ -62,17 +63,14 @@ class JsonMaterializer(BaseMaterializer, Generic[Value]):
 
     def save_visualizations(self, data: Value) -> dict[str, VisualizationType]:
         """A table of the value's figures."""
-        uri = self._write("value.html", html_table(self.extract_metadata(data)))
-        return {uri: VisualizationType.HTML}
+        text = f"{table(self.extract_metadata(data).items())}\n"
+        return {self._write("value.html", text): VisualizationType.HTML}
 
     def _write(self, name: str, text: str) -> str:
-        uri = self._place(name)
+        uri = f"{self.uri}/{name}"
         with self.artifact_store.open(uri, "w") as file:
             file.write(text)
         return uri
-
-    def _place(self, name: str) -> str:
-        return f"{self.uri}/{name}"
 
 
 class JsonValueMaterializer(JsonMaterializer[BaseModel]):
@@ -80,26 +78,16 @@ class JsonValueMaterializer(JsonMaterializer[BaseModel]):
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (
         Resolution, PruningPlan, EvaluationRecord, RecoveryRecord, Registration,
+        Outcome, Comparison, Tracked,
     )  # fmt: skip
 
 
-def figures(value: Mapping[str, Any]) -> dict[str, Scalar]:
+def figures(value: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
     """The plain values of a nested mapping by dotted name; lists and nothings are left out."""
-    return dict(_walk(value, ""))
-
-
-def _walk(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Scalar]]:
+    found: dict[str, Scalar] = {}
     for name, part in value.items():
         if isinstance(part, Mapping):
-            yield from _walk(part, f"{prefix}{name}.")
+            found |= figures(part, f"{prefix}{name}.")
         elif isinstance(part, (str, int, float, bool)):
-            yield f"{prefix}{name}", part
-
-
-def html_table(rows: Mapping[str, object]) -> str:
-    """A two-column HTML table."""
-    lines = (
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in rows.items()
-    )
-    return f"<table>{''.join(lines)}</table>\n"
+            found[f"{prefix}{name}"] = part
+    return found

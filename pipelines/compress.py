@@ -7,105 +7,102 @@ on it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from zenml import pipeline
 from zenml.enums import ExecutionMode
+from zenml.models import StepRunResponse
 
 from bipline.compression.auto import applies
 from bipline.settings.compress import CompressSettings
 from bipline.stages.compensate import has_corrections
+from bipline.stages.export import records_of
 from bipline.stages.line import runs_windows
 from pipelines.provenance import provenance
-from steps.allocate import allocate, given_plan
-from steps.calibrate import calibrate
-from steps.compensate import compensate, given_corrections
-from steps.evaluate import evaluate, evaluate_dense
-from steps.export import export, promote
-from steps.prune import prune
-from steps.recover import recover
-from steps.resolve import resolve
-from steps.score import reduce_scores, score, score_part
+from steps import line
+from steps.stage import output, store
 
 
 # The first failure ends the run, so that its own exception reaches the caller.
 @pipeline(name="compress", execution_mode=ExecutionMode.FAIL_FAST)
 def compress(settings: CompressSettings) -> None:
     """From a model and its texts to a registered package, one stage after the other."""
-    model, calibration_inputs, recovery_inputs, evaluation_inputs = resolve(settings)
-    computing = {"compute": settings.compute, "seed": settings.seed}
+    model, calibration_inputs, recovery_inputs, evaluation_inputs = line.resolve(settings)
+    compute, seed = settings.compute, settings.seed
     windows: dict[str, Any] = {}
     if runs_windows(settings):
-        windows["calibration"] = calibrate(
-            calibration_inputs, evaluation_inputs, settings.calibrate, settings.compensate,
-            settings.seed,
-        )  # fmt: skip
+        windows["calibration"] = line.calibrate(
+            calibration_inputs, evaluation_inputs, settings.calibrate, settings.compensate, seed
+        )
     scored: dict[str, Any] = {}
     corrected: dict[str, Any] = {}
     if not applies(settings):
         scored["statistics"] = statistics = score_all(model, settings, **windows)
-        plan = allocate(model, statistics, settings.allocate, **computing, **windows)
+        plan = line.allocate(model, statistics, settings.allocate, compute, seed, **windows)
     elif has_corrections(settings.compensate):
-        plan, corrected["corrections"] = given_corrections(model, line_of(settings))
-    else:
-        plan = given_plan(model, settings.allocate)
-    if settings.compensate.chosen != "none":
-        plan, corrected["corrections"] = compensate(
-            model, plan=plan, settings=settings.compensate, **computing, **windows
+        plan, corrected["corrections"] = line.given_corrections(
+            model, settings.allocate, settings.compensate
         )
-    pruned = subject = prune(model, plan, settings.prune, **corrected, **windows)
-    recovered: dict[str, Any] = {}
+    else:
+        plan = line.given_plan(model, settings.allocate)
+    if settings.compensate.chosen != "none":
+        plan, corrected["corrections"] = line.compensate(
+            model, plan=plan, settings=settings.compensate, compute=compute, seed=seed, **windows
+        )
+    pruned = subject = line.prune(model, plan, settings.prune, **corrected, **windows)
+    # Where the run's state lies, and what the model is called afterwards, change no package.
+    config = settings.model_dump(mode="json", exclude={"state", "promote"})
+    account: dict[str, Any] = {"plan": plan, "config": config}
     if settings.recover.enabled:
-        subject, recovered["recovery"] = recover(
+        subject, account["recovery"] = line.recover(
             pruned, recovery_inputs, evaluation_inputs, settings.recover
         )
-    protocol, compute = settings.evaluate.protocol, settings.compute
-    measure = partial(
-        evaluate, evaluation_inputs=evaluation_inputs, protocol=protocol, compute=compute
-    )
+    measured = {"protocol": settings.evaluate.protocol, "compute": compute}
+    measure = partial(line.evaluate, evaluation_inputs=evaluation_inputs, **measured)
     # After all that makes models: a run that fails there has not measured for nothing.
-    dense_record = evaluate_dense(evaluation_inputs, protocol, compute, after=subject)
-    pruned_record = measure(pruned, name="pruned", id="evaluate_pruned", after=subject)
+    account["dense_record"] = line.evaluate_dense(evaluation_inputs, **measured, after=subject)
+    account["pruned_record"] = measure(pruned, name="pruned", id="evaluate_pruned", after=subject)
     if settings.recover.enabled:
-        recovered["recovered_record"] = measure(subject, name="recovered", id="evaluate_recovered")
-    package = export(
-        subject, plan, dense_record, pruned_record, calibration_inputs, evaluation_inputs,
-        recovery_inputs, settings.export, described(settings), **scored, **recovered,
-    )  # fmt: skip
-    promote(
-        package, plan, dense_record, pruned_record, settings.promote, described(settings),
-        provenance(), **recovered,
-    )  # fmt: skip
+        account["recovered_record"] = measure(subject, name="recovered", id="evaluate_recovered")
+    inputs = calibration_inputs, evaluation_inputs, recovery_inputs
+    package = line.export(subject, *inputs, settings.export, **account, **scored)
+    line.promote(package, settings.promote, provenance(), **account)
 
 
 def score_all(model: Any, settings: CompressSettings, **windows: Any) -> Any:
     """One scoring step, or parallel steps over shares of the windows and one that adds them."""
     section = settings.score
-    computing = {"compute": settings.compute, "seed": settings.seed}
+    shared = {"settings": section, "compute": settings.compute, "seed": settings.seed, **windows}
     if section.parts == 1 or not windows:
-        return score(model, section, **computing, **windows)
-    shares = [
-        score_part(
-            model, settings=section, index=index, id=f"score_part_{index + 1}", **computing,
-            **windows,
-        )
+        return line.score(model, **shared)
+    parts = [
+        line.score_part(model, index=index, id=f"score_part_{index + 1}", **shared)
         for index in range(section.parts)
-    ]  # fmt: skip
-    return reduce_scores(model, parts=shares, settings=section, id="score", **computing, **windows)
+    ]
+    return line.reduce_scores(model, parts=parts, id="score", **shared)
 
 
-def line_of(settings: CompressSettings) -> Any:
-    """The settings of the line alone."""
-    from bipline.settings.line import LineSettings
-
-    return LineSettings.model_validate(
-        settings.model_dump(include=set(LineSettings.model_fields), exclude_unset=True)
+def summary(steps: Mapping[str, StepRunResponse]) -> dict[str, Any]:
+    """What a run made."""
+    plans = (
+        output(steps, each, "plan") for each in ("allocate", "given_plan", "given_corrections")
     )
-
-
-def described(settings: CompressSettings) -> dict[str, Any]:
-    """The settings as a package tells them, without where the run's state lies and what the model
-    is called afterwards: neither changes the package.
-    """
-    return settings.model_dump(mode="json", exclude={"state", "promote"})
+    recovery, package = (
+        output(steps, "recover", "recovery_record"),
+        output(steps, "export", "package"),
+    )
+    return {
+        "plan": next(plan for plan in plans if plan),
+        "records": records_of(
+            output(steps, "evaluate_dense", "dense_record"),
+            output(steps, "evaluate_pruned", "record"),
+            output(steps, "evaluate_recovered", "record"),
+            recovery,
+        ),
+        "recovery": recovery,
+        "package": package,
+        "registration": output(steps, "promote", "registration"),
+        "report": str(store().open(package) / "report.html"),
+    }

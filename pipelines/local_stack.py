@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from bipline.delivery.registries.mlflow import tracking_uri
 from bipline.storage.stage_key import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from zenml.enums import StackComponentType
-    from zenml.models import ComponentResponse
 
 STACK = "bipline-local"
 # Settings by which the environment would lead to another stack, server or run.
@@ -34,19 +34,16 @@ def isolated(state: Path) -> Iterator[None]:
     Afterwards the environment, and what ZenML and MLflow remember of it, are the caller's again:
     stack and client, tracking store, experiment and run.
     """
-    before = dict(os.environ)
+    before, held = dict(os.environ), []
     try:
         _lead(state)
-        places = _remembered()
-        held = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
-        try:
-            for place in places:
-                setattr(*place)
-            yield
-        finally:
-            for place in held:
-                setattr(*place)
+        for owner, name, value in _remembered():
+            held.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, value)
+        yield
     finally:
+        for place in held:
+            setattr(*place)
         os.environ.clear()
         os.environ.update(before)
 
@@ -105,41 +102,34 @@ def _remembered() -> list[tuple[Any, str, Any]]:
 def activate_local_stack(state: Path) -> None:
     """Create the stack where it is missing, and make it this state's active one."""
     from zenml.client import Client
-    from zenml.enums import StackComponentType
+    from zenml.enums import StackComponentType as Kind
 
-    tracking = tracking_uri(state)
-    artifacts = {"path": str(state / "zenml" / "artifacts")}
-    store = _component(StackComponentType.ARTIFACT_STORE, "local", artifacts)
-    tracker = _component(
-        StackComponentType.EXPERIMENT_TRACKER, "mlflow", {"tracking_uri": tracking}
-    )
     client = Client()
+    artifacts = {"path": str(state / "zenml" / "artifacts")}
+    components = {
+        Kind.ORCHESTRATOR: "default",
+        Kind.ARTIFACT_STORE: _component(Kind.ARTIFACT_STORE, "local", artifacts),
+        Kind.EXPERIMENT_TRACKER: _component(
+            Kind.EXPERIMENT_TRACKER, "mlflow", {"tracking_uri": tracking_uri(state)}
+        ),
+    }
     if not client.list_stacks(name=STACK).items:
-        client.create_stack(
-            STACK,
-            {
-                StackComponentType.ORCHESTRATOR: "default",
-                StackComponentType.ARTIFACT_STORE: store.id,
-                StackComponentType.EXPERIMENT_TRACKER: tracker.id,
-            },
-        )
+        client.create_stack(STACK, components)
     if client.active_stack_model.name != STACK:
         client.activate_stack(STACK)
 
 
-def _component(
-    kind: StackComponentType, flavor: str, configuration: dict[str, str]
-) -> ComponentResponse:
+def _component(kind: StackComponentType, flavor: str, configuration: dict[str, str]) -> UUID:
     """The stack's component of a kind, following the state folder when it was moved."""
     from zenml.client import Client
 
     client = Client()
     found = client.list_stack_components(type=kind, name=STACK).items
     if not found:
-        return client.create_stack_component(STACK, flavor, kind, configuration)
+        return client.create_stack_component(STACK, flavor, kind, configuration).id
     if any(found[0].configuration.get(name) != value for name, value in configuration.items()):
-        return client.update_stack_component(found[0].id, kind, configuration=configuration)
-    return found[0]
+        client.update_stack_component(found[0].id, kind, configuration=configuration)
+    return found[0].id
 
 
 def close_tracking() -> None:

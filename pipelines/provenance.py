@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from bipline.storage.digests import digest_file
@@ -18,23 +18,14 @@ def provenance(root: Path = PROJECT_ROOT) -> dict[str, str]:
     """What a run logs about its own code, by dotted name."""
     changes = _git(root, "status", "--porcelain")
     constraints = root / "constraints.txt"
+    libraries = {**library_versions(), "zenml": version("zenml"), "mlflow": version("mlflow")}
     return {
         "git.commit": _git(root, "rev-parse", "HEAD") or UNKNOWN,
         "git.dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),
         "constraints.sha256": digest_file(constraints) if constraints.is_file() else UNKNOWN,
         "python": platform.python_version(),
-        **{f"library.{name}": found for name, found in _libraries().items()},
+        **{f"library.{name}": found for name, found in libraries.items()},
     }
-
-
-def _libraries() -> dict[str, str]:
-    orchestration = {}
-    for name in ("zenml", "mlflow"):
-        try:
-            orchestration[name] = version(name)
-        except PackageNotFoundError:
-            orchestration[name] = "absent"
-    return {**library_versions(), **orchestration}
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -7,10 +7,12 @@ with its report, which is told to MLflow row by row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from zenml import pipeline
 from zenml.enums import ExecutionMode
+from zenml.models import StepRunResponse
 
 from bipline.comparison.plan import sweep_rows
 from bipline.settings.compress import CompressSettings, EvaluateSettings
@@ -18,10 +20,9 @@ from bipline.settings.line import CompensateSettings
 from bipline.settings.sweep import SweepSettings
 from bipline.values.combination import Combination
 from pipelines.provenance import provenance
-from steps.calibrate import calibrate
-from steps.evaluate import evaluate_dense
-from steps.resolve import resolve
+from steps.line import calibrate, evaluate_dense, resolve
 from steps.rows import collect, row, score_criterion, track
+from steps.stage import output, store
 
 
 @pipeline(name="sweep", execution_mode=ExecutionMode.FAIL_FAST)
@@ -78,3 +79,14 @@ def sources_of(settings: SweepSettings) -> CompressSettings:
         calibrate=settings.calibrate,
         evaluate=EvaluateSettings(texts=settings.evaluate.texts),
     )
+
+
+def summary(steps: Mapping[str, StepRunResponse]) -> dict[str, Any]:
+    """What a run came to."""
+    tracked, report = output(steps, "track", "tracked"), output(steps, "collect", "report")
+    return {
+        "mlflow_run_id": tracked.mlflow_run_id,
+        "comparison": output(steps, "collect", "comparison"),
+        "best": tracked.best,
+        "report": str(store().open(report) / "comparison.html"),
+    }

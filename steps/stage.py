@@ -7,20 +7,28 @@ quick; the second is exact, and holds when ZenML's database is new or a run was 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
+
 from pydantic import BeforeValidator
-from zenml import log_metadata
+from zenml import log_metadata, step
 from zenml.client import Client
 from zenml.config.cache_policy import CachePolicy
+from zenml.enums import ExecutionStatus
+from zenml.models import StepRunResponse
 
 import materializers  # noqa: F401  (its import tells ZenML how our types are stored)
 from bipline.settings.base import tuples
 from bipline.settings.line import ComputeSettings
 from bipline.stages.stage import Context, StageReport
 from bipline.storage.store import Store, open_store
+from bipline.values.summary import StageStatus, StageSummary
 
-# Parameters come back from ZenML's database as JSON, where a tuple is a list; the strict
+Value = TypeVar("Value")
+# A parameter. It comes back from ZenML's database as JSON, where a tuple is a list; the strict
 # settings accept tuples only.
-FROM_JSON = BeforeValidator(tuples)
+Parameter = Annotated[Value, BeforeValidator(tuples)]
 
 
 def store() -> Store:
@@ -33,28 +41,48 @@ def context(compute: ComputeSettings | None = None, seed: int = 0) -> Context:
     return Context(store(), compute or ComputeSettings(), seed, report=_log)
 
 
-def cached_by(fingerprint: str) -> CachePolicy:
-    """Cache by parameters, content of inputs, and a function's result given by its full name.
+def cached_by(fingerprint: str) -> Any:
+    """A step cached by parameters, content of inputs, and the result of a function of this name.
 
     The step's own source is left out: an edited comment changes nothing, and an edit that does
     changes the fingerprint.
     """
-    return CachePolicy(
-        include_step_code=False,
-        include_artifact_ids=False,
-        include_artifact_values=True,
-        include_step_parameters=True,
-        cache_func=fingerprint,
+    policy = CachePolicy(
+        include_step_code=False, include_artifact_ids=False, cache_func=fingerprint
     )
+    return step(cache_policy=policy)
 
 
 def _log(report: StageReport) -> None:
-    seconds = sum(report.cost.seconds.values()) if report.cost else 0.0
     log_metadata(
         {
             "stage_key": report.key,
-            "reused": report.reused,
-            "work_seconds": round(seconds, 3),
+            "reused": report.cost is None,
+            "work_seconds": round(report.seconds, 3),
             "output_digest": report.digest,
         }
     )
+
+
+def step_runs(run_id: UUID) -> dict[str, StepRunResponse]:
+    """The steps of a pipeline run by name, in the order they started."""
+    found = Client().list_run_steps(pipeline_run_id=run_id, size=100, hydrate=True).items
+    return {step.name: step for step in sorted(found, key=lambda step: step.created)}
+
+
+def stage_summary(step: StepRunResponse) -> StageSummary:
+    """Whether a step was skipped by ZenML, answered from the Store, or run, and its seconds.
+
+    They are with everything that ZenML did around it, and 0 where it was skipped.
+    """
+    if step.status == ExecutionStatus.CACHED:
+        return StageSummary(name=step.name, status="cached", seconds=0.0)
+    ended = step.start_time and step.end_time
+    seconds = (step.end_time - step.start_time).total_seconds() if ended else 0.0
+    status: StageStatus = "reused" if step.run_metadata.get("reused") else "completed"
+    return StageSummary(name=step.name, status=status, seconds=round(seconds, 3))
+
+
+def output(steps: Mapping[str, StepRunResponse], step: str, name: str) -> Any:
+    """What a step made under a name; None where the step was not run."""
+    return steps[step].outputs[name][0].load() if step in steps else None

@@ -42,7 +42,7 @@ def test_a_function_is_counted_without_decorators_and_docstring() -> None:
         ("bipline/comparison/engine.py", "bipline/comparison", True),
         ("bipline/comparison/report.py", "bipline/comparison", False),
         ("bipline/compression/score.py", "bipline/compression", False),
-        ("steps/score.py", "steps", True),
+        ("steps/line.py", "steps", True),
     ],
 )
 def test_every_file_has_a_room_then_and_now(name: str, room: str, driving: bool) -> None:

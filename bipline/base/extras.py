@@ -24,7 +24,7 @@ class Extra:
 
 
 EXTRAS = {
-    "pipeline": Extra("a pipeline", ("zenml", "mlflow", "matplotlib")),
+    "pipeline": Extra("a pipeline", ("zenml", "mlflow")),
     "eval": Extra("a zero-shot task", ("lm_eval", "accelerate")),
     "recover": Extra("recovery", ("peft", "accelerate")),
     "s3": Extra("an s3:// address", ("boto3",)),

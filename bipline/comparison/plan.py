@@ -24,7 +24,7 @@ def check_sweep(settings: SweepSettings) -> list[tuple[str, str]]:
     rows, checkpoint = sweep_rows(settings), known_checkpoint(settings.model)
     choose_device(settings.compute.device)
     source = LineSettings(model=settings.model, texts=settings.texts)
-    resolve.check(source, checkpoint, thorough=False)
+    resolved = resolve.check(source, checkpoint, thorough=False)
     section, select, seeds = settings.calibrate, settings.select, len(settings.grid.seeds)
     samples = section.samples or DEFAULT_SAMPLES
     criteria = len({row.criterion.label for row in rows})
@@ -38,7 +38,7 @@ def check_sweep(settings: SweepSettings) -> list[tuple[str, str]]:
         if checkpoint and (reason := refusal_of(checkpoint, row, (samples, section.seqlen)))
     ]
     return [
-        *resolve.tell(source, checkpoint),
+        *resolved,
         ("calibrate", f"{seeds} times {samples} windows of {section.seqlen} tokens"),
         ("score", f"{criteria} criteria on each, {criteria * seeds} passes"),
         (

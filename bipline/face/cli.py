@@ -95,7 +95,7 @@ def verify(
 
     manifest = verify_directory(directory)
     size = manifest.total_bytes / 1e6
-    typer.echo(f"{directory}: {len(manifest.files)} files, {size:.1f} MB, all as listed")
+    typer.echo(printable(f"{directory}: {len(manifest.files)} files, {size:.1f} MB, all as listed"))
     typer.echo(f"digest {manifest.digest} (unsigned: compare it with the one a registry keeps)")
 
 

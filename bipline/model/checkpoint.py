@@ -39,6 +39,7 @@ TORCH_DTYPES = {
 }
 # transformers' own, where a config does not say.
 DEFAULT_EPS = 1e-6
+DEFAULT_ACT = "silu"
 FLOAT_DTYPES = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -145,6 +146,11 @@ class Checkpoint:
     def rms_norm_eps(self) -> float:
         """What RMSNorm adds to a mean square."""
         return float(self.config.get("rms_norm_eps", DEFAULT_EPS))
+
+    @property
+    def hidden_act(self) -> str:
+        """transformers' name of the activation between gate_proj and the product with up_proj."""
+        return str(self.config.get("hidden_act", DEFAULT_ACT))
 
     def tensor_header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The safetensors dtype (``BF16``, ...) and the shape of a tensor."""

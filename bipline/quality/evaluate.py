@@ -140,7 +140,7 @@ def _in_memory(
 ) -> tuple[dict[str, TaskResult], Speed | None]:
     if not (tasks or protocol.speed):
         return {}, None
-    model = load_model(checkpoint.directory, torch_dtype(protocol.dtype)).to(running.device)
+    model = load_model(checkpoint, torch_dtype(protocol.dtype)).to(running.device)
     accuracies = zero_shot(model, tokenizer, tasks, protocol.batch_size, protocol.num_fewshot)
     speed = None
     if protocol.speed:

@@ -30,12 +30,6 @@ class EvaluateSettings(Settings):
     tasks: tuple[str, ...] = Field(default=(), description="zero-shot tasks")
     protocol: Protocol = Field(default=Protocol(), description="how they are measured")
 
-    @model_validator(mode="after")
-    def _something_is_measured(self) -> EvaluateSettings:
-        if not (self.texts or self.tasks):
-            raise ValueError("evaluate: name a text or a task; nothing would be measured")
-        return self
-
 
 class ExportSettings(Settings):
     """Which formats the package holds."""

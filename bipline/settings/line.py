@@ -41,7 +41,6 @@ class CalibrateSettings(Settings):
 
     texts: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={"calibration": 1.0},
-        min_length=1,
         description="names of texts with their weight in the mix",
     )
     samples: int | None = Field(
@@ -178,12 +177,9 @@ class LineSettings(Settings):
 
 
 SECTIONS: dict[str, type[Settings]] = {
-    "calibrate": CalibrateSettings,
-    "score": ScoreSettings,
-    "allocate": AllocateSettings,
-    "compensate": CompensateSettings,
-    "prune": PruneSettings,
-    "compute": ComputeSettings,
+    name: type(field.default)
+    for name, field in LineSettings.model_fields.items()
+    if isinstance(field.default, Settings)
 }
 
 

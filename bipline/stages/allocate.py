@@ -8,11 +8,11 @@ from bipline.base.errors import InvalidInput
 from bipline.compression import allocate as core
 from bipline.compression.allocation import ALLOCATIONS, allocation_module, allocation_options
 from bipline.compression.prune import check_plan
+from bipline.compression.statistics import load_statistics
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import AllocateSettings, LineSettings
-from bipline.stages.calibrate import windows_of
-from bipline.stages.score import scores_in
-from bipline.stages.stage import Context, Stage
+from bipline.stages.calibrate import needed, windows_of
+from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan, read_plan
 from bipline.values.resolution import ResolvedModel
@@ -33,22 +33,22 @@ def allocate(
 
     ``settings.allocation`` must be named. The key follows the scores, whatever sums lie by them.
     """
-    name, measures = str(settings.allocation), core.needs_windows(settings)
+    name = str(settings.allocation)
+    windows = needed(calibration, f"allocation {name}") if core.needs_windows(settings) else None
     inputs = {"model": model.identity, "scores": str(statistics.info["scores"])}
-    if measures:
-        inputs["windows"] = _needed(calibration, name).digest
+    inputs |= {"windows": windows.digest} if windows else {}
     options = allocation_options(name, context.seed, settings.allocation_option).to_json_value()
     asked = settings.model_dump(mode="json", exclude={"plan", "allocation_option"})
-    computing = context.computing if measures else None
+    computing = context.computing if windows else None
     key = STAGE.key(
         inputs, {**asked, "options": options}, computing, (CORE, allocation_module(name))
     )
 
     def produce(work: Path) -> PruningPlan:
         checkpoint = context.opened(model)
-        windows = windows_of(context, checkpoint, _needed(calibration, name)) if measures else None
-        scores = scores_in(context, statistics)
-        return core.allocate(checkpoint, scores, settings, context.seed, windows)
+        scores = load_statistics(context.store.open(statistics))[1]
+        run = windows_of(context, checkpoint, windows) if windows else None
+        return core.allocate(checkpoint, scores, settings, context.seed, run)
 
     return STAGE.value(context, key, PruningPlan, produce)
 
@@ -60,14 +60,11 @@ def given_plan(context: Context, model: ResolvedModel, settings: AllocateSetting
     return plan
 
 
-def _needed(calibration: Handle | None, name: str) -> Handle:
-    if calibration is None:
-        raise InvalidInput(f"allocation {name} needs --calibration FILE or hf:NAME")
-    return calibration
+def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """How much goes by what, and what is left of every block where that is known already.
 
-
-def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Raise InvalidInput for a budget that cannot be met, or a plan that is not of this model."""
+    Raises InvalidInput for a budget that cannot be met, or a plan that is not of this model.
+    """
     section, score = settings.allocate, settings.score
     if section.plan:
         if "ratio" in section.model_fields_set:
@@ -75,26 +72,14 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
         plan = read_plan(Path(section.plan))
         if checkpoint is not None:
             check_plan(checkpoint, plan)
-        return
+        return [("allocate", f"as the plan {section.plan} says")]
     core.check_ratio(section.ratio)
     if checkpoint is not None:
         core.check_allocation(checkpoint, section, score.criterion, score.criterion_option)
-
-
-def tell(settings: LineSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """How much goes by what, and what is left of every block where that is known already."""
-    section = settings.allocate
-    if section.plan:
-        return [("allocate", f"as the plan {section.plan} says")]
-    asked = f"remove {section.ratio:g} of {section.ratio_of}, {section.layout} layout"
+    text = f"remove {section.ratio:g} of {section.ratio_of}, {section.layout} layout"
     if (section.allocation, section.layout) != ("uniform", "uniform") or checkpoint is None:
-        return [("allocate", f"{asked}, by {section.allocation}")]
+        return [("allocate", f"{text}, by {section.allocation}")]
     widths, shape = core.uniform_widths_of(checkpoint, section), checkpoint.shape
-    return [
-        (
-            "allocate",
-            f"{asked}: keep {widths.attention_groups} of {shape.num_key_value_heads} attention "
-            f"groups and {widths.ffn_channels} of {shape.intermediate_size} FFN channels in every "
-            "block",
-        )
-    ]
+    text += f": keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups and "
+    text += f"{widths.ffn_channels} of {shape.intermediate_size} FFN channels in every block"
+    return [("allocate", text)]

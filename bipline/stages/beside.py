@@ -8,8 +8,6 @@ With a Store of the user's, what other drivers made there is found, and OUT is f
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +21,10 @@ from bipline.model.loading import import_libraries
 from bipline.model.memory import gigabytes, watching_memory
 from bipline.settings.line import LineSettings
 from bipline.stages import line
-from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_of
 from bipline.stages.resolve import glance, resolve_model, resolve_texts
-from bipline.stages.result import Clock, prune_summary
-from bipline.stages.stage import Context
-from bipline.storage.directory import (
-    copy_directory,
-    occupied,
-    refuse_occupied,
-    write_text,
-)
+from bipline.stages.result import prune_summary
+from bipline.stages.stage import Context, StageReport
+from bipline.storage.directory import copy_directory, occupied, refuse_occupied, write_text
 from bipline.storage.local_store import LocalStore
 from bipline.storage.manifest import MANIFEST_NAME, read_manifest
 from bipline.storage.store import Handle, Store, open_store
@@ -60,6 +52,16 @@ class Places:
         path = self.work or self.out.with_name(f"{self.out.name}.work")
         return path if workers.leads else path.with_name(f"{path.name}-{workers.rank}")
 
+    def finished(self) -> bool:
+        """Whether a killed run had finished ``out``: then what it worked in is still there.
+
+        That is the receipt in the work directory, or with a Store of the user's the directory
+        itself.
+        """
+        work = self.work_of(Workers())
+        killed = work.is_dir() if self.store else any((work / "prune").glob("*.journal.json"))
+        return killed and (self.out / MANIFEST_NAME).is_file()
+
 
 def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
     """Calibrate, score, allocate, compensate and prune into ``places.out``.
@@ -68,77 +70,65 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
     request can be seen to fail.
     """
     device = choose_device(settings.compute.device)
-    if not _finished(places):
+    if not places.finished():
         refuse_occupied(places.out)
-    settings = _checked(settings, places)
+    settings, checkpoint = _checked(settings, places.out)
     note(f"device {device}, dtype {settings.compute.dtype}")
     import_libraries()
+    reports: list[StageReport] = []
     with (
         watching_memory() as peak,
         joined_workers() as workers,
         work_directory(places.work_of(workers)) as work,
     ):
-        clock = Clock(whole=not has_progress(work))
-        with _store(settings, places, work, workers) as store:
-            context = Context(
-                store, settings.compute, settings.seed, workers, places.downloads,
-                clock.reports.append,
-            )  # fmt: skip
-            source = resolve_model if places.store else glance
-            model = source(settings.model, places.downloads)
-            texts = resolve_texts(settings.texts, places.downloads)
-            with _telling_of(work, clock):
-                made = line.smaller(context, model, texts, settings)
-            if made is None:
-                return None
-            if places.store and not _holds(places.out, made.model):
-                copy_directory(store.open(made.model), places.out)
+        taken_up, store = has_progress(work), _store(settings, places, work, workers)
+        context = Context(
+            store, settings.compute, settings.seed, workers, places.downloads, reports.append
+        )
+        if places.store:
+            model = resolve_model(settings.model, places.downloads)
+        else:
+            model = glance(settings.model, places.downloads, checkpoint)
+            if checkpoint:
+                context.checkpoints[model.identity] = checkpoint
+        texts = resolve_texts(settings.texts, places.downloads)
+        try:
+            made = line.smaller(context, model, texts, settings)
+        except InvalidInput as error:
+            if taken_up:  # it may not fit what an earlier run left, as a model that changed since
+                again = f"an earlier run's work was taken up: delete {work} to start again"
+                raise InvalidInput(f"{error}; {again}") from None
+            raise
+        if made is None:
+            return None
+        if places.store and not _holds(places.out, made.model):
+            copy_directory(store.open(made.model), places.out)
         if places.plan_out:
             write_text(places.plan_out, made.plan.to_json())
             if known := read_fitted([places.out]):
                 write_text(beside_plan(places.plan_out), known.to_json())
-    checkpoint = context.opened(model)
-    manifest = read_manifest(places.out)
-    clock.whole = clock.whole and places.floor
-    return prune_summary(settings, checkpoint, made.plan, places.out, manifest, clock, peak)
+    floor = places.floor and not taken_up
+    return prune_summary(settings, context.opened(model), made, places.out, reports, peak, floor)
 
 
-def _checked(settings: LineSettings, places: Places) -> LineSettings:
-    """The settings with everything named, after all that can be seen to fail was looked at."""
+def _checked(settings: LineSettings, out: Path) -> tuple[LineSettings, Checkpoint | None]:
+    """The settings with everything named, and the model where it can be opened already.
+
+    What can be seen to fail was looked at.
+    """
     if not applies(settings) and "ratio" not in settings.allocate.model_fields_set:
         raise InvalidInput("give --ratio (a share between 0 and 1) or --plan")
     settings, reason = settled_settings(settings)
     checkpoint = line.known_checkpoint(settings.model)
-    line.check(settings)
-    if line.runs_windows(settings) and not settings.texts:
-        who = "criterion auto" if reason else _who_runs_windows(settings)
+    line.check_stages(settings, checkpoint)
+    if not settings.texts and (reader := line.runs_windows(settings)):
+        who = "criterion auto" if reason else reader
         raise InvalidInput(f"{who} needs --calibration FILE or hf:NAME")
     if reason:
         note(reason)
-    if checkpoint is not None:
-        _check_disk(settings, checkpoint, places.out)
-        settings = _with_samples(settings, checkpoint)
-    return settings
-
-
-def _with_samples(settings: LineSettings, checkpoint: Checkpoint) -> LineSettings:
-    section = settings.calibrate
-    samples = samples_of(checkpoint, section, settings.compensate)
-    if section.samples is None and samples > DEFAULT_SAMPLES:
-        note(f"samples {samples}: compensation needs more than {DEFAULT_SAMPLES} on this model")
-    return settings.model_copy(
-        update={"calibrate": section.model_copy(update={"samples": samples})}
-    )
-
-
-def _who_runs_windows(settings: LineSettings) -> str:
-    """The criterion, or else the allocation, or compensation."""
-    if not applies(settings):
-        if line.score.reads_windows(settings.score):
-            return f"criterion {settings.score.criterion}"
-        if line.needs_windows(settings.allocate):
-            return f"allocation {settings.allocate.allocation}"
-    return f"compensation {settings.compensate.chosen}"
+    if checkpoint:
+        _check_disk(settings, checkpoint, out)
+    return settings, checkpoint
 
 
 def _check_disk(settings: LineSettings, checkpoint: Checkpoint, out: Path) -> None:
@@ -148,9 +138,7 @@ def _check_disk(settings: LineSettings, checkpoint: Checkpoint, out: Path) -> No
     section, blocks = settings.allocate, checkpoint.shape.linear_weights
     whole = checkpoint.parameters if section.ratio_of == "total" else blocks
     size = int(checkpoint.weight_bytes * (1 - section.ratio * whole / checkpoint.parameters))
-    place = out.absolute().parent
-    while not place.exists():
-        place = place.parent
+    place = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
     if size > free:
         raise EnvironmentFailure(
@@ -159,42 +147,16 @@ def _check_disk(settings: LineSettings, checkpoint: Checkpoint, out: Path) -> No
         )
 
 
-@contextmanager
-def _store(settings: LineSettings, places: Places, work: Path, workers: Workers) -> Iterator[Store]:
+def _store(settings: LineSettings, places: Places, work: Path, workers: Workers) -> Store:
     """The Store of the user, or the work directory with outputs where the user wants them."""
     if places.store:
-        yield open_store(places.store, places.downloads)
-        return
-    named = {"prune": places.out if workers.leads else None}
-    statistics, corrections = settings.score.statistics, settings.compensate.corrections
-    if statistics and not occupied(Path(statistics)) and workers.leads:
-        named["score"] = Path(statistics)
-    if corrections and not occupied(Path(corrections)) and workers.leads:
-        named["compensate"] = Path(corrections)
-    yield LocalStore(work, {stage: place for stage, place in named.items() if place})
-
-
-@contextmanager
-def _telling_of(work: Path, clock: Clock) -> Iterator[None]:
-    """An input that does not fit what an earlier run left, as a model that changed since."""
-    try:
-        yield
-    except InvalidInput as error:
-        if clock.whole:
-            raise
-        raise InvalidInput(
-            f"{error}; an earlier run's work was taken up: delete {work} to start again"
-        ) from None
-
-
-def _finished(places: Places) -> bool:
-    """Whether a killed run had finished ``out``: then what it worked in is still there.
-
-    That is the receipt in the work directory, or with a Store of the user's the directory itself.
-    """
-    work = places.work_of(Workers())
-    killed = work.is_dir() if places.store else any((work / "prune").glob("*.journal.json"))
-    return killed and (places.out / MANIFEST_NAME).is_file()
+        return open_store(places.store, places.downloads)
+    if not workers.leads:
+        return LocalStore(work)
+    named = {"score": settings.score.statistics, "compensate": settings.compensate.corrections}
+    free = {stage: Path(place) for stage, place in named.items() if place}
+    outputs = {stage: place for stage, place in free.items() if not occupied(place)}
+    return LocalStore(work, {"prune": places.out, **outputs})
 
 
 def _holds(out: Path, model: Handle) -> bool:

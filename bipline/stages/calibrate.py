@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from bipline.base.errors import InvalidInput
+from bipline.base.progress import note
 from bipline.compression import calibrate as core
 from bipline.compression.compensation.checks import least_samples_of
 from bipline.compression.computing import Computing
@@ -16,7 +16,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import CalibrateSettings, CompensateSettings, LineSettings
-from bipline.stages.stage import Context, Stage
+from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.directory import DirectoryWriter
 from bipline.storage.folder import open_folder
 from bipline.storage.ngrams import check_overlap
@@ -25,7 +25,6 @@ from bipline.values.resolution import ResolvedModel, ResolvedText
 
 STAGE = Stage("calibrate", core.KIND, ("bipline.compression.calibrate",))
 DEFAULT_SAMPLES = 128
-T = TypeVar("T")
 
 
 def calibrate(
@@ -46,6 +45,8 @@ def calibrate(
         [Path(text.location) for text in chosen], [Path(text.location) for text in evaluation]
     )
     samples = samples_of(context.opened(model), settings, compensate)
+    if settings.samples is None and samples > DEFAULT_SAMPLES:
+        note(f"samples {samples}: compensation needs more than {DEFAULT_SAMPLES} on this model")
     # By content, because the key does not depend on what a text is called.
     mix = sorted((texts[name].sha256, share) for name, share in settings.texts.items())
     places = {text.sha256: Path(text.location) for text in chosen}
@@ -71,6 +72,13 @@ def samples_of(
     return max(DEFAULT_SAMPLES, least_samples_of(compensate, checkpoint.shape, settings.seqlen))
 
 
+def needed(calibration: Handle | None, reader: str) -> Handle:
+    """The calibration set. Raises InvalidInput where ``reader`` has none."""
+    if calibration is None:
+        raise InvalidInput(f"{reader} needs --calibration FILE or hf:NAME")
+    return calibration
+
+
 def windows_of(context: Context, checkpoint: Checkpoint, calibration: Handle) -> Windows:
     """The windows of a stored calibration set, and how this run's stages run them."""
     drawn = core.load_calibration(context.store.open(calibration))
@@ -80,39 +88,31 @@ def windows_of(context: Context, checkpoint: Checkpoint, calibration: Handle) ->
     return Windows(drawn.token_ids, drawn.digest, fitting)
 
 
-def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Raise InvalidInput for texts that are not listed or overlap, and for too little text."""
-    chosen = settings.calibrate.texts
-    for name in chosen if settings.texts else ():
-        if name not in settings.texts:
+def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """How many windows, and how many tokens they are.
+
+    Raises InvalidInput for texts that are not listed or overlap, and for too little text.
+    """
+    section, sources = settings.calibrate, settings.texts
+    for name in section.texts if sources else ():
+        if name not in sources:
             raise InvalidInput(f"calibrate.texts: {name!r} is not listed under texts")
-    local = all(not settings.texts[name].startswith("hf:") for name in settings.texts)
-    if not (thorough and checkpoint and local and settings.texts):
-        return
-    places = {name: Path(source) for name, source in settings.texts.items()}
-    check_overlap([places[name] for name in chosen], evaluation_texts(settings, places))
-    samples = samples_of(checkpoint, settings.calibrate, settings.compensate)
-    mix = [(places[name], share) for name, share in chosen.items()]
-    drawn = core.calibrate(
-        checkpoint.folder, mix, samples, settings.calibrate.seqlen, settings.seed,
-        settings.compute.max_memory,
-    )  # fmt: skip
-    BlockLoop(checkpoint, torch_dtype(settings.compute.dtype)).check(drawn.token_ids)
-
-
-def evaluation_texts(settings: LineSettings, texts: Mapping[str, T]) -> list[T]:
-    """Those of ``texts`` that a compress run is measured on."""
-    names = settings.evaluate.texts if isinstance(settings, CompressSettings) else ()
-    return [texts[name] for name in names]
-
-
-def tell(settings: LineSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """How many windows, and how many tokens they are."""
-    section = settings.calibrate
     samples = section.samples
-    if samples is None and checkpoint is not None:
+    if checkpoint is not None:
         samples = samples_of(checkpoint, section, settings.compensate)
     if samples is None:
         return [("calibrate", f"{DEFAULT_SAMPLES} windows, or as many as compensation needs")]
+    local = not any(source.startswith("hf:") for source in sources.values())
+    if thorough and checkpoint and sources and local:
+        names = settings.evaluate.texts if isinstance(settings, CompressSettings) else ()
+        check_overlap(
+            [Path(sources[name]) for name in section.texts], [Path(sources[name]) for name in names]
+        )
+        mix = [(Path(sources[name]), share) for name, share in section.texts.items()]
+        drawn = core.calibrate(
+            checkpoint.folder, mix, samples, section.seqlen, settings.seed,
+            settings.compute.max_memory,
+        )  # fmt: skip
+        BlockLoop(checkpoint, torch_dtype(settings.compute.dtype)).check(drawn.token_ids)
     tokens = samples * section.seqlen
     return [("calibrate", f"{samples} windows of {section.seqlen} tokens = {tokens:,} tokens")]

@@ -9,7 +9,6 @@ from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import heading
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
-from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality import evaluate as core
 from bipline.quality.zero_shot import check_tasks
@@ -17,7 +16,7 @@ from bipline.settings.compress import CompressSettings
 from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
 from bipline.stages.resolve import glance, local_copy, resolve_texts
-from bipline.stages.stage import Context, Stage
+from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.store import Handle
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
@@ -33,27 +32,21 @@ def evaluate_dense(context: Context, given: Resolution, protocol: Protocol) -> E
     model = given.model
     inputs = {"model": model.identity, "tokenizer": model.tokenizer_digest}
 
-    def measure() -> EvaluationRecord:
+    def place() -> Path | str:
         whole = bool(given.tasks) or protocol.speed
-        place = local_copy(model, context.downloads) if whole else model.location
-        record = _measured(context, place, given, protocol)
-        if model.tensor_digest not in (None, record.tensor_digest):
-            raise Refused(f"{model.location}: its weights changed while the run was going on")
-        return record
+        return local_copy(model, context.downloads) if whole else model.location
 
-    return _stored(context, inputs, given, protocol, measure, "evaluate_dense")
+    return _stored(
+        context, given, protocol, inputs, place, "evaluate_dense", expected=model.tensor_digest
+    )
 
 
 def evaluate(
     context: Context, subject: Handle, given: Resolution, protocol: Protocol, name: str = "pruned"
 ) -> EvaluationRecord:
     """Measure a pruned or recovered model; ``name`` says which, for those who watch."""
-
-    def measure() -> EvaluationRecord:
-        return _measured(context, context.store.open(subject), given, protocol)
-
-    title = f"evaluate_{name}"
-    return _stored(context, {"model": subject.digest}, given, protocol, measure, title)
+    inputs, title = {"model": subject.digest}, f"evaluate_{name}"
+    return _stored(context, given, protocol, inputs, lambda: context.store.open(subject), title)
 
 
 def evaluate_models(
@@ -70,9 +63,7 @@ def evaluate_models(
     An unusable one is found before the first is measured.
     """
     running = core.Running(choose_device(compute.device), compute.max_memory)
-    places = {name: _place(source, downloads) for name, source in models.items()}
-    for place in places.values():
-        open_checkpoint(place)
+    places = {name: glance(source, downloads).location for name, source in models.items()}
     files = {name: Path(t.location) for name, t in resolve_texts(texts, downloads).items()}
     records = {}
     for name, place in places.items():
@@ -81,51 +72,46 @@ def evaluate_models(
     return records
 
 
-def _place(source: str, downloads: Path) -> str:
-    """Where a model lies, fetched first where it must be."""
-    return glance(source, downloads).location
-
-
 def _stored(
     context: Context,
-    inputs: dict[str, str],
     given: Resolution,
     protocol: Protocol,
-    measure: Callable[[], EvaluationRecord],
+    inputs: dict[str, str],
+    place: Callable[[], Path | str],
     title: str,
+    expected: str | None = None,
 ) -> EvaluationRecord:
-    """The record of these inputs on the files of ``given``, found or measured."""
+    """The record of the model at ``place`` on the files of ``given``, found or measured."""
     files = {f"text {name}": text.sha256 for name, text in given.texts.items()}
     files |= {f"task {name}": task.sha256 for name, task in given.tasks.items()}
+
+    def measure(work: Path) -> EvaluationRecord:
+        texts = {name: Path(text.location) for name, text in given.texts.items()}
+        tasks = {name: Path(task.location) for name, task in given.tasks.items()}
+        running = core.Running(context.device, context.compute.max_memory)
+        record = core.evaluate(place(), protocol, texts, tasks, running)
+        if expected not in (None, record.tensor_digest):
+            raise Refused(f"{given.model.location}: its weights changed while the run was going on")
+        return record
+
     computing = {"device": context.device.type}
     key = STAGE.key({**inputs, **files}, protocol.model_dump(mode="json"), computing)
-    return STAGE.value(context, key, EvaluationRecord, lambda work: measure(), title)
+    return STAGE.value(context, key, EvaluationRecord, measure, title)
 
 
-def _measured(
-    context: Context, model: Path | str, given: Resolution, protocol: Protocol
-) -> EvaluationRecord:
-    texts = {name: Path(text.location) for name, text in given.texts.items()}
-    tasks = {name: Path(task.location) for name, task in given.tasks.items()}
-    running = core.Running(context.device, context.compute.max_memory)
-    return core.evaluate(model, protocol, texts, tasks, running)
+def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """What is measured on every model.
 
-
-def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Raise InvalidInput where there is nothing to measure, or a text or task cannot be."""
+    Raises InvalidInput where there is nothing to measure, or a text or task cannot be.
+    """
     section = settings.evaluate
     if not (section.texts or section.tasks or section.protocol.speed):
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
-    tasks = {name: Path(settings.tasks[name]) for name in section.tasks}
-    looks = thorough and checkpoint and tasks
-    check_tasks(tasks, tokenizer_of(checkpoint.folder) if looks and checkpoint else None)
+    rows = {name: Path(settings.tasks[name]) for name in section.tasks}
+    looks = thorough and checkpoint and rows
+    check_tasks(rows, tokenizer_of(checkpoint.folder) if looks and checkpoint else None)
     places = [settings.texts[name] for name in section.texts]
     if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
         core.check_texts(checkpoint, section.protocol, list(map(Path, places)))
-
-
-def tell(settings: CompressSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """What is measured on every model."""
-    section = settings.evaluate
     texts, tasks = ", ".join(section.texts) or "nothing", ", ".join(section.tasks) or "none"
     return [("evaluate", f"perplexity on {texts}; tasks: {tasks}")]

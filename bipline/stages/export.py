@@ -11,7 +11,7 @@ from bipline.delivery import export as core
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.compress import CompressSettings, ExportSettings
 from bipline.stages.resolve import local_copy
-from bipline.stages.stage import Context, Stage
+from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter
 from bipline.storage.store import Handle
@@ -35,61 +35,57 @@ class Account:
     config: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Product:
-    """The model to package and all that is told of it.
+def records_of(
+    dense: EvaluationRecord,
+    pruned: EvaluationRecord,
+    recovered: EvaluationRecord | None,
+    recovery: RecoveryRecord | None,
+) -> dict[str, EvaluationRecord]:
+    """Records by model; that of a recovered one counts where the recovery was accepted."""
+    records = {"dense": dense, "pruned": pruned}
+    if recovered and recovery and recovery.accepted:
+        records["recovered"] = recovered
+    return records
 
-    ``statistics`` is None where the plan was given.
-    """
 
-    model: Handle
-    statistics: Handle | None
-    resolution: Resolution
-    account: Account
-
-
-def export(context: Context, product: Product, settings: ExportSettings) -> Handle:
-    """Write the package of the pruned model, or of the recovered one where that was accepted."""
+def export(
+    context: Context,
+    model: Handle,
+    statistics: Handle | None,
+    resolution: Resolution,
+    account: Account,
+    settings: ExportSettings,
+) -> Handle:
+    """Write the package of a model; no ``statistics`` where the plan was given."""
+    records = {name: each.model_dump(mode="json") for name, each in account.records.items()}
+    recovery = account.recovery and account.recovery.model_dump(mode="json")
+    # Digests of all that the package tells; where a local file lies is no part of it.
+    portable = core.portable_resolution(resolution).model_dump(mode="json")
+    inputs = {
+        "model": model.digest,
+        "statistics": statistics.digest if statistics else "",
+        "plan": account.plan.digest,
+        "records": digest_json({**records, "recovery": recovery}),
+        "resolution": digest_json(portable),
+        "config": digest_json(account.config),
+    }
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
         open_ = context.store.open
         contents = core.PackageContents(
-            model=open_(product.model),
-            dense=local_copy(product.resolution.model, context.downloads),
-            statistics=open_(product.statistics) if product.statistics else None,
-            resolution=product.resolution,
-            **vars(product.account),
+            model=open_(model),
+            dense=local_copy(resolution.model, context.downloads),
+            statistics=open_(statistics) if statistics else None,
+            resolution=resolution,
+            **vars(account),
             formats=settings.formats,
         )
         core.write_package(contents, writer)
 
-    return STAGE.run(context, STAGE.key(_inputs(product), settings.model_dump()), produce)
+    return STAGE.run(context, STAGE.key(inputs, settings.model_dump()), produce)
 
 
-def _inputs(product: Product) -> dict[str, str]:
-    """Digests of all that the package tells; where a local file lies is no part of it."""
-    account = product.account
-    records: dict[str, Any] = {
-        name: record.model_dump(mode="json") for name, record in account.records.items()
-    }
-    records["recovery"] = account.recovery and account.recovery.model_dump(mode="json")
-    return {
-        "model": product.model.digest,
-        "statistics": product.statistics.digest if product.statistics else "",
-        "plan": account.plan.digest,
-        "records": digest_json(records),
-        "resolution": digest_json(
-            core.portable_resolution(product.resolution).model_dump(mode="json")
-        ),
-        "config": digest_json(account.config),
-    }
-
-
-def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Raise InvalidInput where what reports are drawn with is not installed."""
+def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """The formats. Raises InvalidInput where what reports are drawn with is not installed."""
     extras.check("pipeline", "a package's report")
-
-
-def tell(settings: CompressSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """The formats."""
     return [("export", ", ".join(settings.export.formats))]

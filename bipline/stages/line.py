@@ -16,7 +16,7 @@ from bipline.compression.auto import applies, settled_settings
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
 from bipline.settings.compress import CompressSettings
-from bipline.settings.line import LineSettings
+from bipline.settings.line import AllocateSettings, CompensateSettings, LineSettings
 from bipline.stages import (
     allocate,
     calibrate,
@@ -29,7 +29,7 @@ from bipline.stages import (
     resolve,
     score,
 )
-from bipline.stages.stage import Context
+from bipline.stages.stage import Context, Lines
 from bipline.storage.folder import S3_SCHEME
 from bipline.storage.store import Handle
 from bipline.values.fitted_text import beside_plan
@@ -45,12 +45,11 @@ MAKING = 6
 
 @dataclass(frozen=True)
 class Smaller:
-    """What the line makes; ``statistics`` is None where the plan was given."""
+    """What the line makes, by which plan, on which windows if any."""
 
     model: Handle
     plan: PruningPlan
-    corrections: Handle | None
-    statistics: Handle | None
+    calibration: Handle | None
 
 
 def smaller(
@@ -64,19 +63,20 @@ def smaller(
 
     None for a worker that only helps to score.
     """
-    statistics, calibration = None, None
+    calibration = corrections = statistics = None
     if runs_windows(settings):
         calibration = calibrate.calibrate(
             context, model, texts, settings.calibrate, settings.compensate, evaluation
         )
+    if not context.workers.leads:
+        if not applies(settings):
+            score.help_to_score(context, model, calibration, settings.score)
+        return None
     if applies(settings):
-        plan, corrections = planned(context, model, settings)
+        plan, corrections = planned(context, model, settings.allocate, settings.compensate)
     else:
         statistics = score.score(context, model, calibration, settings.score)
-        if statistics is None:
-            return None
         plan = allocate.allocate(context, model, calibration, statistics, settings.allocate)
-        corrections = None
     if plan.compensated is None:
         plan, corrections = compensate.compensate(
             context, model, calibration, plan, settings.compensate
@@ -85,43 +85,44 @@ def smaller(
     if settings.allocate.plan:
         fitted.append(beside_plan(Path(settings.allocate.plan)))
     pruned = prune.prune(context, model, plan, corrections, settings.prune, fitted)
-    return Smaller(pruned, plan, corrections, statistics)
+    return Smaller(pruned, plan, calibration)
 
 
 def planned(
-    context: Context, model: ResolvedModel, settings: LineSettings
+    context: Context, model: ResolvedModel, given: AllocateSettings, settings: CompensateSettings
 ) -> tuple[PruningPlan, Handle | None]:
     """The plan that was given, or that of the corrections that were, with those it needs."""
-    plan = (
-        allocate.given_plan(context, model, settings.allocate) if settings.allocate.plan else None
-    )
-    if plan and not plan.compensated and not compensate.has_corrections(settings.compensate):
-        return plan, None
-    return compensate.given_corrections(plan, settings.compensate)
+    plan = allocate.given_plan(context, model, given) if given.plan else None
+    return compensate.given_corrections(plan, settings)
 
 
-def runs_windows(settings: LineSettings) -> bool:
-    """Whether any stage of the line runs calibration windows."""
-    corrects = settings.compensate.chosen != "none"
-    if applies(settings):
-        return corrects
-    measures = needs_windows(settings.allocate)
-    return corrects or measures or score.reads_windows(settings.score)
+def runs_windows(settings: LineSettings) -> str:
+    """What runs calibration windows, by its name: the first stage that does. Empty for none."""
+    if not applies(settings):
+        if score.reads_windows(settings.score):
+            return f"criterion {settings.score.criterion}"
+        if needs_windows(settings.allocate):
+            return f"allocation {settings.allocate.allocation}"
+    compensation = settings.compensate.chosen
+    return "" if compensation == "none" else f"compensation {compensation}"
 
 
-def check(settings: LineSettings, thorough: bool = False) -> list[tuple[str, str]]:
+def check(settings: LineSettings, thorough: bool = False) -> Lines:
     """Raise what can be seen to fail before any work; what each stage would do, in a line.
 
     ``thorough`` reads and tokenises the texts too, as the stages themselves would at once.
     """
     settings, reason = settled_settings(settings)
-    checkpoint = known_checkpoint(settings.model)
-    compresses = isinstance(settings, CompressSettings)
     lines = [("method", reason)] if reason else []
-    for stage in STAGES if compresses else STAGES[:MAKING]:
-        stage.check(settings, checkpoint, thorough)
-        lines += stage.tell(settings, checkpoint)
-    return lines
+    return lines + check_stages(settings, known_checkpoint(settings.model), thorough)
+
+
+def check_stages(
+    settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool = False
+) -> Lines:
+    """The same for settings that name their method, and a model that was opened."""
+    stages = STAGES if isinstance(settings, CompressSettings) else STAGES[:MAKING]
+    return [told for stage in stages for told in stage.check(settings, checkpoint, thorough)]
 
 
 def known_checkpoint(source: str) -> Checkpoint | None:

@@ -15,11 +15,9 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
 
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
 from bipline.base.progress import note
-from bipline.compression.computing import Computing
 from bipline.compression.criteria import options_of
 from bipline.compression.score import score_model
 from bipline.compression.statistics import (
@@ -29,16 +27,17 @@ from bipline.compression.statistics import (
     load_statistics,
     save_statistics,
 )
-from bipline.compression.windows import Windows
 from bipline.compression.workers import joined_workers
-from bipline.model.devices import choose_device, torch_dtype
 from bipline.model.memory import available_bytes
-from bipline.model.opening import open_checkpoint
 from bipline.settings.line import ComputeSettings, ScoreSettings
+from bipline.stages.calibrate import windows_of
+from bipline.stages.stage import Context
 from bipline.storage.directory import atomic_directory
+from bipline.storage.local_store import LocalStore
+from bipline.storage.store import Handle
 from bipline.values.resolution import ResolvedModel
 
-TASK_NAME, WINDOWS_NAME, RESULT_NAME = "task.request", "windows.safetensors", "scored"
+TASK_NAME, RESULT_NAME = "task.request", "scored"
 ERRORS = {kind.exit_code: kind for kind in (Refused, InvalidInput, EnvironmentFailure)}
 
 
@@ -48,18 +47,17 @@ class ScoreTask(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ResolvedModel
+    calibration: Handle
     settings: ScoreSettings
     compute: ComputeSettings
     seed: int
-    windows_digest: str
 
 
 def scored_by_processes(
+    context: Context,
     model: ResolvedModel,
-    windows: Windows,
+    calibration: Handle,
     settings: ScoreSettings,
-    compute: ComputeSettings,
-    seed: int,
     work: Path,
 ) -> tuple[Statistics, Scores]:
     """Sums and scores by ``compute.processes`` processes: the bits of one.
@@ -67,27 +65,27 @@ def scored_by_processes(
     Raises what a process raised, and EnvironmentFailure where one is gone.
     """
     if not (work / RESULT_NAME).is_dir():  # else all was done when this process was killed
-        _run(work, windows, ScoreTask(
-            model=model, settings=settings, compute=_share(compute), seed=seed,
-            windows_digest=windows.digest,
-        ))  # fmt: skip
+        compute, here = context.compute, context.store.open(calibration)
+        # What one process may use: its share of the memory.
+        memory = (compute.max_memory or available_bytes()) // compute.processes
+        task = ScoreTask(
+            model=model,
+            calibration=Handle.to_directory(here),
+            settings=settings,
+            compute=compute.model_copy(update={"max_memory": memory}),
+            seed=context.seed,
+        )
+        _run(work, task)
     return load_statistics(work / RESULT_NAME)
 
 
-def _share(compute: ComputeSettings) -> ComputeSettings:
-    """What one process may use: its share of the memory."""
-    memory = compute.max_memory or available_bytes()
-    return compute.model_copy(update={"max_memory": memory // compute.processes})
-
-
-def _run(work: Path, windows: Windows, task: ScoreTask) -> None:
+def _run(work: Path, task: ScoreTask) -> None:
     """Start the processes and wait for them; they end with this one, however it ends."""
     processes = task.compute.processes
     note(f"{processes} processes share the windows")
     for path in work.glob("*.error"):
         path.unlink()
     (work / TASK_NAME).write_text(task.model_dump_json(), encoding="utf-8")
-    save_file({"token_ids": windows.token_ids}, work / WINDOWS_NAME)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python",
         "--nproc-per-node", str(processes),
@@ -109,13 +107,9 @@ def _run(work: Path, windows: Windows, task: ScoreTask) -> None:
 def perform(work: Path) -> None:
     """One process's part; the first writes what all of them found."""
     task = ScoreTask.model_validate_json((work / TASK_NAME).read_text(encoding="utf-8"))
-    checkpoint = open_checkpoint(task.model.location, task.model.tensor_digest)
-    token_ids = load_file(work / WINDOWS_NAME)["token_ids"]
-    compute, settings = task.compute, task.settings
-    device = choose_device(compute.device)
-    computing = Computing(torch_dtype(compute.dtype), device, compute.micro_batch)
-    fitting = computing.within(compute.max_memory, checkpoint, token_ids)
-    windows = Windows(token_ids, task.windows_digest, fitting)
+    context, settings = Context(LocalStore(work), task.compute, task.seed), task.settings
+    checkpoint = context.opened(task.model)
+    windows = windows_of(context, checkpoint, task.calibration)
     options = options_of(settings.criterion, task.seed, settings.criterion_option)
     with joined_workers() as workers:
         place = work / f"process-{workers.rank}"

@@ -12,7 +12,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import flattened
 from bipline.settings.compress import CompressSettings, PromoteSettings
 from bipline.stages.export import Account
-from bipline.stages.stage import Context
+from bipline.stages.stage import Context, Lines
 from bipline.storage.store import Handle
 from bipline.values.figures import metrics_of
 from bipline.values.summary import Registration
@@ -31,18 +31,19 @@ def promote(
     Never found in a Store: whether the registry has it is the registry's to say.
     """
     heading("promote")
-    place = context.store.open(package)
-    records = {name: record.to_json_value() for name, record in account.records.items()}
+    place, records = context.store.open(package), account.records
     return core.track_and_register(
         package=place,
         package_digest=package.digest,
         name=settings.name,
         alias=settings.alias,
         params=flattened(account.config),
-        metrics={**seconds, **metrics_of(account.records, account.plan, account.recovery)},
+        metrics={**seconds, **metrics_of(records, account.plan, account.recovery)},
         artifacts={
             "pruning_plan.json": account.plan.to_json(),
-            "evaluation.json": _json(records),
+            "evaluation.json": _json(
+                {name: each.to_json_value() for name, each in records.items()}
+            ),
             "config.json": _json(account.config),
             "report.html": (place / "report.html").read_text(encoding="utf-8"),
         },
@@ -50,15 +51,11 @@ def promote(
     )
 
 
-def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Raise InvalidInput for a name or an alias that the registry will refuse."""
-    core.check_names(settings.promote.name, settings.promote.alias)
-
-
-def tell(settings: CompressSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """The name and the alias."""
-    section = settings.promote
-    return [("promote", f"register {section.name}, alias {section.alias}")]
+def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """The name and the alias. Raises InvalidInput for one that the registry will refuse."""
+    name, alias = settings.promote.name, settings.promote.alias
+    core.check_names(name, alias)
+    return [("promote", f"register {name}, alias {alias}")]
 
 
 def _json(value: Any) -> str:

@@ -10,7 +10,7 @@ from bipline.compression.corrections import open_corrections
 from bipline.compression.criteria import needs_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import LineSettings, PruneSettings
-from bipline.stages.stage import Context, Stage
+from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.folder import Folder
@@ -59,10 +59,6 @@ def _fitted(folder: Folder, plan: PruningPlan, places: Sequence[Path]) -> Fitted
     return None if known is None else FittedText.joined([before, known])
 
 
-def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Nothing: what a plan must be is checked where it is made or read."""
-
-
-def tell(settings: LineSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """How the shards are cut."""
+def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """How the shards are cut; what a plan must be is checked where it is made or read."""
     return [("prune", f"shards of at most {settings.prune.shard_size / 1e9:g} GB")]

@@ -15,8 +15,7 @@ from bipline.compression.prune import KIND
 from bipline.model.checkpoint import Checkpoint
 from bipline.recovery import lora as core
 from bipline.settings.compress import CompressSettings, RecoverSettings
-from bipline.stages.calibrate import evaluation_texts
-from bipline.stages.stage import Context, Stage
+from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.documents import read_documents
 from bipline.storage.ngrams import check_overlap
@@ -74,24 +73,21 @@ def _discard(writer: DirectoryWriter) -> None:
     writer.info = {}
 
 
-def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Raise InvalidInput for texts that are too short, and where the extra is not installed."""
-    section = settings.recover
+def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """The adapter and the tokens it is trained on.
+
+    Raises InvalidInput for texts that are too short, and where the extra is not installed.
+    """
+    section, recipe = settings.recover, settings.recover.recipe
     if not section.enabled:
-        return
+        return [("recover", "off")]
     extras.check("recover")
     places = [settings.texts[name] for name in (section.text, section.held_out)]
-    measured = evaluation_texts(settings, settings.texts)
+    measured = [settings.texts[name] for name in settings.evaluate.texts]
     if not any(place.startswith("hf:") for place in (*places, *measured)):
         _check_overlap(Path(places[0]), Path(places[1]), list(map(Path, measured)))
     if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
         text, judge = map(Path, places)
-        core.check_texts(checkpoint.folder, text, judge, section.recipe)
-
-
-def tell(settings: CompressSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """The adapter and the tokens it is trained on."""
-    recipe = settings.recover.recipe
+        core.check_texts(checkpoint.folder, text, judge, recipe)
     tokens = recipe.steps * recipe.batch_size * recipe.seqlen
-    told = f"LoRA rank {recipe.rank}, {recipe.steps} steps = {tokens:,} tokens"
-    return [("recover", told if settings.recover.enabled else "off")]
+    return [("recover", f"LoRA rank {recipe.rank}, {recipe.steps} steps = {tokens:,} tokens")]

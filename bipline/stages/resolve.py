@@ -12,10 +12,11 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import LineSettings
-from bipline.storage.digests import CHUNK_BYTES, digest_file
+from bipline.stages.stage import Lines
 from bipline.storage.directory import atomic_directory
 from bipline.storage.documents import text_file
-from bipline.storage.folder import ByteFile, LocalFolder, open_folder
+from bipline.storage.folder import LocalFolder, open_folder
+from bipline.storage.s3_transfer import download
 from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
 
 REGISTRY = "models:/"
@@ -52,14 +53,15 @@ def resolve_model(source: str, downloads: Path, registry: str | None = None) -> 
     )
 
 
-def glance(source: str, downloads: Path) -> ResolvedModel:
+def glance(source: str, downloads: Path, checkpoint: Checkpoint | None = None) -> ResolvedModel:
     """A model by its layout alone: a weight that is read once must not be read for its hash first.
 
     Keys that are made of it hold in one work directory; tensors are compared as they are read.
+    ``checkpoint`` is the model where it was opened already.
     """
     if source.startswith((REGISTRY, core.HUB)):
         return resolve_model(source, downloads)
-    checkpoint = open_checkpoint(source)
+    checkpoint = checkpoint or open_checkpoint(source)
     return ResolvedModel(
         source=source,
         location=source,
@@ -83,23 +85,13 @@ def local_copy(model: ResolvedModel, downloads: Path) -> Path:
         note(f"fetching {model.location} to {target}: this needs the whole model")
         with atomic_directory(target, "model-copy") as writer:
             for name, digest in model.files.items():
-                _fetch(folder.open(name), writer.path / name, digest)
+                if download(folder.open(name), writer.path / name).sha256 != digest:
+                    raise Refused(f"{name}: changed since it was resolved; run again")
     return target
 
 
-def _fetch(file: ByteFile, target: Path, digest: str) -> None:
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    with target.open("wb") as out:
-        for start in range(0, file.size, CHUNK_BYTES):
-            piece = buffer[: min(CHUNK_BYTES, file.size - start)]
-            file.read_into(piece, start)
-            out.write(piece)
-    if digest_file(target) != digest:
-        raise Refused(f"{file.name}: changed since it was resolved; run again")
-
-
-def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Ask for what must be fetched, and read what is here.
+def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """The model with its size, and each text; what must be fetched is asked for.
 
     Raises InvalidInput for a model, text or task that cannot be had or used.
     """
@@ -111,32 +103,25 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
 
         state = getattr(settings, "state", None)  # a run asks the registry of its own state
         find_version(settings.model, tracking_uri(Path(state)) if state else None)
-    for source in settings.texts.values():
-        if source.startswith(core.HUB):
-            core.check_text(source)
-        else:
-            core.resolve_text(source, Path())
+    lines = [("resolve", f"{settings.model}{_size(checkpoint)}")]
+    lines += [(" text", f"{name}: {_text(source)}") for name, source in settings.texts.items()]
     for source in settings.tasks.values() if isinstance(settings, CompressSettings) else ():
         core.resolve_task(source)
+    return lines
 
 
-def tell(settings: LineSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """The model with its size, and each text."""
-    lines = [("resolve", _model_line(settings.model, checkpoint))]
-    return lines + [(" text", f"{name}: {_text_line(s)}") for name, s in settings.texts.items()]
-
-
-def _model_line(source: str, checkpoint: Checkpoint | None) -> str:
+def _size(checkpoint: Checkpoint | None) -> str:
     if checkpoint is None:
-        return f"{source} (to be downloaded)"
+        return " (to be downloaded)"
     return (
-        f"{source}: {checkpoint.family.architecture}, {checkpoint.parameters:,} parameters, "
+        f": {checkpoint.family.architecture}, {checkpoint.parameters:,} parameters, "
         f"{checkpoint.weight_bytes / 1e6:,.1f} MB, {checkpoint.shape.num_hidden_layers} blocks"
     )
 
 
-def _text_line(source: str) -> str:
+def _text(source: str) -> str:
     if source.startswith(core.HUB):
+        core.check_text(source)
         return f"{source} (to be downloaded)"
     documents = core.resolve_text(source, Path()).documents
     return f"{source}, {text_file(source).stat().st_size / 1e6:.2f} MB, {documents} documents"

@@ -6,19 +6,14 @@ The sums are kept, so that another ratio, or another criterion that can use them
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bipline.base.progress import note
+from bipline.compression import criteria
 from bipline.compression import score as core
-from bipline.compression.criteria import (
-    CRITERIA,
-    load_criterion,
-    module_name,
-    modules_of,
-    needs_of,
-    options_of,
-    unmet_needs,
-)
 from bipline.compression.criteria.interface import Options
 from bipline.compression.gradient_sums import check_windows
 from bipline.compression.partial_sums import share_of
@@ -39,7 +34,7 @@ from bipline.model.devices import choose_device
 from bipline.settings.line import LineSettings, ScoreSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_of, windows_of
 from bipline.stages.processes import scored_by_processes
-from bipline.stages.stage import Context, Stage
+from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
@@ -48,13 +43,70 @@ from bipline.values.resolution import ResolvedModel
 
 CORE = "bipline.compression.score"
 # An orchestrator's cache cannot see which criterion is meant, so it follows all of them.
-STAGE = Stage("score", KIND, (CORE, *(module_name(criterion) for criterion in CRITERIA)))
+STAGE = Stage("score", KIND, (CORE, *map(criteria.module_name, criteria.CRITERIA)))
 PART = Stage("score_part", PARTIAL_KIND, STAGE.modules)
 
 
-def reads_windows(settings: ScoreSettings) -> bool:
-    """Whether scoring runs calibration windows: not by the weights alone, nor from saved sums."""
-    return needs_of(settings.criterion).windows and not _saved(settings)
+@dataclass(frozen=True)
+class _Scoring:
+    """A way to score: what every step of it follows from."""
+
+    context: Context
+    model: ResolvedModel
+    calibration: Handle | None
+    settings: ScoreSettings
+
+    @cached_property
+    def options(self) -> Options:
+        criterion, options = self.settings.criterion, self.settings.criterion_option
+        return criteria.options_of(criterion, self.context.seed, options)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.context.opened(self.model)
+
+    @property
+    def drawn(self) -> Handle | None:
+        """The calibration set where the criterion runs windows."""
+        return self.calibration if criteria.needs_of(self.settings.criterion).windows else None
+
+    @property
+    def windows(self) -> Windows:
+        drawn = self.drawn
+        return windows_of(self.context, self.checkpoint, drawn) if drawn else Windows.none()
+
+    def key(self, inputs: dict[str, str], computing: dict[str, Any] | None) -> str:
+        """The key follows the chosen criterion's code alone."""
+        criterion = self.settings.criterion
+        described = {"criterion": criterion, "options": self.options.to_json_value()}
+        modules = (CORE, *criteria.modules_of(criterion, self.options))
+        return STAGE.key({"model": self.model.identity, **inputs}, described, computing, modules)
+
+    def key_of_share(self, share: str) -> str:
+        windows = {"windows": self.drawn.digest} if self.drawn else {}
+        return self.key({"share": share, **windows}, self.context.computing)
+
+    def scored(self, sums: Statistics) -> tuple[Statistics, Scores]:
+        """Sums with the scores that follow from them."""
+        criterion = self.settings.criterion
+        return sums, core.compute_scores(self.checkpoint, sums, criterion, self.options)
+
+    def run(
+        self, work: Path, others: Sequence[Handle] = ()
+    ) -> tuple[tuple[Statistics, Scores], str | None]:
+        """Sums and scores, by one process or several, and the criterion whose sums served."""
+        context, windows, criterion = self.context, self.windows, self.settings.criterion
+        check_windows(criterion, self.options, len(windows.token_ids))
+        chosen = criteria.load_criterion(criterion)
+        for handle in others if chosen.NEEDS.family else ():
+            sums, scores = load_statistics(context.store.open(handle))
+            if not any(criteria.unmet_needs(chosen, self.options, block) for block in sums.blocks):
+                note(f"{criterion}: its sums come from the pass of {scores.criterion}")
+                return self.scored(sums), scores.criterion
+        if self.drawn and context.compute.processes > 1 and context.workers.count == 1:
+            return scored_by_processes(context, self.model, self.drawn, self.settings, work), None
+        model, workers = self.checkpoint, context.workers
+        return core.score_model(model, windows, criterion, self.options, work, workers), None
 
 
 def score(
@@ -63,46 +115,52 @@ def score(
     calibration: Handle | None,
     settings: ScoreSettings,
     others: Sequence[Handle] = (),
-) -> Handle | None:
-    """Statistics of every attention group and FFN channel; None for a worker that only helps.
+) -> Handle:
+    """Statistics of every attention group and FFN channel.
 
     Sums of ``others`` on the same windows serve where they hold what the criterion needs.
     Raises InvalidInput where the criterion runs windows and there are none.
     """
+    scoring = _Scoring(context, model, calibration, settings)
     if _saved(settings):
-        return _from_saved(context, model, Path(str(settings.statistics)), settings)
-    key = _key(context, model, calibration, settings, "whole")
-    if not context.workers.leads:  # the first process keeps what all find
-        with context.store.work(f"score-{context.workers.rank}", key) as work:
-            _scored(context, model, calibration, settings, work)
-        return None
+        return _from_saved(scoring, Path(str(settings.statistics)))
 
     def produce(writer: DirectoryWriter, work: Path) -> str | None:
-        found, lender = _scored(context, model, calibration, settings, work, others)
+        found, lender = scoring.run(work, others)
         save_statistics(*found, writer)
         write_fitted(writer.path, [context.store.open(calibration)] if calibration else [])
         return lender
 
-    handle = STAGE.run(context, key, produce)
-    if settings.statistics and not _saved(settings):
+    handle = STAGE.run(context, scoring.key_of_share("whole"), produce)
+    if settings.statistics:
         copy_directory(context.store.open(handle), Path(settings.statistics))
     return handle
+
+
+def help_to_score(
+    context: Context, model: ResolvedModel, calibration: Handle | None, settings: ScoreSettings
+) -> None:
+    """What a process of torchrun does that is not the first, which keeps what all find."""
+    if _saved(settings):
+        return
+    scoring = _Scoring(context, model, calibration, settings)
+    key = scoring.key_of_share("whole")
+    with context.store.work(f"score-{context.workers.rank}", key) as work:
+        scoring.run(work)
 
 
 def score_part(
     context: Context, model: ResolvedModel, calibration: Handle, settings: ScoreSettings, index: int
 ) -> Handle:
     """The sums of one part of the calibration windows: parts run wherever there is room."""
-    key = _key(context, model, calibration, settings, f"{index} of {settings.parts}")
-    options, part = _options(context, settings), (index, settings.parts)
+    scoring = _Scoring(context, model, calibration, settings)
+    part, name = (index, settings.parts), f"score_part_{index + 1}"
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
-        checkpoint = context.opened(model)
-        windows = windows_of(context, checkpoint, calibration)
-        statistics = core.score_part(checkpoint, windows, settings.criterion, options, part, work)
-        save_sums(statistics, writer)
+        inputs = scoring.checkpoint, scoring.windows, settings.criterion, scoring.options
+        save_sums(core.score_part(*inputs, part, work), writer)
 
-    return PART.run(context, key, produce, title=f"score_part_{index + 1}")
+    return PART.run(context, scoring.key_of_share("{} of {}".format(*part)), produce, name)
 
 
 def reduce_scores(
@@ -113,138 +171,62 @@ def reduce_scores(
     settings: ScoreSettings,
 ) -> Handle:
     """Add the parts' sums in chunk order and score: the bits, and the key, of a single pass."""
-    key = _key(context, model, calibration, settings, "whole")
+    scoring = _Scoring(context, model, calibration, settings)
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
         sums = [load_sums(context.store.open(part))[0] for part in parts]
-        statistics = core.reduce_parts(sums)
-        options = _options(context, settings)
-        scores = core.compute_scores(context.opened(model), statistics, settings.criterion, options)
-        save_statistics(statistics, scores, writer)
+        save_statistics(*scoring.scored(core.reduce_parts(sums)), writer)
         write_fitted(writer.path, [context.store.open(calibration)])
 
-    return STAGE.run(context, key, produce)
+    return STAGE.run(context, scoring.key_of_share("whole"), produce)
 
 
-def scores_in(context: Context, statistics: Handle) -> Scores:
-    """The scores of stored statistics."""
-    return load_statistics(context.store.open(statistics))[1]
+def reads_windows(settings: ScoreSettings) -> bool:
+    """Whether scoring runs calibration windows: not by the weights alone, nor from saved sums."""
+    return criteria.needs_of(settings.criterion).windows and not _saved(settings)
 
 
 def _saved(settings: ScoreSettings) -> bool:
     return settings.statistics is not None and occupied(Path(settings.statistics))
 
 
-def _from_saved(
-    context: Context, model: ResolvedModel, place: Path, settings: ScoreSettings
-) -> Handle:
+def _from_saved(scoring: _Scoring, place: Path) -> Handle:
     """Statistics as they were saved, or another criterion's from the saved sums."""
     note(f"sums come from {place}; no window is scored")
-    checkpoint, options = context.opened(model), _options(context, settings)
-    statistics, scores = load_statistics(place)
-    if (scores.criterion, scores.options) == (settings.criterion, options.to_json_value()):
-        core.hold_to_model(checkpoint, statistics)
-        handle = Handle.to_directory(place)
+    (sums, scores), handle = load_statistics(place), Handle.to_directory(place)
+    asked = scoring.settings.criterion, scoring.options.to_json_value()
+    if (scores.criterion, scores.options) == asked:
+        core.hold_to_model(scoring.checkpoint, sums)
         # Statistics of an older version do not declare it.
         digest = digest_file(place / SCORES_NAME)
         return handle.model_copy(update={"info": {**handle.info, "scores": digest}})
-    inputs = {"model": model.identity, "sums": Handle.to_directory(place).digest}
-    modules = (CORE, *modules_of(settings.criterion, options))
-    key = STAGE.key(inputs, _described(settings, options), None, modules)
 
     def produce(writer: DirectoryWriter, work: Path) -> str:
-        found = core.compute_scores(checkpoint, statistics, settings.criterion, options)
-        save_statistics(statistics, found, writer)
+        save_statistics(*scoring.scored(sums), writer)
         write_fitted(writer.path, [place])
         return scores.criterion
 
-    return STAGE.run(context, key, produce)
+    return STAGE.run(scoring.context, scoring.key({"sums": handle.digest}, None), produce)
 
 
-def _scored(
-    context: Context,
-    model: ResolvedModel,
-    calibration: Handle | None,
-    settings: ScoreSettings,
-    work: Path,
-    others: Sequence[Handle] = (),
-) -> tuple[tuple[Statistics, Scores], str | None]:
-    """Sums and scores, by one process or several, and the criterion whose sums served."""
-    checkpoint, options = context.opened(model), _options(context, settings)
-    windows = _windows(context, checkpoint, calibration, settings)
-    check_windows(settings.criterion, options, len(windows.token_ids))
-    chosen = load_criterion(settings.criterion)
-    for handle in others if chosen.NEEDS.family else ():
-        statistics, scores = load_statistics(context.store.open(handle))
-        if not any(unmet_needs(chosen, options, sums) for sums in statistics.blocks):
-            note(f"{settings.criterion}: its sums come from the pass of {scores.criterion}")
-            found = core.compute_scores(checkpoint, statistics, settings.criterion, options)
-            return (statistics, found), scores.criterion
-    if context.compute.processes > 1 and context.workers.count == 1:
-        return scored_by_processes(
-            model, windows, settings, context.compute, context.seed, work
-        ), None
-    return core.score_model(
-        checkpoint, windows, settings.criterion, options, work, context.workers
-    ), None
+def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
+    """The criterion, and what its forward pass costs.
 
-
-def _windows(
-    context: Context,
-    checkpoint: Checkpoint,
-    calibration: Handle | None,
-    settings: ScoreSettings,
-) -> Windows:
-    if calibration is None or not needs_of(settings.criterion).windows:
-        return Windows.none()
-    return windows_of(context, checkpoint, calibration)
-
-
-def _key(
-    context: Context,
-    model: ResolvedModel,
-    calibration: Handle | None,
-    settings: ScoreSettings,
-    share: str,
-) -> str:
-    """The key of one way to score; it follows the chosen criterion's code alone."""
-    options = _options(context, settings)
-    inputs = {"model": model.identity, "share": share}
-    if needs_of(settings.criterion).windows and calibration is not None:
-        inputs["windows"] = calibration.digest
-    modules = (CORE, *modules_of(settings.criterion, options))
-    return STAGE.key(inputs, _described(settings, options), context.computing, modules)
-
-
-def _described(settings: ScoreSettings, options: Options) -> dict[str, object]:
-    return {"criterion": settings.criterion, "options": options.to_json_value()}
-
-
-def _options(context: Context, settings: ScoreSettings) -> Options:
-    return options_of(settings.criterion, context.seed, settings.criterion_option)
-
-
-def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> None:
-    """Raise InvalidInput for a device, an option or a division of the work that cannot be."""
+    Raises InvalidInput for a device, an option or a division of the work that cannot be.
+    """
     section, compute = settings.score, settings.compute
-    options = options_of(section.criterion, settings.seed, section.criterion_option)
+    options = criteria.options_of(section.criterion, settings.seed, section.criterion_option)
     choose_device(compute.device)
-    workers = max(section.parts, compute.processes)
-    if workers > 1 and reads_windows(section):
-        core.check_shared(section.criterion)
-        share_of(settings.calibrate.samples or DEFAULT_SAMPLES, 0, workers)
-    samples = settings.calibrate.samples
-    if samples is not None and reads_windows(section):
-        check_windows(section.criterion, options, samples)
-
-
-def tell(settings: LineSettings, checkpoint: Checkpoint | None) -> list[tuple[str, str]]:
-    """The criterion, and what its forward pass costs."""
-    section = settings.score
     if not reads_windows(section):
         told = "from saved sums" if _saved(section) else "from the weights alone"
         return [("score", f"{section.criterion}, {told}")]
-    text = f"{section.criterion} in {settings.compute.dtype}"
+    samples, workers = settings.calibrate.samples, max(section.parts, compute.processes)
+    if workers > 1:
+        core.check_shared(section.criterion)
+        share_of(samples or DEFAULT_SAMPLES, 0, workers)
+    if samples is not None:
+        check_windows(section.criterion, options, samples)
+    text = f"{section.criterion} in {compute.dtype}"
     if checkpoint is not None:
         samples = samples_of(checkpoint, settings.calibrate, settings.compensate)
         operations = 2 * checkpoint.shape.linear_weights * samples * settings.calibrate.seqlen

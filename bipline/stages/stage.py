@@ -33,6 +33,8 @@ from bipline.values.resolution import ResolvedModel
 
 Value = TypeVar("Value", bound=BaseModel)
 Produce = Callable[[DirectoryWriter, Path], object]
+# What a stage would do, for a dry run: lines with what stands before each.
+Lines = list[tuple[str, str]]
 VALUE_NAME = "value.json"
 
 
@@ -46,9 +48,9 @@ class StageReport:
     cost: Cost | None
 
     @property
-    def reused(self) -> bool:
-        """Whether the answer lay in the Store."""
-        return self.cost is None
+    def seconds(self) -> float:
+        """How long the stage worked: 0 where the answer lay in the Store."""
+        return sum(self.cost.seconds.values()) if self.cost else 0.0
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,8 @@ class Context:
     @property
     def computing(self) -> dict[str, Any]:
         """What of the compute settings may change a stage's numbers: part of its key."""
-        compute = self.compute
-        return {
-            "device": self.device.type,
-            "dtype": compute.dtype,
-            "micro_batch": compute.micro_batch,
-        }
+        chosen = self.compute.model_dump(include={"dtype", "micro_batch"})
+        return {"device": self.device.type, **chosen}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 from bipline.base.errors import EnvironmentFailure, Refused
 from bipline.storage.digests import digest_file
+from bipline.storage.folder import ByteFile
 from bipline.storage.manifest import FileEntry
-from bipline.storage.s3 import S3File
 from bipline.storage.s3_client import OVERTAKEN, S3Place, code_of, condition, failures
 from bipline.storage.synced_file import SyncedFile
 
@@ -52,7 +52,7 @@ def upload(place: S3Place, name: str, path: Path, entry: FileEntry) -> None:
         raise Refused(f"{place.where(name)}: another writer puts other content there; run again")
 
 
-def download(file: S3File, target: Path) -> FileEntry:
+def download(file: ByteFile, target: Path) -> FileEntry:
     """Fetch an object into a new file; size and sha256 of what came."""
     target.parent.mkdir(parents=True, exist_ok=True)
     buffer = memoryview(bytearray(min(file.size, WINDOW_BYTES)))

@@ -100,7 +100,7 @@ def hidden(installed: Path) -> set[str]:
     outside = {
         module for module, owners in brought if not core & {canonicalize_name(o) for o in owners}
     }
-    assert {"zenml", "mlflow", "lm_eval", "peft", "boto3", "datasets", "matplotlib"} <= outside
+    assert {"zenml", "mlflow", "lm_eval", "peft", "boto3", "datasets"} <= outside
     return outside - {"bipline", "steps", "pipelines", "materializers"}
 
 
@@ -217,11 +217,11 @@ PRUNE = ("--out", "no", "--ratio", "0.3", "--criterion", "llm-bip-glu", "--calib
         ("s3", "boto3", ("prune", "s3://bucket/model", *PRUNE, "text.txt")),
         ("hub", "datasets", ("prune", "model", *PRUNE, "hf:org/texts?split=train")),
         ("eval", "lm_eval", ("evaluate", "model", "--tasks", "cloze", "--task-data", ".")),
-        ("pipeline", "zenml|mlflow|matplotlib", ("compress", "compress.yaml")),
+        ("pipeline", "zenml|mlflow", ("compress", "compress.yaml")),
         # The demo needs three extras, and tells all of them at once.
         (
             "pipeline,eval,recover",
-            "zenml, mlflow, matplotlib, lm_eval, accelerate, peft",
+            "zenml, mlflow, lm_eval, accelerate, peft",
             ("demo",),
         ),
     ],

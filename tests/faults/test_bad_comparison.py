@@ -90,7 +90,7 @@ def test_the_same_command_gives_the_same_files(compare: Compare, bench: Bench) -
         ({"criteria": None, "method": "auto", "compensations": "obs"}, ["compensations go with"]),
         ({"ratios": "0.2,half"}, ["'0.2,half'", "numbers"]),
         ({"ratios": "0.2,1"}, ["ratio 1", "between 0 and 1"]),
-        ({"ratios": "nan"}, ["ratio nan"]),
+        ({"ratios": "nan"}, ["--ratios nan", "finite number"]),
         ({"seeds": "0.5"}, ["'0.5'", "whole numbers"]),
         ({"seeds": "1,1"}, ["seeds: 1 is given twice"]),
         ({"ratio_of": "heads"}, ["--ratio-of 'heads'", "'blocks' or 'total'"]),

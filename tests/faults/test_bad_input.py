@@ -78,7 +78,12 @@ def test_unusable_model(prune: Prune, llama: Path, tmp_path: Path, fault: str) -
     assert not list(tmp_path.glob(".out*"))
 
 
-@pytest.mark.parametrize("ratio", ["0", "1", "-1", "nan", "inf", "1.5"])
+@pytest.mark.parametrize("ratio", ["nan", "inf", "-inf", "1e999"])
+def test_a_ratio_is_a_finite_number(prune: Prune, ratio: str) -> None:
+    prune(ratio=ratio).assert_one_line(2, "--ratio", "finite number")
+
+
+@pytest.mark.parametrize("ratio", ["0", "1", "-1", "1.5"])
 def test_senseless_ratio(prune: Prune, tmp_path: Path, ratio: str) -> None:
     prune(ratio=ratio).assert_one_line(2, "ratio", "between 0 and 1")
     assert not (tmp_path / "out").exists()

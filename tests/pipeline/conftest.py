@@ -71,9 +71,9 @@ def run(llama: Path, folder: Path) -> Run:
     """Run the pipeline from an empty current directory, with a foreign stack in the way."""
     from pipelines.run import run_compress
 
-    def start(reuse: bool = True, **sections: Any) -> RunSummary:
+    def start(**sections: Any) -> RunSummary:
         with elsewhere(folder):
-            return run_compress(configuration(llama, folder, **sections), reuse=reuse)
+            return run_compress(configuration(llama, folder, **sections))
 
     return start
 

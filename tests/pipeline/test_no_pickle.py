@@ -28,6 +28,9 @@ def test_no_stored_file_is_a_pickle(first: RunSummary, folder: Path) -> None:
     root = folder / "state" / "zenml" / "artifacts"
     files = [path for path in root.rglob("*") if path.is_file()]
     assert len(files) > 40
+    pictures = [path.read_text() for path in files if path.name == "importance.html"]
+    assert all("<svg" in page for page in pictures)
+    assert any("llm-bip-glu" in page for page in pictures)
     for path in files:
         assert path.suffix in SUFFIXES or path.name.startswith("LICENSE"), path
         with path.open("rb") as file:

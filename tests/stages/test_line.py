@@ -17,7 +17,9 @@ import bipline
 from bipline.base.errors import InvalidInput
 from bipline.compression.auto import settled_settings
 from bipline.compression.forward_pass import ForwardPass
+from bipline.compression.workers import Workers
 from bipline.face.api import line_settings
+from bipline.model import opening
 from bipline.model.opening import open_checkpoint
 from bipline.stages import line, prune
 from bipline.stages.resolve import glance, resolve_model, resolve_texts
@@ -99,6 +101,39 @@ def test_one_checkpoint_serves_all_stages(
         for name in checkpoint.block_names(index).values():
             whole = checkpoint.tensors[name].offset, checkpoint.tensors[name].num_bytes
             assert reads[whole] - again[whole] == 1, name
+
+
+def test_prune_opens_a_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was looked at before any work is what is worked with."""
+    folder, opened = tiny_model(tmp_path / "model", "llama-gqa"), list[str]()
+    read = opening.read_config
+
+    def reading(place: Any) -> Any:
+        opened.append(str(getattr(place, "location", place)))
+        return read(place)
+
+    monkeypatch.setattr(opening, "read_config", reading)
+    text = write_text(tmp_path / "a.txt", 1)
+    bipline.prune(folder, tmp_path / "out", calibration=text, state=tmp_path / "state", **GIVEN)
+    assert opened.count(str(folder)) == 1
+
+
+@pytest.mark.parametrize("given", ["plan", "statistics"])
+def test_a_process_that_only_helps_makes_nothing(tmp_path: Path, given: str) -> None:
+    """Under torchrun every process but the first leaves the rest of the line to it."""
+    folder = tiny_model(tmp_path / "model", "llama-gqa")
+    text, lies = write_text(tmp_path / "a.txt", 1), tmp_path / given
+    names = {"plan": {"plan_out": lies}, "statistics": {"statistics": str(lies)}}[given]
+    out, state = tmp_path / "out", tmp_path / "state"
+    assert bipline.prune(folder, out, calibration=text, state=state, **GIVEN, **names)
+    again = {**GIVEN, given: str(lies)}
+    if given == "plan":
+        del again["ratio"]
+    settings, _ = settled_settings(line_settings(folder, text, again))
+    store, model = open_store(tmp_path / "store"), glance(str(folder), tmp_path)
+    helper = Context(store, settings.compute, workers=Workers(rank=1, count=2))
+    assert line.smaller(helper, model, resolve_texts(settings.texts, tmp_path), settings) is None
+    assert not (tmp_path / "store").exists()
 
 
 class Runs:

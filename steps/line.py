@@ -1,0 +1,292 @@
+"""The stages as ZenML steps, in the order of the path: what passes, typed, and one call each.
+
+ZenML takes several outputs apart only where the ``return`` itself names them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from zenml import ArtifactConfig, get_step_context, log_metadata, step
+from zenml.client import Client
+from zenml.enums import ArtifactType
+
+from bipline.base.progress import heading
+from bipline.settings.compress import (
+    CompressSettings,
+    ExportSettings,
+    PromoteSettings,
+    RecoverSettings,
+)
+from bipline.settings.line import (
+    AllocateSettings,
+    CalibrateSettings,
+    CompensateSettings,
+    ComputeSettings,
+    PruneSettings,
+    ScoreSettings,
+)
+from bipline.settings.protocol import Protocol
+from bipline.stages import line
+from bipline.stages.export import Account, records_of
+from bipline.storage.store import Handle, default_downloads
+from bipline.values.plan import PruningPlan
+from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.resolution import Resolution
+from bipline.values.summary import Registration
+from steps.stage import Parameter, cached_by, context, stage_summary, step_runs
+
+# By these names ZenML finds what its cache must follow.
+calibrate_fingerprint = line.calibrate.STAGE.fingerprint
+score_fingerprint = line.score.STAGE.fingerprint
+allocate_fingerprint = line.allocate.STAGE.fingerprint
+compensate_fingerprint = line.compensate.STAGE.fingerprint
+prune_fingerprint = line.prune.STAGE.fingerprint
+recover_fingerprint = line.recover.STAGE.fingerprint
+evaluate_fingerprint = line.evaluate.STAGE.fingerprint
+export_fingerprint = line.export.STAGE.fingerprint
+
+
+@step(enable_cache=False)
+def resolve(
+    settings: Parameter[CompressSettings],
+) -> tuple[
+    Annotated[Resolution, "model"],
+    Annotated[Resolution, "calibration_inputs"],
+    Annotated[Resolution, "recovery_inputs"],
+    Annotated[Resolution, "evaluation_inputs"],
+]:
+    """Resolve everything, and hand each stage only what it reads."""
+    heading("resolve")
+    tracker = Client().active_stack.experiment_tracker
+    registry = tracker.config.tracking_uri if tracker else None
+    whole = line.resolve.resolve(settings, default_downloads(), registry)
+    log_metadata({"output_digest": whole.digest})
+    recover, evaluate = settings.recover, settings.evaluate
+    return (
+        whole.subset(),
+        whole.subset(settings.calibrate.texts),
+        whole.subset([recover.text, recover.held_out] if recover.enabled else []),
+        whole.subset(evaluate.texts, evaluate.tasks),
+    )
+
+
+@cached_by(f"{__name__}.calibrate_fingerprint")
+def calibrate(
+    calibration_inputs: Resolution,
+    evaluation_inputs: Resolution,
+    settings: Parameter[CalibrateSettings],
+    compensate: Parameter[CompensateSettings],
+    seed: int,
+) -> Annotated[Handle, "calibration"]:
+    """Draw the calibration windows; the evaluation texts are read to refuse overlap."""
+    model, texts = calibration_inputs.model, calibration_inputs.texts
+    evaluation = evaluation_inputs.texts.values()
+    return line.calibrate.calibrate(
+        context(seed=seed), model, texts, settings, compensate, evaluation
+    )
+
+
+@cached_by(f"{__name__}.score_fingerprint")
+def score(
+    model: Resolution,
+    settings: Parameter[ScoreSettings],
+    compute: Parameter[ComputeSettings],
+    seed: int,
+    calibration: Handle | None = None,
+) -> Annotated[Handle, "statistics"]:
+    """Score every attention group and FFN channel."""
+    return line.score.score(context(compute, seed), model.model, calibration, settings)
+
+
+@cached_by(f"{__name__}.score_fingerprint")
+def score_part(
+    model: Resolution,
+    calibration: Handle,
+    settings: Parameter[ScoreSettings],
+    compute: Parameter[ComputeSettings],
+    seed: int,
+    index: int,
+) -> Annotated[Handle, "partial_statistics"]:
+    """The sums of one part of the calibration windows: parts run wherever there is room."""
+    return line.score.score_part(context(compute, seed), model.model, calibration, settings, index)
+
+
+@cached_by(f"{__name__}.score_fingerprint")
+def reduce_scores(
+    model: Resolution,
+    calibration: Handle,
+    parts: list[Handle],
+    settings: Parameter[ScoreSettings],
+    compute: Parameter[ComputeSettings],
+    seed: int,
+) -> Annotated[Handle, "statistics"]:
+    """Add the parts' sums in chunk order and score: the bits of a single pass."""
+    return line.score.reduce_scores(
+        context(compute, seed), model.model, calibration, parts, settings
+    )
+
+
+@cached_by(f"{__name__}.allocate_fingerprint")
+def allocate(
+    model: Resolution,
+    statistics: Handle,
+    settings: Parameter[AllocateSettings],
+    compute: Parameter[ComputeSettings],
+    seed: int,
+    calibration: Handle | None = None,
+) -> Annotated[PruningPlan, "plan"]:
+    """Choose what every block keeps; allocations that measure run the calibration windows."""
+    return line.allocate.allocate(
+        context(compute, seed), model.model, calibration, statistics, settings
+    )
+
+
+@step(enable_cache=False)
+def given_plan(
+    model: Resolution, settings: Parameter[AllocateSettings]
+) -> Annotated[PruningPlan, "plan"]:
+    """The plan in a file."""
+    return line.allocate.given_plan(context(), model.model, settings)
+
+
+@step(enable_cache=False)
+def given_corrections(
+    model: Resolution,
+    allocate: Parameter[AllocateSettings],
+    settings: Parameter[CompensateSettings],
+) -> tuple[Annotated[PruningPlan, "plan"], Annotated[Handle, "corrections"]]:
+    """Corrections in a directory, and the plan they belong to."""
+    plan, corrections = line.planned(context(), model.model, allocate, settings)
+    return plan, _needed(corrections)
+
+
+@cached_by(f"{__name__}.compensate_fingerprint")
+def compensate(
+    model: Resolution,
+    calibration: Handle,
+    plan: PruningPlan,
+    settings: Parameter[CompensateSettings],
+    compute: Parameter[ComputeSettings],
+    seed: int,
+) -> tuple[Annotated[PruningPlan, "realised_plan"], Annotated[Handle, "corrections"]]:
+    """Correct the weights that stay, block by block; killed, it goes on after the last block."""
+    plan, corrections = line.compensate.compensate(
+        context(compute, seed), model.model, calibration, plan, settings
+    )
+    return plan, _needed(corrections)
+
+
+def _needed(corrections: Handle | None) -> Handle:
+    if corrections is None:
+        raise RuntimeError("this step is for plans with corrections")
+    return corrections
+
+
+@cached_by(f"{__name__}.prune_fingerprint")
+def prune(
+    model: Resolution,
+    plan: PruningPlan,
+    settings: Parameter[PruneSettings],
+    corrections: Handle | None = None,
+    calibration: Handle | None = None,
+) -> Annotated[Handle, ArtifactConfig(name="pruned_model", artifact_type=ArtifactType.MODEL)]:
+    """Write the smaller model, with corrections where the plan was compensated."""
+    shared = context()
+    fitted = [shared.store.open(calibration)] if calibration else []
+    return line.prune.prune(shared, model.model, plan, corrections, settings, fitted)
+
+
+@cached_by(f"{__name__}.recover_fingerprint")
+def recover(
+    pruned: Handle,
+    recovery_inputs: Resolution,
+    evaluation_inputs: Resolution,
+    settings: Parameter[RecoverSettings],
+) -> tuple[
+    Annotated[Handle, ArtifactConfig(name="recovered_model", artifact_type=ArtifactType.MODEL)],
+    Annotated[RecoveryRecord, "recovery_record"],
+]:
+    """The recovered model, or the pruned one where the training did not help."""
+    subject, record = line.recover.recover(
+        context(), pruned, recovery_inputs.texts, settings, evaluation_inputs.texts.values()
+    )
+    return subject, record
+
+
+@cached_by(f"{__name__}.evaluate_fingerprint")
+def evaluate_dense(
+    evaluation_inputs: Resolution,
+    protocol: Parameter[Protocol],
+    compute: Parameter[ComputeSettings],
+) -> Annotated[EvaluationRecord, "dense_record"]:
+    """Measure the model that everything is compared with."""
+    return line.evaluate.evaluate_dense(context(compute), evaluation_inputs, protocol)
+
+
+@cached_by(f"{__name__}.evaluate_fingerprint")
+def evaluate(
+    subject: Handle,
+    evaluation_inputs: Resolution,
+    protocol: Parameter[Protocol],
+    compute: Parameter[ComputeSettings],
+    name: str,
+) -> Annotated[EvaluationRecord, "record"]:
+    """Measure a pruned or recovered model."""
+    return line.evaluate.evaluate(context(compute), subject, evaluation_inputs, protocol, name)
+
+
+@cached_by(f"{__name__}.export_fingerprint")
+def export(
+    subject: Handle,
+    calibration_inputs: Resolution,
+    evaluation_inputs: Resolution,
+    recovery_inputs: Resolution,
+    settings: Parameter[ExportSettings],
+    plan: PruningPlan,
+    config: dict[str, Any],
+    dense_record: EvaluationRecord,
+    pruned_record: EvaluationRecord,
+    recovered_record: EvaluationRecord | None = None,
+    recovery: RecoveryRecord | None = None,
+    statistics: Handle | None = None,
+) -> Annotated[Handle, ArtifactConfig(name="package", artifact_type=ArtifactType.MODEL)]:
+    """Write the package of the pruned model, or of the recovered one where that was accepted."""
+    records = records_of(dense_record, pruned_record, recovered_record, recovery)
+    account = Account(plan, records, recovery, config)
+    resolution = calibration_inputs.with_files(recovery_inputs, evaluation_inputs)
+    return line.export.export(context(), subject, statistics, resolution, account, settings)
+
+
+@step(enable_cache=False, experiment_tracker=True)
+def promote(
+    package: Handle,
+    settings: Parameter[PromoteSettings],
+    provenance: dict[str, str],
+    plan: PruningPlan,
+    config: dict[str, Any],
+    dense_record: EvaluationRecord,
+    pruned_record: EvaluationRecord,
+    recovered_record: EvaluationRecord | None = None,
+    recovery: RecoveryRecord | None = None,
+) -> Annotated[Registration, "registration"]:
+    """Register the package under its name and alias, with every number of the run.
+
+    ZenML's experiment tracker opens the MLflow run, named like the pipeline run, and writes its
+    id into this step's metadata; the tags name the pipeline run. So each leads to the other.
+    """
+    run = get_step_context().pipeline_run
+    finished = [stage_summary(step) for step in step_runs(run.id).values() if step.end_time]
+    remembered = [each.name for each in finished if each.status != "completed"]
+    tags = {
+        **provenance,
+        "zenml.run_id": str(run.id),
+        "zenml.run_name": run.name,
+        "stages.not_run_again": ", ".join(remembered) or "none",
+    }
+    seconds = {f"stage_seconds.{each.name}": each.seconds for each in finished}
+    records = records_of(dense_record, pruned_record, recovered_record, recovery)
+    account = Account(plan, records, recovery, config)
+    registered = line.promote.promote(context(), package, account, settings, tags, seconds)
+    log_metadata({"output_digest": package.digest, "registration": registered.model_dump()})
+    return registered

@@ -89,9 +89,18 @@ def comparison_csv(comparison: Comparison) -> str:
     columns, out = [*TRIED, *OF_MODEL, *of_texts, *seconds, *CAME_OF_IT], io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_dense(comparison, name) for name in comparison.models)
-    writer.writerows(map(_line, comparison.rows))
+    lines = [
+        *(_dense(comparison, name) for name in comparison.models),
+        *map(_line, comparison.rows),
+    ]
+    writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula is quoted, as spreadsheets do it."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 def _spread(each: Repeated) -> dict[str, Any]:

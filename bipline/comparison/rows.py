@@ -30,6 +30,7 @@ from bipline.stages.prune import STAGE as PRUNE
 from bipline.stages.prune import prune
 from bipline.stages.score import score
 from bipline.stages.stage import Context, Stage, StageReport
+from bipline.storage.digests import digest_json
 from bipline.storage.directory import copy_directory
 from bipline.storage.layered import LayeredStore
 from bipline.storage.local_store import LocalStore
@@ -68,6 +69,7 @@ class RowInputs:
             "scores": str(self.statistics.info.get("scores")),
             "windows": self.calibration.digest if runs_windows(line_of(self.combination)) else "",
             "dense": self.dense.tensor_digest,
+            "dense figures": digest_json({n: t.value for n, t in self.dense.perplexity.items()}),
             **{f"text {name}": text.sha256 for name, text in self.given.texts.items()},
         }
         protocol = self.protocol.model_dump(mode="json")

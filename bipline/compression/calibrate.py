@@ -26,6 +26,7 @@ from bipline.storage.digests import digest_bytes
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.documents import read_documents
 from bipline.storage.folder import Folder
+from bipline.storage.strict_json import read_json
 from bipline.values.fitted_text import FITTED_NAME, FittedText
 
 KIND = "calibration-set"
@@ -86,7 +87,7 @@ def save_calibration(calibration: CalibrationSet, writer: DirectoryWriter) -> No
 def load_calibration(directory: Path) -> CalibrationSet:
     """Read what :func:`save_calibration` wrote."""
     token_ids = load_file(directory / "token_ids.safetensors")["token_ids"]
-    description = json.loads((directory / "calibration.json").read_text(encoding="utf-8"))
+    description = read_json(directory / "calibration.json", "description of a calibration set")
     return CalibrationSet(token_ids, description)
 
 

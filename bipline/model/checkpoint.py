@@ -22,6 +22,7 @@ from bipline.model.families import (
     block_axes,
     build_of,
 )
+from bipline.model.finite import refuse_not_finite
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.tensor_digests import RunningDigest, TensorDigests
 from bipline.storage.ahead import ahead
@@ -77,7 +78,7 @@ class Checkpoint:
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Read a tensor into a contiguous one of the same dtype, hashing what was not hashed yet.
 
-        Raises InvalidInput where the bytes are not those that were expected.
+        Raises InvalidInput where the bytes are not those that were expected, or are no numbers.
         """
         stored, data = self.tensors[name], tensor_bytes(target)
         running = RunningDigest(name not in self.digests.known)
@@ -86,6 +87,7 @@ class Checkpoint:
             stored.file.read_into(piece, stored.offset + start)
             running.update(piece)
         self._record(name, running)
+        refuse_not_finite(target, name, self.location)
 
     def will_read(self, name: str) -> None:
         """Say that a tensor will be read soon, so that the disk may be busy with it already."""
@@ -101,6 +103,7 @@ class Checkpoint:
         data = tensor_bytes(rows)
         for first, last, index in _runs(indices.tolist()):
             stored.file.read_into(data[first * width : last * width], stored.offset + index * width)
+        refuse_not_finite(rows, name, self.location)
         return rows
 
     def stream(

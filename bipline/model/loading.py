@@ -60,11 +60,15 @@ def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
 
 
 def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    from transformers import GenerationConfig
+
     config = transformers_config(checkpoint.config)
     try:
         loaded: tuple[Any, dict[str, Any]] = model_class(checkpoint.config).from_pretrained(
             checkpoint.directory,
             config=config,
+            # The model's own are not read: nothing that we measure may follow them.
+            generation_config=GenerationConfig(),
             dtype=dtype,
             trust_remote_code=False,
             local_files_only=True,

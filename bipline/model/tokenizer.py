@@ -9,20 +9,13 @@ from typing import Any
 from bipline.base.child import ChildFailure, in_child
 from bipline.base.errors import InvalidInput
 from bipline.base.machine import free_memory
+from bipline.model.side_files import is_tokenizer_file
 from bipline.model.token_ids import GUARDED, SECONDS
 from bipline.model.tokenizer_file import is_plain
 from bipline.storage.folder import Folder, LocalFolder
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+# One of these, or the two of the last, makes a tokenizer.
+VOCABULARIES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 # Letters, digits, signs, spaces and other scripts: what patterns and replacements are for.
 PROBE = "The cat, 1st of 12_000, isn't at C:\\Über. Ürümqi — 東京 🙂\n\n\tdef f(x): return x**2;  "
 
@@ -32,7 +25,8 @@ def tokenizer_of(folder: Folder) -> Any:
     if isinstance(folder, LocalFolder):
         return load_tokenizer(folder.path)
     with TemporaryDirectory(prefix="bipline-") as copied:
-        for name in set(TOKENIZER_FILES) & set(folder.names()):
+        for name in filter(is_tokenizer_file, folder.names()):
+            (Path(copied) / name).parent.mkdir(exist_ok=True)
             (Path(copied) / name).write_bytes(folder.read(name))
         try:
             tokenizer = load_tokenizer(Path(copied))
@@ -49,8 +43,10 @@ def load_tokenizer(directory: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise InvalidInput(f"{directory}: no tokenizer.json and no tokenizer.model")
+    if not any(all((directory / name).is_file() for name in each) for each in VOCABULARIES):
+        raise InvalidInput(
+            f"{directory}: no tokenizer.json and no tokenizer.model, nor vocab.json with merges.txt"
+        )
     plain = is_plain(directory / "tokenizer.json")
     if not plain:
         _try(directory)

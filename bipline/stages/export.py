@@ -8,6 +8,7 @@ from typing import Any
 
 from bipline.base import extras
 from bipline.delivery import export as core
+from bipline.delivery.beside_weights import check_generation
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.compress import CompressSettings, ExportSettings
 from bipline.stages.resolve import local_copy
@@ -86,6 +87,11 @@ def export(
 
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
-    """The formats. Raises InvalidInput where what reports are drawn with is not installed."""
+    """The formats. Raises InvalidInput where no package can be made.
+
+    That is for want of what draws reports, or by settings that nobody could load it with.
+    """
     extras.check("pipeline", "a package's report")
+    if thorough and checkpoint:
+        check_generation(checkpoint.folder)
     return [("export", ", ".join(settings.export.formats))]

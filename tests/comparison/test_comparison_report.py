@@ -316,3 +316,13 @@ def test_child_runs_hold_what_was_tried_and_what_came_out(
     assert runs["row-005"].params["criterion"] == "flap:metric=ifv"
     assert runs["row-005"].metrics["perplexity_increase.one"] == 0.3
     assert runs["row-007"].tags["refusal"] == "it cannot be"
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "plain", "a=b"])
+def test_a_name_is_no_formula_in_csv(compared: Comparison, name: str) -> None:
+    """A text's name comes from outside; a figure that is negative stays a number."""
+    (model,) = compared.models
+    renamed = compared.model_copy(update={"models": {name: compared.models[model]}, "rows": ()})
+    (line,) = csv.DictReader(io.StringIO(comparison_csv(renamed)))
+    assert line["model"] == (name if name[0].isalpha() else f"'{name}")
+    assert float(line["parameters"]) > 0

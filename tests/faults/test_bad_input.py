@@ -257,7 +257,7 @@ def test_weights_that_are_not_finite(prune: Prune, llama: Path, tmp_path: Path) 
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
     save_file(tensors, model / "model.safetensors")
-    prune(model).assert_one_line(2, "block 1", "not finite")
+    prune(model).assert_one_line(2, "model.layers.1.mlp.up_proj.weight", "NaN or infinity")
     assert not (tmp_path / "out").exists()
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet
 import pytest
 
 from bipline.base import errors
-from bipline.base.errors import EnvironmentFailure, InvalidInput
+from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.model.resolve import resolve_model
 from bipline.storage.documents import read_documents
 from bipline.values.resolution import (
@@ -244,9 +244,15 @@ def test_a_text_is_written_once_and_hashed_every_time(hub: HubProcess, tmp_path:
     again = hub.text(f"hf:acme/stories@{first.revision}?documents=3&field=story", tmp_path)
     assert again.location == first.location
     assert Path(first.location).stat().st_mtime_ns == written
-    assert [path.name for path in (tmp_path / "texts").iterdir()] == [Path(first.location).name]
+    name = Path(first.location).stem
+    assert {path.name for path in (tmp_path / "texts").iterdir()} == {
+        f"{name}.jsonl", f"{name}.sha256",
+    }  # fmt: skip
     Path(first.location).write_text('{"text": "something else"}\n')
-    assert hub.text(source, tmp_path).sha256 != first.sha256
+    line = refusal(Refused, hub.text, source, tmp_path)
+    assert first.location in line and "delete it" in line
+    Path(first.location).unlink()
+    assert hub.text(source, tmp_path).sha256 == first.sha256
 
 
 @pytest.mark.parametrize(

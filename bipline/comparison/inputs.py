@@ -29,7 +29,7 @@ from bipline.settings.sweep import ComparisonSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES
 from bipline.stages.resolve import resolve_model, resolve_texts
 from bipline.storage.digests import digest_json
-from bipline.storage.documents import read_documents
+from bipline.storage.documents import TEXT_SUFFIXES, read_documents
 from bipline.values.combination import Combination
 from bipline.values.comparison import ComparedCalibration, ComparedModel, Comparison, Row
 from bipline.values.record import EvaluationRecord
@@ -65,7 +65,7 @@ def short_name(source: str) -> str:
     if source.startswith(HUB):
         return source.removeprefix(HUB)
     name = Path(source).name
-    return Path(name).stem if name.endswith((".txt", ".jsonl")) else name or source
+    return Path(name).stem if name.endswith(TEXT_SUFFIXES) else name or source
 
 
 def resolve_inputs(

@@ -163,7 +163,11 @@ def _made(context: Context, row: RowInputs) -> tuple[PruningPlan, Handle | None,
     model, line = row.given.model, line_of(row.combination)
     plan = allocate(context, model, row.calibration, row.statistics, line.allocate)
     plan, corrections = compensate(context, model, row.calibration, plan, line.compensate)
-    return plan, corrections, prune(context, model, plan, corrections, line.prune)
+    return (
+        plan,
+        corrections,
+        prune(context, model, plan, corrections, line.prune, [context.store.open(row.calibration)]),
+    )
 
 
 def _keep(context: Context, row: RowInputs, final: Path) -> None:

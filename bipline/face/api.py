@@ -81,13 +81,15 @@ def evaluate(
     baseline: Place | None = None,
     device: str | None = None,
     max_memory: int | str | None = None,
+    allow_fitted: bool = False,
     json_file: Place | None = None,
     state: Place = STATE,
     **protocol: Any,
 ) -> dict[str, EvaluationRecord]:
     """Perplexity, zero-shot accuracy and speed: records of ``model``, and ``baseline`` if given.
 
-    ``protocol`` are the fields of :class:`bipline.settings.protocol.Protocol`.
+    A text that a model was fitted on is refused, or with ``allow_fitted`` told. ``protocol`` are
+    the fields of :class:`bipline.settings.protocol.Protocol`.
     """
     from bipline.stages.evaluate import evaluate_models
 
@@ -102,7 +104,7 @@ def evaluate(
     named_places.check_evaluate([model, baseline], inputs, json_file=json_file, state=state)
     records = evaluate_models(
         models, named_texts, rows, validated(Protocol, _given(protocol)),
-        validated(ComputeSettings, _given(compute)), Path(state) / "downloads",
+        validated(ComputeSettings, _given(compute)), Path(state) / "downloads", allow_fitted,
     )  # fmt: skip
     values = {name: record.to_json_value() for name, record in records.items()}
     write_json(json_file, "evaluate", {**values.pop("model"), **values})

@@ -68,6 +68,9 @@ def evaluate(
     task_data: Annotated[Path | None, option("folder with NAME.jsonl rows", WHAT)] = None,
     baseline: Annotated[str | None, option("model to stand beside", WHAT)] = None,
     speed: Annotated[bool, option("measure prefill and decode speed", WHAT)] = False,
+    allow_fitted: Annotated[
+        bool, option("measure on text that the model was fitted on too, and say so", WHAT)
+    ] = False,
     json_file: options.JsonFile = None,
     state: options.State = STATE,
     **settings: Any,
@@ -80,7 +83,8 @@ def evaluate(
     with working(log := log_file(state, "evaluate")) as console:
         records = api.evaluate(
             model, texts=_named(text), tasks=tasks, task_data=task_data,
-            baseline=baseline, speed=speed, json_file=json_file, state=state, **settings,
+            baseline=baseline, speed=speed, allow_fitted=allow_fitted, json_file=json_file,
+            state=state, **settings,
         )  # fmt: skip
         print_evaluated(console, records, log)
 

@@ -212,7 +212,11 @@ def download_documents(
         TemporaryDirectory() as cache,
     ):
         rows = _stream(repository, commit, subset, split, data_files, cache)
-        return list(_texts(what, islice(rows, documents), field)), commit
+        found = list(_texts(what, islice(rows, documents), field))
+        whole = [text for text in found if text is not None]
+        if len(whole) < len(found):
+            note(f"{what}: {len(found) - len(whole)} rows whose text is null were left out")
+        return whole, commit
 
 
 def _stream(
@@ -236,12 +240,12 @@ def _stream(
     return iter(rows)
 
 
-def _texts(what: str, rows: Iterable[dict[str, Any]], field: str) -> Iterator[str]:
+def _texts(what: str, rows: Iterable[dict[str, Any]], field: str) -> Iterator[str | None]:
     for row in rows:
         if field not in row:
             raise InvalidInput(f"{what}: no field {field!r}; its fields: {', '.join(sorted(row))}")
         text = row[field]
-        if not isinstance(text, str):
+        if not isinstance(text, str | None):
             raise InvalidInput(f"{what}: field {field!r} holds {type(text).__name__}, not text")
         yield text
 

@@ -22,7 +22,7 @@ Layout = Literal["uniform", "per-layer"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
 CompensationName = Literal["none", "bias", "least-squares", "obs"]
 MODEL = "model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
-TEXTS = "name: .txt or .jsonl file, or hf:org/name?split=..."
+TEXTS = "name: .txt, .jsonl, .json, .csv or .parquet file, chat:FILE, or hf:org/name?split=..."
 STATE = "folder for the store, ZenML's and MLflow's state, logs"
 
 

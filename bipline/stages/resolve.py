@@ -15,6 +15,7 @@ from bipline.settings.compress import CompressSettings
 from bipline.settings.line import LineSettings
 from bipline.stages.stage import Lines
 from bipline.storage.directory import atomic_directory
+from bipline.storage.documents import text_file
 from bipline.storage.folder import LocalFolder, open_folder
 from bipline.storage.s3_transfer import download
 from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
@@ -125,4 +126,4 @@ def _text(source: str) -> str:
         core.check_text(source)
         return f"{source} (to be downloaded)"
     documents = core.resolve_text(source, Path()).documents
-    return f"{source}, {Path(source).stat().st_size / 1e6:.2f} MB, {documents} documents"
+    return f"{source}, {text_file(source).stat().st_size / 1e6:.2f} MB, {documents} documents"

@@ -168,24 +168,6 @@ def test_tasks_of_both_kinds_are_counted(row: dict[str, Any], tmp_path: Path) ->
     assert resolve_task(str(path)).rows == 2
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "not json",
-        "[]",
-        json.dumps({**ROWS[0], "gold": 2}),
-        json.dumps({**ROWS[0], "gold": True}),
-        json.dumps({**ROWS[0], "choices": "blue"}),
-        json.dumps({"query": "the sky is", "gold": 0}),
-    ],
-)
-def test_a_task_without_usable_rows_is_refused(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "task.jsonl"
-    path.write_text(line)
-    assert "first line" in refusal(InvalidInput, resolve_task, str(path))
-
-
 @pytest.mark.parametrize("source", ["absent.jsonl", "hf:acme/task", "s3://bucket/task.jsonl"])
 def test_tasks_from_elsewhere_are_refused(source: str) -> None:
     assert source in refusal(InvalidInput, resolve_task, source)

@@ -21,7 +21,9 @@ class Allowed(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["whole", "decimal", "number", "flag", "true", "text", "choice", "tokenizer", "rope", "code"]
+    kind: Literal[
+        "whole", "decimal", "number", "flag", "true", "text", "choice", "tokenizer", "rope", "code"
+    ]
     least: float = 0
     most: float = 0
     choices: tuple[str, ...] = ()

@@ -8,8 +8,8 @@ from typing import Any
 
 from bipline.base import extras
 from bipline.delivery import export as core
-from bipline.delivery.beside_weights import check_generation
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.loading import check_generation
 from bipline.settings.compress import CompressSettings, ExportSettings
 from bipline.stages.resolve import local_copy
 from bipline.stages.stage import Context, Lines, Stage

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bipline.base.errors import BiplineError
+from bipline.base.errors import BiplineError, InvalidInput
 from bipline.face.output import is_result
 from bipline.settings.line import LineSettings
 from bipline.storage.directory import occupied
@@ -84,6 +84,9 @@ def _sources(settings: Any) -> list[Named]:
 
 
 def _check(named: Iterable[Named], files: Mapping[str, tuple[Any, Callable[[Path], bool]]]) -> None:
+    named = list(named)
+    for flag, each, use in named:
+        _check_kind(flag, each, use)
     here = [Place(flag, Path(str(each)), use) for flag, each, use in named if _is_here(each)]
     results = [
         Place(flag, Path(file), Use.FILE, is_earlier)
@@ -91,6 +94,17 @@ def _check(named: Iterable[Named], files: Mapping[str, tuple[Any, Callable[[Path
         if file
     ]
     check_places([*here, *results])
+
+
+def _check_kind(flag: str, given: Any, use: Use) -> None:
+    """Raise InvalidInput for no name at all, and for an address where a path is needed."""
+    if given is None:
+        return
+    if not isinstance(given, (str, Path)) or not str(given):
+        raise InvalidInput(f"{flag} {given!r}: give a path")
+    written = use.written or use is Use.STATE
+    if written and not _is_here(given) and not (use is Use.KEPT and str(given).startswith("s3://")):
+        raise InvalidInput(f"{flag} {given}: is an address; give a path")
 
 
 def _is_here(source: Any) -> bool:

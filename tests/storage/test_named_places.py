@@ -92,7 +92,7 @@ REFUSED = [
     ({"json": "linked-sub/x.json", "plan_out": "sub/x.json"}, "same place"),
     ({"json": ".o.partial"}, "names of this shape"),
     ({"out": ".x.partial"}, "names of this shape"),
-    ({"out": "n" * 300}, "longer than 255 bytes"),
+    ({"out": "n" * 300}, "longer than 246 bytes"),
     ({"out": "a\0b"}, "NUL"),
     ({"out": ".bipline"}, "holds --state"),
     ({"out": "x", "state": "x/y"}, "holds --state"),

@@ -10,6 +10,7 @@ from bipline.base.errors import BiplineError, InvalidInput
 from bipline.face.output import is_result
 from bipline.settings.line import LineSettings
 from bipline.storage.directory import occupied
+from bipline.storage.folder import S3_SCHEME
 from bipline.storage.places import Place, Use, check_places
 
 # A name, what it names, and what becomes of it; a name of elsewhere, or none, is no place here.
@@ -85,9 +86,9 @@ def _sources(settings: Any) -> list[Named]:
 
 def _check(named: Iterable[Named], files: Mapping[str, tuple[Any, Callable[[Path], bool]]]) -> None:
     named = list(named)
-    for flag, each, use in named:
-        _check_kind(flag, each, use)
-    here = [Place(flag, Path(str(each)), use) for flag, each, use in named if _is_here(each)]
+    for flag, each, _ in named:
+        _check_given(flag, each)
+    here = [Place(flag, Path(str(each)), use) for flag, each, use in named if _is_here(each, use)]
     results = [
         Place(flag, Path(file), Use.FILE, is_earlier)
         for flag, (file, is_earlier) in files.items()
@@ -96,21 +97,23 @@ def _check(named: Iterable[Named], files: Mapping[str, tuple[Any, Callable[[Path
     check_places([*here, *results])
 
 
-def _check_kind(flag: str, given: Any, use: Use) -> None:
-    """Raise InvalidInput for no name at all, and for an address where a path is needed."""
-    if given is None:
-        return
-    if not isinstance(given, (str, Path)) or not str(given):
+def _check_given(flag: str, given: Any) -> None:
+    """Raise InvalidInput for what is no name at all."""
+    if given is not None and not (isinstance(given, (str, Path)) and str(given)):
         raise InvalidInput(f"{flag} {given!r}: give a path")
-    written = use.written or use is Use.STATE
-    if written and not _is_here(given) and not (use is Use.KEPT and str(given).startswith("s3://")):
-        raise InvalidInput(f"{flag} {given}: is an address; give a path")
 
 
-def _is_here(source: Any) -> bool:
-    """Whether a source is a path, not a name of a hub, a bucket or a registry."""
-    text = "" if source is None else str(source)
-    return bool(text) and "://" not in text and not text.startswith(("hf:", "models:/"))
+def _is_here(source: Any, use: Use) -> bool:
+    """Whether a source is a path, not a name of a hub, a bucket or a registry.
+
+    What is written is one, but for a Store in a bucket.
+    """
+    if source is None:
+        return False
+    text = str(source)
+    if use.written or use is Use.STATE:
+        return not (use is Use.KEPT and text.startswith(S3_SCHEME))
+    return "://" not in text and not text.startswith(("hf:", "models:/"))
 
 
 def is_plan(path: Path) -> bool:

@@ -65,12 +65,11 @@ def check_tasks(tasks: Mapping[str, Path], tokenizer: Any = None, vocabulary: in
         tried = prompts if is_guarded(tokenizer) else prompts[:1]
         [bare] = token_ids(tokenizer, prompts[:1], special_tokens=False)
         if not bare:
-            raise InvalidInput(
-                f"task {name}: the model's tokenizer makes no token of {tried[0]!a:.60}"
-            )
+            reason = f"the model's tokenizer makes no token of {prompts[0]!a:.60}"
+            raise InvalidInput(f"task {name}: {reason}")
         for ids in token_ids(tokenizer, tried, special_tokens=True):
-            if max(ids) >= vocabulary:
-                reason = f"token id {max(ids)} is above the model's vocabulary of {vocabulary}"
+            if (highest := max(ids, default=0)) >= vocabulary:
+                reason = f"token id {highest} is above the model's vocabulary of {vocabulary}"
                 raise InvalidInput(f"task {name}: {reason}; the tokenizer is of another model")
 
 

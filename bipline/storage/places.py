@@ -8,6 +8,7 @@ these is seen here at the start, not after an hour.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ LONGEST_PATH = 3000
 # What bipline keeps in a state folder.
 STATE_ROOMS = ("downloads", "logs", "mlflow", "store", "zenml")
 PARTIAL = ".partial"
+# With one slash too: a path has no two in a row.
+ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/|hf:|models:")
 
 
 class Use(Enum):
@@ -40,6 +43,9 @@ class Use(Enum):
     def written(self) -> bool:
         """Whether a result comes to lie there."""
         return self in (Use.WORK, Use.FOLDER, Use.KEPT, Use.FILE)
+
+
+READ = (Use.READ_FILE, Use.READ_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,11 @@ def check_places(places: Iterable[Place]) -> None:
 def _check_name(place: Place) -> None:
     if "\0" in str(place.path):
         raise InvalidInput(f"{place.flag} {str(place.path)!r}: a name cannot hold a NUL")
+    if (address := ADDRESS.match(str(place.path))) and place.use not in READ:
+        raise InvalidInput(
+            f"{place.flag}: {address.group()} begins an address, and is written on this machine's "
+            "disk; give a path"
+        )
     longest = LONGEST_NAME - len(f".{PARTIAL}") * place.use.written
     if any(len(os.fsencode(part)) > longest for part in place.path.parts):
         raise InvalidInput(f"{place.flag}: a name longer than {longest} bytes")

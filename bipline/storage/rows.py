@@ -17,6 +17,7 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.machine import free_memory
+from bipline.storage.strict_json import distinct
 
 # Longer than any number that a row has use for; Python itself gives up at 4,300 digits.
 MOST_DIGITS = 400
@@ -162,19 +163,10 @@ def _decoded(text: str, start: int) -> tuple[Any, int]:
     return value, end
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"has the key {twice[:30]!r} twice")
-    return found
-
-
 def _whole(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"holds a number of {len(digits)} digits")
     return int(digits)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_distinct, parse_int=_whole)
+DECODER = json.JSONDecoder(object_pairs_hook=distinct, parse_int=_whole)

@@ -46,7 +46,9 @@ def zero_shot(
     }
 
 
-def check_tasks(tasks: Mapping[str, Path], tokenizer: Any = None, vocabulary: int = 0) -> None:
+def check_tasks(
+    tasks: Mapping[str, Path], tokenizer: Any = None, vocabulary: float = math.inf
+) -> None:
     """Look at every row, and where there is a ``tokenizer`` whether it can be used on them.
 
     ``vocabulary`` is how many tokens the model has. Raises InvalidInput with the line that cannot

@@ -22,6 +22,8 @@ def read_json(path: Path, name: str, remedy: str = DELETE) -> dict[str, Any]:
 
     Raises InvalidInput where it is missing, too large, or not one JSON object.
     """
+    if path.is_fifo():  # which may never have a writer
+        raise InvalidInput(f"{path}: the {name} cannot be read: Is a pipe")
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)

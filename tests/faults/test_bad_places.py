@@ -83,6 +83,8 @@ REFUSED = [
     (["compress", "sweep"], ["--set", "state=''"], "give a path"),
     (["compress", "sweep"], ["--set", "model=''"], "give a path"),
     (["compress", "sweep"], ["--set", "state=hf:x"], "begins an address"),
+    (["compress", "sweep"], ["--set", "state='a#b'"], "parts of an address"),
+    (["compress", "sweep"], ["--set", "state='a?b/c'"], "parts of an address"),
     (["evaluate"], ["--baseline", ""], "give a path"),
     (["prune", "compare"], ["--out", "s3://bucket/x"], "begins an address"),
     (["prune"], ["--store", "file:///x"], "begins an address"),

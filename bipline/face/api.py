@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bipline.base.errors import InvalidInput
 from bipline.settings.base import MethodOptions, key_values
 from bipline.settings.compress import CompressSettings
+from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import ComputeSettings, LineSettings, sectioned
 from bipline.settings.loading import load, validated
 from bipline.settings.protocol import Protocol
@@ -21,6 +22,7 @@ from bipline.settings.sweep import ComparisonSettings, SweepSettings
 if TYPE_CHECKING:
     from bipline.storage.manifest import Manifest
     from bipline.values.comparison import Comparison, SweepSummary
+    from bipline.values.export import ExportRecord
     from bipline.values.record import EvaluationRecord
     from bipline.values.summary import PruneSummary, RunSummary
 
@@ -154,6 +156,29 @@ def sweep(
     return summary
 
 
+def export(
+    model: Place,
+    out: Place,
+    *,
+    format: str = "gguf",
+    texts: Mapping[str, Place] | None = None,
+    state: Place = STATE,
+    **settings: Any,
+) -> ExportRecord:
+    """Write a model in another format into the directory ``out``, verified by its engine.
+
+    ``settings`` are the fields of :class:`bipline.settings.gguf.GgufSettings`, such as
+    ``type="q8_0"``; on ``texts`` the perplexity of what was written is measured.
+    """
+    from bipline.stages.export import export_model
+
+    named = {name: str(text) for name, text in (texts or {}).items()}
+    chosen = validated(GgufSettings, _given(settings))
+    return export_model(
+        str(model), Path(out), format, named, chosen, Path(state) / "downloads"
+    )
+
+
 def verify(directory: Place) -> Manifest:
     """Re-hash every file of a directory against its manifest. Raises Refused where one differs."""
     from bipline.storage.manifest import verify_directory
@@ -234,5 +259,5 @@ def _loaded(kind: type[Any], config: Any, overrides: Sequence[str], state: Place
 
 
 __all__ = [
-    "MethodOptions", "compare", "compress", "evaluate", "prune", "sweep", "verify",
+    "MethodOptions", "compare", "compress", "evaluate", "export", "prune", "sweep", "verify",
 ]  # fmt: skip

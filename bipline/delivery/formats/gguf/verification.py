@@ -1,0 +1,245 @@
+"""A GGUF file counts after llama.cpp itself opened it and gave what the model gives.
+
+llama.cpp runs in a fresh process, with a limit on its time. The model beside it is run by the
+block loop in float32. In f32 log-probabilities must agree to rounding; a type that stores less
+changes them, by an amount that is told, and must stay far below what a misplaced tensor does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bipline.base.errors import EnvironmentFailure, Refused
+from bipline.base.progress import note
+from bipline.delivery.formats.gguf import engine
+from bipline.delivery.formats.gguf.architectures import context_length
+from bipline.delivery.formats.interface import Verification
+from bipline.delivery.verification import PAGE, PAGE_TOKENS
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.tokenizer import tokenizer_of
+from bipline.quality.perplexity import perplexity, text_windows
+from bipline.settings.gguf import GgufSettings
+from bipline.storage.digests import digest_file
+from bipline.storage.documents import read_documents
+from bipline.values.export import EngineCheck, TextCheck
+from bipline.values.record import Perplexity
+
+# Largest difference of a log-probability in f32, in nats.
+TOLERANCE = 1e-4
+# Mean divergence in nats of a type that stores less; a misplaced tensor gives more than one.
+DIVERGENCE = {"f16": 1e-2, "bf16": 5e-2, "q8_0": 5e-2, "q4_0": 1.0}
+# Below this a probability in float32 says nothing.
+LEAST_LOG_PROBABILITY = -80.0
+CONTINUED_TOKENS = 16
+CONTEXTS = 4
+# Special tokens that are looked at, each between two words.
+SPECIAL_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the engine, and what the model says to it."""
+
+    texts: list[str]
+    token_ids: list[list[int]]
+    window: list[int]
+    windows: dict[str, torch.Tensor]
+
+    @property
+    def contexts(self) -> list[list[int]]:
+        """Beginnings of the page, each longer than the one before."""
+        ends = {max(1, len(self.window) * part // CONTEXTS) for part in range(1, CONTEXTS + 1)}
+        return [self.window[:end] for end in sorted(ends)]
+
+
+def verify(
+    file: Path, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
+) -> Verification:
+    """Compare the file as llama.cpp runs it with the model it was made from.
+
+    Raises Refused where they differ or the engine ends early, EnvironmentFailure where it takes
+    longer than ``settings.seconds``.
+    """
+    question = _question(checkpoint, texts, settings)
+    said = ask(file, _request(question, checkpoint, settings), settings.seconds)
+    _compare_page(said["tokens"][0], question.token_ids[0])
+    loop = BlockLoop(checkpoint)
+    check = _compared(said, question, loop, settings.type)
+    measured = _measured(said, question, texts, loop)
+    told = ", ".join(f"{n} {m.engine.value:.2f} ({m.model.value:.2f})" for n, m in measured.items())
+    note(
+        f"gguf: opened by {check.engine}; token ids agree, log-probabilities differ by at most "
+        f"{check.largest_difference:.1e}" + (f"; perplexity (model's own) {told}" if told else "")
+    )
+    return Verification(check, measured)
+
+
+def _question(
+    checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
+) -> Question:
+    tokenizer = tokenizer_of(checkpoint.folder)
+    special = list(tokenizer.get_added_vocab())[:SPECIAL_TOKENS]
+    asked = [page_of(tokenizer), "".join(f"word{token}word" for token in special)]
+    token_ids = [list(tokenizer(text, verbose=False)["input_ids"]) for text in asked]
+    longest = min(PAGE_TOKENS, context_length(checkpoint) - CONTINUED_TOKENS)
+    return Question(
+        texts=asked,
+        token_ids=token_ids,
+        window=token_ids[0][: max(2, longest)],
+        windows={
+            name: text_windows(tokenizer, read_documents(path), settings.seqlen, "none")[
+                : settings.windows
+            ]
+            for name, path in texts.items()
+        },
+    )
+
+
+def page_of(tokenizer: Any) -> str:
+    """The page of text; for a tokenizer of characters without those that it does not know."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    if parts["model"]["type"] != "WordLevel":
+        return PAGE
+    known = tokenizer.get_vocab()
+    return "".join(character for character in PAGE if character in known)
+
+
+def _request(
+    question: Question, checkpoint: Checkpoint, settings: GgufSettings
+) -> dict[str, Any]:
+    scored = [question.window, *(w for each in question.windows.values() for w in each.tolist())]
+    prompt = question.contexts[0]
+    longest = max([len(question.window), *map(len, scored)]) + CONTINUED_TOKENS
+    return {
+        "threads": torch.get_num_threads(),
+        "context": longest,
+        "size": checkpoint.shape.vocab_size,
+        "texts": question.texts,
+        "contexts": question.contexts,
+        "windows": scored,
+        "continue": [prompt, CONTINUED_TOKENS],
+    }
+
+
+def ask(file: Path, request: dict[str, Any], seconds: int) -> dict[str, Any]:
+    """What llama.cpp answers, in a fresh process. Raises as :func:`verify` does."""
+    command = [sys.executable, "-P", str(engine.__file__)]
+    asked = json.dumps({"file": str(file.absolute()), **request})
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, input=asked, capture_output=True, text=True, timeout=seconds, check=False,
+            errors="replace",
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFailure(
+            f"gguf: llama.cpp was not done after {seconds} s; give --seconds more, or fewer "
+            "--windows"
+        ) from None
+    if done.returncode != 0:
+        raise Refused(f"gguf: llama.cpp does not run the file: {_reason(done)}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """The most telling line of a process that failed."""
+    if done.returncode < 0:
+        ended = f"it ended by {signal.Signals(-done.returncode).name}"
+    else:
+        ended = f"it ended with exit code {done.returncode}"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()]
+    last = (telling or lines or [""])[0 if telling else -1]
+    return f"{ended}; {last[:300]}"
+
+
+def _compare_page(actual: list[int], expected: list[int]) -> None:
+    if actual != expected:
+        pairs = enumerate(zip(actual, expected, strict=False))
+        place = next((i for i, (a, b) in pairs if a != b), min(len(actual), len(expected)))
+        raise Refused(
+            "gguf: llama.cpp's tokenizer gives other ids than transformers', from token "
+            f"{place} of a test page; use the model directory itself, with transformers"
+        )
+
+
+def _compared(
+    said: dict[str, Any], question: Question, loop: BlockLoop, type_: str
+) -> EngineCheck:
+    """The engine's log-probabilities beside the model's. Raises Refused where they are too far."""
+    log_probabilities = loop.logits(torch.tensor([question.window]))[0].double().log_softmax(-1)
+    largest, divergence, compared = 0.0, 0.0, 0
+    for context, told in zip(question.contexts, said["distributions"], strict=True):
+        expected = log_probabilities[len(context) - 1]
+        actual = torch.full_like(expected, float("nan"))
+        actual[[int(each) for each in told]] = torch.tensor(list(told.values())).double()
+        seen = expected > LEAST_LOG_PROBABILITY
+        largest = _larger(largest, (actual - expected)[seen].abs().max())
+        divergence += float((expected.exp() * (expected - actual))[seen].sum())
+        compared += int(seen.sum())
+    # Every next token of the page too, each by itself.
+    after = torch.tensor(question.window[1:])[:, None]
+    losses = -log_probabilities[:-1].gather(1, after)[:, 0]
+    differences = (torch.tensor(said["losses"][0]).double() - losses).abs()
+    largest = _larger(largest, differences[losses < -LEAST_LOG_PROBABILITY].max())
+    check = EngineCheck(
+        engine=said["engine"],
+        page_tokens=len(question.token_ids[0]),
+        special_tokens_same=said["tokens"][1] == question.token_ids[1],
+        contexts=len(question.contexts),
+        compared=compared + len(after),
+        largest_difference=largest,
+        divergence=divergence / len(question.contexts),
+        continuation=tuple(said["continuation"]),
+    )
+    _refuse_far(check, type_)
+    return check
+
+
+def _larger(largest: float, difference: torch.Tensor) -> float:
+    """The larger one; a NaN stays one."""
+    value = float(difference)
+    return value if math.isnan(value) or value > largest else largest
+
+
+def _refuse_far(check: EngineCheck, type_: str) -> None:
+    # Written so that a NaN refuses too.
+    if type_ == "f32" and not check.largest_difference <= TOLERANCE:
+        raise Refused(
+            f"gguf: llama.cpp's log-probabilities differ from the model's by "
+            f"{check.largest_difference:.1e} (at most {TOLERANCE:.0e})"
+        )
+    if type_ != "f32" and not check.divergence <= DIVERGENCE[type_]:
+        raise Refused(
+            f"gguf: stored as {type_} the model predicts otherwise: divergence "
+            f"{check.divergence:.1e} nats (at most {DIVERGENCE[type_]:g}); take a larger --type"
+        )
+
+
+def _measured(
+    said: dict[str, Any], question: Question, texts: Mapping[str, Path], loop: BlockLoop
+) -> dict[str, TextCheck]:
+    found, place = {}, 1
+    for name, windows in question.windows.items():
+        losses = torch.tensor(said["losses"][place : place + len(windows)]).double()
+        place += len(windows)
+        nll = float(losses.mean())
+        found[name] = TextCheck(
+            sha256=digest_file(texts[name]),
+            seqlen=windows.shape[1],
+            windows=len(windows),
+            engine=Perplexity(value=math.exp(nll), nll=nll, tokens=losses.numel()),
+            model=perplexity(loop, windows, name),
+        )
+    return found

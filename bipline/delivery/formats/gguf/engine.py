@@ -39,45 +39,56 @@ class Engine:
         parameters.cache_type_k = parameters.cache_type_v = library.ggml_type.GGML_TYPE_F32
         parameters.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.server = library.Server(parameters)
+        self.size = request["size"]
         self.name = f"llama.cpp by xllamacpp {library.__version__}"
+        self.harmless = self.tokens("a", add_special=False)[-1]
 
-    def tokens(self, text: str) -> list[int]:
-        """The token ids of a text."""
-        body = json.dumps({"content": text, "add_special": True, "parse_special": True})
-        address = f"{self.server.listening_address}/tokenize"
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        address, data = self.server.listening_address + path, json.dumps(body).encode()
         request = urllib.request.Request(  # noqa: S310
-            address, body.encode(), {"Content-Type": "application/json"}
+            address, data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request) as answer:  # noqa: S310
-            return list(json.load(answer)["tokens"])
+        with urllib.request.urlopen(request) as reply:  # noqa: S310
+            said: dict[str, Any] = json.load(reply)
+        return said
 
-    def _complete(self, ids: list[int], probabilities: int, **more: Any) -> list[dict[str, Any]]:
-        asked = {"prompt": ids, "n_predict": 1, "n_probs": probabilities, "temperature": 0.0}
-        answer = self.server.handle_completions({**asked, "samplers": [], **more})
-        if "choices" not in answer:
-            raise RuntimeError(str(answer.get("error", answer))[:300])
-        return list(answer["choices"][0]["logprobs"]["content"])
+    def tokens(self, text: str, add_special: bool = True) -> list[int]:
+        """The token ids of a text."""
+        asked = {"content": text, "add_special": add_special, "parse_special": True}
+        return list(self._post("/tokenize", asked)["tokens"])
 
-    def distribution(self, ids: list[int], size: int) -> dict[int, float]:
+    def _next(self, ids: list[int], token: int, probabilities: int) -> dict[str, Any] | None:
+        """What is told of the token after ``ids`` when it is this one.
+
+        None where the token ends within a character: the engine tells nothing of it.
+        """
+        asked = {"prompt": ids, "n_predict": 1, "n_probs": probabilities, "samplers": []}
+        bias = {"logit_bias": [[token, FORCED]], "cache_prompt": True}
+        (told,) = self._post("/completion", asked | bias).get("completion_probabilities") or [None]
+        if told is not None and told["id"] != token:
+            raise RuntimeError(f"token {token} could not be scored")
+        return told
+
+    def distribution(self, ids: list[int]) -> dict[int, float]:
         """Log-probabilities of the next token, by id."""
-        (told,) = self._complete(ids, size, cache_prompt=False)
+        told = self._next(ids, self.harmless, self.size)
+        if told is None:
+            raise RuntimeError(f"nothing is told of token {self.harmless}")
         return {each["id"]: each["logprob"] for each in told["top_logprobs"]}
+
+    def loss(self, ids: list[int], token: int) -> float:
+        """The negative log-likelihood in nats of the token after ``ids``."""
+        told = self._next(ids, token, 1)
+        return -(self.distribution(ids)[token] if told is None else told["logprob"])
 
     def losses(self, ids: list[int]) -> list[float]:
         """The negative log-likelihood in nats of every token but the first."""
-        found = []
-        for place in range(1, len(ids)):
-            bias = [[ids[place], FORCED]]
-            (told,) = self._complete(ids[:place], 1, cache_prompt=True, logit_bias=bias)
-            if told["id"] != ids[place]:
-                raise RuntimeError(f"token {ids[place]} could not be scored")
-            found.append(-told["logprob"])
-        return found
+        return [self.loss(ids[:place], ids[place]) for place in range(1, len(ids))]
 
     def continuation(self, ids: list[int], count: int) -> list[int]:
         """The next tokens, each the most likely one."""
-        told = self._complete(ids, 1, n_predict=count, cache_prompt=False, ignore_eos=True)
-        return [each["id"] for each in told]
+        asked = {"prompt": ids, "n_predict": count, "return_tokens": True, "temperature": 0.0}
+        return list(self._post("/completion", asked)["tokens"])
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -86,11 +97,16 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "engine": engine.name,
         "tokens": [engine.tokens(text) for text in request["texts"]],
-        "distributions": [engine.distribution(i, request["size"]) for i in request["contexts"]],
+        "distributions": [engine.distribution(ids) for ids in request["contexts"]],
         "losses": [engine.losses(ids) for ids in request["windows"]],
         "continuation": engine.continuation(*request["continue"]),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(answer(json.load(sys.stdin))))  # noqa: T201
+    try:
+        said = answer(json.load(sys.stdin))
+    except Exception as failure:
+        # The engine's own log goes on after an error, which would be lost among its lines.
+        said = {"error": f"{type(failure).__name__}: {failure}"}
+    print(json.dumps(said))  # noqa: T201

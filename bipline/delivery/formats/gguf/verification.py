@@ -146,22 +146,18 @@ def ask(file: Path, request: dict[str, Any], seconds: int) -> dict[str, Any]:
             f"gguf: llama.cpp was not done after {seconds} s; give --seconds more, or fewer "
             "--windows"
         ) from None
-    if done.returncode != 0:
-        raise Refused(f"gguf: llama.cpp does not run the file: {_reason(done)}")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    answer: dict[str, Any] = json.loads((done.stdout.strip().splitlines() or ["{}"])[-1])
+    if done.returncode != 0 or "tokens" not in answer:
+        raise Refused(f"gguf: llama.cpp does not run the file: {_reason(done, answer)}")
     return answer
 
 
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The most telling line of a process that failed."""
+def _reason(done: subprocess.CompletedProcess[str], answer: Mapping[str, Any]) -> str:
+    """Why a process failed: the first error of the engine's log, else what was raised."""
+    errors = [line.partition(" E ")[2] for line in done.stderr.splitlines() if " E " in line]
     if done.returncode < 0:
-        ended = f"it ended by {signal.Signals(-done.returncode).name}"
-    else:
-        ended = f"it ended with exit code {done.returncode}"
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower()]
-    last = (telling or lines or [""])[0 if telling else -1]
-    return f"{ended}; {last[:300]}"
+        errors.insert(0, f"ended by {signal.Signals(-done.returncode).name}")
+    return (errors or [str(answer.get("error", "it ended without an answer"))])[0][:300]
 
 
 def _compare_page(actual: list[int], expected: list[int]) -> None:

@@ -17,9 +17,9 @@ from bipline.model.loading import decoder_of
 from bipline.model.shapes import PER_LAYER_PREFIX
 
 ATTENTION, OUTPUT, FFN = "attention_input", "attention_output", "mlp"
-# A block with attention and without FFN loses its attention in llama.cpp; these silent channels
-# keep it.
-ZERO_CHANNELS = 8
+# A block with attention and without FFN loses its attention in llama.cpp, which also takes the
+# size of all heads from the first block: zeros, which add nothing, stand in for what is missing.
+ZERO_CHANNELS, ZERO_GROUPS = 8, 1
 
 
 @dataclass(frozen=True)
@@ -137,20 +137,24 @@ def _notes(checkpoint: Checkpoint, name: str, obstacles: list[str]) -> list[str]
             f"context of {length} tokens, the sliding window: llama.cpp's "
             f"{name} does not slide"
         )
-    blocks = attention_alone(checkpoint)
-    if blocks:
-        notes.append(
-            f"blocks without FFN got {ZERO_CHANNELS} channels of zeros: "
-            f"{', '.join(map(str, blocks))}"
-        )
+    own, widths = own_widths(checkpoint), written_widths(checkpoint)
+    for place, what in enumerate((f"{ZERO_GROUPS} attention group", f"{ZERO_CHANNELS} channels")):
+        blocks = range(len(own))
+        if filled := [str(each) for each in blocks if own[each][place] != widths[each][place]]:
+            notes.append(f"{what} of zeros, which add nothing, in blocks {', '.join(filled)}")
     return notes
 
 
-def attention_alone(checkpoint: Checkpoint) -> list[int]:
-    """The blocks that have attention and no FFN."""
+def own_widths(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """Attention groups and FFN channels of every block."""
     shapes = map(checkpoint.shape.block, range(checkpoint.shape.num_hidden_layers))
-    return [
-        index
-        for index, shape in enumerate(shapes)
-        if shape.num_key_value_heads and not shape.intermediate_size
-    ]
+    return [(shape.num_key_value_heads, shape.intermediate_size) for shape in shapes]
+
+
+def written_widths(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """The same as the file has them: with zeros where llama.cpp cannot do without."""
+    widths = []
+    for index, (groups, channels) in enumerate(own_widths(checkpoint)):
+        groups = groups or ZERO_GROUPS * (index == 0)
+        widths.append((groups, channels or ZERO_CHANNELS * (groups > 0)))
+    return widths

@@ -7,12 +7,11 @@ from typing import Any
 from bipline import __version__
 from bipline.base.extras import require
 from bipline.delivery.formats.gguf.architectures import (
-    ZERO_CHANNELS,
     Architecture,
-    attention_alone,
     context_length,
     rope_parameters,
     whole_config,
+    written_widths,
 )
 from bipline.model.checkpoint import Checkpoint
 from bipline.values.export import Origin
@@ -36,15 +35,13 @@ def add_sizes(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -
     writer.add_layer_norm_rms_eps(checkpoint.rms_norm_eps)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
-    blocks = [shape.block(index) for index in range(shape.num_hidden_layers)]
-    silent = attention_alone(checkpoint)
-    channels = [b.intermediate_size or ZERO_CHANNELS * (i in silent) for i, b in enumerate(blocks)]
-    for add, widths in (
-        (writer.add_feed_forward_length, channels),
-        (writer.add_head_count, [block.num_attention_heads for block in blocks]),
-        (writer.add_head_count_kv, [block.num_key_value_heads for block in blocks]),
+    widths = written_widths(checkpoint)
+    for add, sizes in (
+        (writer.add_feed_forward_length, [channels for _, channels in widths]),
+        (writer.add_head_count, [groups * shape.queries_per_group for groups, _ in widths]),
+        (writer.add_head_count_kv, [groups for groups, _ in widths]),
     ):
-        add(widths if architecture.per_block else widths[0])
+        add(sizes if architecture.per_block else sizes[0])
 
 
 def add_rope(writer: Any, checkpoint: Checkpoint) -> None:

@@ -16,10 +16,10 @@ from bipline.base.errors import Refused
 from bipline.base.extras import require
 from bipline.base.progress import track
 from bipline.delivery.formats.gguf.architectures import (
-    ZERO_CHANNELS,
     Architecture,
-    attention_alone,
+    own_widths,
     rope_parameters,
+    written_widths,
 )
 from bipline.model.checkpoint import Checkpoint
 
@@ -69,9 +69,7 @@ def entries(checkpoint: Checkpoint, architecture: Architecture) -> list[Entry]:
             renamed = f"blk.{index}.{_renamed(inner, architecture)}"
             rotated = architecture.interleaved and inner.startswith(ROTATED)
             listed.append(_stored(checkpoint, full, renamed, rotated))
-        if index in attention_alone(checkpoint):
-            listed += _silent_ffn(checkpoint, index, architecture)
-    return listed
+    return listed + _zeros(checkpoint, architecture)
 
 
 def _renamed(inner: str, architecture: Architecture) -> str:
@@ -99,14 +97,30 @@ def interleaved(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
     return heads.transpose(1, 2).reshape(tensor.shape)
 
 
-def _silent_ffn(checkpoint: Checkpoint, index: int, architecture: Architecture) -> list[Entry]:
-    hidden = checkpoint.shape.hidden_size
-    return [
-        _whole(f"blk.{index}.{architecture.ffn_norm}.weight", torch.ones(hidden)),
-        _whole(f"blk.{index}.ffn_gate.weight", torch.zeros(ZERO_CHANNELS, hidden)),
-        _whole(f"blk.{index}.ffn_up.weight", torch.zeros(ZERO_CHANNELS, hidden)),
-        _whole(f"blk.{index}.ffn_down.weight", torch.zeros(hidden, ZERO_CHANNELS)),
-    ]
+def _zeros(checkpoint: Checkpoint, architecture: Architecture) -> list[Entry]:
+    """Sublayers of zeros where llama.cpp cannot do without one."""
+    hidden, heads = checkpoint.shape.hidden_size, checkpoint.shape.queries_per_group
+    widths = zip(own_widths(checkpoint), written_widths(checkpoint), strict=True)
+    listed: dict[str, torch.Tensor] = {}
+    for index, ((groups, channels), written) in enumerate(widths):
+        values, queries = (n * checkpoint.shape.head_dim for n in (written[0], written[0] * heads))
+        if written[0] > groups:
+            rows = {"attn_q": queries, "attn_k": values, "attn_v": values}
+            listed |= _sublayer(index, "attn_norm", rows, "attn_output", hidden)
+        if written[1] > channels:
+            rows = {"ffn_gate": written[1], "ffn_up": written[1]}
+            listed |= _sublayer(index, architecture.ffn_norm, rows, "ffn_down", hidden)
+    return [_whole(name, tensor) for name, tensor in listed.items()]
+
+
+def _sublayer(
+    index: int, norm: str, rows: dict[str, int], output: str, hidden: int
+) -> dict[str, torch.Tensor]:
+    """A sublayer whose output is zero: what reads has so many rows, what writes as many columns."""
+    width = next(iter(rows.values()))
+    tensors = {norm: torch.ones(hidden), output: torch.zeros(hidden, width)}
+    tensors |= {name: torch.zeros(count, hidden) for name, count in rows.items()}
+    return {f"blk.{index}.{name}.weight": tensor for name, tensor in tensors.items()}
 
 
 def rope_factors(checkpoint: Checkpoint) -> torch.Tensor | None:

@@ -38,7 +38,7 @@ from bipline.values.record import Perplexity
 # Largest difference of a log-probability in f32, in nats.
 TOLERANCE = 1e-4
 # Mean divergence in nats of a type that stores less; a misplaced tensor gives more than one.
-DIVERGENCE = {"f16": 1e-2, "bf16": 5e-2, "q8_0": 5e-2, "q4_0": 1.0}
+DIVERGENCE = {"f16": 1e-3, "bf16": 1e-3, "q8_0": 2e-2, "q4_0": 1.0}
 # Below this a probability in float32 says nothing.
 LEAST_LOG_PROBABILITY = -80.0
 CONTINUED_TOKENS = 16
@@ -196,7 +196,8 @@ def _compared(
         contexts=len(question.contexts),
         compared=compared + len(after),
         largest_difference=largest,
-        divergence=divergence / len(question.contexts),
+        # Rounding makes a divergence of nothing negative; a NaN stays one.
+        divergence=0.0 if divergence < 0 else divergence / len(question.contexts),
         continuation=tuple(said["continuation"]),
     )
     _refuse_far(check, type_)

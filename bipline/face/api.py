@@ -174,9 +174,7 @@ def export(
 
     named = {name: str(text) for name, text in (texts or {}).items()}
     chosen = validated(GgufSettings, _given(settings))
-    return export_model(
-        str(model), Path(out), format, named, chosen, Path(state) / "downloads"
-    )
+    return export_model(str(model), Path(out), format, named, chosen, Path(state) / "downloads")
 
 
 def verify(directory: Place) -> Manifest:

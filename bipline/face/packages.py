@@ -33,9 +33,7 @@ def export(
     from bipline.face.console import working
 
     with working(log := log_file(state, "export")) as console:
-        record = api.export(
-            model, out, format=format_, texts=_named(text), state=state, **settings
-        )
+        record = api.export(model, out, format=format_, texts=_named(text), state=state, **settings)
         line = f"{out}: {record.format} {record.type}, architecture {record.architecture}, "
         line += f"{record.parameters:,} parameters, {record.file_bytes / 1e6:.2f} MB"
         console.print(line, highlight=False, soft_wrap=True)

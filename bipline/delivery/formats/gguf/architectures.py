@@ -134,8 +134,7 @@ def _notes(checkpoint: Checkpoint, name: str, obstacles: list[str]) -> list[str]
     length = context_length(checkpoint)
     if length < whole_config(checkpoint).max_position_embeddings:
         notes.append(
-            f"context of {length} tokens, the sliding window: llama.cpp's "
-            f"{name} does not slide"
+            f"context of {length} tokens, the sliding window: llama.cpp's {name} does not slide"
         )
     own, widths = own_widths(checkpoint), written_widths(checkpoint)
     for place, what in enumerate((f"{ZERO_GROUPS} attention group", f"{ZERO_CHANNELS} channels")):

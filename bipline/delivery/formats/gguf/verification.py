@@ -115,9 +115,7 @@ def page_of(tokenizer: Any) -> str:
     return "".join(character for character in PAGE if character in known)
 
 
-def _request(
-    question: Question, checkpoint: Checkpoint, settings: GgufSettings
-) -> dict[str, Any]:
+def _request(question: Question, checkpoint: Checkpoint, settings: GgufSettings) -> dict[str, Any]:
     scored = [question.window, *(w for each in question.windows.values() for w in each.tolist())]
     prompt = question.contexts[0]
     longest = max([len(question.window), *map(len, scored)]) + CONTINUED_TOKENS
@@ -170,9 +168,7 @@ def _compare_page(actual: list[int], expected: list[int]) -> None:
         )
 
 
-def _compared(
-    said: dict[str, Any], question: Question, loop: BlockLoop, type_: str
-) -> EngineCheck:
+def _compared(said: dict[str, Any], question: Question, loop: BlockLoop, type_: str) -> EngineCheck:
     """The engine's log-probabilities beside the model's. Raises Refused where they are too far."""
     log_probabilities = loop.logits(torch.tensor([question.window]))[0].double().log_softmax(-1)
     largest, divergence, compared = 0.0, 0.0, 0

@@ -29,8 +29,9 @@ class Origin(_Frozen):
 class EngineCheck(_Frozen):
     """The engine beside the block loop in float32, on a page of text.
 
-    ``largest_difference`` is of log-probabilities over the whole vocabulary, in nats;
-    ``divergence`` the mean Kullback-Leibler divergence of the engine's distributions.
+    ``largest_difference`` is of log-probabilities over the whole vocabulary, in nats, after so many
+    ``contexts``; ``divergence`` the mean Kullback-Leibler divergence of the engine's distributions
+    from the model's, ``divergence_as_stored`` from the model's with the weights that the file has.
     """
 
     engine: str
@@ -40,6 +41,7 @@ class EngineCheck(_Frozen):
     compared: int
     largest_difference: float
     divergence: float
+    divergence_as_stored: float
     continuation: tuple[int, ...]
 
 

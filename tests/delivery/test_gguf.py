@@ -198,7 +198,7 @@ def test_a_value_that_a_type_cannot_hold_is_refused(type_: str, value: float) ->
     kind = gguf.GGMLQuantizationType[type_.upper()]
     converted(piece, kind, "name")
     piece[1, 3] = value
-    with pytest.raises(Refused, match="name holds .* which .* cannot hold"):
+    with pytest.raises(Refused, match=r"name holds .* which .* cannot hold"):
         converted(piece, kind, "name")
 
 
@@ -244,7 +244,7 @@ def test_a_model_that_llama_cpp_cannot_hold_is_refused_before_work(
 def test_a_per_layer_qwen3_is_refused_and_told_what_works(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny_model(tmp_path / "model", "qwen3-gqa"))
     prune(checkpoint, plan_of(checkpoint, [kept([0], [1]), kept([1], [2, 3])]), tmp_path / "pruned")
-    with pytest.raises(InvalidInput, match="norms of query and key heads.*--layout uniform"):
+    with pytest.raises(InvalidInput, match=r"norms of query and key heads.*--layout uniform"):
         bipline.export(tmp_path / "pruned", tmp_path / "out")
 
 

@@ -130,7 +130,8 @@ def readme(record: ExportRecord, how_to_load: str) -> str:
         f"of a test page: the same ({check.page_tokens} tokens; with special tokens: "
         f"{'the same' if check.special_tokens_same else 'they differ'}). Log-probabilities differ "
         f"by at most {check.largest_difference:.1e} nats in {check.compared:,} places, "
-        f"divergence {check.divergence:.1e} nats.",
+        f"divergence {check.divergence:.1e} nats; from the model with the weights that the file "
+        f"has {check.divergence_as_stored:.1e}.",
         *(f"* {line}" for line in record.notes),
     ]
     if record.perplexity:

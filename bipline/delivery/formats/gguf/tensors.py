@@ -143,12 +143,12 @@ def rope_factors(checkpoint: Checkpoint) -> torch.Tensor | None:
     return (plain / scaled.double()).float()
 
 
-def stored_type(entry: Entry, type_: str) -> Any:
-    """The ``GGMLQuantizationType`` that a tensor is stored as where the file's is ``type_``."""
+def stored_type(shape: tuple[int, ...], type_: str) -> Any:
+    """The ``GGMLQuantizationType`` of a tensor of this shape in a file of ``type_``."""
     types = require("gguf", "gguf").GGMLQuantizationType
-    if len(entry.shape) == 1:
+    if len(shape) == 1:
         return types.F32
-    if type_.startswith("q") and entry.shape[-1] % BLOCK_VALUES:
+    if type_.startswith("q") and shape[-1] % BLOCK_VALUES:
         return types.F16
     return types[type_.upper()]
 
@@ -165,7 +165,7 @@ def write_tensors(writer: Any, listed: list[Entry], type_: str) -> None:
 
     Raises Refused for values that the type cannot hold.
     """
-    types = {entry.name: stored_type(entry, type_) for entry in listed}
+    types = {entry.name: stored_type(entry.shape, type_) for entry in listed}
     for entry in listed:
         kind = types[entry.name]
         dtype = torch.empty(0).numpy().dtype

@@ -87,7 +87,8 @@ def vocabulary_of(tokenizer: Any, vocab_size: int) -> Vocabulary:
 
 def _unknown(what: str) -> InvalidInput:
     return InvalidInput(
-        f"gguf: llama.cpp has no tokenizer of {what}; use the model directory itself, with transformers"
+        f"gguf: llama.cpp has no tokenizer of {what}; use the model directory itself, with "
+        "transformers"
     )
 
 
@@ -130,7 +131,8 @@ def _bpe(parts: dict[str, Any], tokens: list[str], kinds: list[str]) -> Vocabula
 def _merges(parts: dict[str, Any]) -> list[tuple[str, str]]:
     """Merges in their order; older files join the two with a space."""
     merges = parts["model"]["merges"]
-    return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
+    pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in merges)
+    return [(first, second) for first, second in pairs]
 
 
 def _byte_level(
@@ -246,7 +248,7 @@ def _characters(parts: dict[str, Any], tokens: list[str], kinds: list[str]) -> V
         raise _unknown(f"normalizer {parts['normalizer']['type']} before characters")
     return Vocabulary(
         model="t5",
-        tokens=[SPACE if token == " " else token for token in tokens],
+        tokens=[SPACE if each == " " else each for each in tokens],
         kinds=_with_unknown(parts, tokens, kinds),
         scores=[-1.0] * len(tokens),
         unknown=_unknown_id(parts, tokens),

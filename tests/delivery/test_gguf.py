@@ -300,6 +300,7 @@ def test_a_missing_extra_is_named(small: Path, monkeypatch: pytest.MonkeyPatch) 
         ("import os; os.abort()", Refused, "ended by SIGABRT"),
         ("import sys; sys.exit('x E no such key')", Refused, "run the file: no such key"),
         ('print(\'{"error": "ValueError: odd"}\')', Refused, "ValueError: odd"),
+        ("print('[Inferior 1 detached]')", Refused, "ended without an answer"),
         ("pass", Refused, "ended without an answer"),
         ("import time; time.sleep(60)", EnvironmentFailure, "not done after 1 s"),
     ],

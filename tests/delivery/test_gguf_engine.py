@@ -158,7 +158,9 @@ def test_characters_and_a_real_small_model(data: Path, tmp_path: Path) -> None:
 def test_what_is_wrong_in_the_file_is_found(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = pruned(reference, tmp_path / "pruned", [(4, 768)] * 7 + [(4, 0)], "per-layer")
+    inside = [(4, 768)] * 3 + [(4, 0)] + [(4, 768)] * 4
+    model = pruned(reference, tmp_path / "pruned", inside, "per-layer")
+    last = pruned(reference, tmp_path / "last", [(4, 768)] * 7 + [(4, 0)], "per-layer")
     with monkeypatch.context() as patch:
         patch.setattr(tensors, "interleaved", lambda tensor, _: tensor)
         for type_ in ("f32", "q4_0"):
@@ -169,4 +171,6 @@ def test_what_is_wrong_in_the_file_is_found(
             patch.setattr(module, "written_widths", own_widths)
         with pytest.raises(Refused, match="log-probabilities differ"):
             bipline.export(model, tmp_path / "out")
+        with pytest.raises(Refused, match="ended by SIGABRT"):
+            bipline.export(last, tmp_path / "out")
     assert not (tmp_path / "out").exists()

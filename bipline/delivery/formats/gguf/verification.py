@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -46,6 +47,8 @@ DIVERGENCE = 5e-3
 LEAST_LOG_PROBABILITY = -80.0
 CONTINUED_TOKENS = 16
 CONTEXTS = 8
+# llama.cpp would start a debugger on itself where it aborts.
+QUIET = {"GGML_NO_BACKTRACE": "1"}
 # A few of a matrix's values are rounded at once.
 ROUNDED_VALUES = 1 << 22
 # Special tokens that are looked at, each between two words.
@@ -143,17 +146,26 @@ def ask(file: Path, request: dict[str, Any], seconds: int) -> dict[str, Any]:
     try:
         done = subprocess.run(  # noqa: S603
             command, input=asked, capture_output=True, text=True, timeout=seconds, check=False,
-            errors="replace",
+            errors="replace", env={**os.environ, **QUIET},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise EnvironmentFailure(
             f"gguf: llama.cpp was not done after {seconds} s; give --seconds more, or fewer "
             "--windows"
         ) from None
-    answer: dict[str, Any] = json.loads((done.stdout.strip().splitlines() or ["{}"])[-1])
+    answer = _answer(done.stdout)
     if done.returncode != 0 or "tokens" not in answer:
         raise Refused(f"gguf: llama.cpp does not run the file: {_reason(done, answer)}")
     return answer
+
+
+def _answer(output: str) -> dict[str, Any]:
+    """The last line of what the engine's process printed; empty where that is no answer."""
+    try:
+        value = json.loads((output.strip().splitlines() or ["{}"])[-1])
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _reason(done: subprocess.CompletedProcess[str], answer: Mapping[str, Any]) -> str:

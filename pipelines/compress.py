@@ -51,12 +51,14 @@ def compress(settings: CompressSettings) -> None:
         plan, corrected["corrections"] = line.compensate(
             model, plan=plan, settings=settings.compensate, compute=compute, seed=seed, **windows
         )
-    pruned = subject = line.prune(model, plan, settings.prune, **corrected)
+    pruned = subject = line.prune(model, plan, settings.prune, **corrected, **windows)
     # Where the run's state lies, and what the model is called afterwards, change no package.
     config = settings.model_dump(mode="json", exclude={"state", "promote"})
     account: dict[str, Any] = {"plan": plan, "config": config}
     if settings.recover.enabled:
-        subject, account["recovery"] = line.recover(pruned, recovery_inputs, settings.recover)
+        subject, account["recovery"] = line.recover(
+            pruned, recovery_inputs, evaluation_inputs, settings.recover
+        )
     measured = {"protocol": settings.evaluate.protocol, "compute": compute}
     measure = partial(line.evaluate, evaluation_inputs=evaluation_inputs, **measured)
     # After all that makes models: a run that fails there has not measured for nothing.

@@ -189,20 +189,28 @@ def prune(
     plan: PruningPlan,
     settings: Parameter[PruneSettings],
     corrections: Handle | None = None,
+    calibration: Handle | None = None,
 ) -> Annotated[Handle, ArtifactConfig(name="pruned_model", artifact_type=ArtifactType.MODEL)]:
     """Write the smaller model, with corrections where the plan was compensated."""
-    return line.prune.prune(context(), model.model, plan, corrections, settings)
+    shared = context()
+    fitted = [shared.store.open(calibration)] if calibration else []
+    return line.prune.prune(shared, model.model, plan, corrections, settings, fitted)
 
 
 @cached_by(f"{__name__}.recover_fingerprint")
 def recover(
-    pruned: Handle, recovery_inputs: Resolution, settings: Parameter[RecoverSettings]
+    pruned: Handle,
+    recovery_inputs: Resolution,
+    evaluation_inputs: Resolution,
+    settings: Parameter[RecoverSettings],
 ) -> tuple[
     Annotated[Handle, ArtifactConfig(name="recovered_model", artifact_type=ArtifactType.MODEL)],
     Annotated[RecoveryRecord, "recovery_record"],
 ]:
     """The recovered model, or the pruned one where the training did not help."""
-    subject, record = line.recover.recover(context(), pruned, recovery_inputs.texts, settings)
+    subject, record = line.recover.recover(
+        context(), pruned, recovery_inputs.texts, settings, evaluation_inputs.texts.values()
+    )
     return subject, record
 
 

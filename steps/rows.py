@@ -7,22 +7,25 @@ from typing import Annotated, Any
 from zenml import get_step_context, log_metadata, step
 
 from bipline.base.progress import heading, note
-from bipline.comparison import collecting as stage
+from bipline.comparison.files import STAGE as COLLECT
+from bipline.comparison.files import store_results
+from bipline.comparison.inputs import comparison_of
 from bipline.comparison.rows import STAGE as ROW
-from bipline.comparison.rows import RowInputs, measure_row, score_row
+from bipline.comparison.rows import RowInputs, measure_row, score_rows
 from bipline.comparison.selection import best
+from bipline.comparison.tracking import track_comparison
 from bipline.settings.line import CalibrateSettings, ComputeSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.sweep import Selection
 from bipline.storage.store import Handle
 from bipline.values.combination import Combination
-from bipline.values.comparison import Comparison, Outcome, Tracked
+from bipline.values.comparison import Comparison, Outcome, Row, Tracked
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 from steps.stage import Parameter, cached_by, context
 
 row_fingerprint = ROW.fingerprint
-collect_fingerprint = stage.STAGE.fingerprint
+collect_fingerprint = COLLECT.fingerprint
 
 
 @cached_by("steps.line.score_fingerprint")
@@ -33,7 +36,9 @@ def score_criterion(
     compute: Parameter[ComputeSettings],
 ) -> Annotated[Handle, "statistics"]:
     """Statistics of one criterion, or why there are none."""
-    return score_row(context(compute, combination.seed), model, calibration, combination)
+    here = context(compute, combination.seed)
+    [statistics] = score_rows(here, model, calibration, (combination,))
+    return statistics
 
 
 @cached_by(f"{__name__}.row_fingerprint")
@@ -68,8 +73,11 @@ def collect(
 ) -> tuple[Annotated[Comparison, "comparison"], Annotated[Handle, "report"]]:
     """Put all rows beside each other, in the order of ``combinations``, and write the report."""
     tried = [Combination.model_validate(value) for value in combinations]
-    comparison = stage.collected(tried, outcomes, dense_record, calibration_inputs, settings)
-    return comparison, stage.store_report(context(), comparison)
+    first, texts = tried[0], [calibration_inputs.texts[name] for name in settings.texts]
+    models = {first.model: (calibration_inputs.model, dense_record)}
+    rows = [Row.of(*pair) for pair in zip(tried, outcomes, strict=True)]
+    comparison = comparison_of(models, {first.calibration: texts}, settings, rows)
+    return comparison, store_results(context(), comparison)
 
 
 @step(enable_cache=False, experiment_tracker=True)
@@ -87,7 +95,7 @@ def track(
     chosen = "none" if found is None else found.rows[0].combination.label
     tags = {"zenml.run_id": str(run.id), "zenml.run_name": run.name, "best": chosen}
     place = context().store.open(report)
-    run_id = stage.track(comparison, place, config, {**provenance, **tags})
+    run_id = track_comparison(comparison, place, config, {**provenance, **tags})
     note(f"{len(comparison.rows)} rows told; best: {chosen}")
     log_metadata({"output_digest": report.digest})
     return Tracked(mlflow_run_id=run_id, best=found)

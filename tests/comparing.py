@@ -9,7 +9,7 @@ from typing import Any
 from bipline.comparison.engine import compare
 from bipline.comparison.grid import combinations
 from bipline.comparison.inputs import Inputs, named, resolve_inputs
-from bipline.face.options import several
+from bipline.face.api import parts_of
 from bipline.settings.sweep import ComparisonSettings
 from bipline.values.combination import Combination
 from bipline.values.comparison import Comparison
@@ -49,8 +49,8 @@ class Bench:
         **axes: Any,
     ) -> ComparisonSettings:
         grid = {
-            "criteria": several(criteria), "allocations": several(allocations),
-            "compensations": several(compensations), "ratios": (0.3,), **axes,
+            "criteria": parts_of(criteria), "allocations": parts_of(allocations),
+            "compensations": parts_of(compensations), "ratios": (0.3,), **axes,
         }  # fmt: skip
         return ComparisonSettings.model_validate({
             "grid": grid,

@@ -51,6 +51,12 @@ FAMILY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def config_of(case: str = "llama-gqa", **changes: Any) -> dict[str, Any]:
+    """The config.json of a case, with fields that differ."""
+    model_type, different = FAMILY_CASES[case]
+    return {**SIZES, **different, "model_type": model_type, **changes}
+
+
 def tiny_model(
     directory: Path,
     case: str,

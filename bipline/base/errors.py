@@ -1,13 +1,19 @@
 """The three ways a command can end badly, each with its exit code.
 
-Every message is one line that names what was wrong, the value, and what to do.
+Every message is one line that names what was wrong, the value, and what to do. What an address
+holds of a user and a password is taken out of it here, so that no place has to think of it.
 """
+
+from bipline.base.addresses import without_secrets
 
 
 class BiplineError(Exception):
     """Base of the errors a user sees as one line; ``exit_code`` is the process's answer."""
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(without_secrets(str(message)))
 
 
 class Refused(BiplineError):

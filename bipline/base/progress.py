@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+from bipline.base.addresses import without_secrets
+
 Item = TypeVar("Item")
 
 
@@ -95,10 +97,10 @@ def ticking(description: str, total: int | None) -> Iterator[Callable[[], None]]
 def heading(text: str) -> None:
     """A stage begins: what follows belongs to it."""
     if _listener is not None:
-        _listener.heading(text)
+        _listener.heading(without_secrets(text))
 
 
 def note(text: str) -> None:
     """One line the user should see: a fallback taken, a choice made."""
     if _listener is not None:
-        _listener.note(text)
+        _listener.note(without_secrets(text))

@@ -2,6 +2,6 @@
 
 :mod:`.grid` spans what is tried, :mod:`.rows` turns a combination into figures by the line of
 stages, :mod:`.selection` picks among them. These serve ``bipline compare`` and the sweep pipeline
-alike. For the command :mod:`.inputs` reads what is compared, :mod:`.tasks` and :mod:`.pool` divide
-the work among processes, and :mod:`.engine` puts all in order.
+alike. For the command :mod:`.inputs` reads what is compared, :mod:`.pool` divides the work among
+processes, and :mod:`.engine` puts all in order.
 """

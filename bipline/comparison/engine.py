@@ -7,11 +7,10 @@ larger grid, computes only what is missing, and the rows come out the same.
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,16 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note, ticking
 from bipline.comparison.folder import MODELS, comparison_folder
 from bipline.comparison.grid import combinations, refusal_of
-from bipline.comparison.inputs import (
-    Inputs,
-    check_windows,
-    compared_calibration,
-    compared_model,
-)
-from bipline.comparison.pool import Perform, performing, processes_for, threads_for
-from bipline.comparison.rows import RowInputs
-from bipline.comparison.scoring import families
-from bipline.comparison.tasks import DenseTask, RowTask, ScoreTask
+from bipline.comparison.inputs import Inputs, check_windows, comparison_of
+from bipline.comparison.pool import Perform, Task, performing, processes_for, threads_for
+from bipline.comparison.rows import RowInputs, families, is_measured, measure_row, score_rows
 from bipline.compression.calibrate import load_calibration
 from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import CompensateSettings, ComputeSettings
 from bipline.settings.sweep import ComparisonSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES, calibrate
+from bipline.stages.evaluate import evaluate_dense
 from bipline.stages.stage import Context
 from bipline.storage.store import Handle, Store
 from bipline.values.combination import Combination
@@ -71,13 +64,11 @@ def compare(
             for work in works:
                 work.compute = settings.compute.model_copy(update={"max_memory": memory})
                 work.run(perform)
-    return Comparison(
-        models={work.name: compared_model(work.given.model, work.dense) for work in works},
-        calibrations={
-            name: compared_calibration([text], settings.calibrate)
-            for name, text in inputs.calibrations.items()
-        },
-        rows=tuple(row for work in works for row in work.finished),
+    return comparison_of(
+        {work.name: (work.given.model, work.dense) for work in works},
+        {name: [text] for name, text in inputs.calibrations.items()},
+        settings.calibrate,
+        (row for work in works for row in work.finished),
     )
 
 
@@ -109,7 +100,7 @@ class _Model:
         """
         given, section = self.given, self.settings.calibrate
         checkpoint = open_checkpoint(given.model.location, given.model.tensor_digest)
-        for name, seed in dict.fromkeys((row.calibration, row.seed) for row in self.rows):
+        for name, seed in dict.fromkeys(row.drawing for row in self.rows):
             drawn = section.model_copy(update={"texts": {name: 1.0}})
             self.windows[name, seed] = calibrate(
                 Context(self.store, self.compute, seed), given.model, calibrations, drawn,
@@ -128,30 +119,25 @@ class _Model:
     def run(self, perform: Perform) -> None:
         """Dense record, statistics and rows, as far as they are not finished."""
         heading(self.name)
-        protocol = self.settings.evaluate.protocol
-        [(_, record)] = perform([DenseTask(**self._task, given=self.given, protocol=protocol)])
-        self.dense = EvaluationRecord.model_validate_json(record)
-        tasks = [
-            ScoreTask(**self._task, given=self.given, calibration=handle, family=family)
-            for place, handle in self.windows.items()
-            for family in families(
-                row for row in self._pending if (row.calibration, row.seed) == place
+        dense = self._task(evaluate_dense, 0, self.given, self.settings.evaluate.protocol)
+        [(_, self.dense)] = perform({self.name: dense})
+        scoring = {
+            tuple(row.scoring for row in family): self._task(
+                score_rows, family[0].seed, self.given, self.windows[family[0].drawing], family
             )
-        ]
-        for task, answer in perform(tasks):
-            for row, found in zip(task.family, json.loads(answer), strict=True):
-                self.statistics[_scoring(row)] = Handle.model_validate(found)
+            for family in families(self._pending)
+        }
+        for scored, found in perform(scoring):
+            self.statistics.update(zip(scored, found, strict=True))
         self._measure(perform)
 
     @property
     def finished(self) -> list[Row]:
         """All rows in the order of the grid."""
-        found = []
-        for row in self.rows:
-            place = self._directory(row)
-            shown = place.relative_to(self.out).as_posix() if place and self.out else None
-            found.append(Row.of(row, self.outcomes[row.unnamed.digest], shown))
-        return found
+        return [
+            Row.of(row, self.outcomes[row.unnamed.digest], _place(row) if self.out else None)
+            for row in self.rows
+        ]
 
     @property
     def _pending(self) -> list[Combination]:
@@ -159,58 +145,44 @@ class _Model:
 
     def _measure(self, perform: Perform) -> None:
         # What auto stands for may be in the grid by its own names too: it is measured once.
-        once = {row.unnamed.digest: row for row in self._pending}
-        tasks = [self._row_task(row) for row in once.values()]
-        known = [task for task in tasks if task.finished()]
-        for task in known:
-            self._take(task, task.perform())
+        rows = {row.unnamed.digest: row for row in self._pending}
+        tasks = {digest: self._row_task(row) for digest, row in rows.items()}
+        known = [digest for digest in tasks if replace(tasks[digest], act=is_measured).perform()]
+        self.outcomes |= {digest: tasks.pop(digest).perform() for digest in known}
         if known:
             note(f"{len(known)} rows were finished before")
-        start, total = time.perf_counter(), len(tasks) - len(known)
+        start, total = time.perf_counter(), len(tasks)
         if not total:
             return
         with ticking(f"rows of {self.name}", total) as tick:
-            new = [task for task in tasks if task not in known]
-            for done, (task, answer) in enumerate(perform(new), start=1):
+            for done, (digest, outcome) in enumerate(perform(tasks), start=1):
                 tick()
-                told = _told(task.row.combination, self._take(task, answer))
+                self.outcomes[digest] = outcome
                 left = (time.perf_counter() - start) / done * (total - done)
-                note(f"row {done} of {total}: {told}{_left(left)}")
+                note(f"row {done} of {total}: {_told(rows[digest], outcome)}{_left(left)}")
 
-    def _take(self, task: RowTask, answer: str) -> Outcome:
-        outcome = Outcome.model_validate_json(answer)
-        self.outcomes[task.row.combination.unnamed.digest] = outcome
-        return outcome
-
-    def _row_task(self, row: Combination) -> RowTask:
+    def _row_task(self, row: Combination) -> Task:
         inputs = RowInputs(
             given=self.given,
-            calibration=self.windows[row.calibration, row.seed],
-            statistics=self.statistics[_scoring(row)],
+            calibration=self.windows[row.drawing],
+            statistics=self.statistics[row.scoring],
             combination=row,
             dense=self.dense,
             protocol=self.settings.evaluate.protocol,
         )
-        return RowTask(**self._task, row=inputs, keep=self._directory(row))
+        keep = self.out / _place(row) if self.out else None
+        return self._task(measure_row, row.seed, inputs, keep)
 
-    @property
-    def _task(self) -> dict[str, Any]:
-        """What every task is told."""
-        return {"store": self.store.location, "compute": self.compute}
-
-    def _directory(self, row: Combination) -> Path | None:
-        """Where a kept model goes: a name to read, and a digest to tell alike ones apart."""
-        if self.out is None:
-            return None
-        # By its own names: what auto stands for is the same model, and kept once.
-        words = f"{row.model} {row.unnamed.label}"
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")
-        return self.out / MODELS / f"{name}-{row.unnamed.digest[:8]}"
+    def _task(self, act: Callable[..., Any], seed: int, *arguments: Any) -> Task:
+        return Task(act, arguments, self.store, self.compute, seed)
 
 
-def _scoring(row: Combination) -> tuple[str, int, str]:
-    """What rows with the same statistics have in common."""
-    return row.calibration, row.seed, row.criterion.label
+def _place(row: Combination) -> str:
+    """Where below OUT a kept model goes: a name to read, and a digest to tell alike ones apart."""
+    # By its own names: what auto stands for is the same model, and kept once.
+    words = f"{row.model} {row.unnamed.label}"
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")
+    return f"{MODELS}/{name}-{row.unnamed.digest[:8]}"
 
 
 def _told(combination: Combination, outcome: Outcome) -> str:

@@ -9,12 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bipline.comparison.report import render_comparison
+from bipline.comparison.report import TITLE, render_comparison
 from bipline.comparison.spread import Repeated, repeated
-from bipline.storage.directory import environment_failure, write_text
+from bipline.stages.stage import Context, Stage
+from bipline.storage.digests import digest_json
+from bipline.storage.directory import DirectoryWriter, environment_failure, write_text
+from bipline.storage.store import Handle
 from bipline.values.comparison import Comparison, Row
-from bipline.values.figures import figures_of, row_figures
+from bipline.values.figures import figures_of, row_figures, values
 
+STAGE = Stage("collect", "comparison", ("bipline.comparison.report",))
 # The stages whose seconds a row has.
 ROW_STAGES = ("score", "allocate", "compensate", "prune", "evaluate")
 DENSE = "dense"
@@ -33,16 +37,11 @@ CAME_OF_IT = (
 )  # fmt: skip
 
 
-def write_results(comparison: Comparison, out: Path) -> None:
-    """Write ``comparison.json``, ``.csv`` and ``.html`` into a folder.
+def write_results(comparison: Comparison, places: Mapping[str, Path | None]) -> None:
+    """Write what is asked for, by suffix, where it was asked for.
 
     Raises EnvironmentFailure when the disk is full.
     """
-    write_copies(comparison, {suffix: out / f"comparison.{suffix}" for suffix in RESULTS})
-
-
-def write_copies(comparison: Comparison, places: Mapping[str, Path | None]) -> None:
-    """Write what is asked for, by suffix, where it was asked for."""
     try:
         for suffix, place in places.items():
             if place is not None:
@@ -51,8 +50,24 @@ def write_copies(comparison: Comparison, places: Mapping[str, Path | None]) -> N
         raise environment_failure(error) or error from None
 
 
-def comparison_value(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON, with every combination's spread over its seeds.
+def store_results(context: Context, comparison: Comparison) -> Handle:
+    """The same files as a stage's output, in the Store."""
+
+    def produce(writer: DirectoryWriter, work: Path) -> None:
+        write_results(comparison, results_in(writer.path))
+
+    # With seconds and memory, which the files tell too.
+    inputs = {"comparison": digest_json(comparison.model_dump(mode="json"))}
+    return STAGE.run(context, STAGE.key(inputs, {}), produce)
+
+
+def results_in(folder: Path) -> dict[str, Path]:
+    """Where the files of a comparison lie in a folder, by suffix."""
+    return {suffix: folder / f"comparison.{suffix}" for suffix in RESULTS}
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """The comparison, with every combination's spread over its seeds: the same for the same rows.
 
     ``spread`` has an entry a combination that was measured; ``protocol.digest`` of the models'
     records is that of every row.
@@ -60,12 +75,8 @@ def comparison_value(comparison: Comparison) -> dict[str, Any]:
     value = comparison.model_dump(mode="json")
     for name, model in comparison.models.items():
         value["models"][name]["record"] = model.record.to_json_value()
-    return {**value, "spread": [_spread(each) for each in repeated(comparison.rows)]}
-
-
-def comparison_json(comparison: Comparison) -> str:
-    """The text of :func:`comparison_value`: sorted, the same for the same rows."""
-    return json.dumps(comparison_value(comparison), indent=1, sort_keys=True) + "\n"
+    value["spread"] = [_spread(each) for each in repeated(comparison.rows)]
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def comparison_csv(comparison: Comparison) -> str:
@@ -73,12 +84,23 @@ def comparison_csv(comparison: Comparison) -> str:
 
     Figures have their names of :mod:`bipline.values.figures`.
     """
-    out = io.StringIO()
-    writer = csv.DictWriter(out, _columns(comparison), extrasaction="ignore", lineterminator="\n")
+    of_texts = (f"{kind}.{text}" for text in comparison.texts for kind in OF_TEXT)
+    seconds = (f"seconds.{stage}" for stage in ROW_STAGES)
+    columns, out = [*TRIED, *OF_MODEL, *of_texts, *seconds, *CAME_OF_IT], io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_dense(comparison, name) for name in comparison.models)
-    writer.writerows(map(_line, comparison.rows))
+    lines = [
+        *(_dense(comparison, name) for name in comparison.models),
+        *map(_line, comparison.rows),
+    ]
+    writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula is quoted, as spreadsheets do it."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 def _spread(each: Repeated) -> dict[str, Any]:
@@ -99,37 +121,22 @@ def _spread(each: Repeated) -> dict[str, Any]:
     }
 
 
-def _columns(comparison: Comparison) -> list[str]:
-    of_texts = (f"{kind}.{text}" for text in comparison.texts for kind in OF_TEXT)
-    return [
-        *TRIED, *OF_MODEL, *of_texts, *(f"seconds.{stage}" for stage in ROW_STAGES), *CAME_OF_IT,
-    ]  # fmt: skip
-
-
 def _dense(comparison: Comparison, name: str) -> dict[str, Any]:
     record = comparison.models[name].record
     about = {"model": name, "method": DENSE, "criterion": DENSE, "ratio": 0}
-    return {
-        **about, "tensor_digest": record.tensor_digest,
-        **{name: figure.value for name, figure in figures_of(record, record).items()},
-    }  # fmt: skip
+    return {**about, "tensor_digest": record.tensor_digest, **values(figures_of(record, record))}
 
 
 def _line(row: Row) -> dict[str, Any]:
-    tried, measured = row.combination, row.measured
-    choices = ("criterion", "allocation", "compensation")
-    line = {
-        **tried.model_dump(mode="json"), **{name: getattr(tried, name).label for name in choices},
-        "method": tried.method, "refusal": row.refusal, "directory": row.directory,
-    }  # fmt: skip
-    if measured is None:
-        return line
-    return {
-        **line, **{name: figure.value for name, figure in row_figures(row).items()},
-        "corrected": measured.compensated and measured.compensated.told,
-        "plan_digest": measured.plan_digest, "tensor_digest": measured.tensor_digest,
-        "sums_from": row.cost.sums_from,
-    }  # fmt: skip
+    about = {"method": row.combination.method, "refusal": row.refusal, "directory": row.directory}
+    line = {**row.combination.written(), **about, **values(row_figures(row))}
+    if measured := row.measured:
+        line |= {
+            "corrected": measured.compensated and measured.compensated.told,
+            "plan_digest": measured.plan_digest, "tensor_digest": measured.tensor_digest,
+            "sums_from": row.cost.sums_from,
+        }  # fmt: skip
+    return line
 
 
 RESULTS: dict[str, Callable[[Comparison], str]] = {
@@ -137,3 +144,17 @@ RESULTS: dict[str, Callable[[Comparison], str]] = {
     "csv": comparison_csv,
     "html": render_comparison,
 }
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a file is one that an earlier comparison wrote: its JSON, its CSV or its page."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    keys = ('"models"', '"rows"', '"spread"', '"texts"')
+    return (
+        text.startswith(",".join(TRIED))
+        or (text.startswith("{") and all(key in text for key in keys))
+        or (text.startswith("<!") and f"<title>{TITLE} " in text)
+    )

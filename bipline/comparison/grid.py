@@ -7,14 +7,13 @@ from itertools import product
 from typing import Any
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.allocate import check_allocation, check_ratio, needs_windows
+from bipline.compression.allocate import check_allocation, check_ratio
 from bipline.compression.auto import settle
 from bipline.compression.compensation.checks import check_compensation_settings
-from bipline.compression.criteria import needs_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import AllocateSettings, LineSettings, sectioned
 from bipline.settings.sweep import ComparisonSettings, GridSettings
-from bipline.values.combination import NONE, Choice, Combination, Method
+from bipline.values.combination import Choice, Combination, Method
 
 
 def combinations(
@@ -22,10 +21,10 @@ def combinations(
 ) -> list[Combination]:
     """Every combination of the axes, models outermost and seeds innermost.
 
-    Raises InvalidInput for an axis that is empty, holds a thing twice, or an unknown one.
+    Raises InvalidInput for an axis that holds a thing twice or an unknown one, and where there is
+    no criterion.
     """
-    grid, common = settings.grid, settings.allocate.model_dump()
-    methods = _methods(grid)
+    grid, methods = settings.grid, _methods(settings.grid)
     _check_axes(grid, methods)
     axes = (models, calibrations, methods, grid.layouts, grid.ratios, grid.seeds)
     return [
@@ -36,18 +35,10 @@ def combinations(
             ratio=ratio,
             seed=seed,
             **dict(settle(method, layout)[0]),
-            **common,
+            **settings.allocate.model_dump(),
         )
         for model, calibration, method, layout, ratio, seed in product(*axes)
     ]
-
-
-def choices(texts: Iterable[str]) -> tuple[Choice, ...]:
-    """Criteria, allocations or compensations as users write them. Raises InvalidInput."""
-    try:
-        return tuple(Choice.parse(text) for text in texts)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from None
 
 
 def line_of(combination: Combination) -> LineSettings:
@@ -58,15 +49,6 @@ def line_of(combination: Combination) -> LineSettings:
         values |= {part: chosen.name, f"{part}_option": chosen.options}
     given = {**sectioned(values), "model": combination.model, "seed": combination.seed}
     return LineSettings.model_validate(given)
-
-
-def runs_windows(combination: Combination) -> bool:
-    """Whether any stage of a row runs calibration windows."""
-    return (
-        needs_of(combination.criterion.name).windows
-        or combination.compensation.name != NONE
-        or needs_windows(line_of(combination).allocate)
-    )
 
 
 def refusal_of(
@@ -90,35 +72,32 @@ def refusal_of(
 
 def _methods(grid: GridSettings) -> list[Method]:
     """Every method that is tried, those of the axes first."""
-    criteria = choices(grid.scored)
-    if not criteria:
+    axes = {
+        "criteria": _choices(grid.scored),
+        "allocations": _choices(grid.allocations),
+        "compensations": _choices(grid.compensations),
+    }
+    if not axes["criteria"]:
         if not grid.methods:
             raise InvalidInput("criteria: give at least one, or a method")
-        for axis in ("allocations", "compensations"):
-            if getattr(grid, axis):
-                raise InvalidInput(
-                    f"{axis} go with criteria; name some, or write them into methods"
-                )
-    axes = (criteria, choices(grid.allocations) or (None,), choices(grid.compensations) or (None,))
-    for name, values in zip(("criteria", "allocations", "compensations"), axes, strict=True):
-        _check_once(name, values)
-    try:
-        named = [Method.parse(text) for text in grid.methods]
-    except ValueError as error:
-        raise InvalidInput(str(error)) from None
-    spanned = (
-        Method(criterion=criterion, allocation=allocation, compensation=compensation)
-        for criterion, allocation, compensation in product(*axes)
-    )
-    return [*spanned, *named]
+        for axis in [axis for axis, named in axes.items() if named]:
+            raise InvalidInput(f"{axis} go with criteria; name some, or write them into methods")
+    for axis, values in axes.items():
+        _check_once(axis, values)
+    criteria, *others = axes.values()
+    spanned = product(criteria, *(values or (None,) for values in others))
+    parts = ("criterion", "allocation", "compensation")
+    methods = [Method.model_validate(dict(zip(parts, each, strict=True))) for each in spanned]
+    return [*methods, *map(Method.parse, grid.methods)]
+
+
+def _choices(texts: Iterable[str]) -> tuple[Choice, ...]:
+    return tuple(map(Choice.parse, texts))
 
 
 def _check_axes(grid: GridSettings, methods: Sequence[Method]) -> None:
     for axis in ("layouts", "ratios", "seeds"):
-        values = getattr(grid, axis)
-        if not values:
-            raise InvalidInput(f"{axis}: give at least one")
-        _check_once(axis, values)
+        _check_once(axis, getattr(grid, axis))
     for layout in grid.layouts:
         _check_once("methods", [settle(method, layout)[0] for method in methods])
     for ratio in grid.ratios:

@@ -6,7 +6,7 @@ are too short for the windows, windows longer than a model takes, memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +29,9 @@ from bipline.settings.sweep import ComparisonSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES
 from bipline.stages.resolve import resolve_model, resolve_texts
 from bipline.storage.digests import digest_json
-from bipline.storage.documents import read_documents
+from bipline.storage.documents import TEXT_SUFFIXES, read_documents
 from bipline.values.combination import Combination
-from bipline.values.comparison import ComparedCalibration, ComparedModel
+from bipline.values.comparison import ComparedCalibration, ComparedModel, Comparison, Row
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
 
@@ -53,11 +53,10 @@ def named(what: str, sources: Sequence[str]) -> dict[str, str]:
         raise InvalidInput(f"{what}: give at least one")
     if len(set(sources)) < len(sources):
         raise InvalidInput(f"{what}: one is given twice")
-    short = {source: short_name(source) for source in sources}
-    alike = [list(short.values()).count(name) > 1 for name in short.values()]
+    short = [short_name(source) for source in sources]
     return {
-        source if shared else short[source]: source
-        for source, shared in zip(sources, alike, strict=True)
+        source if short.count(name) > 1 else name: source
+        for source, name in zip(sources, short, strict=True)
     }
 
 
@@ -66,7 +65,7 @@ def short_name(source: str) -> str:
     if source.startswith(HUB):
         return source.removeprefix(HUB)
     name = Path(source).name
-    return Path(name).stem if name.endswith((".txt", ".jsonl")) else name or source
+    return Path(name).stem if name.endswith(TEXT_SUFFIXES) else name or source
 
 
 def resolve_inputs(
@@ -85,24 +84,32 @@ def resolve_inputs(
     )
 
 
-def compared_model(model: ResolvedModel, record: EvaluationRecord) -> ComparedModel:
-    """What a comparison tells of a dense model."""
-    return ComparedModel(
-        source=model.source, revision=model.revision, licence=model.licence, record=record
-    )
+def comparison_of(
+    models: Mapping[str, tuple[ResolvedModel, EvaluationRecord]],
+    calibrations: Mapping[str, Sequence[ResolvedText]],
+    settings: CalibrateSettings,
+    rows: Iterable[Row],
+) -> Comparison:
+    """What a comparison tells: models with their dense records, calibrations and rows.
 
-
-def compared_calibration(
-    texts: Sequence[ResolvedText], settings: CalibrateSettings
-) -> ComparedCalibration:
-    """What it tells of calibration; of a mix its sources together, and a digest over them."""
-    digests = [text.sha256 for text in texts]
-    return ComparedCalibration(
-        source=" + ".join(text.source for text in texts),
-        sha256=digests[0] if len(digests) == 1 else digest_json(sorted(digests)),
-        samples=settings.samples or DEFAULT_SAMPLES,
-        seqlen=settings.seqlen,
-    )
+    Of a mix of calibration texts it tells the sources together, and a digest over them.
+    """
+    compared = {
+        name: ComparedModel(
+            source=model.source, revision=model.revision, licence=model.licence, record=record
+        )
+        for name, (model, record) in models.items()
+    }
+    drawn = {}
+    for name, texts in calibrations.items():
+        digests = [text.sha256 for text in texts]
+        drawn[name] = ComparedCalibration(
+            source=" + ".join(text.source for text in texts),
+            sha256=digests[0] if len(digests) == 1 else digest_json(sorted(digests)),
+            samples=settings.samples or DEFAULT_SAMPLES,
+            seqlen=settings.seqlen,
+        )
+    return Comparison(models=compared, calibrations=drawn, rows=tuple(rows))
 
 
 def check_windows(

@@ -1,7 +1,7 @@
 """The pool: tasks in this process, or spread over several that memory has room for.
 
-Each of several gets its share of the cores and of the memory. Workers are spawned, told their
-tasks as JSON, and end with the process that started them, however that ends.
+Each of several gets its share of the cores and of the memory. Workers are spawned, and end with
+the process that started them, however that ends. Results go into the store.
 """
 
 from __future__ import annotations
@@ -9,21 +9,41 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
 from bipline.base.errors import EnvironmentFailure
 from bipline.base.progress import note
-from bipline.comparison.tasks import Task, perform_text
 from bipline.model.memory import available_bytes, gigabytes
+from bipline.settings.line import ComputeSettings
+from bipline.stages.stage import Context
+from bipline.storage.store import Store
 
-# Told of every task of a list, in the order they end: the task and its answer.
-Perform = Callable[[Sequence[Task]], Iterator[tuple[Any, str]]]
 THREADS = "OMP_NUM_THREADS"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage to call, here or in another process; ``compute.max_memory`` is each process's own."""
+
+    act: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    store: Store
+    compute: ComputeSettings
+    seed: int = 0
+
+    def perform(self) -> Any:
+        """Its answer. What it opens is closed with the context, which is of this task alone."""
+        return self.act(Context(self.store, self.compute, self.seed), *self.arguments)
+
+
+# Performs tasks by name; tells of each, in the order they end, the name and the answer.
+Perform = Callable[[Mapping[Any, Task]], Iterator[tuple[Any, Any]]]
 
 
 def processes_for(jobs: int, need: int, max_memory: int | None) -> tuple[int, int | None]:
@@ -94,16 +114,13 @@ def performing(processes: int) -> Iterator[Perform]:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(tasks: Iterable[Task]) -> Iterator[tuple[Task, str]]:
-    for task in tasks:
-        yield task, task.perform()
+def _in_order(tasks: Mapping[Any, Task]) -> Iterator[tuple[Any, Any]]:
+    for name, task in tasks.items():
+        yield name, task.perform()
 
 
-def _as_they_end(pool: ProcessPoolExecutor, tasks: Sequence[Task]) -> Iterator[tuple[Task, str]]:
-    told = {
-        pool.submit(perform_text, type(task).__name__, task.model_dump_json()): task
-        for task in tasks
-    }
+def _as_they_end(pool: ProcessPoolExecutor, tasks: Mapping[Any, Task]) -> Iterator[tuple[Any, Any]]:
+    told = {pool.submit(task.perform): name for name, task in tasks.items()}
     for done in as_completed(told):
         yield told[done], done.result()
 

@@ -7,29 +7,25 @@ from statistics import fmean
 from markupsafe import Markup
 
 from bipline import __version__
-from bipline.comparison.pictures import (
-    Curve,
-    Point,
-    bars_picture,
-    curves_picture,
-    swatch,
-)
-from bipline.comparison.spread import STARRED, Repeated, named, ranked, table_lines
+from bipline.comparison.pictures import Curve, Point, bars_picture, curves_picture, swatch
+from bipline.comparison.spread import STARRED, named, repeated, table_lines
 from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import IDEAS
 from bipline.delivery.contents import portable
 from bipline.delivery.page import Part, details, figure, flat, joined, render_page, table
-from bipline.values.comparison import Comparison
+from bipline.values.comparison import Comparison, Row
 from bipline.values.figures import KINDS, title_of
 
 Content = tuple[str, Markup]
+Bar = tuple[str, float]
+TITLE = "Comparison of methods on"
 
 
 def render_comparison(comparison: Comparison) -> str:
     """The whole page."""
     measured = sum(row.measured is not None for row in comparison.rows)
     refused = len(comparison.rows) - measured
-    title = f"Comparison of methods on {', '.join(comparison.models)}"
+    title = f"{TITLE} {', '.join(comparison.models)}"
     subtitle = (
         f"{measured:,} pruned models were measured under one protocol"
         f"{f', {refused:,} combinations were refused' if refused else ''}. Perplexity on "
@@ -78,9 +74,24 @@ def curves_part(comparison: Comparison) -> Content:
 def cost_part(comparison: Comparison) -> Content:
     """Seconds and memory of each method, side by side."""
     pairs = [
-        _cost_pair(model, costs)
+        joined(
+            [
+                figure(
+                    f"{model}.",
+                    "Seconds to score, allocate, compensate and prune, mean over rows.",
+                    bars_picture(seconds, f"seconds by method, {model}", "s"),
+                ),
+                figure(
+                    f"{model}.",
+                    "Highest private memory of the process, evaluation included.",
+                    bars_picture(memory, f"memory by method, {model}", "MB"),
+                ),
+            ],
+            "pair",
+        )
         for model in comparison.models
-        if (costs := _costs(comparison, model))
+        for seconds, memory in [_costs(comparison, model)]
+        if seconds
     ]
     shared = {
         f"{row.combination.criterion.label} from {row.cost.sums_from}"
@@ -150,59 +161,38 @@ PARTS: tuple[Part[Comparison], ...] = (
 
 
 def _curves(comparison: Comparison, model: str, text: str) -> list[Curve]:
-    """Curves in the order of the grid, so that a method looks the same in every picture."""
-    found: dict[str, list[Point]] = {}
-    for each in ranked(comparison, model):
-        spread = each.over(f"perplexity_increase.{text}")
-        left = each.over("parameters")
-        if spread is None or left is None:
-            continue
-        name = _method(comparison, each)
-        title = f"{name}, ratio {each.combination.ratio:g}: {spread.mean:+.4g}"
-        found.setdefault(name, []).append(Point(left.mean, spread, title))
-    return [
-        Curve(name, number, tuple(sorted(found[name], key=lambda point: point.parameters)))
-        for number, name in enumerate(_methods(comparison))
-        if name in found
-    ]
+    """A method has the same number, so it looks the same, in every picture."""
+    curves = []
+    for number, (name, rows) in enumerate(_by_method(comparison).items()):
+        points = [
+            Point(
+                left.mean, spread, f"{name}, ratio {each.combination.ratio:g}: {spread.mean:+.4g}"
+            )
+            for each in repeated(row for row in rows if row.combination.model == model)
+            if (spread := each.over(f"perplexity_increase.{text}"))
+            and (left := each.over("parameters"))
+        ]
+        if points:
+            points.sort(key=lambda point: point.parameters)
+            curves.append(Curve(name, number, tuple(points)))
+    return curves
 
 
-def _cost_pair(model: str, costs: dict[str, tuple[float, float]]) -> Markup:
-    seconds = [(name, spent) for name, (spent, _) in costs.items()]
-    memory = [(name, peak / 1e6) for name, (_, peak) in costs.items()]
-    spent = figure(
-        f"{model}.",
-        "Seconds to score, allocate, compensate and prune, mean over rows.",
-        bars_picture(seconds, f"seconds by method, {model}", "s"),
-    )
-    peaks = figure(
-        f"{model}.",
-        "Highest private memory of the process, evaluation included.",
-        bars_picture(memory, f"memory by method, {model}", "MB"),
-    )
-    return joined([spent, peaks], "pair")
+def _costs(comparison: Comparison, model: str) -> tuple[list[Bar], list[Bar]]:
+    """Seconds (mean) and memory in MB (highest) of every measured method of a model."""
+    seconds, memory = [], []
+    for name, rows in _by_method(comparison).items():
+        costs = [row.cost for row in rows if row.measured and row.combination.model == model]
+        if costs:
+            spent = [cost.total_seconds - cost.seconds.get("evaluate", 0.0) for cost in costs]
+            seconds.append((name, fmean(spent)))
+            memory.append((name, max(cost.peak_anonymous_bytes for cost in costs) / 1e6))
+    return seconds, memory
 
 
-def _costs(comparison: Comparison, model: str) -> dict[str, tuple[float, float]]:
-    """Seconds (mean) and memory in bytes (highest) of every measured method of a model."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for each in ranked(comparison, model):
-        for row in each.rows:
-            if row.measured:
-                spent = row.cost.total_seconds - row.cost.seconds.get("evaluate", 0.0)
-                costs = found.setdefault(_method(comparison, each), [])
-                costs.append((spent, row.cost.peak_anonymous_bytes))
-    return {
-        name: (fmean(spent for spent, _ in found[name]), max(peak for _, peak in found[name]))
-        for name in _methods(comparison)
-        if name in found
-    }
-
-
-def _methods(comparison: Comparison) -> list[str]:
-    """The methods, each once, in the order of the grid."""
-    return list(dict.fromkeys(_method(comparison, Repeated((row,))) for row in comparison.rows))
-
-
-def _method(comparison: Comparison, each: Repeated) -> str:
-    return named(comparison, each, each.combination.method)
+def _by_method(comparison: Comparison) -> dict[str, list[Row]]:
+    """The rows of each method, in the order of the grid."""
+    found: dict[str, list[Row]] = {}
+    for row in comparison.rows:
+        found.setdefault(named(comparison, row.combination, row.combination.method), []).append(row)
+    return found

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import silently
-from bipline.comparison.grid import line_of, refusal_of, runs_windows
+from bipline.comparison.grid import line_of, refusal_of
 from bipline.compression.allocation import allocation_module
 from bipline.compression.corrections import KIND as CORRECTIONS
+from bipline.compression.criteria import load_criterion, needs_of, options_of
 from bipline.settings.protocol import Protocol
 from bipline.stages.allocate import STAGE as ALLOCATE
 from bipline.stages.allocate import allocate
@@ -26,10 +25,12 @@ from bipline.stages.compensate import STAGE as COMPENSATE
 from bipline.stages.compensate import compensate
 from bipline.stages.evaluate import STAGE as EVALUATE
 from bipline.stages.evaluate import evaluate
+from bipline.stages.line import runs_windows
 from bipline.stages.prune import STAGE as PRUNE
 from bipline.stages.prune import prune
 from bipline.stages.score import score
 from bipline.stages.stage import Context, Stage, StageReport
+from bipline.storage.digests import digest_json
 from bipline.storage.directory import copy_directory
 from bipline.storage.layered import LayeredStore
 from bipline.storage.local_store import LocalStore
@@ -41,18 +42,18 @@ from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 
 REFUSAL = "refusal"
+Family = tuple[Combination, ...]
 # The code of the stages that a row goes through, and of what is told of it.
 CORES = ("bipline.compression.allocate", *COMPENSATE.modules, *PRUNE.modules, *EVALUATE.modules)
 STAGE = Stage("row", "outcome", (*CORES, "bipline.values.comparison", *ALLOCATE.modules))
 
 
-class RowInputs(BaseModel):
+@dataclass(frozen=True)
+class RowInputs:
     """All that a row follows from: ``given`` holds the model and the evaluation texts.
 
     ``dense`` is the record that changes are against.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     given: Resolution
     calibration: Handle
@@ -66,33 +67,60 @@ class RowInputs(BaseModel):
         inputs = {
             "model": self.given.model.identity,
             "scores": str(self.statistics.info.get("scores")),
-            "windows": self.calibration.digest if runs_windows(self.combination) else "",
+            "windows": self.calibration.digest if runs_windows(line_of(self.combination)) else "",
             "dense": self.dense.tensor_digest,
+            "dense figures": digest_json({n: t.value for n, t in self.dense.perplexity.items()}),
             **{f"text {name}": text.sha256 for name, text in self.given.texts.items()},
         }
         protocol = self.protocol.model_dump(mode="json")
-        settings = {**self.combination.settings(), "protocol": protocol}
+        # All that decides the outcome besides the content of model and texts.
+        called = {"model", "calibration", "alias"}
+        settings = {
+            **self.combination.model_dump(mode="json", exclude=called),
+            "protocol": protocol,
+        }
         modules = (*CORES, allocation_module(self.combination.allocation.name))
         return STAGE.key(inputs, settings, context.computing, modules)
 
 
-def score_row(
-    context: Context,
-    given: Resolution,
-    calibration: Handle,
-    combination: Combination,
-    others: Iterable[Handle] = (),
-) -> Handle:
-    """The statistics of a combination's criterion; where there are none, a handle that says why.
+def families(rows: Iterable[Combination]) -> list[Family]:
+    """A row of each criterion: those that may share a pass together, the broadest first.
 
-    ``others`` are statistics on the same windows, whose sums serve where they can.
+    Rows share where they have model, calibration and seed in common; each search is a family of
+    its own.
     """
-    lenders = [other for other in others if other.kind != REFUSAL]
-    try:
-        return score(context, given.model, calibration, line_of(combination).score, lenders)
-    except InvalidInput as refusal:
-        reason = _reason(refusal, context.store.location)
-        return Handle(kind=REFUSAL, location="", digest=REFUSAL, info={"reason": reason})
+    by_criterion = {row.scoring: row for row in rows}
+    found: dict[tuple[str, int, str], list[Combination]] = {}
+    for row in sorted(by_criterion.values(), key=lambda one: -_breadth(one)):
+        needs = needs_of(row.criterion.name)
+        shared = row.calibration, row.seed, needs.family or row.criterion.label
+        found.setdefault(shared, []).append(row)
+    return [tuple(family) for family in found.values()]
+
+
+def score_rows(
+    context: Context, given: Resolution, calibration: Handle, family: Family
+) -> list[Handle]:
+    """A handle for each of a family: its statistics, or why there are none.
+
+    A member whose needs the sums of another meet runs no pass of its own.
+    """
+    found: list[Handle] = []
+    for member in family:
+        lenders = [other for other in found if other.kind != REFUSAL]
+        try:
+            scored = score(context, given.model, calibration, line_of(member).score, lenders)
+        except InvalidInput as refusal:
+            reason = _reason(refusal, context.store.location)
+            scored = Handle(kind=REFUSAL, location="", digest=REFUSAL, info={"reason": reason})
+        found.append(scored)
+    return found
+
+
+def is_measured(context: Context, row: RowInputs, keep: Path | None = None) -> bool:
+    """Whether a row's outcome lies in the Store, and its model where it is to be kept."""
+    kept = keep is None or keep.is_dir()
+    return kept and context.store.find(STAGE.name, row.key(context)) is not None
 
 
 def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> Outcome:
@@ -135,7 +163,11 @@ def _made(context: Context, row: RowInputs) -> tuple[PruningPlan, Handle | None,
     model, line = row.given.model, line_of(row.combination)
     plan = allocate(context, model, row.calibration, row.statistics, line.allocate)
     plan, corrections = compensate(context, model, row.calibration, plan, line.compensate)
-    return plan, corrections, prune(context, model, plan, corrections, line.prune)
+    return (
+        plan,
+        corrections,
+        prune(context, model, plan, corrections, line.prune, [context.store.open(row.calibration)]),
+    )
 
 
 def _keep(context: Context, row: RowInputs, final: Path) -> None:
@@ -156,3 +188,11 @@ def _reason(refusal: InvalidInput, *places: str) -> str:
         raise refusal
     own = [re.escape(each) for place in places for each in (str(Path(place).absolute()), place)]
     return re.sub(rf"(?:{'|'.join(own)})\S*: ", "", str(refusal))
+
+
+def _breadth(row: Combination) -> int:
+    """How many sums a criterion reads: the more, the more others may find in them."""
+    name = row.criterion.name
+    if not needs_of(name).sums:
+        return 0
+    return len(load_criterion(name).reads(options_of(name, row.seed, row.criterion.options)))

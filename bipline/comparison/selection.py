@@ -12,8 +12,6 @@ from bipline.comparison.spread import Repeated, repeated
 from bipline.settings.sweep import Selection
 from bipline.values.comparison import Best, Comparison
 
-__all__ = ["Selection", "best"]
-
 
 def best(comparison: Comparison, selection: Selection) -> Best | None:
     """The combination with the least mean, of those of which every seed meets every limit.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from bipline.values.combination import Combination
 from bipline.values.comparison import Comparison, Row
@@ -16,10 +16,8 @@ from bipline.values.figures import Figure, figures_of, kind_of, row_figures
 STARRED = "* scored from the sums of another criterion's pass, whose seconds count there"
 
 
-class Spread(BaseModel):
+class Spread(BaseModel, frozen=True, extra="forbid"):
     """Mean, least and most of a figure over seeds; the sample standard deviation from two on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: float
     least: float
@@ -29,13 +27,10 @@ class Spread(BaseModel):
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of at least one value."""
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        return cls(
-            mean=statistics.fmean(values),
-            least=min(values),
-            most=max(values),
-            deviation=deviation,
-        )
+        mean, deviation = statistics.fmean(values), None
+        if len(values) > 1:
+            deviation = statistics.stdev(values)
+        return cls(mean=mean, least=min(values), most=max(values), deviation=deviation)
 
     def text(self, show: Callable[[float], str]) -> str:
         """The mean; where seeds differ, with deviation and range."""
@@ -101,7 +96,8 @@ def repeated(rows: Iterable[Row]) -> list[Repeated]:
     """Rows that differ in the seed alone, together; in the order they first come."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.combination.but_seed, []).append(row)
+        alike = row.combination.model_copy(update={"seed": 0})
+        found.setdefault(alike.digest, []).append(row)
     return [Repeated(tuple(rows)) for rows in found.values()]
 
 
@@ -120,10 +116,9 @@ def ranked(comparison: Comparison, model: str) -> list[Repeated]:
     return sorted(found, key=place)
 
 
-def named(comparison: Comparison, each: Repeated, name: str) -> str:
+def named(comparison: Comparison, tried: Combination, name: str) -> str:
     """A method's name, with its calibration where there are several."""
-    several = len(comparison.calibrations) > 1
-    return f"{name}, on {each.combination.calibration}" if several else name
+    return f"{name}, on {tried.calibration}" if len(comparison.calibrations) > 1 else name
 
 
 def table_lines(
@@ -139,7 +134,7 @@ def table_lines(
     lines = [["dense", "", "", *(dense[name].text if name in dense else "" for name in names)]]
     lines += [
         [
-            named(comparison, each, each.combination.selection),
+            named(comparison, each.combination, each.combination.selection),
             each.compensation,
             f"{each.combination.ratio:g}",
             *(each.text(name, name.partition(".")[0] in ranged) for name in names),

@@ -3,17 +3,15 @@
 Documents are de-duplicated, shuffled by the seed and tokenised one by one, each opened by the
 tokenizer's BOS where it has one, so that a window that crosses a boundary shows it. The stream
 is cut into windows, and ``samples`` of them are drawn by the seed without replacement. Nothing
-else decides the draw. Text that overlaps the evaluation texts is refused (:func:`check_overlap`):
-shared 13-grams of words are how one finds out (the check of Brown et al. 2020, arXiv 2005.14165,
-appendix C).
+else decides the draw. By which text it was, a model that is fitted on them is known again.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +20,25 @@ from safetensors.torch import load_file, save_file
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note, track
+from bipline.model.token_ids import token_ids
 from bipline.model.tokenizer import tokenizer_of
 from bipline.storage.digests import digest_bytes
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.documents import read_documents
 from bipline.storage.folder import Folder
+from bipline.storage.strict_json import read_json
+from bipline.values.fitted_text import FITTED_NAME, FittedText
 
 KIND = "calibration-set"
-NGRAM_WORDS = 13
-# A quotation or a licence text may be shared by accident; one window in a hundred may not.
-MAXIMUM_OVERLAP = 0.01
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Token ids ``[samples, seqlen]`` (int64) and how they came about."""
+    """Token ids ``[samples, seqlen]`` (int64), how they came about, and of which text."""
 
     token_ids: torch.Tensor
     description: dict[str, Any]
+    fitted: FittedText = field(default_factory=FittedText)
 
     @property
     def digest(self) -> str:
@@ -53,56 +52,26 @@ def calibrate(
     samples: int,
     seqlen: int,
     seed: int,
+    max_memory: int | None = None,
 ) -> CalibrationSet:
     """Draw ``samples`` windows of ``seqlen`` tokens from a mix of texts.
 
     ``texts`` are files with their weight in the mix (shares of the windows, any positive scale).
     Names decide nothing; windows come in the order of the texts.
-    Raises InvalidInput for empty or too short text, and for weights or sizes that make no sense.
+    Raises InvalidInput for empty or too short text, for one that takes more than ``max_memory``,
+    and for weights or sizes that make no sense.
     """
     _check_sizes(texts, samples, seqlen)
     tokenizer = tokenizer_of(tokenizer_folder)
-    parts, drawn = [], []
+    parts, drawn, fitted = [], [], []
     for (path, _), share in zip(texts, _shares(texts, samples), strict=True):
         documents = _distinct(read_documents(path))
-        stream = _token_stream(tokenizer, _shuffled(documents, seed))
+        fitted.append(FittedText.of(documents))
+        stream = _token_stream(tokenizer, _shuffled(documents, seed), max_memory)
         parts.append(_draw(stream, share, seqlen, seed, path))
         drawn.append({"documents": len(documents), "windows": share})
     description = {"samples": samples, "seqlen": seqlen, "seed": seed, "texts": drawn}
-    return CalibrationSet(torch.cat(parts), description)
-
-
-def check_overlap(texts: Iterable[Path], evaluation: Iterable[Path]) -> dict[Path, float]:
-    """Each text's share of distinct 13-grams of words that the evaluation texts hold too.
-
-    Raises InvalidInput for a text that is also evaluation text, by more than MAXIMUM_OVERLAP.
-    """
-    known = ngrams_of(document for path in evaluation for document in read_documents(path))
-    found = {}
-    for path in texts:
-        own = ngrams_of(read_documents(path)) if known else set()
-        found[path] = overlap = overlap_of(own, known)
-        if overlap > MAXIMUM_OVERLAP:
-            raise InvalidInput(
-                f"{path}: {overlap:.1%} of its 13-grams stand in the evaluation text; "
-                "calibrate on other text"
-            )
-    return found
-
-
-def ngrams_of(documents: Iterable[str]) -> set[int]:
-    """The distinct 13-grams of words of some documents, each as its hash."""
-    grams = set()
-    for document in documents:
-        words = document.lower().split()
-        for start in range(len(words) - NGRAM_WORDS + 1):
-            grams.add(hash(tuple(words[start : start + NGRAM_WORDS])))
-    return grams
-
-
-def overlap_of(own: set[int], known: set[int]) -> float:
-    """The share of a text's n-grams that are known; 0 for a text that has none."""
-    return len(own & known) / len(own) if own else 0.0
+    return CalibrationSet(torch.cat(parts), description, FittedText.joined(fitted))
 
 
 def save_calibration(calibration: CalibrationSet, writer: DirectoryWriter) -> None:
@@ -110,6 +79,7 @@ def save_calibration(calibration: CalibrationSet, writer: DirectoryWriter) -> No
     save_file({"token_ids": calibration.token_ids}, writer.path / "token_ids.safetensors")
     text = json.dumps(calibration.description, indent=1, sort_keys=True)
     write_text(writer.path / "calibration.json", text + "\n")
+    write_text(writer.path / FITTED_NAME, calibration.fitted.to_json())
     windows, seqlen = calibration.token_ids.shape
     writer.info = {"samples": windows, "seqlen": seqlen, "token_digest": calibration.digest}
 
@@ -117,7 +87,7 @@ def save_calibration(calibration: CalibrationSet, writer: DirectoryWriter) -> No
 def load_calibration(directory: Path) -> CalibrationSet:
     """Read what :func:`save_calibration` wrote."""
     token_ids = load_file(directory / "token_ids.safetensors")["token_ids"]
-    description = json.loads((directory / "calibration.json").read_text(encoding="utf-8"))
+    description = read_json(directory / "calibration.json", "description of a calibration set")
     return CalibrationSet(token_ids, description)
 
 
@@ -156,11 +126,10 @@ def _shuffled(documents: list[str], seed: int) -> list[str]:
     return order
 
 
-def _token_stream(tokenizer: Any, documents: list[str]) -> torch.Tensor:
-    ids: list[int] = []
-    for document in track(documents, "tokenise"):
-        ids += tokenizer(document, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)
+def _token_stream(tokenizer: Any, documents: list[str], max_memory: int | None) -> torch.Tensor:
+    found = token_ids(tokenizer, documents, special_tokens=True, max_memory=max_memory)
+    ids = track(found, "tokenise", len(documents))
+    return torch.cat([torch.tensor(each, dtype=torch.int64) for each in ids])
 
 
 def _draw(stream: torch.Tensor, count: int, seqlen: int, seed: int, path: Path) -> torch.Tensor:

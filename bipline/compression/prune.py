@@ -10,12 +10,13 @@ it was realised with, it gives the same bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
+from math import isclose, prod
 from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import ticking
+from bipline.compression.allocation.widths import Widths
 from bipline.compression.corrections import PLAN_NAME, Corrections, hold_to_plan
 from bipline.compression.slicing import Slicer
 from bipline.model.checkpoint import Checkpoint
@@ -23,7 +24,7 @@ from bipline.model.families import exported_config, with_output_biases
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.per_layer.shipping import refuse_tokenizer_code, shipped_files
 from bipline.model.shapes import BlockWidths, shape_of
-from bipline.model.tokenizer import TOKENIZER_FILES
+from bipline.model.side_files import is_side_file
 from bipline.model.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_json, write_weights
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter, atomic_directory, is_finished, write_text
@@ -33,7 +34,6 @@ from bipline.values.plan import PruningPlan
 
 KIND = "model"
 JOURNAL_NAME = "shards.json"
-COPIED_FILES = ("generation_config.json", "LICENSE", "LICENSE.txt", *TOKENIZER_FILES)
 
 
 def prune(
@@ -143,6 +143,20 @@ def _check_uniform(plan: PruningPlan) -> None:
         )
 
 
+def check_budget(checkpoint: Checkpoint, plan: PruningPlan) -> None:
+    """Raise InvalidInput unless a plan that was read reaches what it says, counted anew."""
+    shape = checkpoint.shape
+    removed = sum(Widths(*block.widths).removed_weights(shape) for block in plan.blocks)
+    counted = {
+        "reached_blocks": removed / (shape.block_weights * len(plan.blocks)),
+        "reached_total": removed / checkpoint.parameters,
+    }
+    for name, value in counted.items():
+        told = getattr(plan.budget, name)
+        if not isclose(told, value, abs_tol=1e-9):
+            raise InvalidInput(f"the plan's {name} is {told:g}, its blocks reach {value!r}")
+
+
 def check_identity(checkpoint: Checkpoint, plan: PruningPlan) -> None:
     """Raise InvalidInput unless the plan is for this model: by the digests of what was read.
 
@@ -156,11 +170,10 @@ def check_identity(checkpoint: Checkpoint, plan: PruningPlan) -> None:
 
 
 def copy_side_files(source: Folder, target: Path) -> None:
-    """Copy tokenizer, generation settings and licence byte for byte; a template is never run."""
-    present = set(source.names())
-    for name in COPIED_FILES:
-        if name in present:
-            (target / name).write_bytes(source.read(name))
+    """Copy tokenizer, generation settings and licences byte for byte; a template is never run."""
+    for name in filter(is_side_file, source.names()):
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(source.read(name))
 
 
 def write_shipped_files(config: Mapping[str, Any], target: Path) -> None:

@@ -22,6 +22,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.hidden_states import HiddenStates
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import write_text
+from bipline.storage.strict_json import read_json
 
 BlockOutcome = tuple[Sums, BlockScores | None]
 
@@ -90,7 +91,7 @@ class ScoreProgress:
         """Records from the first block on, as far as they and their sums are whole."""
         records: list[dict[str, Any]] = []
         while (path := self._record(len(records))).is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path, "record of a scored block", f"delete {self.folder}")
             sums = self._sums(len(records))
             if not sums.is_file() or digest_file(sums) != record["sums"]:
                 break

@@ -15,16 +15,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from bipline.base.errors import InvalidInput
 from bipline.compression.criteria.interface import BlockScores, Sums, Unit
 from bipline.model.checkpoint import Checkpoint
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.manifest import verify_directory
+from bipline.storage.strict_json import read_json
 
 KIND = "statistics"
 PARTIAL_KIND = "partial-statistics"
 SCORES_NAME = "scores.safetensors"
 SCHEMA_VERSION = 3
+# Criteria whose scores are norms, and sums of norms.
+NORMS = ("magnitude", "wanda-sp", "llm-bip", "llm-bip-glu", "llm-bip-exact", "llm-bip-adjoint")
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def save_sums(
 def load_statistics(directory: Path) -> tuple[Statistics, Scores]:
     """Read what :func:`save_statistics` wrote, after checking every byte against its manifest."""
     statistics, about = load_sums(directory)
-    scores = by_block(load_file(directory / SCORES_NAME), about["blocks"])
+    scores = by_block(_tensors(directory / SCORES_NAME, about.get("criterion")), about["blocks"])
     return statistics, Scores(
         about["tensor_digest"],
         about["criterion"],
@@ -113,15 +117,34 @@ def load_statistics(directory: Path) -> tuple[Statistics, Scores]:
 def load_sums(directory: Path) -> tuple[Statistics, dict[str, Any]]:
     """Sums and what the JSON beside them says, after checking every byte of the directory."""
     verify_directory(directory)
-    about: dict[str, Any] = json.loads((directory / "statistics.json").read_text(encoding="utf-8"))
+    about = read_json(directory / "statistics.json", "description of statistics")
     statistics = Statistics(
         about["tensor_digest"],
         about["calibration_digest"],
         about["dtype"],
-        tuple(by_block(load_file(directory / "sums.safetensors"), about["blocks"])),
+        tuple(by_block(_tensors(directory / "sums.safetensors"), about["blocks"])),
         about.get("tensors", {}),
     )
     return statistics, about
+
+
+def _tensors(path: Path, criterion: str | None = None) -> dict[str, torch.Tensor]:
+    """Sums, or scores of a criterion.
+
+    Raises InvalidInput for NaN and infinities, of which no order is made, and for negative ones
+    where all are norms or sums of them: others may say that a model is better without a part.
+    """
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        signed = criterion not in NORMS and not name.endswith("_squares")
+        if not bool(tensor.isfinite().all()):
+            odd = "NaN or infinity"
+        elif not signed and bool((tensor < 0).any()):
+            odd = "a negative value"
+        else:
+            continue
+        raise InvalidInput(f"{path}: {name} holds {odd}; delete {path.parent} and score again")
+    return tensors
 
 
 def flattened(blocks: tuple[Sums, ...] | list[Sums]) -> dict[str, torch.Tensor]:

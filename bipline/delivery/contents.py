@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bipline.base.addresses import without_secrets
 from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.statistics import Scores, Statistics, load_statistics
 from bipline.model.opening import open_checkpoint
@@ -110,7 +111,7 @@ def portable(value: Any) -> Any:
         return portable(str(value))
     if isinstance(value, str) and value.startswith(("/", "~", "file:")):
         return value.rstrip("/").rsplit("/", 1)[-1]
-    return value
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def portable_resolution(resolution: Resolution) -> Resolution:

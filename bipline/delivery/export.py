@@ -7,9 +7,9 @@ inputs give the same bytes. Every format is loaded again and compared before it 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from bipline.delivery.report import render_report
 from bipline.delivery.verification import verify_hf
 from bipline.model.opening import PICKLED, open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
-from bipline.storage.digests import CHUNK_BYTES
-from bipline.storage.directory import DirectoryWriter, write_text
-from bipline.storage.manifest import FileEntry, Manifest, read_manifest, relative_files
+from bipline.storage.directory import DirectoryWriter, copy_listed, write_text
+from bipline.storage.manifest import Manifest, compare_names, read_manifest, relative_files
 
 __all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
 
@@ -55,30 +54,15 @@ def write_package(contents: PackageContents, writer: DirectoryWriter) -> None:
 def _write_hf(contents: PackageContents, manifest: Manifest, writer: DirectoryWriter) -> None:
     """The model's own files, byte for byte, without its manifest: the package's lists them."""
     present = relative_files(contents.model)
-    if odd := sorted(set(present) ^ set(manifest.files)):
-        raise Refused(f"{contents.model}: {odd[0]} is there or in the manifest, not in both")
+    compare_names(str(contents.model), present, manifest)
     for name in track(present, "copy hf"):
-        _copy(contents.model / name, name, manifest.files[name], writer)
+        copy_listed(contents.model / name, writer, f"hf/{name}", manifest.files[name])
     verify_hf(writer.path / "hf", contents.model, contents.dense)
 
 
 FORMATS: dict[str, Callable[[PackageContents, Manifest, DirectoryWriter], None]] = {
     "hf": _write_hf,
 }
-
-
-def _copy(source: Path, name: str, listed: FileEntry, writer: DirectoryWriter) -> None:
-    """Copy a file and hash it on the way, so that what is packaged is what was listed."""
-    target = writer.path / "hf" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = hashlib.sha256()
-    with source.open("rb") as read, target.open("wb") as write:
-        while chunk := read.read(CHUNK_BYTES):
-            sha256.update(chunk)
-            write.write(chunk)
-    if sha256.hexdigest() != listed.sha256:
-        raise Refused(f"{source}: does not match its sha256 in the model's manifest")
-    writer.add_hashed(f"hf/{name}", target.stat().st_size, listed.sha256)
 
 
 def _refuse_unfit(model: Path) -> None:
@@ -89,12 +73,13 @@ def _refuse_unfit(model: Path) -> None:
     for name in ADAPTER_FILES:
         if (model / name).exists():
             raise Refused(f"{model}: {name} makes it an adapter of another model; merge it first")
-    own = code_files(read_config(model))
+    own, present = code_files(read_config(model)), relative_files(model)
     for pattern in (*PICKLED, "*.py"):
-        for path in sorted(model.rglob(pattern)):
-            if own.get(path.relative_to(model).as_posix()) == path.read_bytes():
-                continue
-            raise Refused(f"{path}: can run code where it is loaded and is never packaged")
+        for name in matching(present, pattern):
+            if own.get(name) != (model / name).read_bytes():
+                raise Refused(
+                    f"{model / name}: can run code where it is loaded and is never packaged"
+                )
 
 
 def _write_documents(contents: PackageContents, writer: DirectoryWriter) -> None:

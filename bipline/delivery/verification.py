@@ -16,6 +16,7 @@ import torch
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import note
+from bipline.delivery.beside_weights import check_generation, compare_templates
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
@@ -24,6 +25,7 @@ from bipline.model.opening import open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
 from bipline.model.shapes import ModelShape
 from bipline.model.tokenizer import load_tokenizer
+from bipline.storage.folder import open_folder
 from bipline.storage.manifest import Manifest, read_manifest
 
 # Relative to the largest logit: float32 rounding of the same products in another order.
@@ -58,6 +60,7 @@ def verify_hf(package_hf: Path, source: Path, dense: Path) -> None:
     window = _window(_compared_token_ids(package_hf, dense), checkpoint)
     _compare_logits(model, checkpoint, window)
     _compare_greedy(model, window)
+    _check_settings(package_hf)
     note("hf: reloaded by transformers; sizes, tensors, logits, token ids and decoding agree")
 
 
@@ -70,6 +73,13 @@ def _check_code(package_hf: Path) -> None:
     for name in own:
         if not (package_hf / name).is_file():
             raise Refused(f"hf: {name} is missing, without which nobody can load the package")
+
+
+def _check_settings(package_hf: Path) -> None:
+    try:
+        check_generation(open_folder(package_hf))
+    except InvalidInput as error:
+        raise Refused(f"hf: {error}") from error
 
 
 def _loaded(package_hf: Path) -> Any:
@@ -123,6 +133,7 @@ def _compared_token_ids(package_hf: Path, dense: Path) -> list[int]:
         packaged = load_tokenizer(package_hf)
     except InvalidInput as error:
         raise Refused(f"hf: {error}") from error
+    compare_templates(source, packaged)
     # A page cannot hold every token, so the vocabularies are compared as well.
     if packaged.get_vocab() != source.get_vocab():
         raise Refused("hf: the package's tokenizer has another vocabulary than the dense model's")
@@ -181,16 +192,20 @@ def _compare_greedy(model: Any, window: torch.Tensor) -> None:
 
 
 def _decode(model: Any, prompt: torch.Tensor, use_cache: bool) -> list[int]:
-    tokens = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
+    """Greedily, by these settings alone: without an end of text every run is equally long."""
+    from transformers import GenerationConfig
+
+    settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
         use_cache=use_cache,
-        min_new_tokens=DECODED_TOKENS,
         max_new_tokens=DECODED_TOKENS,
         pad_token_id=0,
     )
+    # What a call leaves open is filled from here, be it of the file or of the model's class.
+    model.generation_config = GenerationConfig()
+    mask = torch.ones_like(prompt)
+    tokens = model.generate(prompt, attention_mask=mask, generation_config=settings)
     return [int(token) for token in tokens[0]]
 
 

@@ -7,17 +7,21 @@ Heavy libraries are imported when a function is called.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bipline.base.errors import InvalidInput
+from bipline.base.extras import check as check_extra
+from bipline.face import named_places
+from bipline.face.output import write_json
 from bipline.settings.base import MethodOptions, key_values
 from bipline.settings.compress import CompressSettings
 from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import ComputeSettings, LineSettings, sectioned
-from bipline.settings.loading import load, validated
+from bipline.settings.loading import KINDS, load, validated
 from bipline.settings.protocol import Protocol
-from bipline.settings.sweep import ComparisonSettings, SweepSettings
+from bipline.settings.sweep import ComparisonSettings, GridSettings, SweepSettings
 
 if TYPE_CHECKING:
     from bipline.storage.manifest import Manifest
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 Place = str | Path
 Sources = Place | Sequence[Place] | Mapping[str, float]
 STATE = ".bipline"
+NUMBERS = {"ratios": (float, "numbers"), "seeds": (int, "whole numbers")}
 COMPARED = ("auto", "llm-bip-glu", "wanda-sp", "magnitude", "random")
 
 
@@ -40,6 +45,7 @@ def prune(
     work: Place | None = None,
     store: str | None = None,
     plan_out: Place | None = None,
+    json_file: Place | None = None,
     floor: bool = False,
     state: Place = STATE,
     **settings: Any,
@@ -58,24 +64,34 @@ def prune(
         floor,
         Path(state) / "downloads",
     )  # fmt: skip
-    return prune_to(line_settings(model, calibration, settings), places)
+    chosen = line_settings(model, calibration, settings)
+    named_places.check_prune(
+        chosen, out=out, work=work, store=store, plan_out=plan_out, json_file=json_file, state=state
+    )
+    result = prune_to(chosen, places)
+    if result is not None:
+        write_json(json_file, "prune", result.model_dump(mode="json"))
+    return result
 
 
 def evaluate(
     model: Place,
     *,
     texts: Mapping[str, Place] | None = None,
-    tasks: Sequence[str] = (),
+    tasks: str | Sequence[str] = (),
     task_data: Place | None = None,
     baseline: Place | None = None,
     device: str | None = None,
     max_memory: int | str | None = None,
+    allow_fitted: bool = False,
+    json_file: Place | None = None,
     state: Place = STATE,
     **protocol: Any,
 ) -> dict[str, EvaluationRecord]:
     """Perplexity, zero-shot accuracy and speed: records of ``model``, and ``baseline`` if given.
 
-    ``protocol`` are the fields of :class:`bipline.settings.protocol.Protocol`.
+    A text that a model was fitted on is refused, or with ``allow_fitted`` told. ``protocol`` are
+    the fields of :class:`bipline.settings.protocol.Protocol`.
     """
     from bipline.stages.evaluate import evaluate_models
 
@@ -83,14 +99,18 @@ def evaluate(
         raise InvalidInput("--tasks needs --task-data, the folder that holds NAME.jsonl")
     compute = {"device": device, "max_memory": max_memory}
     models = {"model": str(model), **({"baseline": str(baseline)} if baseline else {})}
-    return evaluate_models(
-        models,
-        {name: str(text) for name, text in (texts or {}).items()},
-        {name: Path(task_data or ".") / f"{name}.jsonl" for name in tasks},
-        validated(Protocol, _given(protocol)),
-        validated(ComputeSettings, _given(compute)),
-        Path(state) / "downloads",
-    )
+    named_texts = {name: str(text) for name, text in (texts or {}).items()}
+    rows = {name: Path(task_data or ".") / f"{name}.jsonl" for name in parts_of(tasks)}
+    inputs = {f"--text {name}": text for name, text in named_texts.items()}
+    inputs |= {f"--tasks {name}": str(path) for name, path in rows.items()}
+    named_places.check_evaluate([model, baseline], inputs, json_file=json_file, state=state)
+    records = evaluate_models(
+        models, named_texts, rows, validated(Protocol, _given(protocol)),
+        validated(ComputeSettings, _given(compute)), Path(state) / "downloads", allow_fitted,
+    )  # fmt: skip
+    values = {name: record.to_json_value() for name, record in records.items()}
+    write_json(json_file, "evaluate", {**values.pop("model"), **values})
+    return records
 
 
 def compare(
@@ -101,17 +121,20 @@ def compare(
     texts: Mapping[str, Place] | None = None,
     jobs: int = 1,
     keep: bool = False,
+    json_file: Place | None = None,
+    csv_file: Place | None = None,
+    html_file: Place | None = None,
     state: Place = STATE,
     **settings: Any,
 ) -> Comparison:
     """Measure many ways to prune side by side; results lie in ``out``, which a rerun goes on from.
 
     ``settings`` are the fields of :class:`bipline.settings.sweep.GridSettings` (criteria, methods,
-    ratios, seeds, ...), of the common ones of an allocation, of calibrate and compute, and
-    ``evaluation_seqlen`` and ``bos``.
+    ratios, seeds, ..., each a sequence or a text with commas), of the common ones of an
+    allocation, of calibrate and compute, and ``evaluation_seqlen`` and ``bos``.
     """
     from bipline.comparison.engine import compare as compare_all
-    from bipline.comparison.files import write_results
+    from bipline.comparison.files import results_in, write_results
     from bipline.comparison.inputs import named, resolve_inputs
 
     chosen = comparison_settings(settings)
@@ -121,38 +144,72 @@ def compare(
         raise InvalidInput("no calibration text: give --calibration FILE or hf:NAME")
     calibrations = named("--calibration", [str(each) for each in calibration])
     evaluation = {name: str(text) for name, text in (texts or {}).items()}
+    copies = {"json": json_file, "csv": csv_file, "html": html_file}
+    read = [*calibration, *evaluation.values()]
+    named_places.check_compare(sources, read, out=out, files=copies, state=state)
     downloads = Path(state) / "downloads"
     inputs = resolve_inputs(named_models, calibrations, evaluation, downloads)
     comparison = compare_all(chosen, inputs, Path(out), jobs, keep)
-    write_results(comparison, Path(out))
+    write_results(comparison, results_in(Path(out)))
+    write_results(comparison, {suffix: Path(file) for suffix, file in copies.items() if file})
     return comparison
 
 
 def compress(
-    config: Place | CompressSettings, overrides: Sequence[str] = (), *, state: Place | None = None
+    config: Place | CompressSettings,
+    overrides: Sequence[str] = (),
+    *,
+    json_file: Place | None = None,
+    state: Place | None = None,
 ) -> RunSummary:
     """Run the compress pipeline from a configuration: a file or settings, with overrides."""
-    from bipline.face.pipelines import runner
-    from bipline.stages.line import check
-
-    settings = _loaded(CompressSettings, config, overrides, state)
-    pipelines = runner("compress")
-    check(settings)  # before ZenML is imported, and anything started
-    summary: RunSummary = pipelines.run_compress(settings)
+    summary: RunSummary = _run("compress", config, overrides, json_file, state)
     return summary
 
 
 def sweep(
-    config: Place | SweepSettings, overrides: Sequence[str] = (), *, state: Place | None = None
+    config: Place | SweepSettings,
+    overrides: Sequence[str] = (),
+    *,
+    json_file: Place | None = None,
+    state: Place | None = None,
 ) -> SweepSummary:
     """Run the sweep pipeline: score once per criterion, measure every row, pick the best."""
-    from bipline.comparison.plan import check_sweep
-    from bipline.face.pipelines import runner
+    summary: SweepSummary = _run("sweep", config, overrides, json_file, state)
+    return summary
 
-    settings = _loaded(SweepSettings, config, overrides, state)
-    pipelines = runner("sweep")
-    check_sweep(settings)
-    summary: SweepSummary = pipelines.run_sweep(settings)
+
+def checked(
+    settings: Any, thorough: bool = False, json_file: Place | None = None
+) -> list[tuple[str, str]]:
+    """What a pipeline would do, a line per stage. Raises what can be seen to fail before work."""
+    is_sweep = isinstance(settings, SweepSettings)
+    named_places.check_pipeline(settings, "sweep" if is_sweep else "compress", json_file)
+    if is_sweep:
+        from bipline.comparison.plan import check_sweep
+
+        return check_sweep(settings)
+    from bipline.stages.line import check
+
+    return check(settings, thorough)
+
+
+def _run(
+    pipeline: str,
+    config: Any,
+    overrides: Sequence[str],
+    json_file: Place | None,
+    state: Place | None,
+) -> Any:
+    """What the runner of a pipeline, which lies beside this package, answers."""
+    kind = KINDS[pipeline]
+    settings = config if isinstance(config, kind) else load(kind, Path(config), tuple(overrides))
+    if state is not None:
+        settings = settings.model_copy(update={"state": str(state)})
+    check_extra("pipeline", pipeline)
+    checked(settings, json_file=json_file)  # before ZenML is imported, and anything started
+    summary = getattr(import_module("pipelines.run"), f"run_{pipeline}")(settings)
+    write_json(json_file, pipeline, summary.model_dump(mode="json"))
     return summary
 
 
@@ -201,7 +258,11 @@ def line_settings(
 def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
     """The settings of ``compare`` from keywords. Raises InvalidInput, naming the keyword."""
     rest = _given(given)
-    grid = {name: rest.pop(name) for name in (*GRID,) if name in rest}
+    grid = {
+        name: parts_of(rest.pop(name), *NUMBERS.get(name, ()))
+        for name in GridSettings.model_fields
+        if name in rest
+    }
     if not grid.get("criteria") and not grid.get("methods"):
         grid["criteria"] = COMPARED if grid.get("criteria") is None else ()
     protocol = {"seqlen": rest.pop("evaluation_seqlen", None), "bos": rest.pop("bos", None)}
@@ -212,7 +273,19 @@ def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
     return validated(ComparisonSettings, values)
 
 
-GRID = ("criteria", "allocations", "layouts", "compensations", "methods", "ratios", "seeds")
+def parts_of(
+    given: str | Sequence[Any], kind: type[Any] = str, what: str = "names"
+) -> tuple[Any, ...]:
+    """The parts of a list that is written with commas, blank ones left out; others as they are.
+
+    Raises InvalidInput for what is not of the kind.
+    """
+    if not isinstance(given, str):
+        return tuple(given)
+    try:
+        return tuple(kind(part.strip()) for part in given.split(",") if part.strip())
+    except ValueError:
+        raise InvalidInput(f"{given!r}: write {what}, separated by commas") from None
 
 
 def _weights(calibration: Sources | None) -> dict[str, float]:
@@ -249,11 +322,6 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None:
             found[name] = value
     return found
-
-
-def _loaded(kind: type[Any], config: Any, overrides: Sequence[str], state: Place | None) -> Any:
-    settings = config if isinstance(config, kind) else load(kind, Path(config), tuple(overrides))
-    return settings.model_copy(update={"state": str(state)}) if state is not None else settings
 
 
 __all__ = [

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from bipline import __version__
+from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError
 from bipline.base.printable import printable
 from bipline.face.output import log_file
@@ -96,7 +97,7 @@ def verify(
 
     manifest = verify_directory(directory)
     size = manifest.total_bytes / 1e6
-    typer.echo(f"{directory}: {len(manifest.files)} files, {size:.1f} MB, all as listed")
+    typer.echo(printable(f"{directory}: {len(manifest.files)} files, {size:.1f} MB, all as listed"))
     typer.echo(f"digest {manifest.digest} (unsigned: compare it with the one a registry keeps)")
 
 
@@ -133,7 +134,8 @@ def _run() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+    shown = printable(" ".join(without_secrets(message).split()))
+    typer.echo(f"error: {shown}", err=True)
     sys.exit(code)
 
 
@@ -142,7 +144,7 @@ def _fail_unexpectedly(error: Exception) -> None:
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):
         message = error.format_message()
         _fail(message, 2) if message else sys.exit(2)  # without a command, help was printed
-    trace = traceback.format_exc()
+    trace = without_secrets(traceback.format_exc())
     log = log_file(Path(".bipline"), "fault")
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ def working(log: Path) -> Iterator[Console]:
 
 def _log_stream(log: Path) -> tuple[LossyStream, str | None]:
     """The log, or nowhere with the reason: what libraries print is not worth the work."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         return open_lossy(os.open(log, flags, 0o666)), None

@@ -9,31 +9,24 @@ import typer
 
 from bipline.base.errors import InvalidInput
 from bipline.face import options
-from bipline.face.options import MACHINE, OUTPUT, WHAT, option, with_settings
-from bipline.face.output import log_file, write_json
-from bipline.settings.line import (
-    AllocateSettings,
-    CalibrateSettings,
-    CommonSettings,
-    CompensateSettings,
-    ComputeSettings,
-    PruneSettings,
-    ScoreSettings,
+from bipline.face.options import (
+    CALIBRATION,
+    MACHINE,
+    OUTPUT,
+    PROTOCOL,
+    WHAT,
+    option,
+    with_settings,
 )
+from bipline.face.output import log_file
+from bipline.settings.line import SECTIONS, CalibrateSettings, CommonSettings, ComputeSettings
 from bipline.settings.protocol import Protocol
+from bipline.settings.sweep import GridSettings
 
 STATE = Path(".bipline")
 
 
-@with_settings(
-    {
-        WHAT: (ScoreSettings, AllocateSettings, CompensateSettings),
-        options.CALIBRATION: (CalibrateSettings,),
-        MACHINE: (ComputeSettings,),
-        OUTPUT: (PruneSettings,),
-    },
-    leave_out=("texts", "parts"),
-)
+@with_settings(*SECTIONS.values(), leave_out=("texts", "parts"))
 def prune(
     model: options.Model,
     out: options.Out,
@@ -45,9 +38,7 @@ def prune(
     store: Annotated[
         str | None, option("a Store to find in and to keep in: a directory or s3://bucket/prefix")
     ] = None,
-    plan_out: Annotated[
-        Path | None, option("also write the plan here", callback=options.in_a_folder)
-    ] = None,
+    plan_out: Annotated[Path | None, option("also write the plan here")] = None,
     json_file: options.JsonFile = None,
     state: options.State = STATE,
     verbose: options.Verbose = False,
@@ -61,25 +52,25 @@ def prune(
     with working(log := log_file(state, "prune")) as console:
         result = api.prune(
             model, out, calibration=calibration, seed=seed, work=work, store=store,
-            plan_out=plan_out, floor=verbose or json_file is not None, state=state, **settings,
+            plan_out=plan_out, json_file=json_file, floor=verbose or json_file is not None,
+            state=state, **settings,
         )  # fmt: skip
         if result is None:  # a worker of torchrun; the first one tells
             return
         print_pruned(console, result, log, verbose)
-    write_json(json_file, result.model_dump(mode="json"))
 
 
-@with_settings(
-    {WHAT: (), "Protocol": (Protocol,), MACHINE: (ComputeSettings,)},
-    leave_out=("micro_batch", "processes"),
-)
+@with_settings(Protocol, ComputeSettings, leave_out=("micro_batch", "processes"))
 def evaluate(
     model: options.Model,
-    text: Annotated[list[str] | None, option("NAME=FILE; may be repeated", WHAT)] = None,
+    text: options.Text = None,
     tasks: Annotated[str, option("comma-separated names of task files", WHAT)] = "",
     task_data: Annotated[Path | None, option("folder with NAME.jsonl rows", WHAT)] = None,
     baseline: Annotated[str | None, option("model to stand beside", WHAT)] = None,
     speed: Annotated[bool, option("measure prefill and decode speed", WHAT)] = False,
+    allow_fitted: Annotated[
+        bool, option("measure on text that the model was fitted on too, and say so", WHAT)
+    ] = False,
     json_file: options.JsonFile = None,
     state: options.State = STATE,
     **settings: Any,
@@ -87,53 +78,57 @@ def evaluate(
     """Perplexity, zero-shot accuracy and speed of a model."""
     from bipline.face import api
     from bipline.face.console import working
-    from bipline.face.tables import evaluation_table
+    from bipline.face.tables import print_evaluated
 
     with working(log := log_file(state, "evaluate")) as console:
         records = api.evaluate(
-            model, texts=_named(text), tasks=options.several(tasks), task_data=task_data,
-            baseline=baseline, speed=speed, state=state, **settings,
+            model, texts=_named(text), tasks=tasks, task_data=task_data,
+            baseline=baseline, speed=speed, allow_fitted=allow_fitted, json_file=json_file,
+            state=state, **settings,
         )  # fmt: skip
-        console.print(evaluation_table(records))
-        console.print(f"log: {log}", highlight=False, soft_wrap=True)
-    values = {name: record.to_json_value() for name, record in records.items()}
-    write_json(json_file, {**values.pop("model"), **values})
+        print_evaluated(console, records, log)
 
 
 @with_settings(
-    {
-        WHAT: (CommonSettings,),
-        options.CALIBRATION: (CalibrateSettings,),
-        MACHINE: (ComputeSettings,),
-    },
-    leave_out=("texts", "processes"),
-)
+    CommonSettings, GridSettings, CalibrateSettings, ComputeSettings,
+    leave_out=("texts", "methods", "processes"),
+)  # fmt: skip
 def compare(
     models: Annotated[
-        list[str],
-        typer.Argument(help="models, as `bipline prune` takes them", show_default=False),
+        list[str], typer.Argument(help="models, as `bipline prune` takes them", show_default=False)
     ],
     out: Annotated[Path, option("folder for results, and for what a later run goes on from", WHAT)],
     calibration: Annotated[
-        list[str] | None, option("text: FILE or hf:NAME; may be repeated", options.CALIBRATION)
+        list[str] | None, option("text: FILE or hf:NAME; may be repeated", CALIBRATION)
     ] = None,
-    text: Annotated[list[str] | None, option("NAME=FILE to measure on; may be repeated", WHAT)] = (
-        None
-    ),
-    criteria: options.Criteria = None,
-    allocations: options.Allocations = None,
-    layouts: options.Layouts = "uniform",
-    compensations: options.Compensations = None,
-    method: options.Methods = None,
-    ratios: options.Ratios = "0.2,0.35,0.5",
-    seeds: options.Seeds = "0",
-    evaluation_seqlen: options.EvaluationSeqlen = 128,
-    bos: options.Bos = "none",
-    jobs: options.Jobs = 1,
-    keep: options.Keep = False,
+    text: options.Text = None,
+    criteria: Annotated[
+        str | None,
+        option(
+            "NAME or NAME:KEY=VALUE such as flap:metric=ifv, comma-separated (default: auto, "
+            "llm-bip-glu, wanda-sp, magnitude, random; none where a --method is given)",
+            WHAT,
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        option(
+            "CRITERION/ALLOCATION/COMPENSATION beside the axes, such as flap/uniform/bias; a part "
+            "left out goes with the criterion; may be repeated",
+            WHAT,
+        ),
+    ] = None,
+    evaluation_seqlen: Annotated[
+        int, option("window length in tokens, for perplexity", PROTOCOL)
+    ] = 128,
+    bos: Annotated[str, option("for perplexity: none, text or window", PROTOCOL)] = "none",
+    jobs: Annotated[
+        int, option("processes, as far as memory has room; they share the cores", MACHINE)
+    ] = 1,
+    keep: Annotated[bool, option("keep every pruned model, below OUT/models")] = False,
     json_file: options.JsonFile = None,
-    csv_file: options.CsvFile = None,
-    html_file: options.HtmlFile = None,
+    csv_file: Annotated[Path | None, option("write the rows as CSV here", OUTPUT, "--csv")] = None,
+    html_file: Annotated[Path | None, option("write the report here too", OUTPUT, "--html")] = None,
     state: options.State = STATE,
     **settings: Any,
 ) -> None:
@@ -141,27 +136,17 @@ def compare(
 
     Killed or run again, it goes on from OUT: what is finished there is not computed again.
     """
-    from bipline.comparison.files import write_copies
     from bipline.face import api
-    from bipline.face.comparison_tables import print_comparison
     from bipline.face.console import working
+    from bipline.face.tables import print_compared
 
-    axes = {
-        "criteria": None if criteria is None else options.several(criteria),
-        "allocations": options.several(allocations),
-        "layouts": options.several(layouts),
-        "compensations": options.several(compensations),
-        "methods": tuple(method or ()),
-        "ratios": options.numbers(ratios, float),
-        "seeds": options.numbers(seeds, int),
-    }
     with working(log := log_file(state, "compare")) as console:
         comparison = api.compare(
             models, out, calibration=calibration or (), texts=_named(text), jobs=jobs, keep=keep,
-            state=state, evaluation_seqlen=evaluation_seqlen, bos=bos, **axes, **settings,
+            state=state, evaluation_seqlen=evaluation_seqlen, bos=bos, criteria=criteria,
+            methods=method, json_file=json_file, csv_file=csv_file, html_file=html_file, **settings,
         )  # fmt: skip
-        write_copies(comparison, {"json": json_file, "csv": csv_file, "html": html_file})
-        print_comparison(console, comparison, out, log)
+        print_compared(console, comparison, out, log)
 
 
 def _named(given: list[str] | None) -> dict[str, str]:

@@ -8,41 +8,27 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bipline.base.errors import InvalidInput
-from bipline.settings.base import ByteCount
+from bipline.settings.base import ByteCount, Settings
+from bipline.settings.line import MODEL, CalibrateSettings, ComputeSettings, PruneSettings
+from bipline.settings.protocol import Protocol
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Number = TypeVar("Number", int, float)
 WHAT, CALIBRATION, MACHINE, OUTPUT = "What", "Calibration", "Machine", "Output"
-
-
-def in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a result file whose folder is missing now, not after the work."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise InvalidInput(f"{path}: its folder does not exist")
-    return path
-
-
-def several(text: str | None) -> tuple[str, ...]:
-    """The parts of a comma-separated list, blank ones left out."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
-
-
-def numbers(text: str, kind: type[Number]) -> tuple[Number, ...]:
-    """The numbers of a comma-separated list. Raises InvalidInput for what is none."""
-    try:
-        return tuple(kind(part) for part in several(text))
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise InvalidInput(f"{text!r}: write {what}, separated by commas") from None
+PROTOCOL = "Protocol"
+# Where the flags of settings are shown that do not say what is made.
+PANELS: dict[type[Settings], str] = {
+    CalibrateSettings: CALIBRATION,
+    ComputeSettings: MACHINE,
+    PruneSettings: OUTPUT,
+    Protocol: PROTOCOL,
+}
 
 
 def option(help_: str, panel: str = OUTPUT, *names: str, **more: Any) -> Any:
@@ -51,9 +37,9 @@ def option(help_: str, panel: str = OUTPUT, *names: str, **more: Any) -> Any:
 
 
 def with_settings(
-    panels: Mapping[str, Sequence[type[BaseModel]]], leave_out: Sequence[str] = ()
+    *kinds: type[Settings], leave_out: Sequence[str] = ()
 ) -> Callable[[Function], Function]:
-    """Give a function a flag for every field of the settings of each panel.
+    """Give a function a flag for every field of these settings.
 
     Flags that are not given are None, so that a default is written once, in its class.
     """
@@ -63,20 +49,16 @@ def with_settings(
         variable = inspect.Parameter.VAR_KEYWORD
         own = [each for each in signature.parameters.values() if each.kind is not variable]
         taken = {each.name for each in own} | set(leave_out)
-        fields = [
-            (name, field, panel)
-            for panel, kinds in panels.items()
-            for kind in kinds
-            for name, field in kind.model_fields.items()
-            if name not in taken
-        ]
-        # Of two classes with a field of one name the first has the flag.
-        of_name = {name: (field, panel) for name, field, panel in reversed(fields)}
-        flags = [_flag(name, *place) for name, place in reversed(of_name.items())]
+        flags: dict[str, inspect.Parameter] = {}
+        for kind in kinds:
+            for name, field in kind.model_fields.items():
+                # Of two classes with a field of one name the first has the flag.
+                if name not in taken:
+                    flags.setdefault(name, _flag(name, field, PANELS.get(kind, WHAT)))
         # What says how much comes first.
-        flags.sort(key=lambda each: each.name != "ratio")
+        ordered = sorted(flags.values(), key=lambda each: each.name != "ratio")
         needed = [each for each in own if each.default is each.empty]
-        parameters = [*needed, *flags, *(each for each in own if each not in needed)]
+        parameters = [*needed, *ordered, *(each for each in own if each not in needed)]
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         function.__annotations__ = {each.name: each.annotation for each in parameters}
         return function
@@ -86,6 +68,8 @@ def with_settings(
 
 def _flag(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     described = str(field.description).replace("null", "the default").replace("Null", "The default")
+    if get_origin(field.annotation) is tuple:
+        described = f"comma-separated: {described}"
     option_ = typer.Option(help=described + _shown(name, field), rich_help_panel=panel)
     annotation: Any = Annotated[_typed(field) | None, option_]
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -99,37 +83,29 @@ def _shown(name: str, field: FieldInfo) -> str:
         return "; needed unless a plan is applied"
     if default in (None, {}, False, (), 0):
         return ""
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
     return f" (default: {default / 1e9:g}GB)" if _is_size(field) else f" (default: {default})"
 
 
 def _typed(field: FieldInfo) -> Any:
-    """The type that the command line reads a field as."""
-    if field.metadata and field.annotation is int and _is_size(field):
-        return str
-    return _plain(field.annotation)
+    """What the command line reads a field as: a number, a list of KEY=VALUE, or a text.
+
+    The parts of a tuple are written with commas between them.
+    """
+    outer, parts = get_origin(field.annotation), get_args(field.annotation)
+    if outer is dict:
+        return list[str]
+    kinds = parts if outer in (Union, types.UnionType) else (field.annotation,)
+    plain = [kind for kind in (bool, int, float) if kind in kinds and not _is_size(field)]
+    return plain[0] if plain else str
 
 
 def _is_size(field: FieldInfo) -> bool:
     return any(type(each) is type(get_args(ByteCount)[1]) for each in field.metadata)
 
 
-def _plain(annotation: Any) -> Any:
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return str
-    if origin in (Union, types.UnionType):
-        return _plain(next(each for each in inner if each is not type(None)))
-    if origin is Literal:
-        return str
-    return list[str] if origin in (dict, tuple) else annotation
-
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
-    ),
-]
+Model = Annotated[str, typer.Argument(help=MODEL)]
 Out = Annotated[Path, option("output directory; must be empty or not exist", WHAT)]
 Calibration = Annotated[
     list[str] | None,
@@ -138,51 +114,11 @@ Calibration = Annotated[
     ),
 ]
 Seed = Annotated[int, option("draws windows, and whatever a method draws", CALIBRATION)]
-JsonFile = Annotated[
-    Path | None, option("write the result as JSON here", OUTPUT, "--json", callback=in_a_folder)
-]
+Text = Annotated[list[str] | None, option("NAME=FILE to measure on; may be repeated", WHAT)]
+JsonFile = Annotated[Path | None, option("write the result as JSON here", OUTPUT, "--json")]
 State = Annotated[Path, option("folder for logs and state")]
 Verbose = Annotated[bool, option("also tell how far each stage is from its floor")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated")
 ]
 DryRun = Annotated[bool, typer.Option(help="print the plan of work, do nothing")]
-
-# Those of compare: lists in one flag.
-LISTS = "comma-separated; with options NAME:KEY=VALUE, such as"
-Criteria = Annotated[
-    str | None,
-    option(
-        f"{LISTS} flap:metric=ifv (default: auto, llm-bip-glu, wanda-sp, magnitude, random; none "
-        "where a --method is given)",
-        WHAT,
-    ),
-]
-Allocations = Annotated[
-    str | None,
-    option(f"{LISTS} threshold:tokens=4000 (default: what goes with the criterion)", WHAT),
-]
-Layouts = Annotated[str, option("comma-separated: uniform, per-layer", WHAT)]
-Compensations = Annotated[
-    str | None, option(f"{LISTS} none,obs:ridge=0.1 (default: none; for auto its own)", WHAT)
-]
-Methods = Annotated[
-    list[str] | None,
-    option(
-        "CRITERION/ALLOCATION/COMPENSATION beside the axes, such as flap/uniform/bias; a part left "
-        "out goes with the criterion; may be repeated",
-        WHAT,
-    ),
-]
-Ratios = Annotated[str, option("comma-separated shares to remove", WHAT)]
-Seeds = Annotated[str, option("comma-separated; each draws its windows", CALIBRATION)]
-EvaluationSeqlen = Annotated[int, option("window length in tokens, for perplexity", "Protocol")]
-Bos = Annotated[str, option("for perplexity: none, text or window", "Protocol")]
-Jobs = Annotated[int, option("processes, as far as memory has room; they share the cores", MACHINE)]
-Keep = Annotated[bool, option("keep every pruned model, below OUT/models")]
-CsvFile = Annotated[
-    Path | None, option("write the rows as CSV here", OUTPUT, "--csv", callback=in_a_folder)
-]
-HtmlFile = Annotated[
-    Path | None, option("write the report here too", OUTPUT, "--html", callback=in_a_folder)
-]

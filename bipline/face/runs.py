@@ -9,20 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from bipline.base.errors import Refused
+from bipline.base.printable import printable
 from bipline.face import options
-from bipline.face.output import log_file, write_json
+from bipline.face.output import log_file
 
 ASSETS = "assets/"
 QUICK = (
     "a quick method and a short recovery, about two minutes; `bipline demo --full` takes the "
     "method that auto chooses"
 )
+SWEPT = "no combination meets the limits under select.at_most; the report has all"
 
 
 def demo(
     full: Annotated[
-        bool,
-        typer.Option("--full", help="criterion auto and a longer recovery, about ten minutes"),
+        bool, typer.Option("--full", help="criterion auto and a longer recovery, about ten minutes")
     ] = False,
     set_: options.Set = None,
     json_file: options.JsonFile = None,
@@ -30,15 +31,13 @@ def demo(
     """Run the main job on the embedded model, on a local ZenML stack."""
     from bipline.base.bundled import bundled
     from bipline.base.extras import check_all
-    from bipline.settings.compress import CompressSettings
-    from bipline.settings.loading import load
 
     check_all(("pipeline", "eval", "recover"), "the demo")
     name = "configs/demo-full.yaml" if full else "configs/demo.yaml"
-    settings = load(CompressSettings, bundled(name), tuple(set_ or ()))
+    settings = _loaded("compress", bundled(name), set_)
     if not full:
         typer.echo(QUICK)
-    _compress(_with_assets(settings), json_file)
+    _run("compress", _with_assets(settings), json_file)
 
 
 def compress(
@@ -48,15 +47,7 @@ def compress(
     json_file: options.JsonFile = None,
 ) -> None:
     """Run the compress pipeline: from a model and its texts to a registered package."""
-    from bipline.settings.compress import CompressSettings
-    from bipline.settings.loading import load
-    from bipline.stages.line import check
-
-    settings = load(CompressSettings, config, tuple(set_ or ()))
-    if dry_run:
-        _print_plan(check(settings, thorough=True))
-    else:
-        _compress(settings, json_file)
+    _run("compress", _loaded("compress", config, set_), json_file, dry_run)
 
 
 def sweep(
@@ -66,39 +57,31 @@ def sweep(
     json_file: options.JsonFile = None,
 ) -> None:
     """Run the sweep pipeline: score once per criterion, measure every row, pick the best."""
-    from bipline.comparison.plan import check_sweep
-    from bipline.face import api
-    from bipline.face.comparison_tables import print_sweep
-    from bipline.face.console import working
-    from bipline.settings.loading import load
-    from bipline.settings.sweep import SweepSettings
+    settings = _loaded("sweep", config, set_)
+    summary = _run("sweep", settings, json_file, dry_run)
+    if summary and settings.select and summary.best is None:
+        raise Refused(SWEPT)
 
-    settings = load(SweepSettings, config, tuple(set_ or ()))
+
+def _loaded(pipeline: str, config: Path, overrides: list[str] | None) -> Any:
+    from bipline.settings.loading import KINDS, load
+
+    return load(KINDS[pipeline], config, tuple(overrides or ()))
+
+
+def _run(pipeline: str, settings: Any, json_file: Path | None, dry_run: bool = False) -> Any:
+    """Run a pipeline and print what it came to; a dry run prints what it would do."""
+    from bipline.face import api, tables
+    from bipline.face.console import working
+
     if dry_run:
-        _print_plan(check_sweep(settings))
-        return
-    with working(log := log_file(Path(settings.state), "sweep")) as console:
-        summary = api.sweep(settings)
-        print_sweep(console, summary, log)
-    write_json(json_file, summary.model_dump(mode="json"))
-    if settings.select and summary.best is None:
-        raise Refused("no combination meets the limits under select.at_most; the report has all")
-
-
-def _compress(settings: Any, json_file: Path | None) -> None:
-    from bipline.face import api
-    from bipline.face.console import working
-    from bipline.face.tables import print_summary
-
-    with working(log := log_file(Path(settings.state), "compress")) as console:
-        summary = api.compress(settings)
-        print_summary(console, summary, log)
-    write_json(json_file, summary.model_dump(mode="json"))
-
-
-def _print_plan(lines: list[tuple[str, str]]) -> None:
-    for stage, text in lines:
-        typer.echo(f"{stage:<11}{text}")
+        for stage, text in api.checked(settings, thorough=True, json_file=json_file):
+            typer.echo(printable(f"{stage:<11}{text}"))
+        return None
+    with working(log := log_file(Path(settings.state), pipeline)) as console:
+        summary = getattr(api, pipeline)(settings, json_file=json_file)
+        tables.print_ended(console, summary, log)
+    return summary
 
 
 def _with_assets(settings: Any) -> Any:

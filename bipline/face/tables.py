@@ -1,7 +1,8 @@
-"""The tables a command ends with."""
+"""The tables a command ends with, and the lines below them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +10,114 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bipline.comparison.spread import STARRED, Repeated, named, ranked, table_lines
+from bipline.values.comparison import Comparison, SweepSummary
 from bipline.values.compensation import counts_text
-from bipline.values.figures import byte_size, label_of, side_by_side
+from bipline.values.figures import byte_size, kind_of, label_of, side_by_side
 from bipline.values.record import EvaluationRecord
 from bipline.values.summary import PruneSummary, RunSummary
 
 
-def evaluation_table(records: dict[str, EvaluationRecord]) -> Table:
-    """Models side by side: a column each, a row per figure."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for name in records:
-        table.add_column(name, justify="right")
-    for line in side_by_side(records):
-        table.add_row(Text(label_of(line.name)), *line.texts.values())
-    return table
-
-
-def print_summary(console: Console, summary: RunSummary, log: Path) -> None:
-    """The end of a compress run: figures, stages with seconds, and where everything lies."""
-    console.print()
-    console.print(evaluation_table(summary.records))
-    console.print()
-    console.print(_stage_table(summary))
-    console.print()
-    for label, value in _closing_lines(summary, log):
-        console.print(f"{label:<12}{value}", highlight=False, soft_wrap=True, markup=False)
+def print_evaluated(console: Console, records: dict[str, EvaluationRecord], log: Path) -> None:
+    """The end of ``bipline evaluate``: models side by side."""
+    console.print(evaluation_table(records))
+    print_lines(console, [f"log: {log}"])
 
 
 def print_pruned(console: Console, summary: PruneSummary, log: Path, verbose: bool = False) -> None:
     """The end of ``bipline prune``: sizes and ratio; ``verbose`` also seconds beside the floor."""
     ratio, parameters, seconds = summary.ratio, summary.parameters, summary.seconds
-    lines = [
+    told = (
         f"{summary.out}: {parameters.before:,} -> {parameters.after:,} parameters; ratio asked "
         f"{ratio['asked']:g} of {ratio['of']}, reached {ratio['reached_blocks']:.4f} of the "
         f"blocks, {ratio['reached_total']:.4f} of all; {seconds.total:.1f} s, "
-        f"peak memory {byte_size(summary.peak_anonymous_bytes)}",
-        *_compensation_line(summary.compensation),
-        *(_floor_lines(summary) if verbose else []),
-        f"log: {log}",
-    ]
+        f"peak memory {byte_size(summary.peak_anonymous_bytes)}"
+    )
+    floor = _floor_lines(summary) if verbose else []
+    print_lines(console, [told, *_compensation_line(summary.compensation), *floor, f"log: {log}"])
+
+
+def print_ended(console: Console, summary: RunSummary | SweepSummary, log: Path) -> None:
+    """The end of a pipeline: figures, how its stages came out, and where everything lies."""
+    if isinstance(summary, SweepSummary):
+        print_tables(console, summary.comparison)
+        print_named(console, {**_sweep_lines(summary), "log": str(log)})
+        return
+    stages = [[stage.name, f"{stage.seconds:.1f}", stage.status] for stage in summary.stages]
+    figures = evaluation_table(summary.records)
+    for table in (figures, _table(["stage", "seconds", ""], stages, left={0, 2})):
+        console.print()
+        console.print(table)
+    console.print()
+    print_named(console, {**_compress_lines(summary), "log": str(log)}, 12)
+
+
+def print_compared(console: Console, comparison: Comparison, out: Path, log: Path) -> None:
+    """Every model's table, then where results and log lie."""
+    print_tables(console, comparison)
+    places = {"results": "json", "rows": "csv", "report": "html"}
+    shown = {name: str(out / f"comparison.{suffix}") for name, suffix in places.items()}
+    print_named(console, {**shown, "log": str(log)})
+
+
+def print_tables(console: Console, comparison: Comparison) -> None:
+    """A table for every model: dense first, then by ratio and perplexity; refusals below."""
+    names = [
+        "parameters", *(f"perplexity.{text}" for text in comparison.texts),
+        f"nll_increase.{comparison.texts[0]}", "seconds", "peak_bytes",
+    ]  # fmt: skip
+    head = ["method", "compensation", "ratio", *map(label_of, names)]
+    for model in comparison.models:
+        found = ranked(comparison, model)
+        lines = table_lines(comparison, model, names, ranged={"perplexity"})
+        console.print()
+        console.print(_table(head, lines, left={0, 1}, title=model))
+        starred = [STARRED] if any(each.shares_sums for each in found) else []
+        print_lines(console, [*starred, *_refused(comparison, found)])
+    console.print()
+
+
+def evaluation_table(records: dict[str, EvaluationRecord]) -> Table:
+    """Models side by side: a column each, a row per figure."""
+    lines = [[label_of(line.name), *line.texts.values()] for line in side_by_side(records)]
+    return _table(["", *records], lines, left={0})
+
+
+def print_named(console: Console, lines: dict[str, str], width: int = 10) -> None:
+    """A line each: its name in a column of this width, then what it tells."""
+    print_lines(console, (f"{name:<{width}}{text}" for name, text in lines.items()))
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Lines as they are, however long: nothing in them is markup."""
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(
+    head: Sequence[str], lines: Iterable[Sequence[str]], left: set[int], title: str | None = None
+) -> Table:
+    """A table whose columns are aligned to the right, but for those numbered in ``left``."""
+    shown = Text(title) if title else None
+    table = Table(box=None, pad_edge=False, header_style="bold", title=shown, title_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(Text(name), justify="left" if number in left else "right")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def _refused(comparison: Comparison, found: list[Repeated]) -> list[str]:
+    """A line a method and reason, with the ratios it is the reason for."""
+    ratios: dict[tuple[str, str], list[str]] = {}
+    for each in found:
+        method = named(comparison, each.combination, each.combination.method)
+        for reason in each.refusals:
+            ratios.setdefault((method, reason), []).append(f"{each.combination.ratio:g}")
+    return [
+        f"refused: {name}, ratio {', '.join(shares)}: {reason}"
+        for (name, reason), shares in ratios.items()
+    ]
 
 
 def _compensation_line(done: dict[str, Any]) -> list[str]:
@@ -70,38 +137,38 @@ def _floor_lines(summary: PruneSummary) -> list[str]:
     ] or ["floor: not measured, as no stage took 5 s or an earlier run did a part"]
 
 
-def _stage_table(summary: RunSummary) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("stage")
-    table.add_column("seconds", justify="right")
-    table.add_column("")
-    for stage in summary.stages:
-        table.add_row(stage.name, f"{stage.seconds:.1f}", stage.status)
-    return table
-
-
-def _closing_lines(summary: RunSummary, log: Path) -> list[tuple[str, str]]:
-    budget = summary.plan.budget
-    lines = [
-        (
-            "ratio",
-            f"asked {budget.asked:g} of {budget.of}; reached {budget.reached_blocks:.4f} of the "
-            f"blocks' weights, {budget.reached_total:.4f} of all parameters",
-        )
-    ]
+def _compress_lines(summary: RunSummary) -> dict[str, str]:
+    budget, registration = summary.plan.budget, summary.registration
+    lines = {
+        "ratio": f"asked {budget.asked:g} of {budget.of}; reached {budget.reached_blocks:.4f} of "
+        f"the blocks' weights, {budget.reached_total:.4f} of all parameters"
+    }
     if summary.recovery is not None:
         verdict = "accepted" if summary.recovery.accepted else "refused"
-        lines.append(("recovery", f"{verdict}: {summary.recovery.reason}"))
-    registration = summary.registration
+        lines["recovery"] = f"{verdict}: {summary.recovery.reason}"
     known = "the same version as before" if registration.reused else "new"
-    lines += [
-        ("package", _shown(summary.package.location)),
-        ("report", _shown(summary.report)),
-        ("registered", f"{registration.model_name} version {registration.version} ({known}), "
-                       f"alias {registration.alias}"),
-        ("log", str(log)),
-    ]  # fmt: skip
-    return lines
+    return {
+        **lines,
+        "package": _shown(summary.package.location),
+        "report": _shown(summary.report),
+        "registered": f"{registration.model_name} version {registration.version} ({known}), "
+        f"alias {registration.alias}",
+    }
+
+
+def _sweep_lines(summary: SweepSummary) -> dict[str, str]:
+    best, told = summary.best, "nothing was selected"
+    if best is not None:
+        tried, value = best.rows[0].combination, kind_of(best.minimised).text(best.value)
+        told = f"{tried.method}, ratio {tried.ratio:g}: {label_of(best.minimised)} {value}"
+    known = [stage.status for stage in summary.stages]
+    counted = ", ".join(f"{known.count(status)} {status}" for status in dict.fromkeys(known))
+    return {
+        "best": told,
+        "stages": f"{counted}; {summary.seconds:.1f} s",
+        "report": summary.report,
+        "run": f"{summary.run_name}, in MLflow {summary.mlflow_run_id}",
+    }
 
 
 def _shown(path: str) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from bipline.base.errors import InvalidInput
+from bipline.model.agreement import check_agreement
 from bipline.model.block_reader import BlockReader, Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import build_of, with_blocks
@@ -102,6 +103,7 @@ class BlockLoop:
     """A checkpoint, ready to be run block by block in ``dtype`` on ``device``.
 
     ``micro_batch`` is the number of windows that run together; None picks it by their length.
+    Raises InvalidInput for a config whose models transformers would run otherwise.
     """
 
     def __init__(
@@ -111,6 +113,8 @@ class BlockLoop:
         device: str | torch.device = "cpu",
         micro_batch: int | None = None,
     ) -> None:
+        where = f"{checkpoint.location}/config.json"
+        check_agreement(checkpoint.config, lambda small, ids: BlockLoop(small).logits(ids), where)
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = torch.device(device)

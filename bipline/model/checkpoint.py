@@ -22,6 +22,7 @@ from bipline.model.families import (
     block_axes,
     build_of,
 )
+from bipline.model.finite import refuse_not_finite
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.tensor_digests import RunningDigest, TensorDigests
 from bipline.storage.ahead import ahead
@@ -39,6 +40,7 @@ TORCH_DTYPES = {
 }
 # transformers' own, where a config does not say.
 DEFAULT_EPS = 1e-6
+DEFAULT_ACT = "silu"
 FLOAT_DTYPES = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -76,7 +78,7 @@ class Checkpoint:
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Read a tensor into a contiguous one of the same dtype, hashing what was not hashed yet.
 
-        Raises InvalidInput where the bytes are not those that were expected.
+        Raises InvalidInput where the bytes are not those that were expected, or are no numbers.
         """
         stored, data = self.tensors[name], tensor_bytes(target)
         running = RunningDigest(name not in self.digests.known)
@@ -85,6 +87,7 @@ class Checkpoint:
             stored.file.read_into(piece, stored.offset + start)
             running.update(piece)
         self._record(name, running)
+        refuse_not_finite(target, name, self.location)
 
     def will_read(self, name: str) -> None:
         """Say that a tensor will be read soon, so that the disk may be busy with it already."""
@@ -100,6 +103,7 @@ class Checkpoint:
         data = tensor_bytes(rows)
         for first, last, index in _runs(indices.tolist()):
             stored.file.read_into(data[first * width : last * width], stored.offset + index * width)
+        refuse_not_finite(rows, name, self.location)
         return rows
 
     def stream(
@@ -145,6 +149,11 @@ class Checkpoint:
     def rms_norm_eps(self) -> float:
         """What RMSNorm adds to a mean square."""
         return float(self.config.get("rms_norm_eps", DEFAULT_EPS))
+
+    @property
+    def hidden_act(self) -> str:
+        """transformers' name of the activation between gate_proj and the product with up_proj."""
+        return str(self.config.get("hidden_act", DEFAULT_ACT))
 
     def tensor_header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The safetensors dtype (``BF16``, ...) and the shape of a tensor."""

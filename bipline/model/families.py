@@ -3,8 +3,8 @@
 ``families.json`` holds two tables. A *build* names every tensor of a decoder block and the axis
 each of its dimensions runs along; pruning is then nothing but indexing along ``query_heads``,
 ``kv_heads`` and ``ffn_channels``. A *family* (a transformers ``model_type``) names its build and
-what its class can hold: biases, head norms, head counts that do not divide hidden_size. A new
-family of an existing build needs a new entry and no code.
+what its class can hold: biases, head norms, head counts that do not divide hidden_size, keys of
+its config and their defaults. A new family of an existing build needs a new entry and no code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.base.errors import InvalidInput
+from bipline.model.allowed import Allowed
 from bipline.model.shapes import (
     PER_LAYER_LISTS,
     PER_LAYER_PREFIX,
@@ -65,6 +66,10 @@ class Family(_Table):
     head_norms: bool
     alternatives: tuple[str, ...]
     when_converted: dict[str, Any]
+    # What its config may say beyond what every family's may, and what its class takes where a
+    # config says nothing.
+    keys: dict[str, Allowed] = Field(default_factory=dict)
+    defaults: dict[str, Any]
 
     def bias_places(self, config: Mapping[str, Any]) -> set[str]:
         """Where a model of this family with this config has biases."""

@@ -10,8 +10,10 @@ when imported, which happens inside the functions so that other commands stay fa
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,20 +23,18 @@ from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.extras import check, require
 from bipline.base.progress import note
 from bipline.model.families import family_of
-from bipline.model.opening import PICKLED, read_config
+from bipline.model.opening import ADAPTER_FILE, PICKLED, read_config
+from bipline.model.side_files import is_model_file
 from bipline.storage.directory import environment_failure
+from bipline.storage.names import is_plain_name
+from bipline.storage.strict_json import LARGEST_BYTES
 
-SMALL_FILES = [
-    "*.json",
-    "tokenizer*",
-    "*.model",
-    "*.txt",
-    "LICENSE*",
-    "README.md",
-    "*.jinja",
-]
-# Subfolders and consolidated shards hold the same weights again in other formats.
-SKIPPED = ["*/*", "consolidated*", "*.py", *PICKLED]
+README = "README.md"
+WEIGHTS = ".safetensors"
+COMMIT = re.compile("[0-9a-f]{40}")
+# More files than any model has, and more bytes than any file beside weights has.
+MOST_FILES = 100_000
+LARGEST_SMALL_FILE = LARGEST_BYTES
 TIMEOUT_SECONDS = 30
 # Client errors that pass: request timeout and too many requests.
 PASSING_CLIENT_ERRORS = {408, 429}
@@ -50,15 +50,22 @@ def download_model(repository: str, revision: str, downloads: Path) -> tuple[Pat
     hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{revision}"
     with _hub_failures(what, "model"):
-        info = hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
-        commit = _commit_of(info, what)
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        _refuse_unsafe(what, names)
-        directory = downloads / "models" / f"{repository.replace('/', '--')}@{commit}"
-        note(f"downloading {what} (commit {commit[:12]}) to {directory}")
-        _fetch(repository, commit, directory, names, SMALL_FILES)
-        family_of(str(read_config(directory).get("model_type")))
-        _fetch(repository, commit, directory, names, [*SMALL_FILES, "*.safetensors"])
+        info = hub.HfApi().model_info(
+            repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS
+        )
+        sizes = _sizes(info, what)
+    commit = _commit_of(info, what)
+    _refuse_unsafe(what, list(sizes))
+    directory = downloads / "models" / f"{repository.replace('/', '--')}@{commit}"
+    note(f"downloading {what} (commit {commit[:12]}) to {directory}")
+    wanted = [name for name in sizes if is_model_file(name) or name == README]
+    small = [name for name in wanted if not name.endswith(WEIGHTS)]
+    _refuse_large(what, {name: sizes[name] for name in small})
+    with _hub_failures(what, "model"):
+        _fetch(repository, commit, directory, small)
+    family_of(str(read_config(directory).get("model_type")))
+    with _hub_failures(what, "model"):
+        _fetch(repository, commit, directory, wanted)
     return directory, commit
 
 
@@ -68,31 +75,57 @@ def model_commit(repository: str, revision: str) -> str:
     what = f"hf:{repository}@{revision}"
     with _hub_failures(what, "model"):
         info = hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
-        _refuse_unsafe(what, [sibling.rfilename for sibling in info.siblings or []])
-        return _commit_of(info, what)
+        names = list(_sizes(info, what))
+    _refuse_unsafe(what, names)
+    return _commit_of(info, what)
 
 
-def _fetch(
-    repository: str, commit: str, directory: Path, names: list[str], patterns: list[str]
-) -> None:
+def _fetch(repository: str, commit: str, directory: Path, wanted: list[str]) -> None:
     hub = require("huggingface_hub", "hub")
     hub.snapshot_download(
-        repository,
-        revision=commit,
-        local_dir=directory,
-        allow_patterns=patterns,
-        ignore_patterns=SKIPPED,
+        repository, revision=commit, local_dir=directory, allow_patterns=list(map(escape, wanted))
     )
     # The library answers with what is there when the hub goes away between two requests.
-    wanted = hub.utils.filter_repo_objects(names, allow_patterns=patterns, ignore_patterns=SKIPPED)
     for name in wanted:
         if not (directory / name).is_file():
             raise EnvironmentFailure(f"hf:{repository}: {name} did not arrive; run again")
 
 
+def _sizes(info: Any, what: str) -> dict[str, int]:
+    """Bytes of every file by name, 0 where the hub does not say.
+
+    Raises EnvironmentFailure for a listing that no repository has: its names become files here.
+    """
+    files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    for name, size in files.items():
+        if not (isinstance(name, str) and is_plain_name(name) and isinstance(size, int)):
+            shown = f"{repr(name)[:60]} of {repr(size)[:20]} bytes"
+            raise EnvironmentFailure(f"{what}: {_endpoint()} lists {shown}, which is no file")
+    if len(files) > MOST_FILES:
+        raise EnvironmentFailure(
+            f"{what}: {_endpoint()} lists {len(files)} files; check HF_ENDPOINT"
+        )
+    return files
+
+
+def _refuse_large(what: str, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        if not 0 <= size <= LARGEST_SMALL_FILE:
+            raise InvalidInput(f"{what}: {name} has {size} bytes; at most {LARGEST_SMALL_FILE}")
+
+
+def _endpoint() -> str:
+    return f"the hub at {require('huggingface_hub.constants', 'hub').ENDPOINT}"
+
+
 def _refuse_unsafe(what: str, names: list[str]) -> None:
     top = [name for name in names if "/" not in name]
-    if any(name.endswith(".safetensors") for name in top):
+    if ADAPTER_FILE in top:
+        raise InvalidInput(
+            f"{what}: {ADAPTER_FILE} makes transformers add an adapter to the weights; "
+            "choose a revision without one"
+        )
+    if any(name.endswith(WEIGHTS) for name in top):
         return
     endings = tuple(pattern.removeprefix("*") for pattern in PICKLED)
     for name in sorted(top):
@@ -118,15 +151,20 @@ def check_download(
         info = hub.HfApi().model_info(
             repository, revision=commit, files_metadata=True, timeout=TIMEOUT_SECONDS
         )
-    for sibling in info.siblings or []:
-        name = sibling.rfilename
-        if name in digests and _differs(directory / name, digests[name], sibling):
-            (directory / name).unlink()
-            raise EnvironmentFailure(f"{what}: {name} arrived damaged and was removed; run again")
+        published = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        damaged = [
+            name for name, digest in digests.items()
+            if name in published and _differs(directory / name, digest, published[name])
+        ]  # fmt: skip
+    for name in damaged:
+        (directory / name).unlink()
+        raise EnvironmentFailure(f"{what}: {name} arrived damaged and was removed; run again")
 
 
 def _differs(path: Path, sha256: str, published: Any) -> bool:
     """Large files are published by their sha256, small ones by the name git gives them."""
+    if published.size not in (None, path.stat().st_size):
+        return True
     if published.lfs:
         return bool(published.lfs.sha256 != sha256)
     data = path.read_bytes()
@@ -145,7 +183,7 @@ def dataset_commit(repository: str, revision: str) -> str:
     what = f"hf:{repository}@{revision}"
     with _hub_failures(what, "data set"):
         info = hub.HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
-        return _commit_of(info, what)
+    return _commit_of(info, what)
 
 
 def download_documents(
@@ -174,7 +212,11 @@ def download_documents(
         TemporaryDirectory() as cache,
     ):
         rows = _stream(repository, commit, subset, split, data_files, cache)
-        return list(_texts(what, islice(rows, documents), field)), commit
+        found = list(_texts(what, islice(rows, documents), field))
+        whole = [text for text in found if text is not None]
+        if len(whole) < len(found):
+            note(f"{what}: {len(found) - len(whole)} rows whose text is null were left out")
+        return whole, commit
 
 
 def _stream(
@@ -198,20 +240,24 @@ def _stream(
     return iter(rows)
 
 
-def _texts(what: str, rows: Iterable[dict[str, Any]], field: str) -> Iterator[str]:
+def _texts(what: str, rows: Iterable[dict[str, Any]], field: str) -> Iterator[str | None]:
     for row in rows:
         if field not in row:
             raise InvalidInput(f"{what}: no field {field!r}; its fields: {', '.join(sorted(row))}")
         text = row[field]
-        if not isinstance(text, str):
+        if not isinstance(text, str | None):
             raise InvalidInput(f"{what}: field {field!r} holds {type(text).__name__}, not text")
         yield text
 
 
 def _commit_of(info: Any, what: str) -> str:
-    if not info.sha:
-        raise EnvironmentFailure(f"{what}: the hub names no commit for it; try again later")
-    return str(info.sha)
+    """The commit, which names a folder here: 40 hex digits and nothing else."""
+    if not (isinstance(info.sha, str) and COMMIT.fullmatch(info.sha)):
+        shown = repr(info.sha)[:60]
+        raise EnvironmentFailure(
+            f"{what}: {_endpoint()} names {shown} as its commit, not 40 hex digits"
+        )
+    return info.sha
 
 
 @contextmanager
@@ -226,6 +272,10 @@ def _hub_failures(what: str, kind: str) -> Iterator[None]:
         if failure is None:
             raise
         raise failure from error
+
+
+# What the library raises where an answer is no answer of a hub: HTML, another shape, no field.
+MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def _failure(error: Exception, what: str, kind: str) -> BiplineError | None:
@@ -248,7 +298,6 @@ def _is_refusal(status: int) -> bool:
 
 def _unreachable(error: Exception, what: str) -> EnvironmentFailure | None:
     errors = require("huggingface_hub.errors", "hub")
-    endpoint = require("huggingface_hub.constants", "hub").ENDPOINT
     if errors.OfflineModeIsEnabled in (type(error), type(error.__cause__)):
         return EnvironmentFailure(f"{what}: HF_HUB_OFFLINE forbids the hub; unset it")
     # ``errors.HTTPError`` is the base class of whichever HTTP client the library is built on.
@@ -257,8 +306,12 @@ def _unreachable(error: Exception, what: str) -> EnvironmentFailure | None:
     broke_off = isinstance(error, OSError) and error.errno is None
     if isinstance(error, (*transport, ConnectionError, TimeoutError)) or broke_off:
         return EnvironmentFailure(
-            f"{what}: the hub at {endpoint} did not serve it "
-            f"({_reason(error, lines=1)}); try again later"
+            f"{what}: {_endpoint()} did not serve it ({_reason(error, lines=1)}); try again later"
+        )
+    if isinstance(error, MISSHAPEN):
+        return EnvironmentFailure(
+            f"{what}: {_endpoint()} does not answer as a hub does ({type(error).__name__}: "
+            f"{_reason(error, lines=1)[:100]}); check HF_ENDPOINT and the proxy"
         )
     return environment_failure(error) if isinstance(error, OSError) else None
 

@@ -7,13 +7,16 @@ our own installed class; the code beside its weights is never run.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bipline.base.errors import InvalidInput
-from bipline.model.opening import read_config
+from bipline.base.errors import InvalidInput, Refused
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.opening import open_checkpoint
 from bipline.model.per_layer.shipping import own_class
 from bipline.model.shapes import is_per_layer
 
@@ -36,37 +39,110 @@ def model_class(config: Mapping[str, Any]) -> Any:
     return own_class(str(config["model_type"]))
 
 
-def load_model(directory: Path, dtype: torch.dtype) -> Any:
-    """``from_pretrained`` with no code from the model, in eval mode.
+def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
+    """transformers' model of a checkpoint or its directory, in eval mode, with no code of its own.
 
-    Raises InvalidInput when transformers reports weights that are missing, unexpected or of
-    another shape: a model that loads with fresh random weights must never be measured.
+    It is the checkpoint's in every tensor, bit by bit in ``dtype``, so that whatever is measured
+    with it is measured on the model that the block loop runs. Raises InvalidInput when
+    transformers cannot build it or reports weights that are missing, unexpected or of another
+    shape: a model that loads with fresh random weights must never be measured. Raises Refused, at
+    the first tensor, where transformers holds other tensors than the checkpoint.
     """
-    loaded: Any = model_class(read_config(directory)).from_pretrained(
-        directory,
-        dtype=dtype,
-        trust_remote_code=False,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    model, report = loaded
+    checkpoint = open_checkpoint(model) if isinstance(model, Path) else model
+    built, report = _loaded(checkpoint, dtype)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             first = min(str(key) for key in report[kind])
-            raise InvalidInput(f"{directory}: {kind.replace('_', ' ')} on loading: {first}")
-    return model.eval()
+            found = f"{kind.replace('_', ' ')} on loading: {first}"
+            raise InvalidInput(f"{checkpoint.location}: {found}")
+    hold_to_checkpoint(built, checkpoint)
+    return built.eval()
+
+
+def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    from transformers import GenerationConfig
+
+    config = transformers_config(checkpoint.config)
+    try:
+        loaded: tuple[Any, dict[str, Any]] = model_class(checkpoint.config).from_pretrained(
+            checkpoint.directory,
+            config=config,
+            # The model's own are not read: nothing that we measure may follow them.
+            generation_config=GenerationConfig(),
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"{checkpoint.location}: transformers cannot load it: {one_line(error)}"
+        ) from error
+    return loaded
+
+
+@torch.no_grad()
+def hold_to_checkpoint(built: Any, checkpoint: Checkpoint) -> None:
+    """Raise Refused unless a model of transformers has a checkpoint's tensors and no others.
+
+    The checkpoint's are read in pieces; their digests are known afterwards.
+    """
+    # Parameters list a tied output matrix once, as the checkpoint does.
+    held = dict(built.named_parameters())
+    if odd := sorted(held.keys() ^ checkpoint.tensors.keys()):
+        raise Refused(
+            f"{checkpoint.location}: transformers and bipline do not find the same tensors in it: "
+            f"{odd[0]} is found by one of them"
+        )
+    place = dict.fromkeys(held, 0)
+    for name, piece in checkpoint.stream((name, None) for name in checkpoint.tensors):
+        rows = held[name][place[name] : place[name] + len(piece)]
+        place[name] += len(piece)
+        if not _same_bits(rows, piece):
+            raise Refused(
+                f"{checkpoint.location}: transformers loads other values of {name} than it holds"
+            )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    bits = (each.to("cpu", one.dtype).contiguous().view(torch.uint8) for each in (one, other))
+    return one.shape == other.shape and torch.equal(*bits)
+
+
+def transformers_config(config: Mapping[str, Any]) -> Any:
+    """transformers' object of a config.json, which says nothing of a dtype.
+
+    Raises InvalidInput, in one line, where its class refuses the values.
+    """
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    model_type = values.pop("model_type")
+    values = deepcopy(values)  # transformers writes into what it is given
+    try:
+        if is_per_layer(config):
+            return own_class(model_type).config_class(**values)
+        return AutoConfig.for_model(model_type, **values)
+    except Exception as error:
+        # Its validators raise errors of many types; to whoever wrote the file all mean the same.
+        raise InvalidInput(f"config.json is refused: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of transformers says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def build(config: Mapping[str, Any]) -> Any:
+    """transformers' model with this config and fresh weights, on the device that is the default."""
+    make = model_class(config)
+    made = transformers_config(config)
+    make = make._from_config if is_per_layer(config) else make.from_config
+    return make(made, attn_implementation="sdpa")
 
 
 def decoder_of(config: Mapping[str, Any]) -> Any:
     """The decoder of a model with this config and no weights (meta tensors)."""
-    from transformers import AutoConfig
-
-    values = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    model_type, built_by = values.pop("model_type"), model_class(config)
-    if is_per_layer(config):
-        made, make = built_by.config_class(**values), built_by._from_config
-    else:
-        made, make = AutoConfig.for_model(model_type, **values), built_by.from_config
     with torch.device("meta"):
-        return make(made, attn_implementation="sdpa").model
+        return build(config).model

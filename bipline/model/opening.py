@@ -3,18 +3,30 @@
 Only JSON and safetensors are read, from a directory or an ``s3://`` prefix. Pickled weights,
 custom code (``auto_map``) and quantised sources are refused with the reason, so that no byte of
 a model is ever executed. A per-layer model of ours names code, which must be ours to the byte.
+
+Which tensors a folder holds is decided here, once, as transformers decides; a folder that it
+would take for another model (an adapter beside the weights, shards beside a single file) is
+refused.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bipline.base.errors import InvalidInput
 from bipline.base.machine import free_memory
-from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
+from bipline.base.progress import note
+from bipline.model.checkpoint import FLOAT_DTYPES, PIECE_BYTES, TORCH_DTYPES, Checkpoint
+from bipline.model.config_keys import checked_config, parse_json, shown
 from bipline.model.families import build_of, family_of, shape_of, tensor_shapes
 from bipline.model.per_layer.shipping import check_code
 from bipline.model.safetensors_header import StoredTensor, read_header
@@ -25,6 +37,11 @@ INDEX_FILE = "model.safetensors.index.json"
 # A model below this share of the free memory stays in the page cache for the next stage.
 CACHED_SHARE = 0.5
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+ADAPTER_FILE = "adapter_config.json"
+# What was found of two matrices in files that are still in the state they were in.
+_EQUAL: dict[str, bool] = {}
+# A training run's own shards, which transformers takes for the model wherever it sees one.
+DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 
 def open_checkpoint(location: Path | str, expected_digest: str | None = None) -> Checkpoint:
@@ -36,12 +53,13 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
     """
     folder = open_folder(location)
     config = read_config(folder)
-    family = family_of(str(config.get("model_type")))
+    family = family_of(str(config["model_type"]))
     ignored = build_of(family).ignored
     tensors = {
         name: stored for name, stored in _stored(folder).items() if not name.endswith(ignored)
     }
     checkpoint = Checkpoint(folder, config, family, shape_of(config), tensors, expected_digest)
+    checkpoint = _with_its_output(checkpoint)
     _check_tensors(checkpoint)
     if checkpoint.weight_bytes > CACHED_SHARE * free_memory():
         for file in checkpoint.files.values():
@@ -50,29 +68,32 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
 
 
 def read_config(folder: Folder | Path) -> dict[str, Any]:
-    """Read config.json as plain JSON, refusing what would run code or is quantised."""
+    """Read config.json: known keys in their ranges, with what it leaves to its class written out.
+
+    Raises InvalidInput, in one line, for what would run code, is quantised or is out of range.
+    """
     folder = open_folder(folder) if isinstance(folder, Path) else folder
     if not folder.exists():
         raise InvalidInput(f"{folder.location}: no such model directory")
     if "config.json" not in folder.names():
         raise InvalidInput(f"{folder.location}: no config.json, so it is not a model directory")
     where = f"{folder.location}/config.json"
-    try:
-        config = json.loads(folder.read("config.json").decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where}: not JSON: {error}") from None
+    config = parse_json(folder.read("config.json"), where)
     if not isinstance(config, dict):
         raise InvalidInput(f"{where}: not a JSON object")
     check_code(folder, config)
     if quantised := config.get("quantization_config"):
         known = isinstance(quantised, dict)
         method = quantised.get("quant_method", "unknown") if known else quantised
-        raise InvalidInput(f"{where}: quantised source ({method}); give the unquantised model")
-    return config
+        raise InvalidInput(
+            f"{where}: quantised source ({shown(method)}); give the unquantised model"
+        )
+    return checked_config(config, where)
 
 
 def _stored(folder: Folder) -> dict[str, StoredTensor]:
     names = folder.names()
+    _refuse_other_models(folder.location, names)
     if INDEX_FILE in names:
         return _indexed(folder, set(names))
     if SINGLE_FILE in names:
@@ -86,18 +107,38 @@ def _stored(folder: Folder) -> dict[str, StoredTensor]:
     raise InvalidInput(f"{folder.location}: no {SINGLE_FILE} and no {INDEX_FILE}")
 
 
+def _refuse_other_models(location: str, names: list[str]) -> None:
+    """Raise InvalidInput for files that make transformers load another model than the weights."""
+    if ADAPTER_FILE in names:
+        raise InvalidInput(
+            f"{location}: {ADAPTER_FILE} makes transformers add an adapter to the weights; "
+            "merge the adapter, or move its files elsewhere"
+        )
+    if shards := [name for name in names if DISTRIBUTED.fullmatch(name)]:
+        raise InvalidInput(
+            f"{location}: {shards[0]} is a shard of a training run, which transformers loads "
+            f"instead of {SINGLE_FILE}; move such files elsewhere"
+        )
+
+
 def _header_of(folder: Folder, name: str) -> dict[str, StoredTensor]:
     return read_header(folder.open(name), f"{folder.location}/{name}")
 
 
 def _indexed(folder: Folder, names: set[str]) -> dict[str, StoredTensor]:
     where = f"{folder.location}/{INDEX_FILE}"
-    try:
-        weight_map = dict(json.loads(folder.read(INDEX_FILE).decode("utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InvalidInput(f"{where}: no weight_map that names a shard for each tensor") from None
+    index = parse_json(folder.read(INDEX_FILE), where)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not (isinstance(weight_map, dict) and all(isinstance(s, str) for s in weight_map.values())):
+        raise InvalidInput(f"{where}: no weight_map that names a shard for each tensor")
     found: dict[str, StoredTensor] = {}
-    for shard in sorted(set(map(str, weight_map.values()))):
+    shards = sorted(set(weight_map.values()))
+    if SINGLE_FILE in names and shards != [SINGLE_FILE]:
+        raise InvalidInput(
+            f"{where}: lies beside {SINGLE_FILE}, which transformers loads instead of the shards; "
+            "remove the one that is not the model"
+        )
+    for shard in shards:
         _check_shard_name(where, shard, names)
         for name, stored in _header_of(folder, shard).items():
             if name in found:
@@ -128,19 +169,49 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             raise InvalidInput(
                 f"{checkpoint.location}: {name} has shape {shape}, config.json says {declared}"
             )
-    _check_extra(checkpoint, expected)
-
-
-def _check_extra(checkpoint: Checkpoint, expected: dict[str, Any]) -> None:
-    extra = set(checkpoint.tensors) - set(expected)
-    # A tied model may store its output matrix a second time; the embedding is the one that counts.
-    if checkpoint.shape.tie_word_embeddings:
-        tied = extra & set(build_of(checkpoint.family).output_weights)
-        for name in tied:
-            del checkpoint.tensors[name]
-        extra -= tied
-    if extra:
+    if extra := set(checkpoint.tensors) - set(expected):
         raise InvalidInput(
             f"{checkpoint.location}: tensor {min(extra)} does not belong to a "
             f"{checkpoint.config['model_type']} with this config.json"
         )
+
+
+def _with_its_output(checkpoint: Checkpoint) -> Checkpoint:
+    """A tied model that stores its output matrix too, with what transformers makes of the two.
+
+    Where they are equal the embedding is the one that counts; where they differ the model is
+    untied, whatever its config says.
+    """
+    if not checkpoint.shape.tie_word_embeddings:
+        return checkpoint
+    stored = set(build_of(checkpoint.family).output_weights) & set(checkpoint.tensors)
+    tensors = {name: held for name, held in checkpoint.tensors.items() if name not in stored}
+    if all(_equal(checkpoint, name, checkpoint.output_name) for name in stored):
+        return replace(checkpoint, tensors=tensors)
+    _tell_untied(checkpoint.location)
+    config = {**checkpoint.config, "tie_word_embeddings": False}
+    return replace(checkpoint, config=config, shape=shape_of(config))
+
+
+@cache
+def _tell_untied(location: str) -> None:
+    note(
+        f"{location}: tie_word_embeddings is true, but an output matrix that differs is stored; "
+        "both are kept, as by transformers, and a smaller model is written untied"
+    )
+
+
+def _equal(checkpoint: Checkpoint, name: str, other: str) -> bool:
+    """Whether two stored matrices hold the same values; read only as far as they agree."""
+    if other not in checkpoint.tensors:
+        return True
+    (one, shape), (two, expected) = map(checkpoint.tensor_header, (name, other))
+    if shape != expected or not {one, two} <= FLOAT_DTYPES.keys():
+        return False
+    state = json.dumps([checkpoint.location, name, other, checkpoint.state])
+    if state not in _EQUAL:
+        wide = torch.promote_types(TORCH_DTYPES[one], TORCH_DTYPES[two])
+        rows = torch.arange(shape[0]).split(max(1, PIECE_BYTES // (8 * prod(shape[1:]))))
+        read = ((checkpoint.rows(each, part).to(wide) for each in (name, other)) for part in rows)
+        _EQUAL[state] = all(torch.equal(*pair) for pair in read)
+    return _EQUAL[state]

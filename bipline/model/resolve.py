@@ -8,45 +8,33 @@ data set has no file that every later stage could read.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import yaml
 
-from bipline.base.errors import InvalidInput
+from bipline.base.errors import InvalidInput, Refused
 from bipline.model import hub
+from bipline.model.finished import hold_to_manifest
 from bipline.model.opening import open_checkpoint
 from bipline.model.shard_digests import digest_shards
-from bipline.model.tokenizer import TOKENIZER_FILES
+from bipline.model.side_files import is_licence, is_model_file, is_tokenizer_file
 from bipline.storage.digests import digest_bytes, digest_file, digest_json, digest_listing
-from bipline.storage.directory import environment_failure
-from bipline.storage.documents import read_documents, write_documents
+from bipline.storage.directory import environment_failure, write_text
+from bipline.storage.documents import CHAT, read_documents, text_file, write_documents
 from bipline.storage.folder import S3_SCHEME, Folder, LocalFolder, open_folder
+from bipline.storage.task_rows import read_task_rows
 from bipline.values.resolution import ResolvedModel, ResolvedTask, ResolvedText
 
 HUB = "hf:"
 PLACES = "a directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-TOKENIZER_PATTERNS = (*TOKENIZER_FILES, "tokenizer*", "*.model", "vocab.*", "chat_template*")
-MODEL_PATTERNS = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "LICENSE*",
-)
-TEXT_SUFFIXES = (".txt", ".jsonl")
 TEXT_QUERY = ("subset", "split", "field", "documents", "data_files")
-# A task row holds either several continuations of one query or several beginnings of one
-# continuation (winogrande); the key in front names the list that ``gold`` points into.
-TASK_ROWS = {"choices": "query", "options": "continuation"}
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -94,7 +82,7 @@ def tokenizer_digest(folder: Folder) -> str:
         raise InvalidInput(
             f"{folder.location}: no tokenizer; one of {', '.join(VOCABULARIES)} is needed"
         )
-    own = [name for name in names if _is_own(name) and _matches(name, TOKENIZER_PATTERNS)]
+    own = filter(is_tokenizer_file, names)
     return digest_listing({name: digest_bytes(folder.read(name)) for name in own})
 
 
@@ -114,45 +102,34 @@ def _resolved_folder(source: str, folder: Folder, commit: str | None) -> Resolve
     tokenizer = tokenizer_digest(folder)
     # First: the tensors' digests are known then, and no weight is read a second time.
     shards = digest_shards(checkpoint)
+    files = _digests(folder, shards)
+    hold_to_manifest(folder, files)
     local = isinstance(folder, LocalFolder)
     return ResolvedModel(
         source=source,
         revision=commit,
         location=str(Path(folder.location).absolute()) if local else folder.location,
         tensor_digest=checkpoint.tensor_digest,
-        files=_digests(folder, shards),
+        files=files,
         tokenizer_digest=tokenizer,
         licence=_licence(folder),
     )
 
 
 def _digests(folder: Folder, shards: dict[str, str]) -> dict[str, str]:
-    """Hash the files that make the model but for its ``shards``, whose digests are known.
-
-    What lies in subfolders is not part of the model.
-    """
+    """Hash the files that make the model but for its ``shards``, whose digests are known."""
     return {
         name: shards.get(name) or digest_bytes(folder.read(name))
         for name in folder.names()
-        if _is_own(name)
+        if is_model_file(name)
     }
-
-
-def _is_own(name: str) -> bool:
-    """Whether a file is part of the model."""
-    matters = _matches(name, (*MODEL_PATTERNS, *TOKENIZER_PATTERNS))
-    return matters and not _matches(name, hub.SKIPPED)
-
-
-def _matches(name: str, patterns: tuple[str, ...] | list[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _licence(folder: Folder) -> str | None:
     """The first line of the licence file, or what the front matter of README.md declares."""
     names = folder.names()
     for name in names:
-        if fnmatchcase(name, "LICENSE*"):
+        if is_licence(name):
             lines = folder.read(name).decode("utf-8", "replace").splitlines()
             named = [line.strip() for line in lines if line.strip()]
             if named:
@@ -172,7 +149,7 @@ def _declared_licence(text: str) -> str | None:
 
 
 def resolve_text(source: str, downloads: Path) -> ResolvedText:
-    """Resolve a ``.txt`` or ``.jsonl`` file, or a data set of the hub.
+    """Resolve a file (see :mod:`bipline.storage.documents`), or a data set of the hub.
 
     ``hf:org/name@revision?subset=...&split=...&field=...&documents=...&data_files=...`` takes
     the first ``documents`` rows of a split; every key may be left out.
@@ -182,18 +159,16 @@ def resolve_text(source: str, downloads: Path) -> ResolvedText:
     if source.startswith(HUB):
         return _resolved_data_set(source, downloads)
     _refuse_scheme(source, "a .txt or .jsonl file or hf:org/name@revision")
-    path = Path(source)
-    if path.suffix not in TEXT_SUFFIXES:
-        raise InvalidInput(f"{path}: a text is a {' or a '.join(TEXT_SUFFIXES)} file")
-    return _resolved_text(source, path, None)
+    return _resolved_text(source, source, None)
 
 
-def _resolved_text(source: str, path: Path, commit: str | None) -> ResolvedText:
-    documents = sum(1 for document in read_documents(path) if document.strip())
+def _resolved_text(source: str, place: str, commit: str | None) -> ResolvedText:
+    path, kind = text_file(place), CHAT if place.startswith(CHAT) else ""
+    documents = sum(1 for document in read_documents(place, tell=True) if document.strip())
     return ResolvedText(
         source=source,
         revision=commit,
-        location=str(path.absolute()),
+        location=f"{kind}{path.absolute()}",
         sha256=digest_file(path),
         documents=documents,
     )
@@ -205,12 +180,17 @@ def _resolved_data_set(source: str, downloads: Path) -> ResolvedText:
     commit = hub.dataset_commit(parsed.repository, parsed.revision)
     name = digest_json([parsed.repository, commit, selection])
     path = downloads / "texts" / f"{name}.jsonl"
-    if not path.is_file():
+    receipt = path.with_suffix(".sha256")
+    if not (path.is_file() and receipt.is_file()):
         documents, _ = hub.download_documents(parsed.repository, commit, **selection)
         if not any(document.strip() for document in documents):
             raise InvalidInput(f"{source}: holds no text")
         _write_whole(path, documents)
-    return _resolved_text(source, path, commit)
+        write_text(receipt, f"{digest_file(path)}\n")
+    text = _resolved_text(source, str(path), commit)
+    if receipt.read_text(encoding="utf-8", errors="replace").strip() != text.sha256:
+        raise Refused(f"{path}: changed since it was downloaded; delete it and {receipt.name}")
+    return text
 
 
 def _write_whole(path: Path, documents: list[str]) -> None:
@@ -229,42 +209,15 @@ def _write_whole(path: Path, documents: list[str]) -> None:
 def resolve_task(source: str) -> ResolvedTask:
     """Resolve the JSON Lines of a zero-shot task.
 
-    Rows are ``query, choices, gold`` or ``options, continuation, gold`` (winogrande); the first
-    one is checked. Raises InvalidInput when the file is missing or does not hold such rows.
+    Every row is checked. Raises InvalidInput where the file is missing or one cannot be measured.
     """
     if source.startswith(HUB):
         raise InvalidInput(f"{source}: a task is not read from the hub; give a .jsonl file")
     _refuse_scheme(source, "a .jsonl file")
     path = Path(source)
-    if not path.is_file():
-        raise InvalidInput(f"{path}: no such task file")
-    with path.open("rb") as file:
-        lines = (line for line in file if line.strip())
-        first = next(lines, None)
-        if first is None or not _is_task_row(first):
-            raise InvalidInput(
-                f"{path}: its first line is not a row of query, choices and gold, "
-                "or of options, continuation and gold"
-            )
-        rows = 1 + sum(1 for _ in lines)
+    rows = len(read_task_rows(path)[1])
     location = str(path.absolute())
     return ResolvedTask(source=source, location=location, sha256=digest_file(path), rows=rows)
-
-
-def _is_task_row(line: bytes) -> bool:
-    try:
-        row: Any = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(row, dict) and any(
-        isinstance(row.get(one), str) and _points_into(row.get("gold"), row.get(several))
-        for several, one in TASK_ROWS.items()
-    )
-
-
-def _points_into(gold: Any, several: Any) -> bool:
-    texts = isinstance(several, list) and all(isinstance(text, str) for text in several)
-    return texts and type(gold) is int and 0 <= gold < len(several)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from bipline.base.errors import InvalidInput
+from bipline.base.progress import note
+from bipline.compression.corrections import PLAN_NAME
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import CPU, torch_dtype
@@ -22,10 +24,12 @@ from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import perplexity, text_windows
 from bipline.quality.speed import measure_speed
-from bipline.quality.zero_shot import task_configuration, zero_shot
+from bipline.quality.zero_shot import check_tasks, zero_shot
 from bipline.settings.protocol import Protocol
 from bipline.storage.digests import digest_file
-from bipline.storage.documents import read_documents
+from bipline.storage.documents import read_documents, text_file
+from bipline.storage.ngrams import MAXIMUM_OVERLAP
+from bipline.values.fitted_text import fitted_in
 from bipline.values.record import EvaluationRecord, Perplexity, Speed, TaskResult, environment
 
 
@@ -46,20 +50,23 @@ def evaluate(
     texts: Mapping[str, Path],
     tasks: Mapping[str, Path],
     running: Running | None = None,
+    allow_fitted: bool = False,
 ) -> EvaluationRecord:
     """Measure a model directory (``s3://`` for perplexity alone) on named texts and task files.
 
-    Raises InvalidInput for an unusable model, text or task, or when nothing is to be measured.
+    Raises InvalidInput for an unusable model, text or task, when nothing is to be measured, and
+    for a text that the model was fitted on unless ``allow_fitted``: then the record tells it.
     """
     if not (texts or tasks or protocol.speed):
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
-    for name, path in tasks.items():
-        task_configuration(name, path)  # a missing task must not be found after the long part
+    check_tasks(tasks)  # what is wrong must not be found after the long part
     running = running or Running()
     checkpoint = open_checkpoint(model)
     if tasks or protocol.speed:
         _ = checkpoint.directory  # these need the whole model, and it on this machine
+    fitted = fitted_shares(checkpoint, texts, allow_fitted)
     tokenizer = tokenizer_of(checkpoint.folder)
+    check_tasks(tasks, tokenizer)
     perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
     accuracies, speed = _in_memory(checkpoint, tokenizer, protocol, dict(tasks), running)
     return EvaluationRecord(
@@ -70,8 +77,30 @@ def evaluate(
         tasks=accuracies,
         speed=speed,
         protocol=protocol.described(_digests(texts), _digests(tasks)),
-        environment=environment(running.device),
+        environment={**environment(running.device), **({"fitted_text": fitted} if fitted else {})},
     )
+
+
+def fitted_shares(
+    checkpoint: Checkpoint, texts: Mapping[str, Path], allowed: bool = False
+) -> dict[str, float]:
+    """The share of 13-grams in common with what a model was fitted on, for texts where it is much.
+
+    Raises InvalidInput for such a text where it is not ``allowed``.
+    """
+    known, place, shares = fitted_in(checkpoint.folder), checkpoint.location, {}
+    if known is None and PLAN_NAME in checkpoint.folder.names():
+        note(f"{place}: does not tell which text it was fitted on; measure on none of that")
+    for name, path in texts.items() if known and known.hashes else ():
+        share = known.overlap(read_documents(path)) if known else 0.0
+        if share > MAXIMUM_OVERLAP:
+            said = f"text {name} ({path}): {share:.1%} of its 13-grams are of text that {place} "
+            said += "was fitted on"
+            if not allowed:
+                raise InvalidInput(f"{said}; measure on other text, or give --allow-fitted")
+            note(said)
+            shares[name] = round(share, 4)
+    return shares
 
 
 def check_texts(checkpoint: Checkpoint, protocol: Protocol, texts: Iterable[Path]) -> None:
@@ -96,7 +125,8 @@ def measure_perplexity(
     loop = BlockLoop(checkpoint, torch_dtype(protocol.dtype), running.device)
     results = {}
     for name, path in texts.items():
-        windows = text_windows(tokenizer, read_documents(path), protocol.seqlen, protocol.bos)
+        documents, room = read_documents(path), running.max_memory
+        windows = text_windows(tokenizer, documents, protocol.seqlen, protocol.bos, room)
         results[name] = perplexity(loop, windows, name, running.max_memory)
     return results
 
@@ -110,7 +140,7 @@ def _in_memory(
 ) -> tuple[dict[str, TaskResult], Speed | None]:
     if not (tasks or protocol.speed):
         return {}, None
-    model = load_model(checkpoint.directory, torch_dtype(protocol.dtype)).to(running.device)
+    model = load_model(checkpoint, torch_dtype(protocol.dtype)).to(running.device)
     accuracies = zero_shot(model, tokenizer, tasks, protocol.batch_size, protocol.num_fewshot)
     speed = None
     if protocol.speed:
@@ -124,4 +154,4 @@ def _in_memory(
 
 
 def _digests(files: Mapping[str, Path]) -> dict[str, str]:
-    return {name: digest_file(path) for name, path in files.items()}
+    return {name: digest_file(text_file(path)) for name, path in files.items()}

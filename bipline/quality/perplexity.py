@@ -19,22 +19,29 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import note, track
 from bipline.model.block_loop import BlockLoop
 from bipline.model.memory import MemoryNeed, gigabytes, memory_need, states_fit
+from bipline.model.token_ids import rendered, token_ids
 from bipline.settings.protocol import BosPolicy
 from bipline.values.record import Perplexity
 
 JOIN = "\n\n"
 
 
-def text_windows(tokenizer: Any, documents: list[str], seqlen: int, bos: BosPolicy) -> torch.Tensor:
+def text_windows(
+    tokenizer: Any,
+    documents: list[str],
+    seqlen: int,
+    bos: BosPolicy,
+    max_memory: int | None = None,
+) -> torch.Tensor:
     """The token windows of a text, ``[windows, seqlen]``.
 
-    Raises InvalidInput when the text is shorter than one window or a BOS is asked of a tokenizer
-    that has none.
+    Raises InvalidInput when the text is shorter than one window, takes more than ``max_memory`` or
+    the tokenizer fails on it, and when a BOS is asked of a tokenizer that has none.
     """
     if bos != "none" and tokenizer.bos_token_id is None:
         raise InvalidInput(f"bos policy {bos!r}: the tokenizer has no BOS token; use 'none'")
-    text = JOIN.join(documents)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    text = JOIN.join(rendered(tokenizer, documents))
+    [ids] = token_ids(tokenizer, [text], special_tokens=False, max_memory=max_memory)
     if bos == "text":
         ids = [tokenizer.bos_token_id, *ids]
     width = seqlen - 1 if bos == "window" else seqlen

@@ -1,98 +1,95 @@
 """Zero-shot accuracy by lm-eval, on the model in memory and on local rows.
 
-A task is a JSON Lines file. Rows are ``query, choices, gold`` (the continuation of the query is
-chosen), or ``options, continuation, gold`` as winogrande is scored: the option after which the
-shared continuation is likelier. Prompts stand in the rows, in lm-eval's wording.
+A task is a file of rows (:mod:`bipline.storage.task_rows`), with prompts in lm-eval's wording.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check, require
 from bipline.base.progress import ticking
+from bipline.model.token_ids import is_guarded, token_ids
+from bipline.storage.task_rows import SHARED, read_task_rows
 from bipline.values.record import TaskResult
+
+# What lm-eval puts between a query and what continues it.
+DELIMITER = " "
 
 
 def zero_shot(
     model: Any,
     tokenizer: Any,
-    tasks: dict[str, Path],
+    tasks: Mapping[str, Path],
     batch_size: int,
     num_fewshot: int = 0,
 ) -> dict[str, TaskResult]:
     """Run every task on an in-memory transformers model.
 
-    Raises InvalidInput when a task file is missing or its rows are of neither form.
+    Raises InvalidInput for tasks that :func:`check_tasks` refuses.
     """
     configurations = [task_configuration(name, path) for name, path in tasks.items()]
     if not configurations:
         return {}
-    with tempfile.TemporaryDirectory() as cache, _untold():
-        for each in configurations:
-            each["dataset_kwargs"]["cache_dir"] = cache
-        results = _simple_evaluate(model, tokenizer, configurations, batch_size, num_fewshot)
+    results = _simple_evaluate(model, tokenizer, configurations, batch_size, num_fewshot)
     counts = results["n-samples"]
     return {
         name: _task_result(results["results"][name], counts[name]["effective"]) for name in tasks
     }
 
 
-@contextmanager
-def _untold() -> Iterator[None]:
-    """For the length of the block, datasets tells no server that it reads local rows."""
-    config: Any = require("datasets.config", "eval")
-    before, config.HF_UPDATE_DOWNLOAD_COUNTS = config.HF_UPDATE_DOWNLOAD_COUNTS, False
-    try:
-        yield
-    finally:
-        config.HF_UPDATE_DOWNLOAD_COUNTS = before
+def check_tasks(tasks: Mapping[str, Path], tokenizer: Any = None) -> None:
+    """Look at every row, and where there is a ``tokenizer`` whether it can be used on them.
+
+    Raises InvalidInput with the line that cannot be measured, without the extra ``eval``, and for
+    a tokenizer that has no token for a text to begin with.
+    """
+    for name, path in tasks.items():
+        check("eval", f"task {name}")
+        several, rows = read_task_rows(path)
+        if tokenizer is None:
+            continue
+        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            reason = "the model's tokenizer has neither BOS nor EOS to begin a text with"
+            raise InvalidInput(f"task {name}: {reason}; name one in tokenizer_config.json")
+        if is_guarded(tokenizer):
+            list(token_ids(tokenizer, _prompts(several, rows), special_tokens=True))
+
+
+def _prompts(several: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every text that is compared."""
+    pairs = [(row[SHARED[several]], text) for row in rows for text in row[several]]
+    ordered = pairs if several == "choices" else [(text, one) for one, text in pairs]
+    return [DELIMITER.join(pair) for pair in ordered]
 
 
 def task_configuration(name: str, path: Path) -> dict[str, Any]:
     """lm-eval's configuration of a task file.
 
-    Raises InvalidInput for rows of neither form, and without the extra ``eval``.
+    Raises InvalidInput as :func:`check_tasks` without a tokenizer.
     """
     check("eval", f"task {name}")
-    row = _first_row(path)
-    if {"query", "choices", "gold"} <= row.keys():
-        form = {
-            "doc_to_text": "{{query}}",
-            "doc_to_choice": "{{choices}}",
-            "doc_to_target": "{{gold}}",
-        }
-        metrics = ["acc", "acc_norm"]
-    elif {"options", "continuation", "gold"} <= row.keys():
-        form = {
-            "doc_to_text": "{{gold}}",
-            "doc_to_choice": "{{options}}",
-            "doc_to_target": "{{continuation}}",
-        }
-        metrics = ["acc"]
-    else:
-        raise InvalidInput(
-            f"{path}: rows need query, choices, gold or options, continuation, gold; "
-            f"the first has {', '.join(sorted(row))}"
-        )
+    several, rows = read_task_rows(path)
+    data = require("datasets", "eval").Dataset.from_list(rows)
+    # The option is the context there, and what continues it is the same for all.
+    begins = several == "options"
     return {
         "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(path.absolute())}},
+        "custom_dataset": lambda **more: {"test": data},
         "test_split": "test",
         "output_type": "multiple_choice",
-        "target_delimiter": " ",
-        **form,
+        "target_delimiter": DELIMITER,
+        # Functions, because lm-eval takes a text of digits that a template gives for a number.
+        "doc_to_text": lambda row: row["gold" if begins else SHARED[several]],
+        "doc_to_choice": lambda row: row[several],
+        "doc_to_target": lambda row: row[SHARED[several] if begins else "gold"],
         "metric_list": [
             {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-            for metric in metrics
+            for metric in (["acc"] if begins else ["acc", "acc_norm"])
         ],
         "metadata": {"version": 1.0},
     }
@@ -145,16 +142,3 @@ def _task_result(metrics: dict[str, Any], count: int) -> TaskResult:
         stderr=math.sqrt(acc * (1 - acc) / max(1, count - 1)),
         n=count,
     )
-
-
-def _first_row(path: Path) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            row = json.loads(file.readline())
-    except FileNotFoundError:
-        raise InvalidInput(f"{path}: no such task file") from None
-    except ValueError:
-        raise InvalidInput(f"{path}: the first line is not JSON") from None
-    if not isinstance(row, dict):
-        raise InvalidInput(f"{path}: the first line is not a JSON object")
-    return row

@@ -58,7 +58,7 @@ def recover(
     source = open_checkpoint(pruned)
     judge = text_windows(tokenizer, read_documents(held_out), recipe.seqlen, "none")
     before = perplexity(BlockLoop(source), judge, "held-out text before recovery").value
-    merged, difference, reason = _train_and_merge(pruned, tokenizer, text, recipe)
+    merged, difference, reason = _train_and_merge(source, tokenizer, text, recipe)
     after = None
     if merged is not None:
         _write_merged(source, merged, writer)
@@ -100,11 +100,11 @@ def _judgement(before: float, after: float) -> str:
 
 
 def _train_and_merge(
-    pruned: Path, tokenizer: Any, text: Path, recipe: LoraRecipe
+    source: Checkpoint, tokenizer: Any, text: Path, recipe: LoraRecipe
 ) -> tuple[dict[str, torch.Tensor] | None, float | None, str]:
     """The merged weights in float32, how far merging moved the logits, and why there are none."""
     windows = text_windows(tokenizer, read_documents(text), recipe.seqlen, "none")
-    adapted = _with_adapter(load_model(pruned, torch.float32), recipe)
+    adapted = _with_adapter(load_model(source, torch.float32), recipe)
     if not _train(adapted, windows, recipe):
         return None, None, "the loss became NaN or infinite"
     adapted.eval()

@@ -17,7 +17,9 @@ class RecoverSettings(Settings):
 
     enabled: bool = Field(default=False, description="train, merge, and keep it if it helps")
     text: str = Field(default="recovery", description="name of the training text")
-    held_out: str = Field(default="held-out", description="name of the text that judges it")
+    held_out: str = Field(
+        default="recovery-judge", description="name of the text that judges it, reported nowhere"
+    )
     recipe: LoraRecipe = Field(default=LoraRecipe(), description="the LoRA training")
 
 

@@ -22,7 +22,7 @@ Layout = Literal["uniform", "per-layer"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
 CompensationName = Literal["none", "bias", "least-squares", "obs"]
 MODEL = "model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
-TEXTS = "name: .txt or .jsonl file, or hf:org/name?split=..."
+TEXTS = "name: .txt, .jsonl, .json, .csv or .parquet file, chat:FILE, or hf:org/name?split=..."
 STATE = "folder for the store, ZenML's and MLflow's state, logs"
 
 
@@ -41,7 +41,6 @@ class CalibrateSettings(Settings):
 
     texts: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={"calibration": 1.0},
-        min_length=1,
         description="names of texts with their weight in the mix",
     )
     samples: int | None = Field(
@@ -178,12 +177,9 @@ class LineSettings(Settings):
 
 
 SECTIONS: dict[str, type[Settings]] = {
-    "calibrate": CalibrateSettings,
-    "score": ScoreSettings,
-    "allocate": AllocateSettings,
-    "compensate": CompensateSettings,
-    "prune": PruneSettings,
-    "compute": ComputeSettings,
+    name: type(field.default)
+    for name, field in LineSettings.model_fields.items()
+    if isinstance(field.default, Settings)
 }
 
 

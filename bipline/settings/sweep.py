@@ -34,15 +34,16 @@ class GridSettings(Settings):
     )
     allocations: tuple[str, ...] = Field(
         default=(),
-        description="NAME or NAME:KEY=VALUE; none is the one that goes with the criterion",
+        description="NAME or NAME:KEY=VALUE, such as threshold:tokens=4000; none is the one that "
+        "goes with the criterion",
     )
     layouts: tuple[Layout, ...] = Field(
         default=("uniform",), min_length=1, description="uniform and per-layer"
     )
     compensations: tuple[str, ...] = Field(
         default=(),
-        description="NAME or NAME:KEY=VALUE; none is what goes with the criterion: auto's own, or "
-        "no compensation",
+        description="NAME or NAME:KEY=VALUE, such as obs:ridge=0.1; none is what goes with the "
+        "criterion: auto's own, or no compensation",
     )
     methods: tuple[str, ...] = Field(
         default=(),

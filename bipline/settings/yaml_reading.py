@@ -88,10 +88,7 @@ def _refusal(node: yaml.Node, what: str) -> InvalidInput:
 
 def _mapping(reader: _Reader, node: yaml.MappingNode) -> dict[str, Any]:
     reader.flatten_mapping(node)
-    return {
-        reader.construct_object(key): reader.construct_object(value, deep=True)
-        for key, value in node.value
-    }
+    return {_sound(key): reader.construct_object(value, deep=True) for key, value in node.value}
 
 
 def _sequence(reader: _Reader, node: yaml.SequenceNode) -> list[Any]:
@@ -122,6 +119,11 @@ def _text(reader: _Reader, node: yaml.ScalarNode) -> Any:
     resolved = reader.resolve(yaml.ScalarNode, text, (True, False))
     if node.style is None and resolved == TAG + "str" and _PLAIN_NUMBER.fullmatch(text):
         return _number(reader, node)
+    return _sound(node)
+
+
+def _sound(node: yaml.ScalarNode) -> str:
+    text = str(node.value)
     if re.search("[\0\ud800-\udfff]", text):
         raise _refusal(node, f"{text!a} holds characters that no name or path can have")
     return text

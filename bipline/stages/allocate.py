@@ -7,7 +7,7 @@ from pathlib import Path
 from bipline.base.errors import InvalidInput
 from bipline.compression import allocate as core
 from bipline.compression.allocation import ALLOCATIONS, allocation_module, allocation_options
-from bipline.compression.prune import check_plan
+from bipline.compression.prune import check_budget, check_plan
 from bipline.compression.statistics import load_statistics
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import AllocateSettings, LineSettings
@@ -57,6 +57,7 @@ def given_plan(context: Context, model: ResolvedModel, settings: AllocateSetting
     """The plan in the file that the settings name. Raises InvalidInput where it does not fit."""
     plan = read_plan(Path(str(settings.plan)))
     check_plan(context.opened(model), plan)
+    check_budget(context.opened(model), plan)
     return plan
 
 
@@ -72,6 +73,7 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
         plan = read_plan(Path(section.plan))
         if checkpoint is not None:
             check_plan(checkpoint, plan)
+            check_budget(checkpoint, plan)
         return [("allocate", f"as the plan {section.plan} says")]
     core.check_ratio(section.ratio)
     if checkpoint is not None:

@@ -29,6 +29,7 @@ from bipline.storage.local_store import LocalStore
 from bipline.storage.manifest import MANIFEST_NAME, read_manifest
 from bipline.storage.store import Handle, Store, open_store
 from bipline.storage.work import has_progress, work_directory
+from bipline.values.fitted_text import beside_plan, read_fitted
 from bipline.values.summary import PruneSummary
 
 
@@ -104,6 +105,8 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
             copy_directory(store.open(made.model), places.out)
         if places.plan_out:
             write_text(places.plan_out, made.plan.to_json())
+            if known := read_fitted([places.out]):
+                write_text(beside_plan(places.plan_out), known.to_json())
     floor = places.floor and not taken_up
     return prune_summary(settings, context.opened(model), made, places.out, reports, peak, floor)
 

@@ -19,6 +19,7 @@ from bipline.settings.line import CalibrateSettings, CompensateSettings, LineSet
 from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.directory import DirectoryWriter
 from bipline.storage.folder import open_folder
+from bipline.storage.ngrams import check_overlap
 from bipline.storage.store import Handle
 from bipline.values.resolution import ResolvedModel, ResolvedText
 
@@ -40,7 +41,7 @@ def calibrate(
     are as many as ``compensate`` needs.
     """
     chosen = [texts[name] for name in settings.texts]
-    core.check_overlap(
+    check_overlap(
         [Path(text.location) for text in chosen], [Path(text.location) for text in evaluation]
     )
     samples = samples_of(context.opened(model), settings, compensate)
@@ -54,7 +55,10 @@ def calibrate(
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
         sources = [(places[digest], share) for digest, share in mix]
-        core.save_calibration(core.calibrate(open_folder(model.location), sources, **drawn), writer)
+        found = core.calibrate(
+            open_folder(model.location), sources, **drawn, max_memory=context.compute.max_memory
+        )
+        core.save_calibration(found, writer)
 
     return STAGE.run(context, STAGE.key(inputs, {**drawn, "texts": mix}), produce)
 
@@ -101,11 +105,14 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     local = not any(source.startswith("hf:") for source in sources.values())
     if thorough and checkpoint and sources and local:
         names = settings.evaluate.texts if isinstance(settings, CompressSettings) else ()
-        core.check_overlap(
+        check_overlap(
             [Path(sources[name]) for name in section.texts], [Path(sources[name]) for name in names]
         )
         mix = [(Path(sources[name]), share) for name, share in section.texts.items()]
-        drawn = core.calibrate(checkpoint.folder, mix, samples, section.seqlen, settings.seed)
+        drawn = core.calibrate(
+            checkpoint.folder, mix, samples, section.seqlen, settings.seed,
+            settings.compute.max_memory,
+        )  # fmt: skip
         BlockLoop(checkpoint, torch_dtype(settings.compute.dtype)).check(drawn.token_ids)
     tokens = samples * section.seqlen
     return [("calibrate", f"{samples} windows of {section.seqlen} tokens = {tokens:,} tokens")]

@@ -16,6 +16,7 @@ from bipline.stages.calibrate import needed, samples_of, windows_of
 from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
+from bipline.values.fitted_text import write_fitted
 from bipline.values.plan import PruningPlan
 from bipline.values.resolution import ResolvedModel
 
@@ -56,6 +57,7 @@ def compensate(
         checkpoint = context.opened(model)
         fitted = windows_of(context, checkpoint, windows)
         core.realise(checkpoint, plan, fitted, settings, writer, work)
+        write_fitted(writer.path, [context.store.open(windows)])
 
     inputs = {"model": model.identity, "windows": windows.digest, "plan": plan.digest}
     asked = {"compensation": name, "options": options}

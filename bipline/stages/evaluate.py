@@ -9,7 +9,9 @@ from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import heading
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
+from bipline.model.tokenizer import tokenizer_of
 from bipline.quality import evaluate as core
+from bipline.quality.zero_shot import check_tasks
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
@@ -54,6 +56,7 @@ def evaluate_models(
     protocol: Protocol,
     compute: ComputeSettings,
     downloads: Path,
+    allow_fitted: bool = False,
 ) -> dict[str, EvaluationRecord]:
     """Records of models by name, kept nowhere: sources of models and texts, files of tasks.
 
@@ -65,7 +68,7 @@ def evaluate_models(
     records = {}
     for name, place in places.items():
         heading(f"evaluate {name}: {models[name]}")
-        records[name] = core.evaluate(place, protocol, files, tasks, running)
+        records[name] = core.evaluate(place, protocol, files, tasks, running, allow_fitted)
     return records
 
 
@@ -104,8 +107,9 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     section = settings.evaluate
     if not (section.texts or section.tasks or section.protocol.speed):
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
-    for name in section.tasks:
-        core.task_configuration(name, Path(settings.tasks[name]))
+    rows = {name: Path(settings.tasks[name]) for name in section.tasks}
+    looks = thorough and checkpoint and rows
+    check_tasks(rows, tokenizer_of(checkpoint.folder) if looks and checkpoint else None)
     places = [settings.texts[name] for name in section.texts]
     if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
         core.check_texts(checkpoint, section.protocol, list(map(Path, places)))

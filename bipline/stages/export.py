@@ -10,6 +10,7 @@ from typing import Any
 from bipline.base import extras
 from bipline.base.progress import heading
 from bipline.delivery import export as core
+from bipline.delivery.beside_weights import check_generation
 from bipline.delivery.formats.directory import export_to, format_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
@@ -110,6 +111,11 @@ def export_model(
 
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
-    """The formats. Raises InvalidInput where what reports are drawn with is not installed."""
+    """The formats. Raises InvalidInput where no package can be made.
+
+    That is for want of what draws reports, or by settings that nobody could load it with.
+    """
     extras.check("pipeline", "a package's report")
+    if thorough and checkpoint:
+        check_generation(checkpoint.folder)
     return [("export", ", ".join(settings.export.formats))]

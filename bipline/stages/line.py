@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 from bipline.compression.allocate import needs_windows
@@ -31,6 +32,7 @@ from bipline.stages import (
 from bipline.stages.stage import Context, Lines
 from bipline.storage.folder import S3_SCHEME
 from bipline.storage.store import Handle
+from bipline.values.fitted_text import beside_plan
 from bipline.values.plan import PruningPlan
 from bipline.values.resolution import ResolvedModel, ResolvedText
 
@@ -61,7 +63,7 @@ def smaller(
 
     None for a worker that only helps to score.
     """
-    calibration = corrections = None
+    calibration = corrections = statistics = None
     if runs_windows(settings):
         calibration = calibrate.calibrate(
             context, model, texts, settings.calibrate, settings.compensate, evaluation
@@ -79,7 +81,10 @@ def smaller(
         plan, corrections = compensate.compensate(
             context, model, calibration, plan, settings.compensate
         )
-    pruned = prune.prune(context, model, plan, corrections, settings.prune)
+    fitted = [context.store.open(each) for each in (calibration, statistics) if each]
+    if settings.allocate.plan:
+        fitted.append(beside_plan(Path(settings.allocate.plan)))
+    pruned = prune.prune(context, model, plan, corrections, settings.prune, fitted)
     return Smaller(pruned, plan, calibration)
 
 

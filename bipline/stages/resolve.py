@@ -9,11 +9,13 @@ from bipline.base.errors import Refused
 from bipline.base.progress import note
 from bipline.model import resolve as core
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.finished import hold_to_manifest
 from bipline.model.opening import open_checkpoint
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import LineSettings
 from bipline.stages.stage import Lines
 from bipline.storage.directory import atomic_directory
+from bipline.storage.documents import text_file
 from bipline.storage.folder import LocalFolder, open_folder
 from bipline.storage.s3_transfer import download
 from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
@@ -61,6 +63,7 @@ def glance(source: str, downloads: Path, checkpoint: Checkpoint | None = None) -
     if source.startswith((REGISTRY, core.HUB)):
         return resolve_model(source, downloads)
     checkpoint = checkpoint or open_checkpoint(source)
+    hold_to_manifest(checkpoint.folder)
     return ResolvedModel(
         source=source,
         location=source,
@@ -123,4 +126,4 @@ def _text(source: str) -> str:
         core.check_text(source)
         return f"{source} (to be downloaded)"
     documents = core.resolve_text(source, Path()).documents
-    return f"{source}, {Path(source).stat().st_size / 1e6:.2f} MB, {documents} documents"
+    return f"{source}, {text_file(source).stat().st_size / 1e6:.2f} MB, {documents} documents"

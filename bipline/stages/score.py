@@ -38,6 +38,7 @@ from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
+from bipline.values.fitted_text import write_fitted
 from bipline.values.resolution import ResolvedModel
 
 CORE = "bipline.compression.score"
@@ -127,6 +128,7 @@ def score(
     def produce(writer: DirectoryWriter, work: Path) -> str | None:
         found, lender = scoring.run(work, others)
         save_statistics(*found, writer)
+        write_fitted(writer.path, [context.store.open(calibration)] if calibration else [])
         return lender
 
     handle = STAGE.run(context, scoring.key_of_share("whole"), produce)
@@ -174,6 +176,7 @@ def reduce_scores(
     def produce(writer: DirectoryWriter, work: Path) -> None:
         sums = [load_sums(context.store.open(part))[0] for part in parts]
         save_statistics(*scoring.scored(core.reduce_parts(sums)), writer)
+        write_fitted(writer.path, [context.store.open(calibration)])
 
     return STAGE.run(context, scoring.key_of_share("whole"), produce)
 
@@ -200,6 +203,7 @@ def _from_saved(scoring: _Scoring, place: Path) -> Handle:
 
     def produce(writer: DirectoryWriter, work: Path) -> str:
         save_statistics(*scoring.scored(sums), writer)
+        write_fitted(writer.path, [place])
         return scores.criterion
 
     return STAGE.run(scoring.context, scoring.key({"sums": handle.digest}, None), produce)

@@ -29,6 +29,7 @@ from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.stage_key import code_digest, numerics, stage_key
 from bipline.storage.store import Handle, Store
 from bipline.values.comparison import Cost
+from bipline.values.reading import read_value
 from bipline.values.resolution import ResolvedModel
 
 Value = TypeVar("Value", bound=BaseModel)
@@ -151,7 +152,9 @@ class Stage:
             write_text(writer.path / VALUE_NAME, produce(work).model_dump_json(indent=1) + "\n")
 
         directory = context.store.open(self.run(context, key, write, title))
-        return kind.model_validate_json((directory / VALUE_NAME).read_text(encoding="utf-8"))
+        return read_value(
+            directory / VALUE_NAME, kind, f"stored {self.kind}", f"delete {directory}"
+        )
 
     def _produced(self, context: Context, key: str, produce: Produce) -> tuple[Handle, Cost | None]:
         store, start = context.store, time.perf_counter()

@@ -9,18 +9,32 @@ refused, and what a killed process left behind is cleared by the next one.
 from __future__ import annotations
 
 import errno
-import fcntl
+import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
-from bipline.storage.digests import digest_file
-from bipline.storage.manifest import MANIFEST_NAME, FileEntry, Manifest, list_files, read_manifest
+from bipline.storage.digests import CHUNK_BYTES, digest_file
+from bipline.storage.locks import locked
+from bipline.storage.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    compare_names,
+    list_files,
+    read_manifest,
+    relative_files,
+)
+from bipline.storage.names import is_plain_name
+from bipline.storage.strict_json import DELETE, read_json
 
 # What an operating system says when the surroundings, not the input, are at fault.
 ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM}
@@ -38,10 +52,15 @@ def environment_failure(error: OSError) -> EnvironmentFailure | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file in one go: temporary name, flush, rename."""
+    """Write a small text file in one go: temporary name, flush, rename.
+
+    What stands under the temporary name is a killed run's, or a link that somebody put there: it
+    goes, and nothing is written through it.
+    """
     temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -123,12 +142,12 @@ class Journal:
         """Take up the files in ``directory`` that an earlier run finished, re-hashing each."""
         if not self.path.is_file():
             return
-        value = json.loads(self.path.read_text(encoding="utf-8"))
-        if value["key"] != self.key:
+        value = _read_journal(self.path)
+        if value.key != self.key:
             return
-        for name, held in value["files"].items():
-            entry, file = FileEntry.model_validate(held), directory / name
-            if file.is_file() and digest_file(file) == entry.sha256:
+        for name, entry in value.files.items():
+            file = directory / name
+            if not file.is_symlink() and file.is_file() and digest_file(file) == entry.sha256:
                 self.finished[name] = entry
 
 
@@ -136,10 +155,31 @@ def is_finished(final: Path, journal: Path, key: str | None = None) -> bool:
     """Whether ``final`` is what a run with this journal made, under ``key`` where one is given."""
     if not (journal.is_file() and (final / MANIFEST_NAME).is_file()):
         return False
-    recorded = json.loads(journal.read_text(encoding="utf-8"))
-    if key is not None and recorded["key"] != key:
+    recorded = _read_journal(journal)
+    if key is not None and recorded.key != key:
         return False
-    return bool(recorded["digest"] == read_manifest(final).digest)
+    return recorded.digest == read_manifest(final).digest
+
+
+class _Journal(BaseModel):
+    """What a journal's file holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str
+    files: dict[str, FileEntry]
+    digest: str
+
+
+def _read_journal(path: Path) -> _Journal:
+    try:
+        journal = _Journal.model_validate(read_json(path, "journal"))
+        odd = next((name for name in journal.files if not is_plain_name(name)), None)
+    except ValidationError as error:
+        odd = str(error.errors()[0]["loc"])
+    if odd is not None:
+        raise InvalidInput(f"{path}: not a journal: {odd!r}; {DELETE}")
+    return journal
 
 
 @contextmanager
@@ -163,7 +203,7 @@ def atomic_directory(
     temporary = final.with_name(f".{final.name}.partial")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir(exist_ok=True)
+        _make_own(temporary)
         with locked(temporary, f"{temporary}: another process is writing this output"):
             taken = Journal(journal, key) if journal else None
             if taken:
@@ -172,6 +212,18 @@ def atomic_directory(
             yield from _write_then_rename(DirectoryWriter(temporary, kind, taken), final, finishing)
     except OSError as error:
         raise environment_failure(error) or error from None
+
+
+def _make_own(temporary: Path) -> None:
+    """Make the folder, or take one that is ours: what lies in it is removed."""
+    try:
+        temporary.mkdir()
+    except FileExistsError:
+        status = temporary.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise InvalidInput(
+                f"{temporary}: is a link, a file or another user's; remove it"
+            ) from None
 
 
 def _write_then_rename(
@@ -206,41 +258,6 @@ def refuse_occupied(final: Path) -> None:
         )
     if final.exists() and not final.is_dir():
         raise InvalidInput(f"{final}: the output exists and is not a directory")
-
-
-@contextmanager
-def locked(directory: Path, refusal: str) -> Iterator[None]:
-    """Hold an exclusive lock on a directory; it is gone when the process is.
-
-    Raises InvalidInput with ``refusal`` when another process holds it.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _lies_at(descriptor, directory):
-            raise InvalidInput(refusal)
-        yield
-    except BlockingIOError:
-        raise InvalidInput(refusal) from None
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file for the length of the block, once no other process does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _lies_at(descriptor: int, path: Path) -> bool:
-    """Whether what was opened is still there: a holder that just ended may have moved it."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _clear(directory: Path, kept: set[str]) -> None:
@@ -278,10 +295,25 @@ def copy_directory(source: Path, target: Path, replace: bool = False) -> None:
     if replace:
         shutil.rmtree(target, ignore_errors=True)
     manifest = read_manifest(source)
+    compare_names(str(source), relative_files(source), manifest)
     with atomic_directory(target, manifest.kind) as writer:
         writer.info = manifest.info
         for name, entry in manifest.files.items():
-            path = writer.path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, path)
-            writer.add_hashed(name, entry.size, entry.sha256)
+            copy_listed(source / name, writer, name, entry)
+
+
+def copy_listed(source: Path, writer: DirectoryWriter, name: str, listed: FileEntry) -> None:
+    """Copy a file and hash it on the way, so that what is written is what a manifest listed.
+
+    Raises Refused where it is not.
+    """
+    target = writer.path / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sha256 = hashlib.sha256()
+    with source.open("rb") as read, target.open("wb") as write:
+        while chunk := read.read(CHUNK_BYTES):
+            sha256.update(chunk)
+            write.write(chunk)
+    if sha256.hexdigest() != listed.sha256:
+        raise Refused(f"{source}: does not match its sha256 in the manifest beside it")
+    writer.add_hashed(name, target.stat().st_size, listed.sha256)

@@ -2,6 +2,10 @@
 
 Files are read by ranges into memory that the caller owns, so a tensor costs its own bytes and
 nothing else, and a model larger than memory is read the same way wherever it lies.
+
+What a local folder gives lies in it: a link that leads elsewhere is refused, but for the blobs of
+the hub's cache, and so is all that is no plain file. Folders in it are not looked into, but for
+those of ``INNER_FOLDERS``.
 """
 
 from __future__ import annotations
@@ -14,8 +18,10 @@ from pathlib import Path
 from typing import Protocol
 
 from bipline.base.errors import InvalidInput, Refused
+from bipline.storage.containment import check_contained, contained_files, open_plain
 from bipline.storage.s3 import S3Folder
 from bipline.storage.s3_client import S3_SCHEME
+from bipline.storage.strict_json import LARGEST_BYTES
 
 # Direct reads and writes begin, end and lie in memory at multiples of this.
 BLOCK_BYTES = 4096
@@ -55,7 +61,7 @@ class ByteFile(Protocol):
 
 
 class Folder(Protocol):
-    """A flat folder of files: what a model directory is."""
+    """A flat folder of files, but for ``INNER_FOLDERS``: what a model directory is."""
 
     @property
     def location(self) -> str:
@@ -65,7 +71,7 @@ class Folder(Protocol):
         """Whether there is such a folder."""
 
     def names(self) -> list[str]:
-        """Names of the files directly in it, sorted."""
+        """Names of the files in it, sorted; those in inner folders as ``FOLDER/NAME``."""
 
     def read(self, name: str) -> bytes:
         """A small file whole. Raises InvalidInput when it is missing."""
@@ -100,19 +106,23 @@ class LocalFolder:
         return self.path.is_dir()
 
     def names(self) -> list[str]:
-        """Names of the files directly in the directory, sorted."""
-        return sorted(path.name for path in self.path.iterdir() if path.is_file())
+        """Names of the files, sorted. Raises InvalidInput for links that leave and devices."""
+        return contained_files(self.path)
 
     def read(self, name: str) -> bytes:
-        """A small file whole. Raises InvalidInput when it is missing."""
-        try:
-            return (self.path / name).read_bytes()
-        except FileNotFoundError:
-            raise InvalidInput(f"{self.path / name}: no such file") from None
+        """A small file whole. Raises InvalidInput when it is missing or too large for that."""
+        file = self.open(name)
+        if file.size > LARGEST_BYTES:
+            raise InvalidInput(f"{self.path / name}: {file.size} bytes; at most {LARGEST_BYTES}")
+        content = bytearray(file.size)
+        file.read_into(memoryview(content), 0)
+        return bytes(content)
 
     def open(self, name: str) -> ByteFile:
-        """A file to be read by ranges. Raises InvalidInput when it is missing."""
-        return LocalFile(self.path / name)
+        """A file to be read by ranges. Raises InvalidInput when it is missing or lies elsewhere."""
+        file = LocalFile(self.path / name)
+        check_contained(file.descriptor, self.path, name)
+        return file
 
 
 class LocalFile:
@@ -126,15 +136,17 @@ class LocalFile:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self._path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise InvalidInput(f"{path}: no such file") from None
+        self._descriptor = open_plain(path)
         weakref.finalize(self, os.close, self._descriptor)
         self.size = os.fstat(self._descriptor).st_size
         self._direct: int | None = None
         self._staging = memoryview(b"")
         self._staged = threading.Lock()
+
+    @property
+    def descriptor(self) -> int:
+        """The open file, as the system numbers it."""
+        return self._descriptor
 
     @property
     def state(self) -> str:

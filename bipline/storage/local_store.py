@@ -24,6 +24,7 @@ from bipline.storage.directory import (
 from bipline.storage.folder import Folder, open_folder
 from bipline.storage.handle import Handle, open_directory
 from bipline.storage.manifest import MANIFEST_NAME, Manifest
+from bipline.storage.strict_json import read_json
 from bipline.storage.work import work_directory
 
 NAME_DIGITS = 32
@@ -105,7 +106,7 @@ class LocalStore:
     def read_cost(self, stage: str, key: str) -> dict[str, Any] | None:
         """What making the output cost, or None where nothing was kept."""
         path = self._beside(stage, key, "cost.json")
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        return read_json(path, "cost") if path.is_file() else None
 
     def _beside(self, stage: str, key: str, suffix: str) -> Path:
         return self.root / stage / f"{key[:NAME_DIGITS]}.{suffix}"

@@ -5,31 +5,40 @@ finished and does not exist for readers. The directory's digest is computed from
 never from where the directory lies, so a moved directory keeps its digest. ``info`` holds what
 the directory declares about itself (shapes, counts, digests of its inputs); it is covered by
 the digest too.
+
+Version 1 listed lines of digest and name, without sizes: a newline in a name could make two
+folders alike. Since version 2 the listing that is digested is JSON. Digests of version 1 stay what
+they were.
 """
 
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.storage.digests import digest_file, digest_json, digest_listing
+from bipline.storage.names import is_plain_name
+from bipline.storage.strict_json import parse_object
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2
+# Nothing that is written here is a program, runs as its owner, or is for everyone to write.
+WRONG_MODES = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o111 | stat.S_IWOTH
 
 
 class FileEntry(BaseModel):
     """One file of a directory: its size in bytes and its sha256."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    size: int
-    sha256: str
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Manifest(BaseModel):
@@ -37,16 +46,27 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     kind: str
     files: dict[str, FileEntry]
     info: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _inside(self) -> Manifest:
+        for name in self.files:
+            if not is_plain_name(name) or name == MANIFEST_NAME:
+                raise ValueError(f"{name!r} is no name of a file in the directory")
+            if self.schema_version == 1 and "\n" in name:
+                raise ValueError(f"{name!r} holds a newline, which version 1 cannot tell of")
+        return self
+
     @property
     def digest(self) -> str:
         """The content address of the directory: kind, files and what it declares."""
-        files = digest_listing({name: entry.sha256 for name, entry in self.files.items()})
-        return digest_json({"kind": self.kind, "files": files, "info": self.info})
+        if self.schema_version == 1:
+            files = digest_listing({name: entry.sha256 for name, entry in self.files.items()})
+            return digest_json({"kind": self.kind, "files": files, "info": self.info})
+        return digest_json(self.model_dump(mode="json"))
 
     @property
     def total_bytes(self) -> int:
@@ -62,14 +82,16 @@ class Manifest(BaseModel):
 def relative_files(directory: Path) -> list[str]:
     """Names of all files below a directory, sorted, the manifest itself left out.
 
-    Raises InvalidInput for links and special files: a listing must not depend on what lies
-    outside the directory.
+    Raises InvalidInput for links, special files and empty folders: a listing must not depend on
+    what lies outside the directory, and a folder of nothing would not be in it.
     """
     names = []
     for path in sorted(directory.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InvalidInput(f"{path}: only plain files may be listed, not links or devices")
         name = path.relative_to(directory).as_posix()
+        if path.is_dir() and not any(path.iterdir()):
+            raise InvalidInput(f"{path}: an empty folder, which no listing tells of; remove it")
         if path.is_file() and name != MANIFEST_NAME:
             names.append(name)
     return names
@@ -106,15 +128,18 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
 
     Raises InvalidInput when it is none or its recorded digest does not follow from its listing.
     """
+    value = parse_object(text, where, "manifest of this project", "")
+    recorded = value.pop("digest", None)
     try:
-        value = json.loads(text)
-        recorded = value.pop("digest")
         manifest = Manifest.model_validate(value)
-    except (ValueError, KeyError, AttributeError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))!r}: {first['msg']}"
         raise InvalidInput(f"{where}: not a manifest of this project: {reason}") from error
     if manifest.digest != recorded:
-        raise InvalidInput(f"{where}: its digest {recorded[:12]} does not follow from its listing")
+        raise InvalidInput(
+            f"{where}: its digest {str(recorded)[:12]} does not follow from its listing"
+        )
     return manifest
 
 
@@ -125,9 +150,19 @@ def verify_directory(directory: Path) -> Manifest:
     """
     manifest = read_manifest(directory)
     compare_names(str(directory), relative_files(directory), manifest)
+    modes = (directory / MANIFEST_NAME).stat().st_mode & 0o777
     for name, entry in manifest.files.items():
+        status = (directory / name).stat()
+        # A file system that knows no modes gives all files the manifest's own.
+        if odd := status.st_mode & WRONG_MODES & ~modes:
+            raise Refused(
+                f"{directory}: {name} has mode {stat.S_IMODE(status.st_mode):04o} ({odd:04o} more "
+                f"than {MANIFEST_NAME}); nothing in it is a program or for all to write"
+            )
         if digest_file(directory / name) != entry.sha256:
             raise differs(str(directory), name)
+        if status.st_size != entry.size:
+            raise Refused(f"{directory}: {name} has {status.st_size} bytes, not {entry.size}")
     return manifest
 
 

@@ -30,13 +30,14 @@ class Use(Enum):
     READ_FOLDER = "is read as a whole"
     WORK = "is emptied when the work is done"
     FOLDER = "is a folder written whole"
+    KEPT = "is a folder of bipline's own"
     FILE = "is a file written"
     STATE = "holds logs and state"
 
     @property
     def written(self) -> bool:
         """Whether a result comes to lie there."""
-        return self in (Use.WORK, Use.FOLDER, Use.FILE)
+        return self in (Use.WORK, Use.FOLDER, Use.KEPT, Use.FILE)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def check_places(places: Iterable[Place]) -> None:
         _check_name(place)
         if place.use is Use.FOLDER:
             _check_replaceable(place)
+        if place.use is Use.STATE:
+            _check_state_folder(place)
     for one, other in combinations(named, 2):
         for a, b in ((one, other), (other, one)):
             if a.use.written:
@@ -84,6 +87,13 @@ def _check_name(place: Place) -> None:
         raise InvalidInput(f"{place.flag} {str(place.path)!r}: a name cannot hold a NUL")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in place.path.parts):
         raise InvalidInput(f"{place.flag}: a name longer than {LONGEST_NAME} bytes")
+
+
+def _check_state_folder(place: Place) -> None:
+    if place.path.exists() and not place.path.is_dir():
+        raise InvalidInput(f"{place}: is no folder")
+    if (place.path / "config.json").exists():
+        raise InvalidInput(f"{place}: is a model's folder; logs and state do not go there")
 
 
 def _check_target(place: Place) -> None:
@@ -138,10 +148,12 @@ def _check_apart(result: Place, other: Place) -> None:
     mine, its = result.real, other.real
     if mine == its:
         raise InvalidInput(f"{result} and {other} are the same place")
-    holds = result.use is not Use.FILE and its.is_relative_to(mine)
-    if holds:
+    # A Store holds models and statistics that are read from it.
+    reads = result.use is Use.KEPT and not other.use.written
+    if result.use is not Use.FILE and its.is_relative_to(mine) and not reads:
         raise InvalidInput(f"{other} lies in {result}, which {result.use.value}")
-    if other.use in (Use.READ_FOLDER, Use.FOLDER, Use.WORK) and mine.is_relative_to(its):
+    whole = (Use.READ_FOLDER, Use.FOLDER, Use.KEPT, Use.WORK)
+    if other.use in whole and mine.is_relative_to(its):
         raise InvalidInput(f"{result} lies in {other}, which {other.use.value}")
 
 
@@ -150,6 +162,8 @@ def _check_state(result: Place, state: Place) -> None:
     mine, its = result.real, state.real
     if mine == its or (result.use is not Use.FILE and its.is_relative_to(mine)):
         raise InvalidInput(f"{result} holds {state}, which {state.use.value}")
+    if result.use is Use.KEPT:
+        return  # a Store that the pipelines of this state folder share
     for room in STATE_ROOMS:
         if mine.is_relative_to(its / room):
             raise InvalidInput(f"{result} lies in {its / room}, where bipline keeps its state")

@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bipline.base.errors import EnvironmentFailure
 from bipline.storage import s3_client
+from bipline.storage.containment import INNER_FOLDERS
 from bipline.storage.s3_client import CONNECTIONS, S3Place, broken_streams, failures
+from bipline.storage.strict_json import LARGEST_BYTES
 
 # One stream from S3 is far slower than the network: this many ranges of this size at once, so
 # that what a checkpoint reads at once (8 and 16 MB) is several ranges.
@@ -14,19 +16,24 @@ PART_BYTES = 2 << 20
 
 
 class S3Folder(S3Place):
-    """The objects directly below a prefix."""
+    """The objects directly below a prefix, and in its inner folders."""
 
     def exists(self) -> bool:
         """Whether any object lies below the prefix."""
         return bool(self.names())
 
     def names(self) -> list[str]:
-        """Names of the objects directly below the prefix, sorted."""
-        return self.listed("/")
+        """Names of the objects below the prefix, sorted; in folders those of ``INNER_FOLDERS``."""
+        found = self.listed("/")
+        for inner in INNER_FOLDERS if found else ():
+            found += [f"{inner}/{name}" for name in self.below(inner).listed("/")]
+        return sorted(found)
 
     def read(self, name: str) -> bytes:
         """A small object whole. Raises InvalidInput when it is missing."""
         file = self.open(name)
+        if file.size > LARGEST_BYTES:
+            raise EnvironmentFailure(f"{self.where(name)}: {file.size} bytes of a small file")
         content = bytearray(file.size)
         file.read_into(memoryview(content), 0)
         return bytes(content)
@@ -46,8 +53,10 @@ class S3File:
         self._client = folder.client
         with failures(self._where):
             head = self._client.head_object(**self._key)
-        self.size = int(head["ContentLength"])
-        self._etag = head["ETag"]
+            self.size = int(head["ContentLength"])
+            self._etag = head["ETag"]
+            if self.size < 0:
+                raise ValueError(f"an object of {self.size} bytes")
         # The content's digest, where this project wrote the object.
         self.sha256 = str(head.get("Metadata", {}).get("sha256", ""))
 
@@ -97,9 +106,13 @@ class S3File:
         asked = f"bytes={offset}-{offset + len(buffer) - 1}"
         with failures(self._where):
             answer = self._client.get_object(**self._key, Range=asked, IfMatch=self._etag)
+            pieces = answer["Body"].iter_chunks(1 << 20)
+            if (told := answer.get("ContentLength")) != len(buffer):
+                raise ValueError(f"{told} bytes where {len(buffer)} were asked for")
         done = 0
         with broken_streams():
-            for piece in answer["Body"].iter_chunks(1 << 20):
-                buffer[done : done + len(piece)] = piece
-                done += len(piece)
+            for piece in pieces:
+                room = buffer[done : done + len(piece)]
+                room[:] = piece[: len(room)]
+                done += len(room)
         return done

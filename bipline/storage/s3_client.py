@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
 from bipline.base.extras import require
+from bipline.storage.names import is_plain_name
 
 S3_SCHEME = "s3://"
 CONNECTIONS = 8
@@ -26,6 +27,8 @@ CHANGED = {"412", "PreconditionFailed", "416", "InvalidRange"}
 DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch"}
 # What a conditional write is told when another one came first.
 OVERTAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "NoSuchKey"}
+# A page has a thousand names: what goes on longer is no folder of ours or of a model.
+MOST_PAGES = 1000
 # What one request may remove.
 REMOVED_AT_ONCE = 1000
 
@@ -67,12 +70,28 @@ class S3Place:
         return {"Bucket": self.bucket, "Key": self.prefix + name}
 
     def listed(self, delimiter: str = "") -> list[str]:
-        """Names of all objects below the prefix, or of those before the next ``delimiter``."""
+        """Names of all objects below the prefix, or of those before the next ``delimiter``.
+
+        Raises EnvironmentFailure for a listing without an end, or of what cannot lie there.
+        """
         asked = {"Bucket": self.bucket, "Prefix": self.prefix, "Delimiter": delimiter}
+        keys: list[str] = []
         with failures(self.location):
             pages = self.client.get_paginator("list_objects_v2").paginate(**asked)
-            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-        return sorted(key.removeprefix(self.prefix) for key in keys if key != self.prefix)
+            for number, page in enumerate(pages):
+                # A page of HTML is read as a listing of nothing; S3 always says this.
+                _ = page["IsTruncated"]
+                keys += [entry["Key"] for entry in page.get("Contents", [])]
+                if number == MOST_PAGES:
+                    raise ValueError(f"{number} pages of a listing and no end")
+        return sorted(self._name_of(key) for key in keys if key != self.prefix)
+
+    def _name_of(self, key: str) -> str:
+        """An object's name below the prefix: it becomes that of a file, so it must be one."""
+        name = key.removeprefix(self.prefix)
+        if not key.startswith(self.prefix) or not is_plain_name(name):
+            raise EnvironmentFailure(f"{self.location}: S3 lists {key!r}, which cannot lie there")
+        return name
 
     def head(self, name: str) -> dict[str, Any] | None:
         """What S3 says of an object, or None where there is none."""
@@ -99,7 +118,7 @@ class S3Place:
                 if over is not None and code_of(error) in OVERTAKEN:
                     return None
                 raise
-        return str(answer["ETag"])
+            return str(answer["ETag"])
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; those that are gone already are no error."""
@@ -186,6 +205,17 @@ def failures(where: str) -> Iterator[None]:
         raise EnvironmentFailure(f"{where}: S3 does not answer: {error}") from error
     except OSError as error:
         raise EnvironmentFailure(f"{where}: the connection to S3 broke: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        # What is asked for in here is S3 alone: a proxy's page, or an answer that lacks a field.
+        raise EnvironmentFailure(
+            f"{where}: {_endpoint()} does not answer as S3 does "
+            f"({type(error).__name__}: {' '.join(str(error).split())}); check AWS_ENDPOINT_URL"
+        ) from error
+
+
+def _endpoint() -> str:
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "the endpoint")
 
 
 def _meaning(where: str, code: str, error: Exception | None) -> BiplineError:

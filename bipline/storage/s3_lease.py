@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from bipline.base.errors import BiplineError, InvalidInput
-from bipline.storage.s3_client import S3Place
+from bipline.storage.s3_client import S3Place, failures
 
 LEASE_SECONDS = 60.0
 # S3 tells times in whole seconds.
@@ -43,12 +43,15 @@ class Lease:
         A lease that ``previous`` left is taken at once: the caller knows that this holder is dead.
         Raises InvalidInput while another one holds it.
         """
+        where = self._place.where(self._name)
         there = self._place.head(self._name)
-        before = there["Metadata"].get("holder", "") if there else ""
-        free = there is None or before == previous or _expired(there)
-        if not free or not self._put(str(there["ETag"]) if there else "", self._seconds):
+        with failures(where):
+            before = there["Metadata"].get("holder", "") if there else ""
+            free = there is None or before == previous or _expired(there)
+            etag = str(there["ETag"]) if there else ""
+        if not free or not self._put(etag, self._seconds):
             raise InvalidInput(
-                f"{self._place.where(self._name)}: another process is working on this output; "
+                f"{where}: another process is working on this output; "
                 f"if it was killed, its lease ends within {self._seconds:g} seconds"
             )
         return str(before)
@@ -89,9 +92,10 @@ class Lease:
         if etag is None:
             # The answer to our own, earlier try may have been lost on the way.
             there = self._place.head(self._name)
-            if there is None or there["Metadata"].get("holder") != self.holder:
-                return False
-            etag = str(there["ETag"])
+            with failures(self._place.where(self._name)):
+                if there is None or there["Metadata"].get("holder") != self.holder:
+                    return False
+                etag = str(there["ETag"])
         self._etag, self._renewed = etag, begun
         return True
 

@@ -9,7 +9,6 @@ by digest. Parts of uploads that were killed stay in the bucket until its lifecy
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,10 +17,11 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.storage.digests import digest_bytes
-from bipline.storage.directory import DirectoryWriter, atomic_directory, waiting_lock
+from bipline.storage.directory import DirectoryWriter, atomic_directory
 from bipline.storage.folder import Folder, open_folder
 from bipline.storage.handle import Handle, open_directory
 from bipline.storage.local_store import NAME_DIGITS, cost_text, seal
+from bipline.storage.locks import waiting_lock
 from bipline.storage.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -36,6 +36,7 @@ from bipline.storage.s3_client import S3_SCHEME, MissingObject
 from bipline.storage.s3_lease import LEASE_SECONDS
 from bipline.storage.s3_transfer import download, upload
 from bipline.storage.s3_work import MIRROR_SECONDS, mirrored_work
+from bipline.storage.strict_json import parse_object
 
 
 class S3Store:
@@ -144,8 +145,9 @@ class S3Store:
 
     def read_cost(self, stage: str, key: str) -> dict[str, Any] | None:
         """What making the output cost, or None where nothing was kept."""
+        name = _cost_name(stage, key)
         try:
-            return dict(json.loads(self._place.read(_cost_name(stage, key))))
+            return parse_object(self._place.read(name), self._place.where(name), "cost")
         except MissingObject:
             return None
 

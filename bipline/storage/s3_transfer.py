@@ -43,7 +43,8 @@ def upload(place: S3Place, name: str, path: Path, entry: FileEntry) -> None:
     there = place.head(name)
     if _same(there, entry):
         return
-    over = str(there["ETag"]) if there else ""
+    with failures(place.where(name)):
+        over = str(there["ETag"]) if there else ""
     if entry.size <= UPLOAD_BYTES:
         put = _put(place, name, path, entry, over)
     else:
@@ -65,7 +66,7 @@ def download(file: ByteFile, target: Path) -> FileEntry:
 
 
 def _same(there: dict[str, Any] | None, entry: FileEntry) -> bool:
-    if there is None or int(there["ContentLength"]) != entry.size:
+    if there is None or there.get("ContentLength") != entry.size:
         return False
     return bool(there.get("Metadata", {}).get("sha256") == entry.sha256)
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.storage.directory import environment_failure, locked, write_text
+from bipline.storage.directory import environment_failure, write_text
+from bipline.storage.locks import locked
+from bipline.storage.strict_json import read_json
 
 KEY_NAME = "key.json"
 MARKER_NAME = ".bipline-work"
@@ -62,7 +64,8 @@ def claim(folder: Path, key: Key) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / KEY_NAME
     if path.is_file() and has_progress(folder):
-        differing = _differences(json.loads(path.read_text(encoding="utf-8")), dict(key))
+        old = read_json(path, "key of unfinished work", f"delete {folder}")
+        differing = _differences(old, dict(key))
         if differing:
             raise InvalidInput(
                 f"{folder}: holds unfinished work with other inputs: {'; '.join(differing)}; "

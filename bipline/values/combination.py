@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from bipline.storage.digests import digest_json
 
@@ -12,11 +12,7 @@ Scalar = str | int | float | bool
 UNIFORM, NONE = "uniform", "none"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Choice(_Frozen):
+class Choice(BaseModel, frozen=True, extra="forbid"):
     """A criterion, allocation or compensation with its options, written ``flap:metric=ifv``."""
 
     name: str
@@ -42,7 +38,7 @@ class Choice(_Frozen):
         return ":".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
 
 
-class Method(_Frozen):
+class Method(BaseModel, frozen=True, extra="forbid"):
     """A criterion, an allocation and a compensation, written ``flap/uniform/bias``.
 
     Each part may have options of its own (``obs:ridge=0.1``); None is what goes with the
@@ -71,7 +67,7 @@ class Method(_Frozen):
         return "/".join([*filter(None, [self.alias]), *(p.label for p in parts if p)])
 
 
-class Combination(_Frozen):
+class Combination(BaseModel, frozen=True, extra="forbid"):
     """One thing to try. ``ratio`` is a share of what ``ratio_of`` says.
 
     ``alias`` is the name it was asked for by where that stands for others: ``auto``.
@@ -104,6 +100,16 @@ class Combination(_Frozen):
         return self.compensation.name != NONE
 
     @property
+    def drawing(self) -> tuple[str, int]:
+        """What is alike where the same windows are drawn: calibration text and seed."""
+        return self.calibration, self.seed
+
+    @property
+    def scoring(self) -> tuple[str, int, str]:
+        """What is alike where the same statistics are taken: the criterion too."""
+        return *self.drawing, self.criterion.label
+
+    @property
     def selection(self) -> str:
         """What chooses the groups: criterion, allocation, and a layout that is not as usual."""
         return self._written(self._selecting)
@@ -120,11 +126,6 @@ class Combination(_Frozen):
         return f"{self.method}, ratio {self.ratio:g}, seed {self.seed}"
 
     @property
-    def but_seed(self) -> str:
-        """The digest of everything except the seed: what is alike in repetitions."""
-        return digest_json(self.model_dump(mode="json", exclude={"seed"}))
-
-    @property
     def digest(self) -> str:
         """What tells the combination apart from all others."""
         return digest_json(self.model_dump(mode="json"))
@@ -134,9 +135,10 @@ class Combination(_Frozen):
         """The same by its own names: what it stands for decides the outcome."""
         return self.model_copy(update={"alias": None})
 
-    def settings(self) -> dict[str, Any]:
-        """Everything that decides the outcome besides the content of model and texts."""
-        return self.model_dump(mode="json", exclude={"model", "calibration", "alias"})
+    def written(self) -> dict[str, Any]:
+        """Every field, criterion, allocation and compensation as they are written in a line."""
+        chosen = ("criterion", "allocation", "compensation")
+        return {**self.model_dump(mode="json"), **{n: getattr(self, n).label for n in chosen}}
 
     @property
     def _selecting(self) -> list[str]:

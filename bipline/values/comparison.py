@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from bipline.storage.digests import digest_json
 from bipline.values.combination import Combination
 from bipline.values.compensation import CompensationRecord, counts_text
 from bipline.values.plan import Budget, PruningPlan
 from bipline.values.record import EvaluationRecord, Perplexity
-from bipline.values.summary import StageSummary
+from bipline.values.summary import BeforeAfter, StageSummary
 
 # Version 1 named a compensation by a word alone, and knew no method by another name.
 SCHEMA_VERSION: Literal[2] = 2
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Frozen(BaseModel, frozen=True, extra="forbid"):
+    pass
 
 
 class Change(_Frozen):
@@ -32,17 +32,10 @@ class Change(_Frozen):
     nll: float
     perplexity: float
 
-
-class Parameters(_Frozen):
-    """The number of parameters of the dense model and of the pruned one."""
-
-    before: int
-    after: int
-
-    @property
-    def ratio(self) -> float:
-        """The share that is left."""
-        return self.after / self.before
+    @classmethod
+    def of(cls, dense: Perplexity, pruned: Perplexity) -> Change:
+        """The change on a text that both were measured on."""
+        return cls(nll=pruned.nll - dense.nll, perplexity=pruned.value - dense.value)
 
 
 class Compensated(_Frozen):
@@ -81,7 +74,7 @@ class Measured(_Frozen):
     plan_digest: str
     tensor_digest: str
     protocol_digest: str
-    parameters: Parameters
+    parameters: BeforeAfter
     ratio: Budget
     widths: tuple[tuple[int, int], ...]
     compensated: Compensated | None = None
@@ -92,24 +85,20 @@ class Measured(_Frozen):
     @classmethod
     def of(cls, plan: PruningPlan, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:
         """The figures of the model that a plan made, with the changes against the dense one."""
-        changes = {
-            name: Change(
-                nll=found.nll - dense.perplexity[name].nll,
-                perplexity=found.value - dense.perplexity[name].value,
-            )
-            for name, found in record.perplexity.items()
-        }
         return cls(
             plan_digest=plan.digest,
             tensor_digest=record.tensor_digest,
             protocol_digest=record.protocol_digest,
-            parameters=Parameters(before=dense.parameters, after=record.parameters),
+            parameters=BeforeAfter(before=dense.parameters, after=record.parameters),
             ratio=plan.budget,
             widths=tuple(block.widths for block in plan.blocks),
             compensated=Compensated.of(plan.compensated) if plan.compensated else None,
             file_bytes=record.file_bytes,
             perplexity=record.perplexity,
-            change=changes,
+            change={
+                text: Change.of(dense.perplexity[text], found)
+                for text, found in record.perplexity.items()
+            },
         )
 
 
@@ -157,20 +146,17 @@ class Outcome(_Frozen):
         return digest_json(_without_compensated(value))
 
 
-class Row(_Frozen):
+class Row(Outcome):
     """A combination and its outcome; ``directory`` is where its model was kept, if it was."""
 
     combination: Combination
-    refusal: str | None
-    measured: Measured | None
-    cost: Cost
     directory: str | None = None
 
     @classmethod
     def of(cls, combination: Combination, outcome: Outcome, directory: str | None = None) -> Row:
         """The row of a combination; a refused one has no directory."""
-        place = directory if outcome.measured else None
-        return cls(combination=combination, directory=place, **dict(outcome))
+        kept = directory if outcome.measured else None
+        return cls(combination=combination, directory=kept, **dict(outcome))
 
 
 class ComparedModel(_Frozen):

@@ -14,7 +14,7 @@ from typing import Literal
 
 from bipline.values.comparison import Change, Row
 from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord, TaskResult
+from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
 
 NOT_MEASURED = "not measured"
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
@@ -179,6 +179,11 @@ def row_figures(row: Row) -> dict[str, Figure]:
     return {figure.name: figure for figure in _of_row(row)}
 
 
+def values(figures: Mapping[str, Figure], prefix: str = "") -> dict[str, float]:
+    """The bare numbers of figures, by their names behind a prefix."""
+    return {f"{prefix}{name}": figure.value for name, figure in figures.items()}
+
+
 def side_by_side(records: Mapping[str, EvaluationRecord], changed: str = "") -> list[Line]:
     """The figures of models under one protocol as tables show them.
 
@@ -204,8 +209,7 @@ def metrics_of(
         told["recovery.accepted"] = float(recovery.accepted)
     for model, record in records.items():
         dense = None if model == "dense" else records.get("dense")
-        for name, figure in figures_of(record, dense).items():
-            told[f"{model}.{name}"] = float(figure.value)
+        told |= values(figures_of(record, dense), f"{model}.")
     return told
 
 
@@ -226,9 +230,11 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
     yield Figure("file_bytes", record.file_bytes)
     for text, found in sorted(record.perplexity.items()):
         before = dense.perplexity.get(text) if dense else None
-        yield from _of_text(text, found, _change(before, found) if before else None)
+        yield from _of_text(text, found, Change.of(before, found) if before else None)
     for task, result in sorted(record.tasks.items()):
-        yield from _of_task(task, result)
+        yield Figure(f"acc.{task}", result.acc, error=result.stderr)
+        if result.acc_norm is not None:
+            yield Figure(f"acc_norm.{task}", result.acc_norm)
     if speed := record.speed:
         for name in ("prefill", "decode"):
             best = getattr(speed, f"{name}_tokens_per_second")
@@ -265,13 +271,3 @@ def _of_text(text: str, found: Perplexity, change: Change | None) -> Iterator[Fi
         share = change.perplexity / dense if dense else math.expm1(change.nll)
         yield Figure(f"perplexity_increase.{text}", share)
         yield Figure(f"nll_increase.{text}", change.nll)
-
-
-def _of_task(task: str, result: TaskResult) -> Iterator[Figure]:
-    yield Figure(f"acc.{task}", result.acc, error=result.stderr)
-    if result.acc_norm is not None:
-        yield Figure(f"acc_norm.{task}", result.acc_norm)
-
-
-def _change(before: Perplexity, after: Perplexity) -> Change:
-    return Change(nll=after.nll - before.nll, perplexity=after.value - before.value)

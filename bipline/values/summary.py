@@ -26,6 +26,11 @@ class BeforeAfter(_Frozen):
     before: int
     after: int
 
+    @property
+    def ratio(self) -> float:
+        """The share that is left."""
+        return self.after / self.before
+
 
 class Seconds(_Frozen):
     """Seconds by stage, those that were found in a Store as 0, and all together."""

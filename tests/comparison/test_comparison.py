@@ -16,14 +16,16 @@ import pytest
 
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.base.progress import listening
-from bipline.comparison import pool, rows, tasks
+from bipline.comparison import pool, rows
 from bipline.comparison.inputs import named
 from bipline.comparison.spread import Spread, ranked, repeated
 from bipline.compression import score
 from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
+from bipline.stages.evaluate import evaluate_dense
 from bipline.stages.stage import Context, Stage
-from bipline.storage.directory import locked
+from bipline.storage.local_store import LocalStore
+from bipline.storage.locks import locked
 from bipline.storage.manifest import verify_directory
 from bipline.storage.store import Handle
 from bipline.values.combination import Choice
@@ -293,10 +295,9 @@ def test_a_worker_that_is_gone_is_the_environments_fault(bench: Bench) -> None:
         pool.performing(2) as perform,
     ):
         given = bench.inputs().models[bench.model.name]
-        compute, store = ComputeSettings(device="cpu"), str(bench.folder)
-        waiting = perform(
-            [tasks.DenseTask(store=store, compute=compute, given=given, protocol=Protocol())]
-        )
+        compute, store = ComputeSettings(device="cpu"), LocalStore(bench.folder)
+        task = pool.Task(evaluate_dense, (given, Protocol()), store, compute)
+        waiting = perform({"dense": task})
         killer = threading.Thread(target=kill_children)
         killer.start()
         list(waiting)

@@ -13,9 +13,10 @@ from rich.console import Console
 from bipline.comparison import pictures
 from bipline.comparison.files import comparison_csv, comparison_json
 from bipline.comparison.report import PARTS, render_comparison
-from bipline.comparison.selection import Selection, best
+from bipline.comparison.selection import best
 from bipline.comparison.spread import Spread
-from bipline.face.comparison_tables import print_tables
+from bipline.face.tables import print_tables
+from bipline.settings.sweep import Selection
 from bipline.values.combination import Choice, Combination
 from bipline.values.comparison import (
     Change,
@@ -26,11 +27,11 @@ from bipline.values.comparison import (
     Cost,
     Measured,
     Outcome,
-    Parameters,
     Row,
 )
 from bipline.values.plan import Budget
 from bipline.values.record import EvaluationRecord, Perplexity
+from bipline.values.summary import BeforeAfter
 from tests.delivery.test_report import HOSTILE, Page
 
 DID = Compensated(
@@ -58,7 +59,7 @@ def row(
         return Row.of(combination, Outcome(refusal=more.get("refusal", "it cannot be")))
     measured = Measured(
         plan_digest="p", tensor_digest="t", protocol_digest="d",
-        parameters=Parameters(before=1000, after=int(1000 * (1 - ratio))),
+        parameters=BeforeAfter(before=1000, after=int(1000 * (1 - ratio))),
         ratio=Budget(asked=ratio, of="blocks", reached_blocks=ratio, reached_total=ratio / 2),
         widths=((2, 8),), file_bytes=4000, perplexity={text: perplexity(value)},
         change={text: Change(nll=(value - 50) / 100, perplexity=value - 50)},
@@ -300,7 +301,7 @@ def test_child_runs_hold_what_was_tried_and_what_came_out(
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment("sweep")
-        run_id = track_comparison(compared, params={"a": "1"}, tags={"b": "2"}, artifacts={})
+        run_id = track_comparison(compared, tmp_path, {"a": {"b": 1}}, {"c": "2"})
         client = mlflow.MlflowClient(uri)
         parent = client.get_run(run_id)
         found = client.search_runs(
@@ -309,8 +310,19 @@ def test_child_runs_hold_what_was_tried_and_what_came_out(
     finally:
         mlflow.set_tracking_uri(before)
     assert parent.data.metrics["dense.perplexity.one"] == 50.0
+    assert (parent.data.params["a.b"], parent.data.tags["c"]) == ("1", "2")
     assert len(found) == 7 and {run.info.status for run in found} == {"FINISHED"}
     runs = {run.info.run_name: run.data for run in found}
     assert runs["row-005"].params["criterion"] == "flap:metric=ifv"
     assert runs["row-005"].metrics["perplexity_increase.one"] == 0.3
     assert runs["row-007"].tags["refusal"] == "it cannot be"
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "plain", "a=b"])
+def test_a_name_is_no_formula_in_csv(compared: Comparison, name: str) -> None:
+    """A text's name comes from outside; a figure that is negative stays a number."""
+    (model,) = compared.models
+    renamed = compared.model_copy(update={"models": {name: compared.models[model]}, "rows": ()})
+    (line,) = csv.DictReader(io.StringIO(comparison_csv(renamed)))
+    assert line["model"] == (name if name[0].isalpha() else f"'{name}")
+    assert float(line["parameters"]) > 0

@@ -14,7 +14,7 @@ from bipline.base.progress import listening
 from bipline.comparison import rows
 from bipline.comparison.engine import compare
 from bipline.comparison.folder import MARKER_NAME
-from bipline.comparison.rows import RowInputs, measure_row, score_row
+from bipline.comparison.rows import RowInputs, measure_row, score_rows
 from bipline.settings.line import CompensateSettings
 from bipline.stages.calibrate import calibrate
 from bipline.stages.evaluate import evaluate_dense
@@ -68,7 +68,7 @@ def row_inputs(bench: Bench, context: Context, row: Combination) -> RowInputs:
     return RowInputs(
         given=given,
         calibration=windows,
-        statistics=score_row(context, given, windows, row),
+        statistics=score_rows(context, given, windows, (row,))[0],
         combination=row,
         dense=evaluate_dense(context, given, protocol),
         protocol=protocol,

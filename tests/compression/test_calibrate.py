@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.calibrate import (
-    CalibrationSet,
-    calibrate,
-    check_overlap,
-    ngrams_of,
-    overlap_of,
-)
+from bipline.compression.calibrate import CalibrationSet, calibrate
 from bipline.storage.documents import SEPARATOR, read_documents, write_documents
 from bipline.storage.folder import open_folder
+from bipline.storage.ngrams import check_overlap, ngrams_of, overlap_of
 
 WORDS = [
     "alpha",

@@ -214,7 +214,8 @@ def test_a_config_that_does_not_load_is_refused(
 ) -> None:
     wrong = damaged_hf(package, tmp_path)
     change_config(wrong, {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
-    assert "transformers does not load" in refusal(wrong, contents)
+    assert "not a multiple of num_attention_heads" in refusal(wrong, contents)
+    change_config(wrong, {"model_type": "mistral", "architectures": ["MistralForCausalLM"]})
     (wrong / "model.safetensors").write_bytes(b"not tensors")
     assert "transformers does not load" in refusal(wrong, contents)
 
@@ -238,7 +239,7 @@ def test_another_tokenizer_is_refused(
     make_tokenizer(wrong, add_prefix_space=True)
     assert "tokenizer gives other ids" in refusal(wrong, contents)
     (wrong / "tokenizer.json").write_text("{}", encoding="utf-8")
-    assert "tokenizer cannot be read" in refusal(wrong, contents)
+    assert "tokenizer cannot be used" in refusal(wrong, contents)
 
 
 def test_a_tokenizer_above_the_vocabulary_is_refused(

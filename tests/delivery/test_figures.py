@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bipline.comparison.files import comparison_csv
-from bipline.comparison.selection import Selection, best
+from bipline.comparison.selection import best
 from bipline.comparison.spread import repeated, table_lines
 from bipline.delivery.card import escaped, render_card
 from bipline.delivery.contents import PackageContents
 from bipline.delivery.report import PARTS
 from bipline.face.tables import evaluation_table
+from bipline.settings.sweep import Selection
 from bipline.values.combination import Choice, Combination
 from bipline.values.comparison import (
     Change,
@@ -26,7 +27,6 @@ from bipline.values.comparison import (
     Cost,
     Measured,
     Outcome,
-    Parameters,
     Row,
 )
 from bipline.values.figures import (
@@ -43,6 +43,7 @@ from bipline.values.figures import (
 )
 from bipline.values.plan import Budget
 from bipline.values.record import EvaluationRecord, Perplexity, Speed, TaskResult
+from bipline.values.summary import BeforeAfter
 from tests.delivery.conftest import altered, with_recovery
 
 NAMES = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=8)
@@ -116,7 +117,7 @@ def test_tables_card_and_report_show_the_same_figures(
     package = altered(with_recovery(contents), records=told)
     shown = expected(told)
     terminal = zip(*(column.cells for column in evaluation_table(told).columns), strict=True)
-    assert {str(label): list(cells) for label, *cells in terminal} == {
+    assert {str(label): list(map(str, cells)) for label, *cells in terminal} == {
         label_of(name): texts for name, texts in shown.items()
     }
     card = [line.strip("|").split(" | ") for line in render_card(package).splitlines()
@@ -176,7 +177,7 @@ def comparisons(draw: st.DrawFn) -> Comparison:
         found = draw(st.builds(Perplexity, value=st.floats(51, 1e6), nll=RATES, tokens=COUNTS))
         measured = Measured(
             plan_digest="p", tensor_digest="t", protocol_digest="d", file_bytes=draw(COUNTS),
-            parameters=Parameters(before=1000, after=draw(st.integers(1, 1000))), widths=(),
+            parameters=BeforeAfter(before=1000, after=draw(st.integers(1, 1000))), widths=(),
             ratio=Budget(asked=0.2, of="blocks", reached_blocks=0.2, reached_total=0.1),
             perplexity={"one": found},
             change={"one": Change(nll=found.nll - 4.0, perplexity=found.value - 50.0)},

@@ -177,6 +177,18 @@ def test_a_package_damaged_before_the_upload_gets_no_version(
     assert register(package, "damaged").version == "1"
 
 
+def test_a_link_in_a_package_is_not_uploaded(tracking: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    package = make_package(tmp_path / "a", "linked")
+    (tmp_path / "secret").write_bytes((package / "README.md").read_bytes())
+    (package / "README.md").unlink()
+    (package / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(InvalidInput, match="only plain files"):
+        register(package, "linked")
+    assert not mlflow.MlflowClient().search_model_versions("name = 'linked'")
+
+
 def test_another_digest_than_the_packages_is_refused(tracking: Path, tmp_path: Path) -> None:
     package = make_package(tmp_path / "a", "digest")
     with pytest.raises(Refused, match="is not the package 000000000000"):

@@ -50,12 +50,14 @@ def test_prune_onto_a_full_disk(
     assert run(capfd, *arguments, "--out", tmp_path / "out").code == 0
 
 
-def test_log_folder_that_cannot_be_written(
+def test_a_state_folder_that_cannot_be_one(
     capfd: pytest.CaptureFixture[str], llama: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "state").write_text("a file where a folder should be")
     arguments = ["prune", llama, "--ratio", "0.3", "--out", tmp_path / "out"]
-    run(capfd, *arguments, "--state", tmp_path / "state").assert_one_line(3, "log file")
+    run(capfd, *arguments, "--state", tmp_path / "state").assert_one_line(
+        2, "--state", "is no folder"
+    )
 
 
 @pytest.mark.slow

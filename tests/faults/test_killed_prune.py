@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 # What the runs write, each with a name of its own, digits replaced by N.
 KINDS = {
     "write .calibration.json.partial", "replace calibration.json",
+    "write .fitted_text.json.partial", "replace fitted_text.json",
     "write .value.json.partial", "replace value.json", "rename N",
     "write .N.cost.json.partial", "replace N.cost.json",
     "write .N.journal.json.partial", "replace N.journal.json",

@@ -89,10 +89,10 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "another family": (config_with(model_type="per_layer_qwen2"), "does not name bipline's own"),
     "unknown family": (config_with(model_type="per_layer_mamba"), "'per_layer_mamba' is not supp"),
     "path for a family": (config_with(model_type="per_layer_../x"), "'per_layer_../x' is not supp"),
-    "no list": (config_with(intermediate_size_per_layer=None), "is not a list of 4 whole"),
-    "short list": (config_with(num_key_value_heads_per_layer=[4]), "is not a list of 4 whole"),
+    "no list": (config_with(intermediate_size_per_layer=None), "a list"),
+    "short list": (config_with(num_key_value_heads_per_layer=[4]), "a list"),
     "negative width": (
-        config_with(intermediate_size_per_layer=[7, 40, -1, 13]), "is not a list of 4 whole",
+        config_with(intermediate_size_per_layer=[7, 40, -1, 13]), "a list",
     ),
     "heads out of step": (
         config_with(num_attention_heads_per_layer=[0, 8, 6, 4]), "differ in the query heads",

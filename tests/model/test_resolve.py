@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def resolve(
     model: str, texts: dict[str, str], tasks: dict[str, str], downloads: Path
 ) -> Resolution:
     settings = CompressSettings(
-        model=model, texts=texts, tasks=tasks, calibrate=CalibrateSettings(texts={}),
+        model=model, texts=texts, tasks=tasks,
+        calibrate=CalibrateSettings.model_construct(texts={}),
         evaluate=EvaluateSettings(texts=()),
     )  # fmt: skip
     return stage.resolve(settings, downloads)
@@ -70,11 +72,12 @@ def test_files_in_subfolders_and_caches_are_not_part_of_the_model(
 
 
 def test_links_are_followed_as_the_hub_cache_is_made_of_them(model: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for path in model.iterdir():
-        (linked / path.name).symlink_to(path)
-    files = [resolve_model(str(place), tmp_path).files for place in (model, linked)]
+    snapshot, blobs = tmp_path / "cache/snapshots/abc", tmp_path / "cache/blobs"
+    shutil.copytree(model, blobs)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    files = [resolve_model(str(place), tmp_path).files for place in (model, snapshot)]
     assert files[0] == files[1]
 
 
@@ -163,24 +166,6 @@ def test_tasks_of_both_kinds_are_counted(row: dict[str, Any], tmp_path: Path) ->
     path = tmp_path / "task.jsonl"
     path.write_text(f"{json.dumps(row)}\n\n{json.dumps(row)}")
     assert resolve_task(str(path)).rows == 2
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "not json",
-        "[]",
-        json.dumps({**ROWS[0], "gold": 2}),
-        json.dumps({**ROWS[0], "gold": True}),
-        json.dumps({**ROWS[0], "choices": "blue"}),
-        json.dumps({"query": "the sky is", "gold": 0}),
-    ],
-)
-def test_a_task_without_usable_rows_is_refused(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "task.jsonl"
-    path.write_text(line)
-    assert "first line" in refusal(InvalidInput, resolve_task, str(path))
 
 
 @pytest.mark.parametrize("source", ["absent.jsonl", "hf:acme/task", "s3://bucket/task.jsonl"])

@@ -22,7 +22,7 @@ import pyarrow.parquet
 import pytest
 
 from bipline.base import errors
-from bipline.base.errors import EnvironmentFailure, InvalidInput
+from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.model.resolve import resolve_model
 from bipline.storage.documents import read_documents
 from bipline.values.resolution import (
@@ -109,6 +109,8 @@ def _put_models(models: Path, tiny_llama: Path) -> None:
     (tiny / "fp16" / "model.safetensors").write_bytes(b"the same weights again")
     pickled = Path(shutil.copytree(tiny_llama, models / "pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    adapted = Path(shutil.copytree(tiny_llama, models / "adapted"))
+    (adapted / "adapter_config.json").write_text("{}")
     custom = Path(shutil.copytree(tiny_llama, models / "custom"))
     config = json.loads((custom / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling.Custom"}
@@ -206,6 +208,7 @@ def test_a_branch_that_moved_is_seen(hub: HubProcess, repositories: Path, tmp_pa
         ("acme/tiny@v9", "no such revision"),
         ("acme/pickled", "pytorch_model.bin"),
         ("acme/custom", "auto_map"),
+        ("acme/adapted", "adapter_config.json"),
     ],
 )
 def test_models_that_cannot_be_used_are_refused_before_their_weights_come(
@@ -244,9 +247,15 @@ def test_a_text_is_written_once_and_hashed_every_time(hub: HubProcess, tmp_path:
     again = hub.text(f"hf:acme/stories@{first.revision}?documents=3&field=story", tmp_path)
     assert again.location == first.location
     assert Path(first.location).stat().st_mtime_ns == written
-    assert [path.name for path in (tmp_path / "texts").iterdir()] == [Path(first.location).name]
+    name = Path(first.location).stem
+    assert {path.name for path in (tmp_path / "texts").iterdir()} == {
+        f"{name}.jsonl", f"{name}.sha256",
+    }  # fmt: skip
     Path(first.location).write_text('{"text": "something else"}\n')
-    assert hub.text(source, tmp_path).sha256 != first.sha256
+    line = refusal(Refused, hub.text, source, tmp_path)
+    assert first.location in line and "delete it" in line
+    Path(first.location).unlink()
+    assert hub.text(source, tmp_path).sha256 == first.sha256
 
 
 @pytest.mark.parametrize(

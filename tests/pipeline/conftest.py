@@ -16,6 +16,7 @@ import pytest
 from bipline.settings.compress import CompressSettings
 from bipline.values.summary import RunSummary
 
+TEXTS = ("calibration", "held-out", "judge")
 Run = Callable[..., RunSummary]
 WORDS = ["oak", "elm", "ash", "fir", "yew", "pine", "birch", "maple", "cedar", "larch", "alder"]
 
@@ -32,11 +33,16 @@ def configuration(model: Path, folder: Path, **sections: Any) -> CompressSetting
     recipe = {"rank": 2, "steps": 4, "batch_size": 4, "seqlen": 16, "learning_rate": 0.02}
     values: dict[str, Any] = {
         "model": str(model),
-        "texts": {name: str(folder / f"{name}.txt") for name in ("calibration", "held-out")},
+        "texts": {name: str(folder / f"{name}.txt") for name in TEXTS},
         "state": str(folder / "state"),
         "calibrate": {"samples": 8, "seqlen": 16},
         "allocate": {"ratio": 0.3},
-        "recover": {"enabled": True, "text": "calibration", "recipe": {**recipe, "dropout": 0.0}},
+        "recover": {
+            "enabled": True,
+            "text": "calibration",
+            "held_out": "judge",
+            "recipe": {**recipe, "dropout": 0.0},
+        },
         "evaluate": {"protocol": {"seqlen": 16}},
         "promote": {"name": "tiny"},
     }
@@ -47,8 +53,8 @@ def configuration(model: Path, folder: Path, **sections: Any) -> CompressSetting
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts, and in ``state`` everything the runs write."""
     path = tmp_path_factory.mktemp("pipeline")
-    write_text(path / "calibration.txt", seed=1)
-    write_text(path / "held-out.txt", seed=2)
+    for seed, name in enumerate(TEXTS, start=1):
+        write_text(path / f"{name}.txt", seed)
     return path
 
 

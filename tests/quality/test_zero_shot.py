@@ -13,7 +13,7 @@ import torch
 from bipline.base.errors import InvalidInput
 from bipline.model.loading import load_model
 from bipline.model.tokenizer import load_tokenizer
-from bipline.quality.zero_shot import zero_shot
+from bipline.quality.zero_shot import check_tasks, zero_shot
 from tests.conftest import ASSETS
 
 CLOZE = ASSETS / "tasks" / "cloze.jsonl"
@@ -80,7 +80,7 @@ from bipline.model.loading import load_model
 from bipline.model.tokenizer import load_tokenizer
 before = dict(os.environ)
 model, tokenizer = load_model(Path(sys.argv[1]), torch.float32), load_tokenizer(Path(sys.argv[1]))
-from bipline.quality.zero_shot import zero_shot
+from bipline.quality.zero_shot import check_tasks, zero_shot
 zero_shot(model, tokenizer, {"cloze": Path(sys.argv[2])}, batch_size=8)
 import datasets
 assert Path(datasets.config.HF_DATASETS_CACHE) == Path(os.environ["HF_HOME"]) / "datasets"
@@ -106,5 +106,29 @@ def test_the_process_of_the_caller_is_left_as_it_was(
 
 def test_rows_of_another_form_are_refused(reference: Path, tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text('{"question": "?", "answer": "!"}\n')
-    with pytest.raises(InvalidInput, match=r"the first has answer, question"):
+    with pytest.raises(InvalidInput, match="line 1 lacks query, choices, gold"):
         zero_shot(None, None, {"odd": tmp_path / "odd.jsonl"}, batch_size=1)
+
+
+def test_a_tokenizer_with_nothing_to_begin_with_is_refused_before_a_model_is_loaded(
+    reference: Path, few_rows: Path
+) -> None:
+    tokenizer = load_tokenizer(reference)
+    check_tasks({"cloze": few_rows}, tokenizer)
+    tokenizer.bos_token = None
+    check_tasks({"cloze": few_rows}, tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(InvalidInput, match=r"task cloze: .* neither BOS nor EOS"):
+        check_tasks({"cloze": few_rows}, tokenizer)
+
+
+def test_a_task_of_digits_is_text(reference: Path, tmp_path: Path) -> None:
+    """lm-eval takes what a template gives for a number where it is one."""
+    rows = [{"query": "2", "choices": ["3", "[4]"], "gold": 0}] * 2
+    rows += [{"options": ["1", "2"], "continuation": "3", "gold": 1}] * 2
+    for name, of in {"asked": rows[:2], "begun": rows[2:]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, of)))
+    tasks = {name: tmp_path / f"{name}.jsonl" for name in ("asked", "begun")}
+    model, tokenizer = load_model(reference, torch.float32), load_tokenizer(reference)
+    found = zero_shot(model, tokenizer, tasks, batch_size=2)
+    assert {name: each.n for name, each in found.items()} == {"asked": 2, "begun": 2}

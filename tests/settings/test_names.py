@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bipline.base.errors import InvalidInput
-from bipline.face.api import line_settings
+from bipline.face.api import comparison_settings, line_settings
 from bipline.face.cli import COMMANDS, application
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import SECTIONS, LineSettings, sectioned
 from bipline.settings.loading import load
+from bipline.settings.sweep import GridSettings
 
 # What a command line gives in another way (texts), or only a pipeline has (parts).
 NO_FLAG = {"texts", "parts"}
@@ -82,6 +83,29 @@ def test_what_cannot_be_is_one_line(given_: dict[str, Any], words: tuple[str, ..
     assert "\n" not in str(refusal.value)
     for word in words:
         assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parts"),
+    [
+        ("criteria", "flap:metric=ifv, hywia", ["flap:metric=ifv", "hywia"]),
+        ("allocations", "uniform", ("uniform",)),
+        ("layouts", "uniform,per-layer,", ["uniform", "per-layer"]),
+        ("compensations", " none , obs:ridge=0.1", ("none", "obs:ridge=0.1")),
+        ("methods", "flap/uniform/bias,auto", ["flap/uniform/bias", "auto"]),
+        ("ratios", "0.2,.5", (0.2, 0.5)),
+        ("seeds", "3, 1", [3, 1]),
+    ],
+)
+def test_an_axis_is_a_sequence_or_a_text_with_commas(name: str, text: str, parts: Any) -> None:
+    found = comparison_settings({name: text})
+    assert found == comparison_settings({name: parts})
+    assert getattr(found.grid, name) == tuple(parts)
+
+
+@pytest.mark.parametrize("name", sorted(set(GridSettings.model_fields) - {"methods"}))
+def test_every_axis_is_a_flag_of_compare(name: str) -> None:
+    assert name in flags("compare")
 
 
 def test_the_seed_is_one_for_all_that_draws() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ REFUSED = [
     ("a: !!binary aGk=", "line 1", "the tag"),
     ("a: !!set {x}", "line 1", "the tag"),
     ('a: "\\ud800"', "line 1", "no name or path can have"),
+    ('"x\\0y": 1', "line 1", "no name or path can have"),
     ('a: "x\\0y"', "line 1", "no name or path can have"),
     ("a: \x07", "", "not YAML"),
     ("--- 1\n--- 2", "line 1", "not YAML"),
@@ -88,6 +90,7 @@ def test_what_cannot_be_meant_is_refused(text: str, place: str, words: str) -> N
         ("a: ~\nb: null\nc:", {"a": None, "b": None, "c": None}),
         ("a: True\nb: false", {"a": True, "b": False}),
         ("a: 'on'", {"a": "on"}),
+        ("0E0: 1", {"0E0": 1}),
         ("a: &x [1]\nb: *x", {"a": [1], "b": [1]}),
         ("b: &b {r: 1, s: 2}\nc: {<<: *b, r: 3}", {"b": {"r": 1, "s": 2}, "c": {"r": 3, "s": 2}}),
     ],
@@ -102,7 +105,10 @@ plain = st.recursive(
     | st.booleans()
     | st.integers(-(10**30), 10**30)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
+    | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20).filter(
+        # A number to every reader but YAML 1.1, and so to ours.
+        lambda text: not re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", text)
+    ),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
@@ -123,7 +129,7 @@ def _beyond_two_bytes(value: Any) -> bool:
 @given(plain)
 def test_what_is_written_as_yaml_is_read_again(value: Any) -> None:
     """An oracle: PyYAML's own writer, and JSON, which is YAML too."""
-    assert read_yaml(yaml.safe_dump(value, allow_unicode=True)) == value
+    assert read_yaml(yaml.safe_dump(value)) == value
     if not _beyond_two_bytes(value):
         assert read_yaml(json.dumps(value)) == value
 
@@ -136,7 +142,7 @@ def test_what_is_written_as_yaml_is_read_again(value: Any) -> None:
         ("recover.recipe.seed=-1", ["recover.recipe.seed"]),
         ("calibrate.texts={calibration: 0}", ["calibrate.texts.calibration = 0"]),
         ("calibrate.texts={calibration: -1.5}", ["calibrate.texts.calibration = -1.5"]),
-        ("calibrate.texts={}", ["calibrate.texts"]),
+        ("calibrate.texts={}", ["no calibration text"]),
         ("evaluate={texts: [], tasks: []}", ["nothing to measure"]),
         ("export.formats=[hf, hf]", ["export.formats", "twice"]),
         ("promote.name=a/b:c", ["a/b:c"]),

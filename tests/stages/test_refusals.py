@@ -35,14 +35,26 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"compensate": {"compensation": "bias", "compensation_option": {"odd": 1}}}, "odd",
     ),
     "recovery text": (
-        {"recover": {"enabled": True, "text": "short", "held_out": "held-out", "recipe": RECIPE}},
+        {"recover": {"enabled": True, "text": "short", "held_out": "other", "recipe": RECIPE}},
         "fewer than one batch",
     ),
     "recovery judge": (
         {"recover": {"enabled": True, "text": "calibration", "held_out": "tiny", "recipe": RECIPE}},
         "shorter than one window",
     ),
-    "task without rows": ({"evaluate": {"tasks": ("empty",)}}, "first line"),
+    "recovery text is measured on": (
+        {"recover": {"enabled": True, "text": "held-out", "held_out": "tiny", "recipe": RECIPE}},
+        "recover on other text",
+    ),
+    "recovery judge is measured on": (
+        {"recover": {"enabled": True, "text": "other", "held_out": "held-out", "recipe": RECIPE}},
+        "recover on other text",
+    ),
+    "recovery judge is trained on": (
+        {"recover": {"enabled": True, "text": "other", "held_out": "other", "recipe": RECIPE}},
+        "recover on other text",
+    ),
+    "task without rows": ({"evaluate": {"tasks": ("empty",)}}, "holds no row"),
     "nothing to measure": ({"evaluate": {"texts": ()}}, "nothing to measure"),
     "name": ({"promote": {"name": "a'b"}}, "a'b"),
     "alias": ({"promote": {"name": "a", "alias": "v1"}}, "v1"),
@@ -52,7 +64,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.fixture(scope="module")
 def request_of(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
     folder = tmp_path_factory.mktemp("refusals")
-    for seed, name in enumerate(("calibration", "held-out"), start=1):
+    for seed, name in enumerate(("calibration", "held-out", "other"), start=1):
         write_text(folder / f"{name}.txt", seed)
     (folder / "short.txt").write_text("oak elm " * 4)
     (folder / "tiny.txt").write_text("oak")
@@ -61,7 +73,7 @@ def request_of(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Request
 
 
 def settings_of(request: Request, sections: dict[str, Any]) -> CompressSettings:
-    names = ("calibration", "held-out", "short", "tiny")
+    names = ("calibration", "held-out", "other", "short", "tiny")
     texts = {name: request.text(name) for name in names}
     tasks = {"empty": str(request.folder / "empty.jsonl")}
     used = {"empty": tasks["empty"]} if sections.get("evaluate", {}).get("tasks") else {}
@@ -77,7 +89,9 @@ def really(settings: CompressSettings, store: Path) -> None:
     made = line.smaller(context, given.model, given.texts, settings, evaluation.texts.values())
     assert made is not None
     if settings.recover.enabled:
-        recover.recover(context, made.model, given.texts, settings.recover)
+        recover.recover(
+            context, made.model, given.texts, settings.recover, evaluation.texts.values()
+        )
     evaluate.evaluate(context, made.model, evaluation, settings.evaluate.protocol)
     check_names(settings.promote.name, settings.promote.alias)
 

@@ -14,6 +14,7 @@ from bipline.compression.compensation.engine import BlockCorrection
 from bipline.compression.corrections import block_name, load_block, save_block
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import write_text
+from bipline.storage.strict_json import read_json
 from bipline.values.compensation import BlockRecord
 from bipline.values.plan import BlockPlan
 
@@ -29,7 +30,7 @@ class FolderProgress:
         record, path = self._record(index), self.folder / block_name(index)
         if not record.is_file():
             return None
-        value = json.loads(record.read_text(encoding="utf-8"))
+        value = read_json(record, "record of a corrected block", f"delete {self.folder}")
         if value["tensors"] != (digest_file(path) if path.is_file() else None):
             note(f"{path}: damaged since it was written; the block is corrected again")
             return None

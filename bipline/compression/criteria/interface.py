@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bipline.compression.options import BaseOptions
 from bipline.model.block_loop import Activations
-from bipline.model.checkpoint import DEFAULT_EPS, Checkpoint
+from bipline.model.checkpoint import DEFAULT_ACT, DEFAULT_EPS, Checkpoint
 from bipline.model.families import ModelShape
 
 Sums = dict[str, Tensor]
@@ -34,6 +34,7 @@ class Block:
     shape: ModelShape
     weights: dict[str, Tensor]
     rms_norm_eps: float = DEFAULT_EPS
+    hidden_act: str = DEFAULT_ACT
 
     @property
     def group_width(self) -> int:
@@ -43,7 +44,8 @@ class Block:
     @classmethod
     def of(cls, checkpoint: Checkpoint, index: int, weights: dict[str, Tensor]) -> Block:
         """A block of a checkpoint with these weights."""
-        return cls(index, checkpoint.shape, weights, checkpoint.rms_norm_eps)
+        held = checkpoint.rms_norm_eps, checkpoint.hidden_act
+        return cls(index, checkpoint.shape, weights, *held)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ FFN channel:        as in ``llm-bip`` (exact)
 attention group k:  s_k = sqrt(mean over tokens and probes of (sum_{j in C_k} e_j o_j)^2)
     e = Wo^T (I + J)^T r          r a random sign vector per token and probe
     J^T r = t - h (h.t) / (hidden_size rms^2),   t = g * z / rms
-    z = Wu^T (silu(p) * m) + Wg^T (silu'(p) * q * m),   m = Wd^T r
+    z = Wu^T (a(p) * m) + Wg^T (a'(p) * q * m),   m = Wd^T r
 
-p and q are the outputs of gate_proj and up_proj, h the input of the FFN's RMSNorm, g its gain,
-J the Jacobian of the FFN half. For every token the expected square is ||(I + J) Wo[:, C_k] o||^2,
-the first-order change of the block's output when the group goes, without a bound: signs are kept
-that ``llm-bip`` loses. All groups come from one backward product, so a probe costs about one
-FFN pass however many heads there are, where ``llm-bip-exact`` costs one pass per KV head. What it
-leaves out is the curvature of the FFN. ``probes`` divides the variance; the signs depend on the
-seed, the block and the token's place alone. SiLU is the activation of every family here.
+p and q are the outputs of gate_proj and up_proj, h the input of the FFN's RMSNorm, g its gain, a
+the activation that the model's config names, J the Jacobian of the FFN half. For every token the
+expected square is ||(I + J) Wo[:, C_k] o||^2, the first-order change of the block's output when
+the group goes, without a bound: signs are kept that ``llm-bip`` loses. All groups come from one
+backward product, so a probe costs about one FFN pass however many heads there are, where
+``llm-bip-exact`` costs one pass per KV head. What it leaves out is the curvature of the FFN.
+``probes`` divides the variance; the signs depend on the seed, the block and the token's place
+alone.
 
 Source: ours. What it estimates is what LLM-BIP (arXiv 2412.06419) bounds.
 """
@@ -38,6 +39,7 @@ from bipline.compression.criteria.interface import (
 )
 from bipline.compression.criteria.llm_bip import ffn_scores
 from bipline.compression.criteria.needs import TOKENS
+from bipline.model.activations import value_and_slope
 
 NEEDS = TOKENS
 
@@ -92,9 +94,8 @@ class _Adjoint:
         squares = self._hidden.square().mean(-1, keepdim=True)
         self._inverse = (squares + block.rms_norm_eps).rsqrt()
         gate, up = widened(tokens["gate"]), widened(tokens["up"])
-        sigmoid = gate.sigmoid()
-        self._through_up = gate * sigmoid
-        self._through_gate = (sigmoid + self._through_up * (1 - sigmoid)) * up
+        self._through_up, slope = value_and_slope(block.hidden_act, gate)
+        self._through_gate = slope * up
 
     def __call__(self, signs: Tensor) -> Tensor:
         """The adjoint product; two products with d x f matrices and one more back."""

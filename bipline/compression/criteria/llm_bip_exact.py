@@ -3,11 +3,11 @@
 FFN channel:        as in ``llm-bip`` (exact)
 attention group k:  s_k = sqrt(mean over tokens of ||D_k + F(h + D_k) - F(h)||^2)
     D_k = -Wo[:, C_k] o[C_k]      what the residual stream loses when the group goes
-    F(h) = Wd (silu(p) * q),  p = Wg n(h),  q = Wu n(h),  n the RMSNorm before the FFN
+    F(h) = Wd (a(p) * q),  p = Wg n(h),  q = Wu n(h),  n the RMSNorm before the FFN
 
 Nothing is bounded and attention is not run again: one pass through the FFN per group, so it costs
 as many FFN passes as the block has KV heads. Attention and FFN scores are in one unit and both
-exact, so they can be compared inside a block. SiLU is the activation of every family here.
+exact, so they can be compared inside a block. a is the activation that the model's config names.
 
 Source: ours. What it measures is what LLM-BIP (arXiv 2412.06419) bounds.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from bipline.compression.criteria.interface import (
     Block,
@@ -30,6 +30,7 @@ from bipline.compression.criteria.interface import (
 )
 from bipline.compression.criteria.llm_bip import ffn_scores
 from bipline.compression.criteria.needs import TOKENS
+from bipline.model.activations import activation
 
 NEEDS = TOKENS
 OPTIONS = Options
@@ -80,9 +81,11 @@ class FeedForward:
         self._down = held["mlp.down_proj.weight"]
         self._gain = widened(block.weights["post_attention_layernorm.weight"])
         self._eps = block.rms_norm_eps
+        self._activation = activation(block.hidden_act)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """F(h) for every token."""
         root = (hidden.square().mean(-1, keepdim=True) + self._eps).rsqrt()
         inner = hidden * root * self._gain
-        return linear(silu(linear(inner, *self._gate)) * linear(inner, *self._up), self._down)
+        gate = self._activation(linear(inner, *self._gate))
+        return linear(gate * linear(inner, *self._up), self._down)

@@ -4,15 +4,15 @@ FFN channel:          as in ``llm-bip`` (exact)
 attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m
     w = 1 + D * (|Wu|^T (c_up * v) + |Wg|^T (c_gate * v)),   v = |Wd|^T 1
     D      = |g| * mean of 1/rms(h)
-    c_up   = rms of silu(p)        how strongly the gate lets the up projection through
-    c_gate = rms of silu'(p) * q   how strongly the gate itself moves the product
+    c_up   = rms of a(p)       how strongly the gate lets the up projection through
+    c_gate = rms of a'(p) * q  how strongly the gate itself moves the product
 attention group:      the sum over its channels
 
-p and q are the outputs of gate_proj and up_proj, h the input of the FFN's RMSNorm, g its gain.
-For a single token this is the first-order bound of the change of the block's output, less one
-term: what the RMSNorm's derivative does along h, (|g|/r) |h| (|h|.|d|) / (hidden_size r^2). With
-gains averaged over tokens it estimates that bound; on trained weights the slack is large (see
-tests/oracles/test_criteria.py). SiLU is the activation of every family here.
+p and q are the outputs of gate_proj and up_proj, h the input of the FFN's RMSNorm, g its gain, and
+a is the activation that the model's config names. For a single token this is the first-order
+bound of the change of the block's output, less one term: what the RMSNorm's derivative does along
+h, (|g|/r) |h| (|h|.|d|) / (hidden_size r^2). With gains averaged over tokens it estimates that
+bound; on trained weights the slack is large (see tests/oracles/test_criteria.py).
 
 Source: ours, the bound of LLM-BIP (arXiv 2412.06419) taken through a gated FFN.
 """
@@ -35,6 +35,7 @@ from bipline.compression.criteria.interface import (
 )
 from bipline.compression.criteria.llm_bip import attention_channels, ffn_scores, output_reach
 from bipline.compression.criteria.needs import MOMENTS
+from bipline.model.activations import value_and_slope
 
 NEEDS = MOMENTS
 OPTIONS = Options
@@ -57,7 +58,7 @@ def reads(options: Options) -> frozenset[str]:
 
 def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
     """The moments of ``llm-bip``, the two gains of the gated FFN and 1/rms of its input."""
-    up_gain, gate_gain = _gains(tokens["gate"], tokens["up"])
+    up_gain, gate_gain = _gains(tokens["gate"], tokens["up"], block.hidden_act)
     # The eps inside RMSNorm's root is left out: it can only make the gain smaller.
     squares = [tile.square().mean(1) for tile in tiles(tokens["residual"])]
     norms = torch.cat(squares).double().rsqrt()
@@ -75,14 +76,14 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     return BlockScores.of_channels(attention, ffn_scores(sums, block), block.shape)
 
 
-def _gains(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over tokens of silu(p)^2 and (silu'(p) q)^2, tile by tile: ``[tokens, f] -> [f]``."""
+def _gains(
+    gate: torch.Tensor, up: torch.Tensor, hidden_act: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over tokens of a(p)^2 and (a'(p) q)^2, tile by tile: ``[tokens, f] -> [f]``."""
     totals = gate.new_zeros(2, gate.shape[1], dtype=torch.float64)
     for p, q in zip(tiles(gate), tiles(up), strict=True):
-        sigmoid = p.sigmoid()
-        silu = p * sigmoid
-        slope = torch.addcmul(sigmoid, silu, 1 - sigmoid)
-        totals[0] += column_sums(silu.square_())
+        value, slope = value_and_slope(hidden_act, p)
+        totals[0] += column_sums(value.square_())
         totals[1] += column_sums(slope.mul_(q).square_())
     return totals[0], totals[1]
 

@@ -21,11 +21,17 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
+from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
 from bipline.base.extras import require
 from bipline.base.progress import note
 from bipline.storage.directory import environment_failure
-from bipline.storage.manifest import read_manifest, verify_directory
+from bipline.storage.manifest import (
+    compare_names,
+    read_manifest,
+    relative_files,
+    verify_directory,
+)
 from bipline.values.summary import Registration
 
 DIGEST_TAG = "package_digest"
@@ -96,8 +102,11 @@ def track_and_register(
     mlflow = _mlflow()
     with _translated("MLflow"):
         _check_request(name, alias, metrics)
-        if read_manifest(package).digest != package_digest:
+        manifest = read_manifest(package)
+        if manifest.digest != package_digest:
             raise Refused(f"{package}: is not the package {package_digest[:12]} to be registered")
+        # MLflow follows links: a file from outside would be uploaded before it is compared.
+        compare_names(str(package), relative_files(package), manifest)
         _probe(mlflow)
         with _limited(WORK_LIMITS), _run(mlflow) as run:
             run_tags = {**tags, DIGEST_TAG: package_digest}
@@ -277,14 +286,8 @@ def _probe(mlflow: ModuleType) -> None:
             if "failed with exception" not in str(error):
                 raise
             raise EnvironmentFailure(
-                f"{_without_password(uri)}: the MLflow server does not answer; "
-                "start it or correct the tracking URI"
+                f"{uri}: the MLflow server does not answer; start it or correct the tracking URI"
             ) from None
-
-
-def _without_password(text: str) -> str:
-    """Addresses without the user and password that may stand in them."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def _probe_sqlite(uri: str) -> None:
@@ -328,7 +331,7 @@ def _translated(service: str) -> Iterator[None]:
 def _failure(service: str, error: Exception) -> BiplineError | None:
     """What an error means to the user; None for one that is neither MLflow's nor a service's."""
     failure = require("mlflow.exceptions", "pipeline").MlflowException
-    reason = _without_password(_cut(" ".join(str(error).split()), 300))
+    reason = _cut(without_secrets(" ".join(str(error).split())), 300)
     if isinstance(error, failure):
         if error.error_code in BAD_REQUESTS:
             return InvalidInput(f"{service} refuses: {reason}")

@@ -1,0 +1,110 @@
+"""What each command reads and writes, as its user named it: see :mod:`bipline.storage.places`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bipline.base.errors import BiplineError
+from bipline.face.output import is_result
+from bipline.settings.line import LineSettings
+from bipline.storage.directory import occupied
+from bipline.storage.places import Place, Use, check_places
+
+# A name, what it names, and what becomes of it; a name of elsewhere, or none, is no place here.
+Named = tuple[str, Any, Use]
+
+
+def check_prune(
+    settings: LineSettings, *, out: Any, work: Any, store: Any, plan_out: Any, json_file: Any,
+    state: Any,
+) -> None:  # fmt: skip
+    """Raise InvalidInput where places of ``bipline prune`` cannot be what they are named for."""
+    work = work or f"{Path(out)}.work"
+    named = [
+        *_of_line(settings), ("--out", out, Use.FOLDER), ("--work", work, Use.WORK),
+        ("--store", store, Use.KEPT), ("--state", state, Use.STATE),
+    ]  # fmt: skip
+    files = {"--plan-out": (plan_out, is_plan), "--json": (json_file, is_result("prune"))}
+    _check(named, files)
+
+
+def check_evaluate(
+    models: Iterable[Any], inputs: Mapping[str, Any], *, json_file: Any, state: Any
+) -> None:
+    """As :func:`check_prune`; ``inputs`` are texts and tasks by the flag that names them."""
+    named = [
+        *(("MODEL", model, Use.READ_FOLDER) for model in models),
+        *((flag, each, Use.READ_FILE) for flag, each in inputs.items()),
+        ("--state", state, Use.STATE),
+    ]
+    _check(named, {"--json": (json_file, is_result("evaluate"))})
+
+
+def check_compare(
+    models: Iterable[Any], texts: Iterable[Any], *, out: Any, files: Mapping[str, Any], state: Any
+) -> None:
+    """As :func:`check_prune`; results are replaced where an earlier comparison wrote them."""
+    from bipline.comparison.files import is_comparison
+
+    named = [
+        *(("MODEL", model, Use.READ_FOLDER) for model in models),
+        *(("--calibration or --text", text, Use.READ_FILE) for text in texts),
+        ("--out", out, Use.KEPT), ("--state", state, Use.STATE),
+    ]  # fmt: skip
+    _check(named, {f"--{name}": (file, is_comparison) for name, file in files.items()})
+
+
+def check_pipeline(settings: Any, command: str, json_file: Any) -> None:
+    """As :func:`check_prune`, for a configuration of compress or sweep."""
+    read = _of_line(settings) if isinstance(settings, LineSettings) else _sources(settings)
+    named = [*read, ("state", settings.state, Use.STATE)]
+    _check(named, {"--json": (json_file, is_result(command))})
+
+
+def _of_line(settings: LineSettings) -> list[Named]:
+    """Inputs of the line; directories that the user names are read where they hold something."""
+    named = [
+        ("statistics", settings.score.statistics),
+        ("corrections", settings.compensate.corrections),
+    ]
+    kept = [
+        (f"--{name}", place, Use.READ_FOLDER if occupied(Path(place)) else Use.FOLDER)
+        for name, place in named
+        if place
+    ]
+    return [*_sources(settings), ("--plan", settings.allocate.plan, Use.READ_FILE), *kept]
+
+
+def _sources(settings: Any) -> list[Named]:
+    texts = {**settings.texts, **getattr(settings, "tasks", {})}
+    read = [(f"text {name}", source, Use.READ_FILE) for name, source in texts.items()]
+    return [("model", settings.model, Use.READ_FOLDER), *read]
+
+
+def _check(named: Iterable[Named], files: Mapping[str, tuple[Any, Callable[[Path], bool]]]) -> None:
+    here = [Place(flag, Path(str(each)), use) for flag, each, use in named if _is_here(each)]
+    results = [
+        Place(flag, Path(file), Use.FILE, is_earlier)
+        for flag, (file, is_earlier) in files.items()
+        if file
+    ]
+    check_places([*here, *results])
+
+
+def _is_here(source: Any) -> bool:
+    """Whether a source is a path, not a name of a hub, a bucket or a registry."""
+    text = "" if source is None else str(source)
+    return bool(text) and "://" not in text and not text.startswith(("hf:", "models:/"))
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file holds a pruning plan."""
+    from bipline.values.plan import read_plan
+
+    try:
+        read_plan(path)
+    except BiplineError:
+        return False
+    return True

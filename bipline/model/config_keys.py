@@ -1,0 +1,202 @@
+"""What a config.json may say: a list of keys with their types and ranges, family by family.
+
+``config_keys.json`` is the list, with what ``families.json`` says of each family. What it does
+not name is left out, so that neither transformers nor a smaller model is handed a key whose
+meaning nobody checked; what it names must lie in its range. Fields that a config leaves to its
+class are written out, because a smaller model may go under another class, whose defaults differ.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import note
+from bipline.model.allowed import Allowed
+from bipline.model.families import family_of
+from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer, shape_of
+
+SHOWN = 60
+NAMED = 12
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _RopeType(_Table):
+    needs: tuple[str, ...]
+    takes: tuple[str, ...]
+
+
+class _Keys(_Table):
+    schema_version: int
+    common: dict[str, Allowed]
+    per_layer: dict[str, Allowed]
+    defaults: dict[str, Any]
+    refused: dict[str, str]
+    rope_keys: dict[str, Allowed]
+    rope_types: dict[str, _RopeType]
+
+
+@cache
+def _table() -> _Keys:
+    path = Path(__file__).with_name("config_keys.json")
+    return _Keys.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """Strict JSON: no key twice, no NaN or infinity, no half of a surrogate pair.
+
+    Raises InvalidInput, naming ``where``, for anything else.
+    """
+    try:
+        text = content.decode("utf-8")
+        value = json.loads(
+            text, object_pairs_hook=_distinct, parse_constant=_number, parse_float=_number
+        )
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where}: not JSON: {_first_line(error)}") from None
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return value
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no number")
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, UnicodeError):
+        return "holds what is no UTF-8 text, or half of a surrogate pair"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def allowed_keys(model_type: str) -> dict[str, Allowed]:
+    """What a config of this ``model_type`` may say. Raises InvalidInput for an unknown one."""
+    table, family = _table(), family_of(model_type)
+    flags = dict.fromkeys(family.bias_flags, Allowed(kind="flag"))
+    own = table.per_layer if model_type.startswith(PER_LAYER_PREFIX) else {}
+    return {**table.common, **flags, **family.keys, **own}
+
+
+def class_defaults(model_type: str) -> dict[str, Any]:
+    """What the class of this ``model_type`` takes where a config says nothing."""
+    return {**_table().defaults, **family_of(model_type).defaults}
+
+
+def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The config with known keys alone, and with what it leaves to its class written out.
+
+    Keys that are not known are listed in one note. Raises InvalidInput, with the key, its value
+    and what is allowed, for a known key outside its range.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise InvalidInput(f"{where}: model_type is {shown(model_type)}, not a text")
+    allowed = allowed_keys(model_type)
+    _refuse_named(config, where)
+    _tell_unknown(where, tuple(sorted(set(config) - set(allowed))))
+    known = {key: value for key, value in config.items() if key in allowed}
+    for key, value in known.items():
+        _check(key, value, allowed[key], where)
+    checked = {**class_defaults(model_type), **known}
+    for key in ("rope_parameters", "rope_scaling"):
+        if checked.get(key):
+            checked[key] = _checked_rope(checked[key], f"{where}: {key}")
+    _check_together(checked, where)
+    return checked
+
+
+def _refuse_named(config: Mapping[str, Any], where: str) -> None:
+    for key, why in _table().refused.items():
+        if config.get(key) is not None:
+            raise InvalidInput(f"{where}: {key} {shown(config[key])} {why}")
+
+
+@cache
+def _tell_unknown(where: str, keys: tuple[str, ...]) -> None:
+    """Once for a file, however often it is opened."""
+    keys = tuple(key for key in keys if key not in _table().refused)
+    if keys:
+        more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+        named = ", ".join(shown(key) for key in keys[:NAMED])
+        note(f"{where}: left out, because no such key is known: {named}{more}")
+
+
+def _check(key: str, value: Any, allowed: Allowed, where: str) -> None:
+    if not allowed.holds(value):
+        raise InvalidInput(f"{where}: {key} is {shown(value)}, not {allowed}")
+
+
+def shown(value: Any) -> str:
+    """A value from a file as a message may name it: short, in one line, without a control."""
+    text = ascii(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _checked_rope(rope: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """How positions turn: of a type that is known, with what it needs and nothing else."""
+    table = _table()
+    name = rope.get("rope_type", rope.get("type", "default"))
+    kind = table.rope_types.get(name) if isinstance(name, str) else None
+    if kind is None:
+        known = ", ".join(table.rope_types)
+        raise InvalidInput(f"{where}: rope_type is {shown(name)}, not one of {known}")
+    for key in kind.needs:
+        if key not in rope:
+            raise InvalidInput(f"{where}: rope_type {name} needs {key}")
+    takes = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *kind.needs, *kind.takes}
+    _tell_unknown(where, tuple(sorted(set(rope) - takes)))
+    known_rope = {key: value for key, value in rope.items() if key in takes}
+    for key, value in known_rope.items():
+        _check(key, value, table.rope_keys[key], where)
+    return known_rope
+
+
+def _check_together(config: Mapping[str, Any], where: str) -> None:
+    """What single keys cannot say: sizes that must fit each other."""
+    shape = shape_of(config)
+    if shape.head_dim % 2:
+        raise InvalidInput(
+            f"{where}: head_dim is {shape.head_dim}, not even, and positions turn pairs"
+        )
+    family = family_of(str(config["model_type"]))
+    divided = shape.hidden_size % shape.num_attention_heads == 0
+    if family.heads_must_divide_hidden_size and not (divided or is_per_layer(config)):
+        raise InvalidInput(
+            f"{where}: hidden_size {shape.hidden_size} is not a multiple of num_attention_heads "
+            f"{shape.num_attention_heads}, as a {config['model_type']} has it"
+        )
+    padding = config.get("pad_token_id")
+    if padding is not None and padding >= shape.vocab_size:
+        raise InvalidInput(
+            f"{where}: pad_token_id is {padding}, above the vocabulary of {shape.vocab_size}"
+        )
+    _check_lists(config, shape.num_hidden_layers, shape.head_dim // 2, where)
+
+
+def _check_lists(config: Mapping[str, Any], layers: int, pairs: int, where: str) -> None:
+    types = config.get("layer_types")
+    if types is not None and len(types) != layers:
+        raise InvalidInput(f"{where}: layer_types has not one entry for each of {layers} blocks")
+    for key in ("rope_parameters", "rope_scaling"):
+        for name, factors in (config.get(key) or {}).items():
+            if isinstance(factors, list) and len(factors) != pairs:
+                raise InvalidInput(f"{where}: {key}.{name} has not one factor for each of {pairs}")

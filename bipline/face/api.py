@@ -219,6 +219,7 @@ def export(
     *,
     format: str = "gguf",
     texts: Mapping[str, Place] | None = None,
+    json_file: Place | None = None,
     state: Place = STATE,
     **settings: Any,
 ) -> ExportRecord:
@@ -231,7 +232,11 @@ def export(
 
     named = {name: str(text) for name, text in (texts or {}).items()}
     chosen = validated(GgufSettings, _given(settings))
-    return export_model(str(model), Path(out), format, named, chosen, Path(state) / "downloads")
+    named_places.check_export(model, named, out=out, json_file=json_file, state=state)
+    downloads = Path(state) / "downloads"
+    record = export_model(str(model), Path(out), format, named, chosen, downloads)
+    write_json(json_file, "export", record.model_dump(mode="json"))
+    return record
 
 
 def verify(directory: Place) -> Manifest:

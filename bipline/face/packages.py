@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from bipline.face import options
 from bipline.face.models import STATE, _named
 from bipline.face.options import WHAT, option, with_settings
-from bipline.face.output import log_file, write_json
+from bipline.face.output import log_file
 from bipline.settings.gguf import GgufSettings
 
 
-@with_settings({WHAT: (GgufSettings,)})
+@with_settings(GgufSettings)
 def export(
     model: options.Model,
     out: options.Out,
@@ -32,9 +32,11 @@ def export(
     from bipline.face.console import working
 
     with working(log := log_file(state, "export")) as console:
-        record = api.export(model, out, format=format_, texts=_named(text), state=state, **settings)
+        record = api.export(
+            model, out, format=format_, texts=_named(text), json_file=json_file, state=state,
+            **settings,
+        )  # fmt: skip
         line = f"{out}: {record.format} {record.type}, architecture {record.architecture}, "
         line += f"{record.parameters:,} parameters, {record.file_bytes / 1e6:.2f} MB"
         console.print(line, highlight=False, soft_wrap=True)
         console.print(f"log: {log}", highlight=False, soft_wrap=True)
-    write_json(json_file, record.model_dump(mode="json"))

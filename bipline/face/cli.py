@@ -44,6 +44,7 @@ COMMANDS = {
         "models",
         "Measure many ways to prune, dense model first, and show them side by side.",
     ),
+    "export": ("packages", "Write a model in another format, verified by the engine it is for."),
 }  # fmt: skip
 INTERRUPTED = 130
 

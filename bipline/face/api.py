@@ -17,6 +17,7 @@ from bipline.face import named_places
 from bipline.face.output import write_json
 from bipline.settings.base import MethodOptions, key_values
 from bipline.settings.compress import CompressSettings
+from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import ComputeSettings, LineSettings, sectioned
 from bipline.settings.loading import KINDS, load, validated
 from bipline.settings.protocol import Protocol
@@ -26,6 +27,7 @@ from bipline.storage.names import check_label
 if TYPE_CHECKING:
     from bipline.storage.manifest import Manifest
     from bipline.values.comparison import Comparison, SweepSummary
+    from bipline.values.export import ExportRecord
     from bipline.values.record import EvaluationRecord
     from bipline.values.summary import PruneSummary, RunSummary
 
@@ -214,6 +216,32 @@ def _run(
     return summary
 
 
+def export(
+    model: Place,
+    out: Place,
+    *,
+    format: str = "gguf",
+    texts: Mapping[str, Place] | None = None,
+    json_file: Place | None = None,
+    state: Place = STATE,
+    **settings: Any,
+) -> ExportRecord:
+    """Write a model in another format into the directory ``out``, verified by its engine.
+
+    ``settings`` are the fields of :class:`bipline.settings.gguf.GgufSettings`, such as
+    ``type="q8_0"``; on ``texts`` the perplexity of what was written is measured.
+    """
+    from bipline.stages.export import export_model
+
+    named = {name: str(text) for name, text in (texts or {}).items()}
+    chosen = validated(GgufSettings, _given(settings))
+    named_places.check_export(model, named, out=out, json_file=json_file, state=state)
+    downloads = Path(state) / "downloads"
+    record = export_model(str(model), Path(out), format, named, chosen, downloads)
+    write_json(json_file, "export", record.model_dump(mode="json"))
+    return record
+
+
 def verify(directory: Place) -> Manifest:
     """Re-hash every file of a directory against its manifest. Raises Refused where one differs."""
     from bipline.storage.manifest import verify_directory
@@ -326,5 +354,5 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
-    "MethodOptions", "compare", "compress", "evaluate", "prune", "sweep", "verify",
+    "MethodOptions", "compare", "compress", "evaluate", "export", "prune", "sweep", "verify",
 ]  # fmt: skip

@@ -45,6 +45,7 @@ COMMANDS = {
         "models",
         "Measure many ways to prune, dense model first, and show them side by side.",
     ),
+    "export": ("packages", "Write a model in another format, verified by the engine it is for."),
 }  # fmt: skip
 INTERRUPTED = 130
 # What an operating system says of a path that can never be right.

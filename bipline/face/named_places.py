@@ -43,6 +43,18 @@ def check_evaluate(
     _check(named, {"--json": (json_file, is_result("evaluate"))})
 
 
+def check_export(
+    model: Any, texts: Mapping[str, Any], *, out: Any, json_file: Any, state: Any
+) -> None:
+    """As :func:`check_prune`; ``texts`` are by name."""
+    named = [
+        ("MODEL", model, Use.READ_FOLDER),
+        *((f"--text {name}", text, Use.READ_FILE) for name, text in texts.items()),
+        ("--out", out, Use.FOLDER), ("--state", state, Use.STATE),
+    ]  # fmt: skip
+    _check(named, {"--json": (json_file, is_result("export"))})
+
+
 def check_compare(
     models: Iterable[Any], texts: Iterable[Any], *, out: Any, files: Mapping[str, Any], state: Any
 ) -> None:

@@ -32,6 +32,7 @@ from bipline.storage.manifest import (
     relative_files,
     verify_directory,
 )
+from bipline.storage.names import check_label
 from bipline.values.summary import Registration
 
 DIGEST_TAG = "package_digest"
@@ -76,6 +77,8 @@ def tracking_uri(state: Path) -> str:
 
 def check_names(name: str, alias: str) -> None:
     """Ask MLflow's own rules for a registered model. Raises InvalidInput as MLflow would."""
+    check_label(name, "promote.name")
+    check_label(alias, "promote.alias")
     _mlflow()
     with _translated("MLflow"):
         _check_request(name, alias, {})

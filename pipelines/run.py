@@ -20,7 +20,7 @@ from bipline.compression.auto import settled_settings
 from bipline.delivery.registries.mlflow import prepare_tracking
 from bipline.settings.compress import CompressSettings
 from bipline.settings.sweep import SweepSettings
-from bipline.storage.directory import locked
+from bipline.storage.locks import locked
 from bipline.storage.store import StoredGone
 from bipline.values.comparison import SweepSummary
 from bipline.values.summary import RunSummary

@@ -31,6 +31,7 @@ EXTRAS = {
     "eval": Extra("a zero-shot task", ("lm_eval", "accelerate")),
     "recover": Extra("recovery", ("peft", "accelerate")),
     "s3": Extra("an s3:// address", ("boto3",)),
+    "gguf": Extra("the format gguf", ("gguf", "xllamacpp")),
     "hub": Extra("an hf: address", ("datasets", "huggingface_hub")),
 }
 

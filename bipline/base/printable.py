@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 
-# Control characters but line feed and tab, what turns the direction of writing, lone surrogates.
+# Control characters, what turns the direction of writing, lone surrogates.
 _UNSAFE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str) -> str:
-    """The text with every character that would steer a terminal written as its escape."""
+    """The text as one line, with every character that would steer a terminal as its escape."""
     return _UNSAFE.sub(lambda match: ascii(match.group())[1:-1], text)

@@ -15,6 +15,7 @@ from bipline.stages.stage import Context, Stage
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter, environment_failure, write_text
 from bipline.storage.store import Handle
+from bipline.storage.strict_json import LARGEST_BYTES
 from bipline.values.comparison import Comparison, Row
 from bipline.values.figures import figures_of, row_figures, values
 
@@ -149,6 +150,8 @@ RESULTS: dict[str, Callable[[Comparison], str]] = {
 def is_comparison(path: Path) -> bool:
     """Whether a file is one that an earlier comparison wrote: its JSON, its CSV or its page."""
     try:
+        if path.stat().st_size > LARGEST_BYTES:
+            return False
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bipline.base.errors import InvalidInput
-from bipline.storage.directory import environment_failure, locked
+from bipline.storage.directory import environment_failure
 from bipline.storage.local_store import LocalStore
+from bipline.storage.locks import locked
 from bipline.storage.manifest import MANIFEST_NAME
 
 MARKER_NAME = ".bipline-comparison"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 from bipline.base.errors import InvalidInput
@@ -15,6 +16,8 @@ from bipline.settings.line import AllocateSettings, LineSettings, sectioned
 from bipline.settings.sweep import ComparisonSettings, GridSettings
 from bipline.values.combination import Choice, Combination, Method
 
+MOST_ROWS = 10_000
+
 
 def combinations(
     settings: ComparisonSettings, models: Sequence[str], calibrations: Sequence[str]
@@ -25,8 +28,10 @@ def combinations(
     no criterion.
     """
     grid, methods = settings.grid, _methods(settings.grid)
-    _check_axes(grid, methods)
     axes = (models, calibrations, methods, grid.layouts, grid.ratios, grid.seeds)
+    if (count := prod(map(len, axes))) > MOST_ROWS:
+        raise InvalidInput(f"{count:,} combinations; at most {MOST_ROWS:,} are tried at once")
+    _check_axes(grid, methods)
     return [
         Combination(
             model=model,

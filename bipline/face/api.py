@@ -6,7 +6,7 @@ Heavy libraries are imported when a function is called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,17 @@ from bipline.face import named_places
 from bipline.face.output import write_json
 from bipline.settings.base import MethodOptions, key_values
 from bipline.settings.compress import CompressSettings
+from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import ComputeSettings, LineSettings, sectioned
 from bipline.settings.loading import KINDS, load, validated
 from bipline.settings.protocol import Protocol
 from bipline.settings.sweep import ComparisonSettings, GridSettings, SweepSettings
+from bipline.storage.names import check_label
 
 if TYPE_CHECKING:
     from bipline.storage.manifest import Manifest
     from bipline.values.comparison import Comparison, SweepSummary
+    from bipline.values.export import ExportRecord
     from bipline.values.record import EvaluationRecord
     from bipline.values.summary import PruneSummary, RunSummary
 
@@ -96,9 +99,9 @@ def evaluate(
     if tasks and task_data is None:
         raise InvalidInput("--tasks needs --task-data, the folder that holds NAME.jsonl")
     compute = {"device": device, "max_memory": max_memory}
-    models = {"model": str(model), **({"baseline": str(baseline)} if baseline else {})}
-    named_texts = {name: str(text) for name, text in (texts or {}).items()}
-    rows = {name: Path(task_data or ".") / f"{name}.jsonl" for name in parts_of(tasks)}
+    models = {"model": str(model), **({} if baseline is None else {"baseline": str(baseline)})}
+    named_texts = _named_texts(texts)
+    rows = {name: Path(task_data or ".") / f"{name}.jsonl" for name in _task_names(tasks)}
     inputs = {f"--text {name}": text for name, text in named_texts.items()}
     inputs |= {f"--tasks {name}": str(path) for name, path in rows.items()}
     named_places.check_evaluate([model, baseline], inputs, json_file=json_file, state=state)
@@ -115,7 +118,7 @@ def compare(
     models: Place | Sequence[Place],
     out: Place,
     *,
-    calibration: Sequence[Place] = (),
+    calibration: Place | Sequence[Place] = (),
     texts: Mapping[str, Place] | None = None,
     jobs: int = 1,
     keep: bool = False,
@@ -140,8 +143,9 @@ def compare(
     named_models = named("MODEL", [str(each) for each in sources])
     if not calibration:
         raise InvalidInput("no calibration text: give --calibration FILE or hf:NAME")
+    calibration = [calibration] if isinstance(calibration, (str, Path)) else calibration
     calibrations = named("--calibration", [str(each) for each in calibration])
-    evaluation = {name: str(text) for name, text in (texts or {}).items()}
+    evaluation = _named_texts(texts)
     copies = {"json": json_file, "csv": csv_file, "html": html_file}
     read = [*calibration, *evaluation.values()]
     named_places.check_compare(sources, read, out=out, files=copies, state=state)
@@ -201,7 +205,8 @@ def _run(
 ) -> Any:
     """What the runner of a pipeline, which lies beside this package, answers."""
     kind = KINDS[pipeline]
-    settings = config if isinstance(config, kind) else load(kind, Path(config), tuple(overrides))
+    sets = (overrides,) if isinstance(overrides, str) else tuple(overrides)
+    settings = config if isinstance(config, kind) else load(kind, Path(config), sets)
     if state is not None:
         settings = settings.model_copy(update={"state": str(state)})
     check_extra("pipeline", pipeline)
@@ -209,6 +214,32 @@ def _run(
     summary = getattr(import_module("pipelines.run"), f"run_{pipeline}")(settings)
     write_json(json_file, pipeline, summary.model_dump(mode="json"))
     return summary
+
+
+def export(
+    model: Place,
+    out: Place,
+    *,
+    format: str = "gguf",
+    texts: Mapping[str, Place] | None = None,
+    json_file: Place | None = None,
+    state: Place = STATE,
+    **settings: Any,
+) -> ExportRecord:
+    """Write a model in another format into the directory ``out``, verified by its engine.
+
+    ``settings`` are the fields of :class:`bipline.settings.gguf.GgufSettings`, such as
+    ``type="q8_0"``; on ``texts`` the perplexity of what was written is measured.
+    """
+    from bipline.stages.export import export_model
+
+    named = {name: str(text) for name, text in (texts or {}).items()}
+    chosen = validated(GgufSettings, _given(settings))
+    named_places.check_export(model, named, out=out, json_file=json_file, state=state)
+    downloads = Path(state) / "downloads"
+    record = export_model(str(model), Path(out), format, named, chosen, downloads)
+    write_json(json_file, "export", record.model_dump(mode="json"))
+    return record
 
 
 def verify(directory: Place) -> Manifest:
@@ -250,6 +281,25 @@ def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
     return validated(ComparisonSettings, values)
 
 
+def _named_texts(texts: Mapping[str, Place] | None) -> dict[str, str]:
+    """Evaluation texts by name. Raises InvalidInput for a name that no table can show."""
+    if not isinstance(texts or {}, Mapping):
+        raise InvalidInput(f"texts {texts!r}: give a mapping from names to files")
+    for name in texts or {}:
+        check_label(name, "--text")
+    return {name: str(text) for name, text in (texts or {}).items()}
+
+
+def _task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
+    """Tasks by name. Raises InvalidInput for one that is no file's name in --task-data."""
+    names = parts_of(tasks or ())
+    for name in names:
+        check_label(name, "--tasks")
+        if Path(name).name != name:
+            raise InvalidInput(f"--tasks {name!r}: give the name of a file in --task-data")
+    return names
+
+
 def parts_of(
     given: str | Sequence[Any], kind: type[Any] = str, what: str = "names"
 ) -> tuple[Any, ...]:
@@ -258,6 +308,8 @@ def parts_of(
     Raises InvalidInput for what is not of the kind.
     """
     if not isinstance(given, str):
+        if not isinstance(given, Iterable):
+            raise InvalidInput(f"{given!r}: give {what}, as a list or separated by commas")
         return tuple(given)
     try:
         return tuple(kind(part.strip()) for part in given.split(",") if part.strip())
@@ -302,5 +354,5 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
-    "MethodOptions", "compare", "compress", "evaluate", "prune", "sweep", "verify",
+    "MethodOptions", "compare", "compress", "evaluate", "export", "prune", "sweep", "verify",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ down: a retry may help), 130 interrupted. Heavy imports happen inside the comman
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -19,7 +20,7 @@ import typer
 
 from bipline import __version__
 from bipline.base.addresses import without_secrets
-from bipline.base.errors import BiplineError
+from bipline.base.errors import BiplineError, InvalidInput
 from bipline.base.extras import check_hub_address
 from bipline.base.printable import printable
 from bipline.face.output import log_file
@@ -45,8 +46,11 @@ COMMANDS = {
         "models",
         "Measure many ways to prune, dense model first, and show them side by side.",
     ),
+    "export": ("packages", "Write a model in another format, verified by the engine it is for."),
 }  # fmt: skip
 INTERRUPTED = 130
+# What an operating system says of a path that can never be right.
+WRONG_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 
 
 def application(arguments: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
@@ -127,10 +131,14 @@ def _run() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was left half written", INTERRUPTED)
     except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 3)
+        code = InvalidInput.exit_code if error.errno in WRONG_PATHS else 3
+        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), code)
     except MemoryError:
         _fail("out of memory; lower --max-memory or --micro-batch, or free some", 3)
-    except Exception as error:
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         _fail_unexpectedly(error)
 
 
@@ -140,7 +148,7 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _fail_unexpectedly(error: Exception) -> None:
+def _fail_unexpectedly(error: BaseException) -> None:
     """Errors of the command line's own parser, and faults of this program."""
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):
         message = error.format_message()

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bipline.base.errors import BiplineError
+from bipline.base.errors import BiplineError, InvalidInput
 from bipline.face.output import is_result
 from bipline.settings.line import LineSettings
 from bipline.storage.directory import occupied
+from bipline.storage.folder import S3_SCHEME
 from bipline.storage.places import Place, Use, check_places
 
 # A name, what it names, and what becomes of it; a name of elsewhere, or none, is no place here.
@@ -42,6 +43,18 @@ def check_evaluate(
     _check(named, {"--json": (json_file, is_result("evaluate"))})
 
 
+def check_export(
+    model: Any, texts: Mapping[str, Any], *, out: Any, json_file: Any, state: Any
+) -> None:
+    """As :func:`check_prune`; ``texts`` are by name."""
+    named = [
+        ("MODEL", model, Use.READ_FOLDER),
+        *((f"--text {name}", text, Use.READ_FILE) for name, text in texts.items()),
+        ("--out", out, Use.FOLDER), ("--state", state, Use.STATE),
+    ]  # fmt: skip
+    _check(named, {"--json": (json_file, is_result("export"))})
+
+
 def check_compare(
     models: Iterable[Any], texts: Iterable[Any], *, out: Any, files: Mapping[str, Any], state: Any
 ) -> None:
@@ -58,6 +71,9 @@ def check_compare(
 
 def check_pipeline(settings: Any, command: str, json_file: Any) -> None:
     """As :func:`check_prune`, for a configuration of compress or sweep."""
+    if set("#?%") & set(str(Path(settings.state).absolute())):
+        reason = "ZenML and MLflow take #, ? and % for parts of an address; give another folder"
+        raise InvalidInput(f"state {settings.state}: {reason}")
     read = _of_line(settings) if isinstance(settings, LineSettings) else _sources(settings)
     named = [*read, ("state", settings.state, Use.STATE)]
     _check(named, {"--json": (json_file, is_result(command))})
@@ -84,7 +100,10 @@ def _sources(settings: Any) -> list[Named]:
 
 
 def _check(named: Iterable[Named], files: Mapping[str, tuple[Any, Callable[[Path], bool]]]) -> None:
-    here = [Place(flag, Path(str(each)), use) for flag, each, use in named if _is_here(each)]
+    named = list(named)
+    for flag, each, _ in named:
+        _check_given(flag, each)
+    here = [Place(flag, Path(str(each)), use) for flag, each, use in named if _is_here(each, use)]
     results = [
         Place(flag, Path(file), Use.FILE, is_earlier)
         for flag, (file, is_earlier) in files.items()
@@ -93,10 +112,23 @@ def _check(named: Iterable[Named], files: Mapping[str, tuple[Any, Callable[[Path
     check_places([*here, *results])
 
 
-def _is_here(source: Any) -> bool:
-    """Whether a source is a path, not a name of a hub, a bucket or a registry."""
-    text = "" if source is None else str(source)
-    return bool(text) and "://" not in text and not text.startswith(("hf:", "models:/"))
+def _check_given(flag: str, given: Any) -> None:
+    """Raise InvalidInput for what is no name at all."""
+    if given is not None and not (isinstance(given, (str, Path)) and str(given)):
+        raise InvalidInput(f"{flag} {given!r}: give a path")
+
+
+def _is_here(source: Any, use: Use) -> bool:
+    """Whether a source is a path, not a name of a hub, a bucket or a registry.
+
+    What is written is one, but for a Store in a bucket.
+    """
+    if source is None:
+        return False
+    text = str(source)
+    if use.written or use is Use.STATE:
+        return not (use is Use.KEPT and text.startswith(S3_SCHEME))
+    return "://" not in text and not text.startswith(("hf:", "models:/"))
 
 
 def is_plan(path: Path) -> bool:

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bipline.base.errors import InvalidInput
 from bipline.storage.places import Place, Use, check_places
+from bipline.storage.strict_json import read_json
 
 COMMAND = "command"
 
@@ -37,9 +39,8 @@ def is_result(command: str) -> Callable[[Path], bool]:
 
     def check(path: Path) -> bool:
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            return read_json(path, "result").get(COMMAND) == command
+        except InvalidInput:
             return False
-        return isinstance(value, dict) and value.get(COMMAND) == command
 
     return check

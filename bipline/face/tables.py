@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bipline.base.printable import printable
 from bipline.comparison.spread import STARRED, Repeated, named, ranked, table_lines
 from bipline.values.comparison import Comparison, SweepSummary
 from bipline.values.compensation import counts_text
@@ -98,12 +99,12 @@ def _table(
     head: Sequence[str], lines: Iterable[Sequence[str]], left: set[int], title: str | None = None
 ) -> Table:
     """A table whose columns are aligned to the right, but for those numbered in ``left``."""
-    shown = Text(title) if title else None
+    shown = Text(printable(title)) if title else None
     table = Table(box=None, pad_edge=False, header_style="bold", title=shown, title_justify="left")
     for number, name in enumerate(head):
-        table.add_column(Text(name), justify="left" if number in left else "right")
+        table.add_column(Text(printable(name)), justify="left" if number in left else "right")
     for line in lines:
-        table.add_row(*map(Text, line))
+        table.add_row(*(Text(printable(cell)) for cell in line))
     return table
 
 

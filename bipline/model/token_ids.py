@@ -14,7 +14,7 @@ from typing import Any
 from bipline.base.child import ChildFailure, in_child
 from bipline.base.errors import BiplineError, InvalidInput
 from bipline.base.machine import anonymous_memory
-from bipline.model.memory import gigabytes, memory_limit
+from bipline.model.memory import memory_limit
 from bipline.storage.documents import Chat
 
 # The library's own count of a text while it is cut, with the list of ids that it gives.
@@ -125,7 +125,7 @@ def _room(characters: int, max_memory: int | None) -> int:
     need, room = characters * BYTES_PER_CHARACTER, memory_limit(max_memory) - anonymous_memory()
     if need > room:
         raise InvalidInput(
-            f"tokenising a text of {characters:,} characters takes about {gigabytes(need)} of "
-            f"memory, {gigabytes(max(room, 0))} are left; give less text or more --max-memory"
+            f"tokenising a text of {characters:,} characters takes about {need / 1e6:,.0f} MB "
+            f"of memory, {max(room, 0) / 1e6:,.0f} MB are left; give less text or more --max-memory"
         )
     return room

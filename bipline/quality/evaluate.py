@@ -66,7 +66,7 @@ def evaluate(
         _ = checkpoint.directory  # these need the whole model, and it on this machine
     fitted = fitted_shares(checkpoint, texts, allow_fitted)
     tokenizer = tokenizer_of(checkpoint.folder)
-    check_tasks(tasks, tokenizer)
+    check_tasks(tasks, tokenizer, checkpoint.shape.vocab_size)
     perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
     accuracies, speed = _in_memory(checkpoint, tokenizer, protocol, dict(tasks), running)
     return EvaluationRecord(

@@ -35,18 +35,25 @@ def zero_shot(
     configurations = [task_configuration(name, path) for name, path in tasks.items()]
     if not configurations:
         return {}
-    results = _simple_evaluate(model, tokenizer, configurations, batch_size, num_fewshot)
+    try:
+        results = _simple_evaluate(model, tokenizer, configurations, batch_size, num_fewshot)
+    except AssertionError:  # what lm-eval says of a choice of which no token is left
+        reason = "the model's tokenizer makes no token of one of the choices"
+        raise InvalidInput(f"tasks {', '.join(tasks)}: {reason}; leave its row out") from None
     counts = results["n-samples"]
     return {
         name: _task_result(results["results"][name], counts[name]["effective"]) for name in tasks
     }
 
 
-def check_tasks(tasks: Mapping[str, Path], tokenizer: Any = None) -> None:
+def check_tasks(
+    tasks: Mapping[str, Path], tokenizer: Any = None, vocabulary: float = math.inf
+) -> None:
     """Look at every row, and where there is a ``tokenizer`` whether it can be used on them.
 
-    Raises InvalidInput with the line that cannot be measured, without the extra ``eval``, and for
-    a tokenizer that has no token for a text to begin with.
+    ``vocabulary`` is how many tokens the model has. Raises InvalidInput with the line that cannot
+    be measured, without the extra ``eval``, and for a tokenizer that has no token for a text to
+    begin with, makes none of a text, or one that the model has not.
     """
     for name, path in tasks.items():
         check("eval", f"task {name}")
@@ -56,8 +63,16 @@ def check_tasks(tasks: Mapping[str, Path], tokenizer: Any = None) -> None:
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
             reason = "the model's tokenizer has neither BOS nor EOS to begin a text with"
             raise InvalidInput(f"task {name}: {reason}; name one in tokenizer_config.json")
-        if is_guarded(tokenizer):
-            list(token_ids(tokenizer, _prompts(several, rows), special_tokens=True))
+        prompts = _prompts(several, rows)
+        tried = prompts if is_guarded(tokenizer) else prompts[:1]
+        [bare] = token_ids(tokenizer, prompts[:1], special_tokens=False)
+        if not bare:
+            reason = f"the model's tokenizer makes no token of {prompts[0]!a:.60}"
+            raise InvalidInput(f"task {name}: {reason}")
+        for ids in token_ids(tokenizer, tried, special_tokens=True):
+            if (highest := max(ids, default=0)) >= vocabulary:
+                reason = f"token id {highest} is above the model's vocabulary of {vocabulary}"
+                raise InvalidInput(f"task {name}: {reason}; the tokenizer is of another model")
 
 
 def _prompts(several: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -33,7 +33,8 @@ def _bytes(value: Any) -> Any:
 
 # What torch's, NumPy's and Python's generators all take.
 SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]
-ByteCount = Annotated[int, BeforeValidator(_bytes)]
+# As many as a file can have.
+ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=1, lt=2**63)]
 # A method's own options, as its page in docs/methods lists them.
 MethodOptions = dict[str, Scalar]
 

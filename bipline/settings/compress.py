@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,9 @@ from bipline.settings.base import Settings
 from bipline.settings.line import STATE, LineSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.recipes import LoraRecipe
+from bipline.storage.names import is_plain_name
+
+FIGURE_NAME = re.compile(r"(?=\S)[\w .:/-]{1,100}(?<=\S)")
 
 
 class RecoverSettings(Settings):
@@ -73,8 +77,13 @@ class CompressSettings(LineSettings):
 
 
 def all_known(kind: str, wanted: list[str] | tuple[str, ...], known: dict[str, str]) -> None:
-    """Raise ValueError for a name that is used and not listed."""
+    """Raise ValueError for a name that is used and not listed, or that no tracker takes."""
     for name in wanted:
+        if not (FIGURE_NAME.fullmatch(name) and is_plain_name(name)):
+            raise ValueError(
+                f"{kind} {name!a:.60}: MLflow takes no figure of this name; "
+                "write up to 100 letters, digits, blanks and - _ . :"
+            )
         if name not in known:
             names = ", ".join(known) or "none"
             raise ValueError(f"{kind} {name!r} is used but not listed under {kind}s ({names})")

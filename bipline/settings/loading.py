@@ -18,7 +18,7 @@ from bipline.base.errors import InvalidInput
 from bipline.settings.base import Settings
 from bipline.settings.compress import CompressSettings
 from bipline.settings.sweep import SweepSettings
-from bipline.settings.yaml_reading import read_yaml
+from bipline.settings.yaml_reading import LARGEST_TEXT, read_yaml
 
 KINDS: dict[str, type[Settings]] = {"compress": CompressSettings, "sweep": SweepSettings}
 Configuration = TypeVar("Configuration", bound=BaseModel)
@@ -58,7 +58,7 @@ def validated(kind: type[Configuration], values: Mapping[str, Any]) -> Configura
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = read_yaml(path.read_text(encoding="utf-8-sig"))
+        values = read_yaml(_content(path).decode("utf-8-sig"))
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from None
     except FileNotFoundError:
@@ -72,9 +72,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _content(path: Path) -> bytes:
+    """A file's bytes, or one more than are read. A pipe by name may never have a writer."""
+    if path.is_fifo() and path.resolve().exists():
+        raise InvalidInput("is a pipe, not a configuration file")
+    with path.open("rb") as file:
+        return file.read(4 * LARGEST_TEXT + 1)
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not key or not key.isprintable():
         raise InvalidInput(f"--set {override!r}: write section.field=value")
     *sections, field = key.split(".")
     for section in sections:

@@ -108,8 +108,10 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     if not (section.texts or section.tasks or section.protocol.speed):
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
     rows = {name: Path(settings.tasks[name]) for name in section.tasks}
-    looks = thorough and checkpoint and rows
-    check_tasks(rows, tokenizer_of(checkpoint.folder) if looks and checkpoint else None)
+    if thorough and checkpoint and rows:
+        check_tasks(rows, tokenizer_of(checkpoint.folder), checkpoint.shape.vocab_size)
+    else:
+        check_tasks(rows)
     places = [settings.texts[name] for name in section.texts]
     if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
         core.check_texts(checkpoint, section.protocol, list(map(Path, places)))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bipline.base import extras
+from bipline.base.progress import heading
 from bipline.delivery import export as core
+from bipline.delivery.formats.directory import export_to, format_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import check_generation
+from bipline.model.opening import open_checkpoint
+from bipline.settings.base import Settings
 from bipline.settings.compress import CompressSettings, ExportSettings
-from bipline.stages.resolve import local_copy
+from bipline.stages.resolve import local_copy, resolve_model, resolve_texts
 from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.digests import digest_json
-from bipline.storage.directory import DirectoryWriter
+from bipline.storage.directory import DirectoryWriter, refuse_occupied
 from bipline.storage.store import Handle
+from bipline.values.export import ExportRecord
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, RecoveryRecord
 from bipline.values.resolution import Resolution
@@ -84,6 +90,24 @@ def export(
         core.write_package(contents, writer)
 
     return STAGE.run(context, STAGE.key(inputs, settings.model_dump()), produce)
+
+
+def export_model(
+    source: str,
+    out: Path,
+    name: str,
+    texts: Mapping[str, str],
+    settings: Settings,
+    downloads: Path,
+) -> ExportRecord:
+    """Write a model in one format to a directory of its own: sources of the model and of texts."""
+    format_ = format_of(name)
+    refuse_occupied(out)
+    heading("resolve")
+    model = resolve_model(source, downloads)
+    files = {text: Path(t.location) for text, t in resolve_texts(texts, downloads).items()}
+    checkpoint = open_checkpoint(model.location, model.tensor_digest)
+    return export_to(model, checkpoint, out, format_, files, settings)
 
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:

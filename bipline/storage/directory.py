@@ -9,7 +9,6 @@ refused, and what a killed process left behind is cleared by the next one.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.storage.digests import CHUNK_BYTES, digest_file
+from bipline.storage.locks import locked
 from bipline.storage.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -258,41 +258,6 @@ def refuse_occupied(final: Path) -> None:
         )
     if final.exists() and not final.is_dir():
         raise InvalidInput(f"{final}: the output exists and is not a directory")
-
-
-@contextmanager
-def locked(directory: Path, refusal: str) -> Iterator[None]:
-    """Hold an exclusive lock on a directory; it is gone when the process is.
-
-    Raises InvalidInput with ``refusal`` when another process holds it.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _lies_at(descriptor, directory):
-            raise InvalidInput(refusal)
-        yield
-    except BlockingIOError:
-        raise InvalidInput(refusal) from None
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file for the length of the block, once no other process does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _lies_at(descriptor: int, path: Path) -> bool:
-    """Whether what was opened is still there: a holder that just ended may have moved it."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _clear(directory: Path, kept: set[str]) -> None:

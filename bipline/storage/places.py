@@ -8,6 +8,7 @@ these is seen here at the start, not after an hour.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ from pathlib import Path
 from bipline.base.errors import InvalidInput
 
 LONGEST_NAME = 255
+# Of an operating system's 4,096 the rest is for what lies below.
+LONGEST_PATH = 3000
 # What bipline keeps in a state folder.
 STATE_ROOMS = ("downloads", "logs", "mlflow", "store", "zenml")
 PARTIAL = ".partial"
+# With one slash too: a path has no two in a row.
+ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/|hf:|models:")
 
 
 class Use(Enum):
@@ -38,6 +43,9 @@ class Use(Enum):
     def written(self) -> bool:
         """Whether a result comes to lie there."""
         return self in (Use.WORK, Use.FOLDER, Use.KEPT, Use.FILE)
+
+
+READ = (Use.READ_FILE, Use.READ_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,8 @@ def check_places(places: Iterable[Place]) -> None:
     named = list(places)
     for place in named:
         _check_name(place)
-        if place.use is Use.FOLDER:
-            _check_replaceable(place)
+        if place.use in (Use.WORK, Use.FOLDER, Use.KEPT):
+            _check_folder(place)
         if place.use is Use.STATE:
             _check_state_folder(place)
     for one, other in combinations(named, 2):
@@ -85,15 +93,35 @@ def check_places(places: Iterable[Place]) -> None:
 def _check_name(place: Place) -> None:
     if "\0" in str(place.path):
         raise InvalidInput(f"{place.flag} {str(place.path)!r}: a name cannot hold a NUL")
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in place.path.parts):
-        raise InvalidInput(f"{place.flag}: a name longer than {LONGEST_NAME} bytes")
+    if (address := ADDRESS.match(str(place.path))) and place.use not in READ:
+        raise InvalidInput(
+            f"{place.flag}: {address.group()} begins an address, and is written on this machine's "
+            "disk; give a path"
+        )
+    longest = LONGEST_NAME - len(f".{PARTIAL}") * place.use.written
+    if any(len(os.fsencode(part)) > longest for part in place.path.parts):
+        raise InvalidInput(f"{place.flag}: a name longer than {longest} bytes")
+    whole = os.fsencode(place.path.absolute())
+    if len(whole) > LONGEST_PATH:
+        raise InvalidInput(f"{place.flag}: a path longer than {LONGEST_PATH:,} bytes")
+    try:
+        whole.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInput(
+            f"{place.flag} {str(place.path)!a}: the path is not UTF-8, as records and weights "
+            "need it; rename it"
+        ) from None
 
 
 def _check_state_folder(place: Place) -> None:
-    if place.path.exists() and not place.path.is_dir():
+    if os.path.lexists(place.path) and not place.path.is_dir():
         raise InvalidInput(f"{place}: is no folder")
-    if (place.path / "config.json").exists():
-        raise InvalidInput(f"{place}: is a model's folder; logs and state do not go there")
+    for above in (place.real, *place.real.parents):
+        if (above / "config.json").exists() and any(above.glob("*.safetensors")):
+            raise InvalidInput(
+                f"{place}: {above} is a model's folder; logs and state do not go there, "
+                f"so give another {place.flag}"
+            )
 
 
 def _check_target(place: Place) -> None:
@@ -112,6 +140,17 @@ def _check_target(place: Place) -> None:
         raise InvalidInput(f"{place}: {above} is no folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise InvalidInput(f"{place}: nothing may be written in {above}")
+    _check_temporary(place)
+
+
+def _check_temporary(place: Place) -> None:
+    """What stands under the name that the result has while it is written."""
+    temporary = place.path.with_name(f".{place.path.name}{PARTIAL}")
+    is_folder = temporary.is_dir() and not temporary.is_symlink()
+    if place.use is Use.FILE and is_folder:
+        raise InvalidInput(f"{temporary}: is a folder where {place} is to be written; remove it")
+    if place.use is Use.FOLDER and os.path.lexists(temporary) and not is_folder:
+        raise InvalidInput(f"{temporary}: is a link or a file; remove it")
 
 
 def _check_replaceable(place: Place) -> None:
@@ -123,7 +162,12 @@ def _check_replaceable(place: Place) -> None:
         raise InvalidInput(
             f"{place}: is {what}, which cannot be replaced; write {place.flag} {path / 'NAME'}"
         )
-    if path.exists() and not path.is_dir():
+
+
+def _check_folder(place: Place) -> None:
+    if place.use is Use.FOLDER:
+        _check_replaceable(place)
+    if place.path.exists() and not place.path.is_dir():
         raise InvalidInput(f"{place}: the output exists and is not a directory")
 
 

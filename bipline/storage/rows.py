@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput
+from bipline.base.machine import free_memory
+from bipline.storage.strict_json import distinct
 
 # Longer than any number that a row has use for; Python itself gives up at 4,300 digits.
 MOST_DIGITS = 400
 OTHER_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# The bytes, the text they are, and the text with its lines ended alike.
+MEMORY_A_BYTE = 3
 SPACE = re.compile(r"[ \t\n]*")
 # The escape of one half of a surrogate pair.
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -34,7 +38,10 @@ def read_text(path: Path, what: str) -> str:
     if path.is_dir():
         raise InvalidInput(f"{path}: a {what} is a file, this is a directory")
     if not path.is_file():
-        raise InvalidInput(f"{path}: no such {what}")
+        there = f"is a pipe or a device; save the {what} first"
+        raise InvalidInput(f"{path}: {there if path.exists() else f'no such {what}'}")
+    if (size := path.stat().st_size) * MEMORY_A_BYTE > free_memory():
+        raise InvalidInput(f"{path}: {size / 1e9:.1f} GB, which free memory does not hold")
     data = path.read_bytes()
     if data.startswith(OTHER_MARKS):
         raise InvalidInput(f"{path}: is UTF-16 or UTF-32; save it as UTF-8")
@@ -156,19 +163,10 @@ def _decoded(text: str, start: int) -> tuple[Any, int]:
     return value, end
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"has the key {twice[:30]!r} twice")
-    return found
-
-
 def _whole(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"holds a number of {len(digits)} digits")
     return int(digits)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_distinct, parse_int=_whole)
+DECODER = json.JSONDecoder(object_pairs_hook=distinct, parse_int=_whole)

@@ -17,10 +17,11 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.storage.digests import digest_bytes
-from bipline.storage.directory import DirectoryWriter, atomic_directory, waiting_lock
+from bipline.storage.directory import DirectoryWriter, atomic_directory
 from bipline.storage.folder import Folder, open_folder
 from bipline.storage.handle import Handle, open_directory
 from bipline.storage.local_store import NAME_DIGITS, cost_text, seal
+from bipline.storage.locks import waiting_lock
 from bipline.storage.manifest import (
     MANIFEST_NAME,
     Manifest,

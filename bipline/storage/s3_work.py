@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bipline.base.errors import BiplineError
 from bipline.base.progress import note
-from bipline.storage.directory import locked
+from bipline.storage.locks import locked
 from bipline.storage.s3 import S3File
 from bipline.storage.s3_client import S3Place
 from bipline.storage.s3_lease import Lease

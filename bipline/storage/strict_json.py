@@ -22,6 +22,8 @@ def read_json(path: Path, name: str, remedy: str = DELETE) -> dict[str, Any]:
 
     Raises InvalidInput where it is missing, too large, or not one JSON object.
     """
+    if path.is_fifo():  # which may never have a writer
+        raise InvalidInput(f"{path}: the {name} cannot be read: Is a pipe")
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
@@ -57,7 +59,7 @@ def parse(content: bytes) -> Any:
         raise ValueError(f"not UTF-8 text: {error.reason} at byte {error.start}") from None
     try:
         value = json.loads(
-            text, object_pairs_hook=_distinct, parse_constant=_refuse_constant, parse_float=_finite
+            text, object_pairs_hook=distinct, parse_constant=_refuse_constant, parse_float=_finite
         )
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
@@ -70,11 +72,12 @@ def parse(content: bytes) -> Any:
     return value
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these pairs. Raises ValueError for a key that stands twice."""
     value: dict[str, Any] = {}
     for name, each in pairs:
         if name in value:
-            raise ValueError(f"the key {name!r} stands twice")
+            raise ValueError(f"the key {name[:30]!r} stands twice")
         value[name] = each
     return value
 

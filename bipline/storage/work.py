@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.storage.directory import environment_failure, locked, write_text
+from bipline.storage.directory import environment_failure, write_text
+from bipline.storage.locks import locked
 from bipline.storage.strict_json import read_json
 
 KEY_NAME = "key.json"

@@ -24,8 +24,8 @@ from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
 from bipline.stages.evaluate import evaluate_dense
 from bipline.stages.stage import Context, Stage
-from bipline.storage.directory import locked
 from bipline.storage.local_store import LocalStore
+from bipline.storage.locks import locked
 from bipline.storage.manifest import verify_directory
 from bipline.storage.store import Handle
 from bipline.values.combination import Choice

@@ -239,7 +239,7 @@ def test_another_tokenizer_is_refused(
     make_tokenizer(wrong, add_prefix_space=True)
     assert "tokenizer gives other ids" in refusal(wrong, contents)
     (wrong / "tokenizer.json").write_text("{}", encoding="utf-8")
-    assert "tokenizer cannot be read" in refusal(wrong, contents)
+    assert "tokenizer cannot be used" in refusal(wrong, contents)
 
 
 def test_a_tokenizer_above_the_vocabulary_is_refused(

@@ -7,16 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from rich.table import Table
 
 from bipline.base.printable import printable
 from bipline.base.progress import heading, note, track
 from bipline.face.console import PlainConsole, working
 from bipline.face.streams import LossyStream, open_lossy
+from bipline.face.tables import _table
 from tests.command import run
 
 # Names as a hostile folder may hold them.
@@ -24,13 +27,14 @@ HOSTILE = [
     "[/b]", "[bold red]x[/]", "[link=file:///etc/passwd]x[/link]", "[[", "[/]", ":smile:",
     "\x1b[31mred", "\x1b]0;title\x07", "\x1b[2J\x1b[H", "a\rb", "a\bb", "\x9b31m",
     "\u202etxt.exe", "\u2066x", "\udcff\udc80", "\x00", "\x7f",
+    "a\nerror: b", "a\tb",
 ]  # fmt: skip
 
 
 @given(st.text(st.characters()) | st.sampled_from(HOSTILE))
 def test_printable_text_steers_nothing_and_can_be_encoded(text: str) -> None:
     shown = printable(text)
-    assert not any(letter in shown for letter in "\x1b\x9b\x07\x08\r\x00\u202e\u2066")
+    assert not any(letter in shown for letter in "\x1b\x9b\x07\x08\r\n\t\x00\u202e\u2066")
     shown.encode()
     assert printable(shown) == shown
     if text.isprintable():
@@ -70,6 +74,37 @@ def test_a_refusal_shows_names_as_they_are(
     outcome = run(capfd, "evaluate", tmp_path / name, "--text", f"t={tmp_path / name}")
     outcome.assert_one_line(2, printable(name).replace("\\r", " "))
     assert "\x1b" not in outcome.errors
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_tables_of_results_show_names_as_they_are(name: str) -> None:
+    """Whatever console shows them."""
+    out = io.StringIO()
+    Console(file=out, width=200).print(_table([name], [[name]], left={0}, title=name))
+    assert out.getvalue().count(printable(name)) == 3
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_panic_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A library in Rust raises what is no Exception; whatever else is none goes its way."""
+    panic = type("PanicException", (BaseException,), {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bipline.face.api.verify", mock.Mock(side_effect=panic("no entry\nfound")))
+    run(capfd, "verify", tmp_path).assert_one_line(1, "PanicException: no entry found")
+    monkeypatch.setattr("bipline.face.api.verify", mock.Mock(side_effect=GeneratorExit))
+    with pytest.raises(GeneratorExit):
+        run(capfd, "verify", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "loop", "loop/x", "file/x"])
+def test_a_path_that_can_never_be_right_is_bad_input(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    run(capfd, "compress", tmp_path / name).assert_one_line(2, name)
 
 
 class _Failing(io.StringIO):

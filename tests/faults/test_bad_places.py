@@ -80,6 +80,23 @@ REFUSED = [
     (["prune", "evaluate", "compare"], ["--state", "model"], "a model's folder"),
     (["compress", "sweep"], ["--set", "state=/dev/null"], "state"),
     (["compress", "sweep"], ["--set", "state=model"], "state"),
+    (["compress", "sweep"], ["--set", "state=''"], "give a path"),
+    (["compress", "sweep"], ["--set", "model=''"], "give a path"),
+    (["compress", "sweep"], ["--set", "state=hf:x"], "begins an address"),
+    (["compress", "sweep"], ["--set", "state='a#b'"], "parts of an address"),
+    (["compress", "sweep"], ["--set", "state='a?b/c'"], "parts of an address"),
+    (["evaluate"], ["--baseline", ""], "give a path"),
+    (["prune", "compare"], ["--out", "s3://bucket/x"], "begins an address"),
+    (["prune"], ["--store", "file:///x"], "begins an address"),
+    (["prune", "evaluate", "compare"], ["--state", "hf:x"], "begins an address"),
+    (["compare"], ["--out", "notes.json"], "not a directory"),
+    (["evaluate"], ["--tasks", "../text", "--task-data", "."], "the name of a file"),
+    (["evaluate", "compare"], ["--text", "\x1b[31mred=text.txt"], "'\\x1b[31mred'"),
+    (["evaluate", "compare"], ["--text", "a\nb=text.txt"], "that can be shown"),
+    (["evaluate", "compare"], ["--text", "\udcff=text.txt"], "that can be shown"),
+    (["evaluate", "compare"], ["--text", " =text.txt"], "that can be shown"),
+    (["evaluate"], ["--text", "n" * 300 + "=text.txt"], "1 to 100"),
+    (["compare"], ["--seeds", ",".join(map(str, range(20_000)))], "20,000 combinations"),
 ]
 
 

@@ -151,8 +151,14 @@ def runs_to(events: list[str], beginning: str, which: int) -> int:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"samples": 41}, {"seqlen": 15}, {"seed": 1}, {"criterion": "llm-bip"},
-        {"dtype": "bfloat16"}, {"micro-batch": 4}, {"ratio": 0.4},
+        {"samples": 41}, {"ratio": 0.4},
+        *(
+            pytest.param(changed, marks=pytest.mark.slow)
+            for changed in (
+                {"seqlen": 15}, {"seed": 1}, {"criterion": "llm-bip"}, {"dtype": "bfloat16"},
+                {"micro-batch": 4},
+            )
+        ),
     ],
     ids=str,
 )  # fmt: skip

@@ -131,7 +131,7 @@ def test_deleted_package_is_made_again_from_the_store(first: RunSummary, run: Ru
 
 def test_refused_recovery_leaves_its_record_alone(first: RunSummary, run: Run) -> None:
     recipe = {"steps": 1, "batch_size": 2, "seqlen": 16, "learning_rate": 1e-30}
-    section = {"enabled": True, "text": "calibration", "recipe": recipe}
+    section = {"enabled": True, "text": "calibration", "held_out": "judge", "recipe": recipe}
     refused = run(recover=section)
     assert refused.recovery is not None and not refused.recovery.accepted
     assert set(refused.records) == {"dense", "pruned"}

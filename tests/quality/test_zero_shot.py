@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -120,6 +121,28 @@ def test_a_tokenizer_with_nothing_to_begin_with_is_refused_before_a_model_is_loa
     tokenizer.eos_token = None
     with pytest.raises(InvalidInput, match=r"task cloze: .* neither BOS nor EOS"):
         check_tasks({"cloze": few_rows}, tokenizer)
+
+
+def test_tokens_that_are_none_or_of_another_model_are_refused(
+    reference: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(reference)
+    with pytest.raises(InvalidInput, match=r"token id \d+ is above the model's vocabulary of 5"):
+        check_tasks({"cloze": few_rows}, tokenizer, 5)
+    monkeypatch.setattr("bipline.quality.zero_shot.token_ids", lambda *_, **more: iter([[]]))
+    with pytest.raises(InvalidInput, match=r"task cloze: .* makes no token of"):
+        check_tasks({"cloze": few_rows}, tokenizer, 5)
+
+
+def test_a_choice_of_which_nothing_is_left_is_refused(
+    few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-eval asserts it, when it comes to the row."""
+    monkeypatch.setattr(
+        "bipline.quality.zero_shot._simple_evaluate", mock.Mock(side_effect=AssertionError)
+    )
+    with pytest.raises(InvalidInput, match=r"tasks cloze: .* no token of one of the choices"):
+        zero_shot(None, None, {"cloze": few_rows}, batch_size=1)
 
 
 def test_a_task_of_digits_is_text(reference: Path, tmp_path: Path) -> None:

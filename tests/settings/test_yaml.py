@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,18 @@ def test_what_is_written_as_yaml_is_read_again(value: Any) -> None:
         ("promote.name=a/b:c", ["a/b:c"]),
         ("promote.name=..", [".."]),
         ("promote.alias=latest", ["latest"]),
+        ("promote.name=' '", ["promote.name", "that can be shown"]),
+        ('promote.name="a\\nb"', ["promote.name 'a\\nb'"]),
+        ('promote.name="a\\u202eb"', ["promote.name", "that can be shown"]),
+        ("promote.name=" + "n" * 300, ["1 to 100"]),
+        ("evaluate.texts=['a,b']", ["text 'a,b'", "MLflow takes no figure"]),
+        ("evaluate.texts=['a/../b']", ["text 'a/../b'", "MLflow"]),
+        ("evaluate.texts=['']", ["text ''", "MLflow"]),
+        ('evaluate.tasks=["a\\nb"]', ["task 'a\\nb'", "MLflow"]),
+        ("evaluate.tasks=[" + "n" * 101 + "]", ["MLflow"]),
+        ("compute.max_memory=-5", ["compute.max_memory = -5"]),
+        ("prune.shard_size=" + "9" * 30, ["prune.shard_size"]),
+        ("\udcff=1", ["section.field=value"]),
         ("promote.alias=v3", ["v3"]),
         ("promote.alias=x y", ["x y"]),
         ("evaluate.protocol.batch_size=99999999999999999999", ["batch_size"]),
@@ -177,3 +190,25 @@ def test_a_byte_order_mark_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(text.encode("utf-16"))
     with pytest.raises(InvalidInput, match="not UTF-8"):
         load(CompressSettings, tmp_path / "c.yaml")
+
+
+def test_a_configuration_that_never_ends_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 1 << 36)
+    for path, words in (
+        (tmp_path / "pipe", "is a pipe"),
+        (tmp_path / "large", "at most"),
+        (Path("/dev/zero"), "at most"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            load(CompressSettings, path)
+
+
+def test_a_configuration_may_come_through_a_pipe() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, Path("configs/demo.yaml").read_bytes())
+    os.close(writing)
+    piped = load(CompressSettings, Path(f"/dev/fd/{reading}"))
+    os.close(reading)
+    assert piped == load(CompressSettings, Path("configs/demo.yaml"))

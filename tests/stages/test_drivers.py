@@ -51,6 +51,7 @@ def test_prune_compare_and_the_api_ask_for_the_same(
     assert len({path.read_bytes() for path in same}) == 1
 
 
+@pytest.mark.slow
 def test_compress_finds_what_prune_made_and_prune_what_compress_made(
     llama: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bipline.base.errors import InvalidInput
-from bipline.storage.directory import atomic_directory, locked
+from bipline.storage.directory import atomic_directory
+from bipline.storage.locks import locked
 from bipline.storage.manifest import verify_directory
 
 WRITE_SLOWLY = """
@@ -65,7 +66,7 @@ def test_a_directory_that_moved_while_it_was_locked_is_not_held(
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.setattr(
-        "bipline.storage.directory.fcntl.flock", lambda *_: place.rename(tmp_path / "moved")
+        "bipline.storage.locks.fcntl.flock", lambda *_: place.rename(tmp_path / "moved")
     )
     with pytest.raises(InvalidInput, match="refused"), locked(place, "refused"):
         pass

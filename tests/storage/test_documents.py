@@ -74,7 +74,7 @@ REFUSED = {
     "nulls.jsonl": (b'{"text": null}', "holds no text"),
     "broken.jsonl": (ROW + b'\n{"text": "two"', "line 2 is not JSON"),
     "two in a line.jsonl": (ROW + ROW, "line 1 is not JSON: more follows"),
-    "twice.jsonl": (b'{"text": "one", "text": "two"}', "key 'text' twice"),
+    "twice.jsonl": (b'{"text": "one", "text": "two"}', "key 'text' stands twice"),
     "surrogate.jsonl": (rb'{"text": "\ud800"}', "line 1 holds half a surrogate pair"),
     "surrogate key.jsonl": (rb'{"text": "one", "\uDfff": 1}', "surrogate"),
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),

@@ -28,6 +28,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "file-link.json").symlink_to("other.txt")
     (tmp_path / "earlier.json").write_text("earlier")
     (tmp_path / "linked-sub").symlink_to("sub")
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / ".taken.json.partial").mkdir()
+    (tmp_path / ".linked.partial").symlink_to("sub")
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(tmp_path)
@@ -92,13 +95,31 @@ REFUSED = [
     ({"json": "linked-sub/x.json", "plan_out": "sub/x.json"}, "same place"),
     ({"json": ".o.partial"}, "names of this shape"),
     ({"out": ".x.partial"}, "names of this shape"),
-    ({"out": "n" * 300}, "longer than 255 bytes"),
+    ({"out": "n" * 300}, "longer than 246 bytes"),
     ({"out": "a\0b"}, "NUL"),
     ({"out": ".bipline"}, "holds --state"),
     ({"out": "x", "state": "x/y"}, "holds --state"),
     ({"work": "sub", "state": "sub/.bipline"}, "holds --state"),
     ({"out": ".bipline/store/x"}, "keeps its state"),
     ({"json": "sub/logs", "state": "sub"}, "keeps its state"),
+    ({"work": "n" * 250}, "longer than 246 bytes"),
+    ({"json": "n" * 250}, "longer than 246 bytes"),
+    ({"calibration": "n" * 256}, "longer than 255 bytes"),
+    ({"model": "d/" * 2000}, "longer than 3,000 bytes"),
+    ({"out": "s3:/bucket/x"}, "s3:/ begins an address"),
+    ({"work": "hf:x"}, "begins an address"),
+    ({"json": "models:/x"}, "begins an address"),
+    ({"state": "http:/u:p@h/x"}, "--state: http:/ begins an address"),
+    ({"out": "o\udcff"}, "not UTF-8"),
+    ({"model": "m\udcff"}, "not UTF-8"),
+    ({"calibration": "\udce9.txt"}, "not UTF-8"),
+    ({"json": "taken.json"}, ".taken.json.partial: is a folder"),
+    ({"out": "linked"}, ".linked.partial: is a link"),
+    ({"statistics": "linked"}, ".linked.partial: is a link"),
+    ({"work": "other.txt"}, "not a directory"),
+    ({"state": "model/sub/state"}, "is a model's folder"),
+    ({"state": "link/state"}, "is a model's folder"),
+    ({"state": "dangling"}, "is no folder"),
 ]
 
 
@@ -125,6 +146,8 @@ def test_what_would_cost_something_is_refused(
         {"out": "sub"},
         {"out": "names with [brackets] and \u202e"},
         {"out": "o", "work": "o.work", "statistics": "o-s"},
+        {"out": "n" * 246},
+        {"model": "hf:x", "out": "sub/hf:x"},
     ],
 )
 def test_what_lies_apart_is_not(here: Path, named: dict[str, str]) -> None:

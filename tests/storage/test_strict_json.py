@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from bipline.storage import strict_json
 from bipline.storage.directory import Journal, atomic_directory, is_finished
 from bipline.storage.local_store import LocalStore
 from bipline.storage.manifest import read_manifest
-from bipline.storage.strict_json import parse, parse_object
+from bipline.storage.strict_json import parse, parse_object, read_json
 from bipline.storage.work import claim
 from bipline.values.plan import read_plan
 from bipline.values.resolution import read_resolution
@@ -139,3 +140,9 @@ def test_a_journal_of_other_files_is_refused(files: object, tmp_path: Path) -> N
     path.write_text(json.dumps({"key": "k", "files": files, "digest": ""}))
     with pytest.raises(InvalidInput, match=r"journal\.json: not a journal: .*; delete it"):
         Journal(path, "k").take_up(tmp_path)
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(InvalidInput, match=r"plan\.json: the plan cannot be read: Is a pipe"):
+        read_json(tmp_path / "plan.json", "plan")

@@ -46,7 +46,7 @@ BROKEN = {
     "surrogate": (rb'{"query": "\ud800", "choices": ["a", "b"], "gold": 0}', "surrogate"),
     "deep": (b"[" * 100_000, "nested too deeply"),
     "digits": (b'{"gold": ' + b"1" * 5000 + b"}", "5000 digits"),
-    "twice": (b'{"gold": 0, "gold": 1}', "'gold' twice"),
+    "twice": (b'{"gold": 0, "gold": 1}', "'gold' stands twice"),
     "zero": (b"\0", "zero byte"),
     "latin-1": (b"\xe9", "not UTF-8"),
 }

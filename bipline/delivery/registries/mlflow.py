@@ -32,6 +32,7 @@ from bipline.storage.manifest import (
     relative_files,
     verify_directory,
 )
+from bipline.storage.names import check_label
 from bipline.values.summary import Registration
 
 DIGEST_TAG = "package_digest"
@@ -76,6 +77,8 @@ def tracking_uri(state: Path) -> str:
 
 def check_names(name: str, alias: str) -> None:
     """Ask MLflow's own rules for a registered model. Raises InvalidInput as MLflow would."""
+    check_label(name, "promote.name")
+    check_label(alias, "promote.alias")
     _mlflow()
     with _translated("MLflow"):
         _check_request(name, alias, {})
@@ -338,8 +341,7 @@ def _failure(service: str, error: Exception) -> BiplineError | None:
         return EnvironmentFailure(f"{service} failed: {reason}")
     if isinstance(error, ModuleNotFoundError):
         return EnvironmentFailure(
-            f"{service} needs {error.name} for its tracking URI, not installed here; install it or "
-            "correct the URI"
+            f"{service} needs {error.name}, not installed here; install it or correct the URI"
         )
     if type(error).__module__.split(".")[0] in SERVICE_LIBRARIES:
         return EnvironmentFailure(f"{service} failed: {reason}")

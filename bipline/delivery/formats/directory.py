@@ -1,0 +1,156 @@
+"""A model in one format: a directory with its file, what its engine said of it, and a README.
+
+Nothing in it depends on where the model lay or when it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bipline.base.errors import InvalidInput
+from bipline.base.progress import heading, note
+from bipline.compression.prune import PLAN_NAME
+from bipline.delivery.formats.gguf.format import Gguf
+from bipline.delivery.formats.interface import Format
+from bipline.model.checkpoint import Checkpoint
+from bipline.settings.base import Settings
+from bipline.storage.directory import DirectoryWriter, atomic_directory, refuse_occupied, write_text
+from bipline.values.export import ExportRecord, Origin
+from bipline.values.plan import PruningPlan
+from bipline.values.resolution import ResolvedModel
+
+KIND = "export"
+RECORD_NAME = "export.json"
+FORMATS: dict[str, Format] = {each.name: each for each in (Gguf(),)}
+
+
+def format_of(name: str) -> Format:
+    """A format by name. Raises InvalidInput for an unknown one."""
+    if name not in FORMATS:
+        raise InvalidInput(f"--format {name!r} is unknown; known: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def export_to(
+    model: ResolvedModel,
+    checkpoint: Checkpoint,
+    out: Path,
+    format_: Format,
+    texts: Mapping[str, Path],
+    settings: Settings,
+) -> ExportRecord:
+    """Write a model into the directory ``out``, which appears once the engine has verified it.
+
+    Raises InvalidInput before any work for what the format cannot hold, Refused where the engine
+    says otherwise than the model.
+    """
+    refuse_occupied(out)
+    heading("check")
+    layout = format_.check(checkpoint, texts, settings)
+    for line in layout.notes:
+        note(line)
+    origin = origin_of(model, checkpoint)
+    with atomic_directory(out, KIND) as writer:
+        heading("write")
+        file = format_.write(checkpoint, origin, writer.path, settings)
+        _ = checkpoint.tensor_digest  # refuses weights that changed since they were resolved
+        heading("verify")
+        verification = format_.verify(file, checkpoint, texts, settings)
+        record = ExportRecord(
+            format=format_.name,
+            type=str(settings.model_dump().get("type", "")),
+            architecture=layout.architecture,
+            origin=origin,
+            parameters=checkpoint.parameters,
+            file_bytes=file.stat().st_size,
+            notes=layout.notes,
+            check=verification.check,
+            perplexity=verification.perplexity,
+        )
+        _write_documents(writer, record, format_.how_to_load(file.name))
+    return record
+
+
+def origin_of(model: ResolvedModel, checkpoint: Checkpoint) -> Origin:
+    """Where the tensors came from, by digests; a local model by the name of its folder."""
+    plan = _plan_of(checkpoint)
+    local = "://" not in model.source and not model.source.startswith(("hf:", "models:"))
+    return Origin(
+        name=Path(model.source).absolute().name if local else model.source,
+        revision=model.revision,
+        licence=model.licence,
+        tensor_digest=model.tensor_digest or checkpoint.tensor_digest,
+        plan_digest=plan and plan.digest,
+        base_tensor_digest=plan and plan.tensor_digest,
+    )
+
+
+def _plan_of(checkpoint: Checkpoint) -> PruningPlan | None:
+    """The plan that lies beside the weights of a pruned model."""
+    if PLAN_NAME not in checkpoint.folder.names():
+        return None
+    try:
+        return PruningPlan.model_validate_json(checkpoint.folder.read(PLAN_NAME))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise InvalidInput(
+            f"{checkpoint.location}/{PLAN_NAME}: not a pruning plan: {reason}"
+        ) from None
+
+
+def _write_documents(writer: DirectoryWriter, record: ExportRecord, how_to_load: str) -> None:
+    write_text(writer.path / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
+    write_text(writer.path / "README.md", readme(record, how_to_load))
+    writer.info = {
+        "tensor_digest": record.origin.tensor_digest,
+        "format": record.format,
+        "type": record.type,
+        "architecture": record.architecture,
+        "parameters": record.parameters,
+    }
+
+
+def readme(record: ExportRecord, how_to_load: str) -> str:
+    """What the directory holds, how it is loaded, where it came from and what was verified."""
+    check = record.check
+    lines = [
+        f"# {record.origin.name} as {record.format}, {record.type}",
+        f"Architecture `{record.architecture}`, {record.parameters:,} parameters, "
+        f"{record.file_bytes / 1e6:,.2f} MB.",
+        "## How to load it",
+        how_to_load.strip(),
+        "## Where it came from",
+        _table([(name.replace("_", " "), value) for name, value in _origin(record)]),
+        "## What was verified",
+        f"Opened by {check.engine} in a process of its own, beside the model in float32. Token ids "
+        f"of a test page: the same ({check.page_tokens} tokens; with special tokens: "
+        f"{'the same' if check.special_tokens_same else 'they differ'}). Log-probabilities differ "
+        f"by at most {check.largest_difference:.1e} nats in {check.compared:,} places, "
+        f"divergence {check.divergence:.1e} nats; from the model with the weights that the file "
+        f"has {check.divergence_as_stored:.1e}.",
+        *(f"* {line}" for line in record.notes),
+    ]
+    if record.perplexity:
+        lines += [_perplexity_table(record)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _origin(record: ExportRecord) -> list[tuple[str, Any]]:
+    return list(record.origin.model_dump(exclude_none=True).items())
+
+
+def _perplexity_table(record: ExportRecord) -> str:
+    rows = [
+        (name, f"{each.engine.value:.4f}", f"{each.model.value:.4f}", f"{each.engine.tokens:,}")
+        for name, each in record.perplexity.items()
+    ]
+    return _table(rows, ("perplexity", "of this file", "of the model in float32", "tokens"))
+
+
+def _table(rows: list[tuple[Any, ...]], head: tuple[str, ...] = ("", "")) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -1,0 +1,78 @@
+"""The GGUF format: check, write, verify, and how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bipline.base import extras
+from bipline.base.errors import InvalidInput
+from bipline.base.extras import require
+from bipline.delivery.formats.gguf import verification
+from bipline.delivery.formats.gguf.architectures import architecture_of, context_length
+from bipline.delivery.formats.gguf.keys import add_origin, add_rope, add_sizes
+from bipline.delivery.formats.gguf.tensors import entries, write_tensors
+from bipline.delivery.formats.gguf.tokenizer import add_vocabulary, vocabulary_of
+from bipline.delivery.formats.interface import Layout, Verification
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.tokenizer import tokenizer_of
+from bipline.quality.perplexity import text_windows
+from bipline.settings.gguf import GgufSettings
+from bipline.storage.documents import read_documents
+from bipline.values.export import Origin
+
+FILE = "model.gguf"
+
+
+class Gguf:
+    """One file for llama.cpp (:class:`bipline.delivery.formats.interface.Format`)."""
+
+    name = "gguf"
+
+    def check(
+        self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
+    ) -> Layout:
+        """See the interface. Raises InvalidInput for a missing extra too."""
+        extras.check("gguf", "the format gguf")
+        _, layout = architecture_of(checkpoint)
+        tokenizer = tokenizer_of(checkpoint.folder)
+        vocabulary_of(tokenizer, checkpoint.shape.vocab_size)
+        if texts and settings.seqlen > (longest := context_length(checkpoint)):
+            raise InvalidInput(
+                f"--seqlen {settings.seqlen} is longer than the context of {longest} tokens"
+            )
+        for path in texts.values():
+            text_windows(tokenizer, read_documents(path), settings.seqlen, "none")
+        return layout
+
+    def write(
+        self, checkpoint: Checkpoint, origin: Origin, out: Path, settings: GgufSettings
+    ) -> Path:
+        """See the interface."""
+        architecture, _ = architecture_of(checkpoint)
+        vocabulary = vocabulary_of(tokenizer_of(checkpoint.folder), checkpoint.shape.vocab_size)
+        writer = require("gguf", "gguf").GGUFWriter(out / FILE, architecture.name)
+        add_origin(writer, checkpoint, origin, settings.type)
+        add_sizes(writer, checkpoint, architecture)
+        add_rope(writer, checkpoint)
+        add_vocabulary(writer, vocabulary)
+        write_tensors(writer, entries(checkpoint, architecture), settings.type)
+        return out / FILE
+
+    def verify(
+        self, file: Path, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
+    ) -> Verification:
+        """See the interface and :func:`bipline.delivery.formats.gguf.verification.verify`."""
+        return verification.verify(file, checkpoint, texts, settings)
+
+    def how_to_load(self, file: str) -> str:
+        """See the interface."""
+        return (
+            f"```sh\nllama-cli -m {file} -p 'Once upon a time'\nllama-server -m {file}\n```\n\n"
+            "or from Python, with `pip install xllamacpp`:\n\n"
+            "```python\nimport xllamacpp\n\nparameters = xllamacpp.CommonParams()\n"
+            f'parameters.model.path = "{file}"\n'
+            "server = xllamacpp.Server(parameters)\n"
+            'print(server.handle_completions({"prompt": "Once upon a time", "n_predict": 32}))\n'
+            "```\n"
+        )

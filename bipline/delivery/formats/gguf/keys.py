@@ -1,0 +1,78 @@
+"""Keys of a GGUF file: sizes, rope, and where the tensors came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bipline import __version__
+from bipline.base.extras import require
+from bipline.delivery.formats.gguf.architectures import (
+    Architecture,
+    context_length,
+    rope_parameters,
+    whole_config,
+    written_widths,
+)
+from bipline.model.checkpoint import Checkpoint
+from bipline.values.export import Origin
+
+FILE_TYPES = {
+    "f32": "ALL_F32",
+    "f16": "MOSTLY_F16",
+    "bf16": "MOSTLY_BF16",
+    "q8_0": "MOSTLY_Q8_0",
+    "q4_0": "MOSTLY_Q4_0",
+}
+
+
+def add_sizes(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Blocks, widths, heads and norms; a list per size where blocks may differ."""
+    shape = checkpoint.shape
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_context_length(context_length(checkpoint))
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_vocab_size(shape.vocab_size)
+    writer.add_layer_norm_rms_eps(checkpoint.rms_norm_eps)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    widths = written_widths(checkpoint)
+    for add, sizes in (
+        (writer.add_feed_forward_length, [channels for _, channels in widths]),
+        (writer.add_head_count, [groups * shape.queries_per_group for groups, _ in widths]),
+        (writer.add_head_count_kv, [groups for groups, _ in widths]),
+    ):
+        add(sizes if architecture.per_block else sizes[0])
+
+
+def add_rope(writer: Any, checkpoint: Checkpoint) -> None:
+    """Rotary positions; the factors of type llama3 are a tensor of the file."""
+    rope = rope_parameters(checkpoint)
+    kinds = require("gguf", "gguf").RopeScalingType
+    writer.add_rope_dimension_count(checkpoint.shape.head_dim)
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    kind = rope.get("rope_type", "default")
+    if kind not in ("linear", "yarn"):
+        return
+    writer.add_rope_scaling_type(kinds[kind.upper()])
+    writer.add_rope_scaling_factor(float(rope["factor"]))
+    if kind == "yarn":
+        original = rope.get("original_max_position_embeddings")
+        longest = whole_config(checkpoint).max_position_embeddings
+        writer.add_rope_scaling_orig_ctx_len(int(original or longest))
+        writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32))
+        writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
+
+
+def add_origin(writer: Any, checkpoint: Checkpoint, origin: Origin, type_: str) -> None:
+    """What the file is and where its tensors came from: ``general.*`` and ``bipline.*``."""
+    library = require("gguf", "gguf")
+    writer.add_type("model")
+    writer.add_name(origin.name)
+    writer.add_file_type(library.LlamaFileType[FILE_TYPES[type_]])
+    writer.add_quantization_version(library.GGML_QUANT_VERSION)
+    writer.add_size_label(library.size_label(checkpoint.parameters, checkpoint.parameters, 0, 0))
+    if origin.licence:
+        writer.add_license(origin.licence)
+    writer.add_string("bipline.version", __version__)
+    for name, value in origin.model_dump(exclude={"name", "licence"}, exclude_none=True).items():
+        writer.add_string(f"bipline.{name}", value)

@@ -1,0 +1,176 @@
+"""llama.cpp runs what was written: every layout, every family, every kind of tokenizer."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bipline
+from bipline.base.errors import Refused
+from bipline.compression.prune import prune
+from bipline.delivery.formats.gguf import keys, tensors
+from bipline.delivery.formats.gguf.architectures import own_widths
+from bipline.delivery.formats.gguf.verification import TOLERANCE
+from bipline.model.opening import open_checkpoint
+from bipline.storage.manifest import verify_directory
+from bipline.values.export import ExportRecord
+from bipline.values.plan import BlockPlan
+from tests.gguf_tokenizers import KINDS, VOCAB_SIZE, save
+from tests.per_layer import kept, plan_of
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.slow
+TEXTS = Path(__file__).parents[2] / "assets" / "texts"
+
+
+def exported(model: Path, out: Path, **settings: Any) -> ExportRecord:
+    """Export, and hold what is told to what must be."""
+    record = bipline.export(model, out, state=out.parent / "state", **settings)
+    check = record.check
+    assert check.special_tokens_same
+    assert len(check.continuation) == 16
+    assert check.compared > 500
+    if record.type == "f32":
+        assert 0 < check.largest_difference <= TOLERANCE
+    assert verify_directory(out).info["tensor_digest"] == record.origin.tensor_digest
+    stored = ExportRecord.model_validate_json((out / "export.json").read_text())
+    assert stored == record
+    assert (out / "model.gguf").stat().st_size == record.file_bytes
+    assert "llama-server -m model.gguf" in (out / "README.md").read_text()
+    return record
+
+
+def pruned(model: Path, out: Path, widths: list[tuple[int, int]], layout: str) -> Path:
+    """The model with so many groups and channels in each block, drawn by seed."""
+    checkpoint, draw = open_checkpoint(model), random.Random(0)
+    shape = checkpoint.shape
+    some = [
+        (draw.sample(range(shape.num_key_value_heads), groups),
+         draw.sample(range(shape.intermediate_size), channels))
+        for groups, channels in widths
+    ]  # fmt: skip
+    blocks: list[BlockPlan] = [kept(groups, channels) for groups, channels in some]
+    prune(checkpoint, plan_of(checkpoint, blocks, layout), out)
+    return out
+
+
+def tiny(directory: Path, case: str, kind: str = "gpt-2", **changes: Any) -> Path:
+    """A tiny model with a real tokenizer."""
+    model = tiny_model(directory, case, dtype=torch.float32, vocab_size=VOCAB_SIZE, **changes)
+    return save(KINDS[kind](), model)
+
+
+@pytest.mark.parametrize("type_", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+def test_the_reference_model_has_a_perplexity_of_its_own_in_each_type(
+    type_: str, reference: Path, tmp_path: Path
+) -> None:
+    record = exported(
+        reference, tmp_path / "out", type=type_, texts={"prose": TEXTS / "prose.txt"}, windows=2
+    )
+    measured = record.perplexity["prose"]
+    assert measured.model.tokens == measured.engine.tokens == 2 * 127
+    whole = bipline.evaluate(reference, texts={"prose": TEXTS / "prose.txt"})["model"]
+    assert whole.perplexity["prose"].tokens > measured.model.tokens
+    change = measured.engine.nll - measured.model.nll
+    assert abs(change) < {"f32": 1e-5, "f16": 1e-3, "bf16": 1e-3, "q8_0": 5e-3}.get(type_, 0.1)
+
+
+LAYOUTS: dict[str, tuple[str, list[tuple[int, int]], str, str]] = {
+    "heads that divide": ("uniform", [(2, 512)] * 8, "llama", ""),
+    "heads that do not divide": ("uniform", [(3, 500)] * 8, "llama", ""),
+    "fewer blocks": ("uniform", [(4, 768)] * 5 + [(0, 0)] * 3, "llama", ""),
+    "per layer": ("per-layer", [(1 + i % 4, 192 + 64 * i) for i in range(8)], "deci", ""),
+    "no FFN": ("per-layer", [(4, 768)] * 3 + [(4, 0)] + [(2, 515)] * 4, "deci", "8 channels"),
+    "no FFN last": ("per-layer", [(4, 768)] * 7 + [(1, 0)], "deci", "blocks 7"),
+    "no attention": ("per-layer", [(4, 768)] * 3 + [(0, 700)] + [(4, 768)] * 4, "deci", ""),
+    "no attention first": (
+        "per-layer", [(0, 768), (2, 0)] + [(4, 768)] * 6, "deci", "1 attention group",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_pruned_model_of_every_layout_is_run(name: str, reference: Path, tmp_path: Path) -> None:
+    layout, widths, architecture, words = LAYOUTS[name]
+    model = pruned(reference, tmp_path / "pruned", widths, layout)
+    record = exported(model, tmp_path / "out")
+    assert record.architecture == architecture
+    assert words in "; ".join(record.notes)
+    assert record.origin.base_tensor_digest == open_checkpoint(reference).tensor_digest
+
+
+UNEVEN = [(3, 40)] * 2
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+        "original_max_position_embeddings": 64}  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+FAMILIES: dict[str, tuple[str, dict[str, Any], list[tuple[int, int]] | None, str]] = {
+    "LLaMA, scaled": ("llama-gqa-scaled-rope", {}, None, "llama"),
+    "LLaMA, linear": ("llama-gqa", {"rope_parameters": LINEAR}, None, "llama"),
+    "LLaMA, YaRN": ("llama-gqa", {"rope_parameters": YARN}, None, "llama"),
+    "LLaMA, biases": ("llama-gqa-biased", {}, None, "llama"),
+    "Mistral, sliding": ("mistral-gqa", {"sliding_window": 64}, None, "llama"),
+    "Qwen2": ("qwen2-gqa", {}, None, "qwen2"),
+    "Qwen2, heads that do not divide": ("qwen2-gqa", {}, UNEVEN, "seed_oss"),
+    "Qwen3": ("qwen3-gqa", {}, None, "qwen3"),
+    "Qwen3, heads that do not divide": ("qwen3-gqa", {}, UNEVEN, "qwen3"),
+    "Qwen3, YaRN": ("qwen3-gqa", {"rope_parameters": YARN}, None, "qwen3"),
+    "SeedOss": (
+        "seed-oss-gqa", {"attention_out_bias": False, "mlp_bias": False}, None, "seed_oss",
+    ),
+    "SeedOss, biases": ("seed-oss-gqa", {}, None, "llama"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_run(name: str, tmp_path: Path) -> None:
+    case, changes, widths, architecture = FAMILIES[name]
+    model = tiny(tmp_path / "model", case, **changes)
+    if widths:
+        model = pruned(model, tmp_path / "pruned", widths, "uniform")
+    record = exported(model, tmp_path / "out")
+    assert record.architecture == architecture
+
+
+@pytest.mark.parametrize("case", ["qwen2-gqa", "seed-oss-gqa", "llama-gqa-biased", "mistral-gqa"])
+def test_a_per_layer_model_of_every_family_is_run(case: str, tmp_path: Path) -> None:
+    model = tiny(tmp_path / "model", case)
+    model = pruned(model, tmp_path / "pruned", [(2, 0), (3, 13)], "per-layer")
+    assert exported(model, tmp_path / "out").architecture == "deci"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tokenizer_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
+    record = exported(tiny(tmp_path / "model", "llama-gqa", kind), tmp_path / "out")
+    assert record.check.page_tokens > 200
+
+
+def test_characters_and_a_real_small_model(data: Path, tmp_path: Path) -> None:
+    characters = tiny_model(tmp_path / "model", "llama-mqa", dtype=torch.float32)
+    exported(characters, tmp_path / "characters")
+    stories = exported(data / "models" / "stories260K", tmp_path / "stories", type="q8_0")
+    assert stories.architecture == "llama"
+
+
+def test_what_is_wrong_in_the_file_is_found(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = [(4, 768)] * 3 + [(4, 0)] + [(4, 768)] * 4
+    model = pruned(reference, tmp_path / "pruned", inside, "per-layer")
+    last = pruned(reference, tmp_path / "last", [(4, 768)] * 7 + [(4, 0)], "per-layer")
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "interleaved", lambda tensor, _: tensor)
+        for type_ in ("f32", "q4_0"):
+            with pytest.raises(Refused, match=r"differ|divergence"):
+                bipline.export(reference, tmp_path / "out", type=type_)
+    with monkeypatch.context() as patch:
+        for module in (tensors, keys):
+            patch.setattr(module, "written_widths", own_widths)
+        with pytest.raises(Refused, match="log-probabilities differ"):
+            bipline.export(model, tmp_path / "out")
+        with pytest.raises(Refused, match="ended by SIGABRT"):
+            bipline.export(last, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

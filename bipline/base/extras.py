@@ -7,11 +7,14 @@ any work. Both tell a missing extra in one line.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
+from urllib.parse import urlsplit
 
+from bipline.base.addresses import without_secrets
 from bipline.base.errors import InvalidInput
 
 
@@ -79,3 +82,21 @@ def _not_installed(extra: str, missing: str, what: str) -> InvalidInput:
     return InvalidInput(
         f"{what} needs {missing}, not installed here; run: pip install 'bipline[{extra}]'"
     )
+
+
+def check_hub_address() -> None:
+    """Raise InvalidInput where HF_ENDPOINT is no address: libraries fail on it when imported."""
+    address = os.environ.get("HF_ENDPOINT")
+    if address is not None and not _is_address(address):
+        raise InvalidInput(
+            f"HF_ENDPOINT is {without_secrets(address)!r}, not an address such as "
+            "https://host:port; correct or unset it"
+        )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
-from bipline.base.errors import InvalidInput, Refused
-from bipline.storage.folder import Folder
-from bipline.storage.strict_json import parse_object
+from bipline.base.errors import Refused
 
-GENERATION = "generation_config.json"
 RENDER_SECONDS = 20.0
 CHAT = [
     {"role": "user", "content": "What is the weather in Zürich?"},
@@ -33,23 +30,6 @@ TOOL = {
         },
     },
 }
-
-
-def check_generation(folder: Folder) -> None:
-    """Read the settings for generating as transformers will; they are kept as they are.
-
-    Raises InvalidInput for a file that nobody could load the model with.
-    """
-    if GENERATION not in folder.names():
-        return
-    where = f"{folder.location}/{GENERATION}"
-    value = parse_object(folder.read(GENERATION), where, "set of generation settings", "mend it")
-    from transformers import GenerationConfig
-
-    try:
-        GenerationConfig.from_dict(value).validate()
-    except Exception as error:
-        raise InvalidInput(f"{where}: transformers refuses it: {_reason(error)}") from error
 
 
 def compare_templates(source: Any, packaged: Any) -> None:
@@ -87,7 +67,3 @@ def _in_time(tokenizer: Any) -> dict[str, str]:
     if not done:
         raise Refused(f"hf: a chat template was not rendered within {RENDER_SECONDS:g} seconds")
     return done[0]
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -16,11 +16,11 @@ import torch
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import note
-from bipline.delivery.beside_weights import check_generation, compare_templates
+from bipline.delivery.beside_weights import compare_templates
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
-from bipline.model.loading import load_model
+from bipline.model.loading import check_generation, load_model
 from bipline.model.opening import open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
 from bipline.model.shapes import ModelShape

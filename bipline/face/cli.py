@@ -21,6 +21,7 @@ import typer
 from bipline import __version__
 from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, InvalidInput
+from bipline.base.extras import check_hub_address
 from bipline.base.printable import printable
 from bipline.face.output import log_file
 from bipline.face.streams import standard_streams
@@ -121,6 +122,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
+        check_hub_address()
         # Typer gives an interruption as a value here, and help as zero.
         if application(sys.argv)(standalone_mode=False) == INTERRUPTED:
             _fail("interrupted; nothing was left half written", INTERRUPTED)

@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict
 # transformers looks a tokenizer up by this name, so it must be one: no Auto class, no model.
 TOKENIZER = re.compile(r"(?!Auto)[A-Za-z][A-Za-z0-9]{0,60}Tokenizer(Fast)?|TokenizersBackend")
 LONGEST_TEXT = 4096
+# transformers takes no whole number for some rates, and reads the file itself with the tokenizer.
+NUMBERS: dict[str, tuple[type, ...]] = {
+    "whole": (int,), "decimal": (float,), "number": (int, float),
+}  # fmt: skip
 
 
 class Allowed(BaseModel):
@@ -17,7 +21,9 @@ class Allowed(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["whole", "number", "flag", "text", "choice", "tokenizer", "rope", "code"]
+    kind: Literal[
+        "whole", "decimal", "number", "flag", "true", "text", "choice", "tokenizer", "rope", "code"
+    ]
     least: float = 0
     most: float = 0
     choices: tuple[str, ...] = ()
@@ -33,10 +39,11 @@ class Allowed(BaseModel):
         return self.lists != "only" and self._one(value)
 
     def _one(self, value: Any) -> bool:
-        if self.kind in ("whole", "number"):
-            kinds = (int,) if self.kind == "whole" else (int, float)
+        if kinds := NUMBERS.get(self.kind):
             # A bool is an int to Python, and not to whoever wrote the file.
             return type(value) in kinds and self.least <= value <= self.most
+        if self.kind == "true":
+            return value is True
         if self.kind in ("flag", "rope", "code"):
             return isinstance(value, bool if self.kind == "flag" else dict)
         if self.kind == "tokenizer":
@@ -48,8 +55,10 @@ class Allowed(BaseModel):
         """What is allowed, as a refusal names it."""
         one = {
             "whole": f"a whole number from {self.least:.15g} to {self.most:.15g}",
+            "decimal": f"a number with a point from {self.least:.15g} to {self.most:.15g}",
             "number": f"a number from {self.least:.15g} to {self.most:.15g}",
             "flag": "true or false",
+            "true": "true",
             "text": "a text",
             "choice": f"one of {', '.join(self.choices)}",
             "tokenizer": "the name of a tokenizer class",

@@ -162,6 +162,11 @@ def _checked_rope(rope: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in kind.needs:
         if key not in rope:
             raise InvalidInput(f"{where}: rope_type {name} needs {key}")
+    for key, value in rope.items():
+        if isinstance(value, dict):
+            raise InvalidInput(
+                f"{where}: {key} {shown(value)} is for some blocks alone, which is not supported"
+            )
     takes = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *kind.needs, *kind.takes}
     _tell_unknown(where, tuple(sorted(set(rope) - takes)))
     known_rope = {key: value for key, value in rope.items() if key in takes}

@@ -19,6 +19,11 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
 from bipline.model.per_layer.shipping import own_class
 from bipline.model.shapes import is_per_layer
+from bipline.storage.folder import Folder
+from bipline.storage.strict_json import parse_object
+
+GENERATION = "generation_config.json"
+LONGEST_REASON = 200
 
 
 def import_libraries() -> None:
@@ -127,6 +132,24 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     except Exception as error:
         # Its validators raise errors of many types; to whoever wrote the file all mean the same.
         raise InvalidInput(f"config.json is refused: {one_line(error)}") from error
+
+
+def check_generation(folder: Folder) -> None:
+    """Read the settings for generating as transformers will; they are kept as they are.
+
+    Raises InvalidInput for a file that nobody could load the model with.
+    """
+    if GENERATION not in folder.names():
+        return
+    where = f"{folder.location}/{GENERATION}"
+    value = parse_object(folder.read(GENERATION), where, "set of generation settings", "mend it")
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_dict(value).validate()
+    except Exception as error:
+        reason = f"transformers refuses it: {one_line(error)[:LONGEST_REASON]}"
+        raise InvalidInput(f"{where}: {reason}; correct or remove it") from error
 
 
 def one_line(error: BaseException) -> str:

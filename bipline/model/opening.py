@@ -131,6 +131,10 @@ def _indexed(folder: Folder, names: set[str]) -> dict[str, StoredTensor]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not (isinstance(weight_map, dict) and all(isinstance(s, str) for s in weight_map.values())):
         raise InvalidInput(f"{where}: no weight_map that names a shard for each tensor")
+    if not isinstance(index.get("metadata"), dict):
+        raise InvalidInput(
+            f"{where}: metadata is no object, without which transformers loads nothing; write {{}}"
+        )
     found: dict[str, StoredTensor] = {}
     shards = sorted(set(weight_map.values()))
     if SINGLE_FILE in names and shards != [SINGLE_FILE]:

@@ -21,6 +21,7 @@ import yaml
 from bipline.base.errors import InvalidInput, Refused
 from bipline.model import hub
 from bipline.model.finished import hold_to_manifest
+from bipline.model.loading import check_generation
 from bipline.model.opening import open_checkpoint
 from bipline.model.shard_digests import digest_shards
 from bipline.model.side_files import is_licence, is_model_file, is_tokenizer_file
@@ -100,6 +101,7 @@ def _place(parsed: _HubSource) -> tuple[str, str]:
 def _resolved_folder(source: str, folder: Folder, commit: str | None) -> ResolvedModel:
     checkpoint = open_checkpoint(folder.location)
     tokenizer = tokenizer_digest(folder)
+    check_generation(folder)
     # First: the tensors' digests are known then, and no weight is read a second time.
     shards = digest_shards(checkpoint)
     files = _digests(folder, shards)

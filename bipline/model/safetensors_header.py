@@ -18,6 +18,8 @@ from bipline.storage.folder import ByteFile
 
 LENGTH_BYTES = 8
 LONGEST_HEADER = 100_000_000
+# How the text begins that a clone without Git LFS leaves in place of a large file.
+POINTER = b"version "
 METADATA = "__metadata__"
 FIELDS = {"dtype", "shape", "data_offsets"}
 # The library counts in 64 bits, and refuses a shape whose product leaves them.
@@ -61,7 +63,9 @@ def read_header(file: ByteFile, where: str) -> dict[str, StoredTensor]:
 def _tensors(file: ByteFile) -> dict[str, StoredTensor]:
     if file.size < LENGTH_BYTES:
         raise ValueError("shorter than a header")
-    length = int.from_bytes(_bytes(file, 0, LENGTH_BYTES), "little")
+    length = int.from_bytes(first := _bytes(file, 0, LENGTH_BYTES), "little")
+    if first == POINTER:
+        raise ValueError("a pointer of Git LFS instead of the file; fetch it with git lfs pull")
     if length > LONGEST_HEADER:
         raise ValueError(f"the header claims {length} bytes, more than {LONGEST_HEADER}")
     start = LENGTH_BYTES + length

@@ -16,6 +16,7 @@ from bipline.storage.folder import Folder, LocalFolder
 
 # One of these, or the two of the last, makes a tokenizer.
 VOCABULARIES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+LONGEST_REASON = 300
 # Letters, digits, signs, spaces and other scripts: what patterns and replacements are for.
 PROBE = "The cat, 1st of 12_000, isn't at C:\\Über. Ürümqi — 東京 🙂\n\n\tdef f(x): return x**2;  "
 
@@ -57,7 +58,7 @@ def load_tokenizer(directory: Path) -> Any:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of Rust is no Exception
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise InvalidInput(f"{directory}: the tokenizer cannot be read: {reason}") from error
     setattr(tokenizer, GUARDED, not plain)
     return tokenizer

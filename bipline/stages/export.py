@@ -10,9 +10,9 @@ from typing import Any
 from bipline.base import extras
 from bipline.base.progress import heading
 from bipline.delivery import export as core
-from bipline.delivery.beside_weights import check_generation
 from bipline.delivery.formats.directory import export_to, format_of
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.loading import check_generation
 from bipline.model.opening import open_checkpoint
 from bipline.settings.base import Settings
 from bipline.settings.compress import CompressSettings, ExportSettings

@@ -10,6 +10,7 @@ from bipline.base.progress import note
 from bipline.model import resolve as core
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.finished import hold_to_manifest
+from bipline.model.loading import check_generation
 from bipline.model.opening import open_checkpoint
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import LineSettings
@@ -64,6 +65,7 @@ def glance(source: str, downloads: Path, checkpoint: Checkpoint | None = None) -
         return resolve_model(source, downloads)
     checkpoint = checkpoint or open_checkpoint(source)
     hold_to_manifest(checkpoint.folder)
+    check_generation(checkpoint.folder)
     return ResolvedModel(
         source=source,
         location=source,

@@ -44,6 +44,11 @@ class S3Place:
         bucket, _, prefix = location.removeprefix(S3_SCHEME).partition("/")
         if not bucket:
             raise InvalidInput(f"{location}: names no bucket; write s3://bucket/prefix")
+        if "@" in bucket:
+            raise InvalidInput(
+                f"{location}: an s3:// address takes no user and password; set AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
         self.location = location.rstrip("/")
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""

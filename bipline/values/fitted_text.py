@@ -16,10 +16,11 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from bipline.base.errors import InvalidInput
 from bipline.storage.directory import write_text
 from bipline.storage.folder import Folder
 from bipline.storage.ngrams import Grams, ngrams_of
+from bipline.storage.strict_json import parse_object
+from bipline.values.reading import typed
 
 SCHEMA_VERSION: Literal[1] = 1
 FITTED_NAME = "fitted_text.json"
@@ -96,11 +97,8 @@ def _count_below(grams: Grams, below: int) -> int:
 
 def parse_fitted(text: bytes, where: str) -> FittedText:
     """What was written. Raises InvalidInput where it is not; ``where`` names it."""
-    try:
-        return FittedText.model_validate_json(text)
-    except ValueError as error:
-        reason = " ".join(str(error).splitlines()[1:3])
-        raise InvalidInput(f"{where}: no record of fitted text: {reason}") from None
+    name = "record of fitted text"
+    return typed(parse_object(text, where, name), FittedText, where, name)
 
 
 def write_fitted(directory: Path, places: Iterable[Path]) -> None:

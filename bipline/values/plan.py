@@ -87,7 +87,7 @@ class PruningPlan(BaseModel):
     layout: Layout = "uniform"
     compensation: Compensation = "none"
     budget: Budget
-    ffn_multiple: int
+    ffn_multiple: int = Field(ge=1)
     notes: tuple[str, ...] = ()
     compensated: CompensationRecord | None = None
     blocks: tuple[BlockPlan, ...]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bipline.base.addresses import without_secrets
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
+from bipline.base.extras import check_hub_address
 from bipline.base.progress import heading, listening, note
 from bipline.delivery.contents import portable
 
@@ -68,3 +69,25 @@ def test_no_door_shows_it(text: str) -> None:
         heading(text)
     said.append(str(portable({"tracking": [text]})))
     assert len(said) == 6 and not any(SECRET in line for line in said)
+
+
+ADDRESSES = [
+    "", "junk", "ftp://host", "//host", "http://", "http://host:99999", "http://host:x", "https:/h",
+    f"http://user:{SECRET}@host:99999", "http://[::1", "file:///etc/passwd",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_what_is_no_address_of_a_hub(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(InvalidInput, match=r"HF_ENDPOINT is '.*correct or unset it") as caught:
+        check_hub_address()
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://host", "https://u:p@host:8080/x", "http://[::1]:80"])
+def test_what_is_one(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    check_hub_address()
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    check_hub_address()

@@ -13,10 +13,10 @@ from transformers import GenerationConfig
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.delivery import beside_weights
-from bipline.delivery.beside_weights import check_generation, compare_templates
+from bipline.delivery.beside_weights import compare_templates
 from bipline.delivery.export import PackageContents
 from bipline.delivery.verification import _decode, verify_hf
-from bipline.model.loading import load_model
+from bipline.model.loading import check_generation, load_model
 from bipline.model.tokenizer import load_tokenizer
 from bipline.storage.folder import LocalFolder
 

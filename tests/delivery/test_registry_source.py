@@ -79,6 +79,22 @@ def test_what_is_not_there_is_bad_input(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("postgresql+nosuchdriver://u:TOPSECRET@127.0.0.1:9/x", "failed|refuses|needs"),
+        ("mysql+nosuchdriver://u:TOPSECRET@127.0.0.1:9/x", "failed|refuses|needs"),
+        ("mssql://u:TOPSECRET@127.0.0.1:9/x", "needs pyodbc"),
+        ("databricks://u:TOPSECRET", "MLflow"),
+        ("nosuch://u:TOPSECRET@h/x", "MLflow"),
+    ],
+)
+def test_a_tracking_uri_that_cannot_be_used_is_one_line(uri: str, words: str) -> None:
+    with pytest.raises(BiplineError, match=words) as caught:
+        find_version("models:/tiny@candidate", uri)
+    assert "\n" not in str(caught.value) and "TOPSECRET" not in str(caught.value)
+
+
 def test_a_state_without_a_registry_gets_none_by_being_asked(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="there is no registry"):
         find_version("models:/tiny/1", tracking_uri(tmp_path))

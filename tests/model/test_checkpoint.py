@@ -38,7 +38,9 @@ def with_index(weight_map: dict[str, str]) -> Damage:
     def damage(model: Path) -> None:
         names = dict.fromkeys(load_file(model / SINGLE_FILE), "part.safetensors")
         (model / SINGLE_FILE).rename(model / "part.safetensors")
-        (model / INDEX_FILE).write_text(json.dumps({"weight_map": {**names, **weight_map}}))
+        (model / INDEX_FILE).write_text(
+            json.dumps({"metadata": {}, "weight_map": {**names, **weight_map}})
+        )
 
     return damage
 

@@ -58,6 +58,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "activation with weights": ({"hidden_act": "xielu"}, "hidden_act is 'xielu'"),
     "activation that is a list": ({"hidden_act": ["silu"]}, r"hidden_act is \['silu'\]"),
     "negative eps": ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06"),
+    "eps that is whole": ({"rms_norm_eps": 0}, "rms_norm_eps is 0, not a number with a point"),
+    "range that is whole": ({"initializer_range": 1}, "initializer_range is 1, not a number with"),
+    "attention both ways": ({"is_causal": False}, "is_causal is False, not true, or null"),
+    "a model inside": ({"text_config": {"hidden_size": 8}}, "text_config .* give that model alone"),
+    "a decoder inside": ({"decoder": {}}, "decoder {} is of a model inside another"),
+    "rope of single blocks": (
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+        "full_attention .* is for some blocks alone",
+    ),
     "eps as text": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
     "dtype": ({"dtype": "int8"}, "dtype is 'int8', not one of float16"),
     "dtype that is a module": ({"torch_dtype": "nn"}, "torch_dtype is 'nn'"),
@@ -87,6 +96,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 OF_FAMILIES = {
     "window of zero": ("mistral-gqa", {"sliding_window": 0}, "sliding_window is 0"),
+    "attention of two reaches": (
+        "mistral-gqa",
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4},
+        "layer_types is",
+    ),
     "window as text": ("mistral-gqa", {"sliding_window": "4096"}, "sliding_window is '4096'"),
     "unknown attention": ("qwen3-gqa", {"layer_types": ["linear"] * 2}, "layer_types is"),
     "attention of fewer": ("qwen2-gqa", {"layer_types": ["full_attention"]}, "one entry for each"),
@@ -129,6 +143,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "old names": {"rope_scaling": {"type": "linear", "factor": 2}, "torch_dtype": "bfloat16"},
     "a tokenizer": {"tokenizer_class": "LlamaTokenizerFast"},
     "no scaling": {"rope_scaling": {}},
+    "attention to the left": {"is_causal": True},
     "the most blocks": {"num_hidden_layers": 1024},
 }
 

@@ -127,6 +127,17 @@ def moved_to(name: str, **config: object) -> Change:
     return apply
 
 
+def file_of_index(change: Callable[[dict[str, Any]], object]) -> Change:
+    """What the index says, changed."""
+
+    def apply(model: Path) -> None:
+        held = json.loads((model / INDEX_FILE).read_text())
+        change(held)
+        (model / INDEX_FILE).write_text(json.dumps(held))
+
+    return apply
+
+
 def both(*changes: Change) -> Change:
     return lambda model: [change(model) for change in changes]
 
@@ -145,6 +156,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "broken index beside it": (file(INDEX_FILE, "{"), "not JSON"),
     "index without a map": (file(INDEX_FILE, "{}"), "no weight_map"),
     "index that maps to numbers": (file(INDEX_FILE, '{"weight_map": {"x": 1}}'), "no weight_map"),
+    "index without metadata": (
+        both(sharded(), file_of_index(lambda held: held.pop("metadata"))),
+        "metadata is no object",
+    ),
+    "index with null for metadata": (
+        both(sharded(), file_of_index(lambda held: held.update(metadata=None))),
+        "metadata is no object",
+    ),
+    "index with a list for metadata": (
+        both(sharded(), file_of_index(lambda held: held.update(metadata=[]))),
+        "metadata is no object",
+    ),
     "index that says it twice": (
         file(INDEX_FILE, '{"weight_map": {"x": "a.safetensors", "x": "b.safetensors"}}'),
         "'x' stands twice",
@@ -250,11 +273,13 @@ def test_the_untied_head_is_told_once(model: Path, monkeypatch: pytest.MonkeyPat
     assert len(told) == 1
 
 
-def test_what_transformers_alone_refuses_is_one_line(model: Path) -> None:
-    """An index without metadata can be read, but not by transformers."""
-    sharded()(model)
-    path = model / INDEX_FILE
-    path.write_text(json.dumps({"weight_map": json.loads(path.read_text())["weight_map"]}))
+def test_what_transformers_alone_refuses_is_one_line(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise KeyError("metadata")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     with pytest.raises(InvalidInput, match="transformers cannot load it: KeyError") as caught:
         load_model(model, torch.float32)
     assert "\n" not in str(caught.value)

@@ -94,6 +94,7 @@ def with_metadata(value: str) -> str:
 
 REFUSED = {
     "empty": b"",
+    "pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
     "shorter than its length": as_file(entry(), FLOAT)[:7],
     "length beyond the file": as_file(entry(), FLOAT, length=1000),
     "length beyond memory": as_file(entry(), FLOAT, length=2**63),

@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from bipline.base.errors import InvalidInput
 from bipline.compression.prune import copy_side_files
 from bipline.face import api
 from bipline.model.resolve import resolve_model
 from bipline.model.side_files import is_licence, is_model_file, is_side_file, is_tokenizer_file
 from bipline.model.tokenizer import load_tokenizer
+from bipline.stages.resolve import glance
 from bipline.storage.folder import LocalFolder
 from bipline.storage.manifest import verify_directory
 
@@ -105,3 +108,27 @@ def test_vocab_json_with_merges_txt_is_a_tokenizer(model: Path, tmp_path: Path) 
     ids = [load_tokenizer(place)("abba")["input_ids"] for place in (model, out)]
     assert ids[0] == ids[1] and 4 in ids[0]
     shutil.rmtree(out)
+
+
+GENERATION = {
+    "[]": True, "3": True, '"x"': True, "null": True, "{": True, "": True,
+    '{"compile_config": {"mode": "x"}}': True, '{"assistant_model": "x"}': True,
+    '{"streamer": 1}': True, "{}": False, '{"temperature": 0.0}': False,
+    '{"bos_token_id": 9999}': False, '{"num_beams": 4}': False, '{"custom_generate": "x/y"}': False,
+    '{"unknown": [1]}': False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "refused"), GENERATION.items())
+def test_settings_that_transformers_refuses_are_refused_when_the_model_is_named(
+    text: str, refused: bool, model: Path, tmp_path: Path
+) -> None:
+    (model / "generation_config.json").write_text(text)
+    if not refused:
+        AutoModelForCausalLM.from_pretrained(model)
+        assert resolve_model(str(model), tmp_path).files and glance(str(model), tmp_path)
+        return
+    for door in (resolve_model, glance):
+        with pytest.raises(InvalidInput, match=r"generation_config\.json: ") as caught:
+            door(str(model), tmp_path)
+        assert "\n" not in str(caught.value)

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("uploaded")
         (f"s3://{BUCKET}/tiny/mamba", ["tiny/mamba", "no such model directory"]),
         (f"s3://{BUCKET}", [BUCKET, "no config.json"]),
         ("s3://", ["s3://", "names no bucket"]),
+        ("s3://user:pass@bucket/tiny", ["takes no user and password"]),
         ("s3:///tiny/llama", ["names no bucket"]),
         ("s3://Not A Bucket!/tiny", ["Not A Bucket!", "Invalid bucket name"]),
     ],

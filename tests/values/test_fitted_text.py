@@ -125,3 +125,10 @@ def test_a_short_evaluation_text_in_a_long_one_is_found(tmp_path: Path) -> None:
     assert overlap_of(ngrams_of([LONG]), ngrams_of([short.read_text()])) < MAXIMUM_OVERLAP
     with pytest.raises(InvalidInput, match=f"{long}: 0..% .* {short}, 100.0% of that"):
         check_overlap([long], [short])
+
+
+@pytest.mark.parametrize("text", [b"[]", b"", b"3", b"{", b"\xff", b"[[]]"])
+def test_what_is_no_record_is_one_line_in_our_words(text: bytes) -> None:
+    with pytest.raises(InvalidInput, match="not a record of fitted text") as caught:
+        parse_fitted(text, "model/fitted_text.json")
+    assert "pydantic" not in str(caught.value) and "\n" not in str(caught.value)

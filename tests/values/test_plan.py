@@ -92,6 +92,14 @@ def test_indices_that_are_no_choice_are_refused(tmp_path: Path, groups: list[int
         read_plan(path)
 
 
+@pytest.mark.parametrize("multiple", [-1, 0, 0.9, "x", None, []])
+def test_a_multiple_is_at_least_one(tmp_path: Path, multiple: object) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**FIRST_VERSION, "ffn_multiple": multiple}), encoding="utf-8")
+    with pytest.raises(InvalidInput, match="not a pruning plan: ffn_multiple"):
+        read_plan(path)
+
+
 def test_a_version_from_the_future_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({**FIRST_VERSION, "schema_version": 4}), encoding="utf-8")

@@ -47,7 +47,7 @@ LOCK_SECONDS = 5.0
 # Codes by which MLflow says that the request itself was wrong.
 BAD_REQUESTS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
 # Libraries below MLflow whose errors reach us untranslated when a service fails.
-SERVICE_LIBRARIES = {"requests", "urllib3", "sqlalchemy", "botocore", "boto3", "sqlite3"}
+SERVICE_LIBRARIES = {"requests", "urllib3", "sqlalchemy", "botocore", "boto3", "sqlite3", "mlflow"}
 
 
 def prepare_tracking(state: Path, experiment: str) -> str:
@@ -339,6 +339,10 @@ def _failure(service: str, error: Exception) -> BiplineError | None:
         if error.error_code in BAD_REQUESTS:
             return InvalidInput(f"{service} refuses: {reason}")
         return EnvironmentFailure(f"{service} failed: {reason}")
+    if isinstance(error, ModuleNotFoundError):
+        return EnvironmentFailure(
+            f"{service} needs {error.name}, not installed here; install it or correct the URI"
+        )
     if type(error).__module__.split(".")[0] in SERVICE_LIBRARIES:
         return EnvironmentFailure(f"{service} failed: {reason}")
     if isinstance(error, OSError):

@@ -9,7 +9,7 @@ from typing import Any
 from bipline.comparison.engine import compare
 from bipline.comparison.grid import combinations
 from bipline.comparison.inputs import Inputs, named, resolve_inputs
-from bipline.face.api import parts_of
+from bipline.face.keywords import parts_of
 from bipline.settings.sweep import ComparisonSettings
 from bipline.values.combination import Combination
 from bipline.values.comparison import Comparison

@@ -6,7 +6,7 @@ Heavy libraries are imported when a function is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,23 @@ from typing import TYPE_CHECKING, Any
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check as check_extra
 from bipline.face import named_places
+from bipline.face.keywords import (
+    Place,
+    Sources,
+    comparison_settings,
+    given_values,
+    line_settings,
+    named_texts,
+    task_names,
+)
 from bipline.face.output import write_json
-from bipline.settings.base import MethodOptions, key_values
+from bipline.settings.base import MethodOptions
 from bipline.settings.compress import CompressSettings
 from bipline.settings.gguf import GgufSettings
-from bipline.settings.line import ComputeSettings, LineSettings, sectioned
+from bipline.settings.line import ComputeSettings
 from bipline.settings.loading import KINDS, load, validated
 from bipline.settings.protocol import Protocol
-from bipline.settings.sweep import ComparisonSettings, GridSettings, SweepSettings
-from bipline.storage.names import check_label
+from bipline.settings.sweep import SweepSettings
 
 if TYPE_CHECKING:
     from bipline.storage.manifest import Manifest
@@ -31,11 +39,7 @@ if TYPE_CHECKING:
     from bipline.values.record import EvaluationRecord
     from bipline.values.summary import PruneSummary, RunSummary
 
-Place = str | Path
-Sources = Place | Sequence[Place] | Mapping[str, float]
 STATE = ".bipline"
-NUMBERS = {"ratios": (float, "numbers"), "seeds": (int, "whole numbers")}
-COMPARED = ("auto", "llm-bip-glu", "wanda-sp", "magnitude", "random")
 
 
 def prune(
@@ -100,14 +104,14 @@ def evaluate(
         raise InvalidInput("--tasks needs --task-data, the folder that holds NAME.jsonl")
     compute = {"device": device, "max_memory": max_memory}
     models = {"model": str(model), **({} if baseline is None else {"baseline": str(baseline)})}
-    named_texts = _named_texts(texts)
-    rows = {name: Path(task_data or ".") / f"{name}.jsonl" for name in _task_names(tasks)}
-    inputs = {f"--text {name}": text for name, text in named_texts.items()}
+    sources = named_texts(texts)
+    rows = {name: Path(task_data or ".") / f"{name}.jsonl" for name in task_names(tasks)}
+    inputs = {f"--text {name}": text for name, text in sources.items()}
     inputs |= {f"--tasks {name}": str(path) for name, path in rows.items()}
     named_places.check_evaluate([model, baseline], inputs, json_file=json_file, state=state)
     records = evaluate_models(
-        models, named_texts, rows, validated(Protocol, _given(protocol)),
-        validated(ComputeSettings, _given(compute)), Path(state) / "downloads", allow_fitted,
+        models, sources, rows, validated(Protocol, given_values(protocol)),
+        validated(ComputeSettings, given_values(compute)), Path(state) / "downloads", allow_fitted,
     )  # fmt: skip
     values = {name: record.to_json_value() for name, record in records.items()}
     write_json(json_file, "evaluate", {**values.pop("model"), **values})
@@ -145,7 +149,7 @@ def compare(
         raise InvalidInput("no calibration text: give --calibration FILE or hf:NAME")
     calibration = [calibration] if isinstance(calibration, (str, Path)) else calibration
     calibrations = named("--calibration", [str(each) for each in calibration])
-    evaluation = _named_texts(texts)
+    evaluation = named_texts(texts)
     copies = {"json": json_file, "csv": csv_file, "html": html_file}
     read = [*calibration, *evaluation.values()]
     named_places.check_compare(sources, read, out=out, files=copies, state=state)
@@ -234,7 +238,7 @@ def export(
     from bipline.stages.export import export_model
 
     named = {name: str(text) for name, text in (texts or {}).items()}
-    chosen = validated(GgufSettings, _given(settings))
+    chosen = validated(GgufSettings, given_values(settings))
     named_places.check_export(model, named, out=out, json_file=json_file, state=state)
     downloads = Path(state) / "downloads"
     record = export_model(str(model), Path(out), format, named, chosen, downloads)
@@ -247,110 +251,6 @@ def verify(directory: Place) -> Manifest:
     from bipline.storage.manifest import verify_directory
 
     return verify_directory(Path(directory))
-
-
-def line_settings(
-    model: Place, calibration: Sources | None, given: Mapping[str, Any]
-) -> LineSettings:
-    """The settings of ``prune`` from keywords. Raises InvalidInput, naming the keyword."""
-    values = sectioned(_given(given))
-    weights = _weights(calibration)
-    if weights:
-        names = {source: f"calibration-{n}" for n, source in enumerate(weights, start=1)}
-        values["texts"] = {name: source for source, name in names.items()}
-        texts = {name: weights[source] for source, name in names.items()}
-        values["calibrate"] = {**values.get("calibrate", {}), "texts": texts}
-    return validated(LineSettings, {**values, "model": str(model)})
-
-
-def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
-    """The settings of ``compare`` from keywords. Raises InvalidInput, naming the keyword."""
-    rest = _given(given)
-    grid = {
-        name: parts_of(rest.pop(name), *NUMBERS.get(name, ()))
-        for name in GridSettings.model_fields
-        if name in rest
-    }
-    if not grid.get("criteria") and not grid.get("methods"):
-        grid["criteria"] = COMPARED if grid.get("criteria") is None else ()
-    protocol = {"seqlen": rest.pop("evaluation_seqlen", None), "bos": rest.pop("bos", None)}
-    protocol["dtype"] = rest.get("dtype")
-    values = sectioned(rest)
-    protocol = {name: value for name, value in protocol.items() if value is not None}
-    values |= {"grid": grid, "evaluate": {"protocol": protocol}}
-    return validated(ComparisonSettings, values)
-
-
-def _named_texts(texts: Mapping[str, Place] | None) -> dict[str, str]:
-    """Evaluation texts by name. Raises InvalidInput for a name that no table can show."""
-    if not isinstance(texts or {}, Mapping):
-        raise InvalidInput(f"texts {texts!r}: give a mapping from names to files")
-    for name in texts or {}:
-        check_label(name, "--text")
-    return {name: str(text) for name, text in (texts or {}).items()}
-
-
-def _task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
-    """Tasks by name. Raises InvalidInput for one that is no file's name in --task-data."""
-    names = parts_of(tasks or ())
-    for name in names:
-        check_label(name, "--tasks")
-        if Path(name).name != name:
-            raise InvalidInput(f"--tasks {name!r}: give the name of a file in --task-data")
-    return names
-
-
-def parts_of(
-    given: str | Sequence[Any], kind: type[Any] = str, what: str = "names"
-) -> tuple[Any, ...]:
-    """The parts of a list that is written with commas, blank ones left out; others as they are.
-
-    Raises InvalidInput for what is not of the kind.
-    """
-    if not isinstance(given, str):
-        if not isinstance(given, Iterable):
-            raise InvalidInput(f"{given!r}: give {what}, as a list or separated by commas")
-        return tuple(given)
-    try:
-        return tuple(kind(part.strip()) for part in given.split(",") if part.strip())
-    except ValueError:
-        raise InvalidInput(f"{given!r}: write {what}, separated by commas") from None
-
-
-def _weights(calibration: Sources | None) -> dict[str, float]:
-    """Sources with their weight in the mix: ``FILE,0.7``, or a mapping, or 1 each."""
-    if calibration is None:
-        return {}
-    if isinstance(calibration, Mapping):
-        return {str(source): float(weight) for source, weight in calibration.items()}
-    if isinstance(calibration, (str, Path)):
-        calibration = [calibration]
-    weights = {}
-    for text in map(str, calibration):
-        source, comma, weight = text.rpartition(",")
-        try:
-            share = float(weight) if comma else None
-        except ValueError:
-            share = None
-        weights[text if share is None else source] = 1.0 if share is None else share
-    return weights
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not None; KEY=VALUE lists as mappings, lists as tuples.
-
-    Raises InvalidInput for what is no pair.
-    """
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            try:
-                value = key_values(value) if name.endswith("_option") else tuple(value)
-            except ValueError as error:
-                raise InvalidInput(str(error)) from None
-        if value is not None:
-            found[name] = value
-    return found
 
 
 __all__ = [

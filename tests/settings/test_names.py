@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bipline.base.errors import InvalidInput
-from bipline.face.api import comparison_settings, line_settings
 from bipline.face.cli import COMMANDS, application
+from bipline.face.keywords import comparison_settings, line_settings
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import SECTIONS, LineSettings, sectioned
 from bipline.settings.loading import load

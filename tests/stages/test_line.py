@@ -18,7 +18,7 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.auto import settled_settings
 from bipline.compression.forward_pass import ForwardPass
 from bipline.compression.workers import Workers
-from bipline.face.api import line_settings
+from bipline.face.keywords import line_settings
 from bipline.model import opening
 from bipline.model.opening import open_checkpoint
 from bipline.stages import line, prune

@@ -334,7 +334,7 @@ def _translated(service: str) -> Iterator[None]:
 def _failure(service: str, error: Exception) -> BiplineError | None:
     """What an error means to the user; None for one that is neither MLflow's nor a service's."""
     failure = require("mlflow.exceptions", "pipeline").MlflowException
-    reason = _cut(without_secrets(" ".join(str(error).split())), 300)
+    reason = _cut(without_secrets(" ".join(str(error).split())), 300) or type(error).__name__
     if isinstance(error, failure):
         if error.error_code in BAD_REQUESTS:
             return InvalidInput(f"{service} refuses: {reason}")

@@ -1,0 +1,123 @@
+"""Keywords of the Python API as settings: the fields of the classes, by their bare names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bipline.base.errors import InvalidInput
+from bipline.settings.base import key_values
+from bipline.settings.line import LineSettings, sectioned
+from bipline.settings.loading import validated
+from bipline.settings.sweep import ComparisonSettings, GridSettings
+from bipline.storage.names import check_label
+
+Place = str | Path
+Sources = Place | Sequence[Place] | Mapping[str, float]
+NUMBERS = {"ratios": (float, "numbers"), "seeds": (int, "whole numbers")}
+COMPARED = ("auto", "llm-bip-glu", "wanda-sp", "magnitude", "random")
+
+
+def line_settings(
+    model: Place, calibration: Sources | None, given: Mapping[str, Any]
+) -> LineSettings:
+    """The settings of ``prune`` from keywords. Raises InvalidInput, naming the keyword."""
+    values = sectioned(given_values(given))
+    weights = _weights(calibration)
+    if weights:
+        names = {source: f"calibration-{n}" for n, source in enumerate(weights, start=1)}
+        values["texts"] = {name: source for source, name in names.items()}
+        texts = {name: weights[source] for source, name in names.items()}
+        values["calibrate"] = {**values.get("calibrate", {}), "texts": texts}
+    return validated(LineSettings, {**values, "model": str(model)})
+
+
+def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
+    """The settings of ``compare`` from keywords. Raises InvalidInput, naming the keyword."""
+    rest = given_values(given)
+    grid = {
+        name: parts_of(rest.pop(name), *NUMBERS.get(name, ()))
+        for name in GridSettings.model_fields
+        if name in rest
+    }
+    if not grid.get("criteria") and not grid.get("methods"):
+        grid["criteria"] = COMPARED if grid.get("criteria") is None else ()
+    protocol = {"seqlen": rest.pop("evaluation_seqlen", None), "bos": rest.pop("bos", None)}
+    protocol["dtype"] = rest.get("dtype")
+    values = sectioned(rest)
+    protocol = {name: value for name, value in protocol.items() if value is not None}
+    values |= {"grid": grid, "evaluate": {"protocol": protocol}}
+    return validated(ComparisonSettings, values)
+
+
+def named_texts(texts: Mapping[str, Place] | None) -> dict[str, str]:
+    """Evaluation texts by name. Raises InvalidInput for a name that no table can show."""
+    if not isinstance(texts or {}, Mapping):
+        raise InvalidInput(f"texts {texts!r}: give a mapping from names to files")
+    for name in texts or {}:
+        check_label(name, "--text")
+    return {name: str(text) for name, text in (texts or {}).items()}
+
+
+def task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
+    """Tasks by name. Raises InvalidInput for one that is no file's name in --task-data."""
+    names = parts_of(tasks or ())
+    for name in names:
+        check_label(name, "--tasks")
+        if Path(name).name != name:
+            raise InvalidInput(f"--tasks {name!r}: give the name of a file in --task-data")
+    return names
+
+
+def parts_of(
+    given: str | Sequence[Any], kind: type[Any] = str, what: str = "names"
+) -> tuple[Any, ...]:
+    """The parts of a list that is written with commas, blank ones left out; others as they are.
+
+    Raises InvalidInput for what is not of the kind.
+    """
+    if not isinstance(given, str):
+        if not isinstance(given, Iterable):
+            raise InvalidInput(f"{given!r}: give {what}, as a list or separated by commas")
+        return tuple(given)
+    try:
+        return tuple(kind(part.strip()) for part in given.split(",") if part.strip())
+    except ValueError:
+        raise InvalidInput(f"{given!r}: write {what}, separated by commas") from None
+
+
+def _weights(calibration: Sources | None) -> dict[str, float]:
+    """Sources with their weight in the mix: ``FILE,0.7``, or a mapping, or 1 each."""
+    if calibration is None:
+        return {}
+    if isinstance(calibration, Mapping):
+        return {str(source): float(weight) for source, weight in calibration.items()}
+    if isinstance(calibration, (str, Path)):
+        calibration = [calibration]
+    weights = {}
+    for text in map(str, calibration):
+        source, comma, weight = text.rpartition(",")
+        try:
+            share = float(weight) if comma else None
+        except ValueError:
+            share = None
+        weights[text if share is None else source] = 1.0 if share is None else share
+    return weights
+
+
+def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not None; KEY=VALUE lists as mappings, lists as tuples.
+
+    Raises InvalidInput for what is no pair.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            try:
+                value = key_values(value) if name.endswith("_option") else tuple(value)
+            except ValueError as error:
+                raise InvalidInput(str(error)) from None
+        if value is not None:
+            found[name] = value
+    return found

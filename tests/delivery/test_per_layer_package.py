@@ -63,6 +63,7 @@ def mixed_package(mixed: PackageContents, tmp_path_factory: pytest.TempPathFacto
     return out
 
 
+@pytest.mark.slow
 def test_it_loads_in_a_process_without_bipline(
     mixed: PackageContents, mixed_package: Path, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def wait_for_a_block(folder: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_scoring(tmp_path: Path, how: signal.Signals) -> None:
     process = start(tmp_path, samples=64)
     wait_for_a_block(tmp_path, process)

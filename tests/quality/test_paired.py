@@ -59,6 +59,7 @@ def test_losses_are_those_of_perplexity(
     assert f"{expected.value:.2f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_text_that_is_missing_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", "llama-gqa", max_position_embeddings=256)
     absent = tmp_path / "absent.txt"

@@ -93,6 +93,7 @@ assert not Path(os.environ["HF_HOME"]).exists(), "the user's cache was written t
 """
 
 
+@pytest.mark.slow
 def test_the_process_of_the_caller_is_left_as_it_was(
     reference: Path, few_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

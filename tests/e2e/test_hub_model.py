@@ -23,6 +23,7 @@ configs:
 - config_name: wikitext-2-raw-v1
   data_files:
   - {split: test, path: wikitext-2-raw-v1/test.jsonl}
+  - {split: validation, path: wikitext-2-raw-v1/validation.jsonl}
 ---
 """
 
@@ -46,6 +47,9 @@ def repositories(tmp_path: Path) -> Path:
     story = (ASSETS / "texts" / "prose.txt").read_text().split("\n")
     rows = "".join(json.dumps({"text": line}) + "\n" for line in story)
     (wikitext / "wikitext-2-raw-v1" / "test.jsonl").write_text(rows)
+    judge = (ASSETS / "texts" / "recovery-judge.txt").read_text().split("\n")
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in judge)
+    (wikitext / "wikitext-2-raw-v1" / "validation.jsonl").write_text(rows)
     return root
 
 

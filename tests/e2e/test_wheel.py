@@ -187,6 +187,10 @@ def test_the_core_prunes_verifies_and_evaluates(core: Run) -> None:
     )  # fmt: skip
     assert "all as listed" in core("-m", "bipline", "verify", "small").stdout
     arguments = ("--text", "fox=text.txt", "--seqlen", "16", "--baseline", "model")
+    # The text it was calibrated on: refused, unless the user says otherwise.
+    refused = core("-m", "bipline", "evaluate", "small", *arguments, code=2)
+    assert "--allow-fitted" in refused.stderr
+    arguments = (*arguments, "--allow-fitted")
     assert "perplexity" in core("-m", "bipline", "evaluate", "small", *arguments).stdout
 
 

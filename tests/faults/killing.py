@@ -76,7 +76,7 @@ def install(events: Events) -> None:
 
     def open_(self: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
         file = opened(self, mode, *rest, **named)
-        return DyingFile(file, self, events) if "w" in mode else file
+        return DyingFile(file, self, events) if set(mode) & set("wx") else file
 
     def moving(kind: str, move: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
         def moved(self: Path, target: Path) -> Path:

@@ -24,6 +24,7 @@ from bipline.model.loading import check_generation, load_model
 from bipline.model.opening import open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
 from bipline.model.shapes import ModelShape
+from bipline.model.token_ids import token_ids
 from bipline.model.tokenizer import load_tokenizer
 from bipline.storage.folder import open_folder
 from bipline.storage.manifest import Manifest, read_manifest
@@ -137,15 +138,23 @@ def _compared_token_ids(package_hf: Path, dense: Path) -> list[int]:
     # A page cannot hold every token, so the vocabularies are compared as well.
     if packaged.get_vocab() != source.get_vocab():
         raise Refused("hf: the package's tokenizer has another vocabulary than the dense model's")
-    expected, actual = (each(PAGE, verbose=False)["input_ids"] for each in (source, packaged))
-    if actual != expected:
-        pairs = enumerate(zip(actual, expected, strict=False))
-        place = next((i for i, (a, b) in pairs if a != b), min(len(actual), len(expected)))
+    expected, actual = (
+        next(token_ids(each, [PAGE], special_tokens=True)) for each in (source, packaged)
+    )
+    if (place := first_difference(actual, expected)) is not None:
         raise Refused(
             "hf: the package's tokenizer gives other ids than the dense model's, "
             f"from token {place} of a test page"
         )
-    return list(expected)
+    return expected
+
+
+def first_difference(one: list[int], other: list[int]) -> int | None:
+    """The first place where two lists of token ids differ; None where they are the same."""
+    if one == other:
+        return None
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _window(token_ids: list[int], checkpoint: Checkpoint) -> torch.Tensor:

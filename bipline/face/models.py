@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from bipline.base.errors import InvalidInput
 from bipline.face import options
 from bipline.face.options import (
     CALIBRATION,
@@ -15,6 +14,7 @@ from bipline.face.options import (
     OUTPUT,
     PROTOCOL,
     WHAT,
+    named_sources,
     option,
     with_settings,
 )
@@ -82,7 +82,7 @@ def evaluate(
 
     with working(log := log_file(state, "evaluate")) as console:
         records = api.evaluate(
-            model, texts=_named(text), tasks=tasks, task_data=task_data,
+            model, texts=named_sources(text), tasks=tasks, task_data=task_data,
             baseline=baseline, speed=speed, allow_fitted=allow_fitted, json_file=json_file,
             state=state, **settings,
         )  # fmt: skip
@@ -142,21 +142,8 @@ def compare(
 
     with working(log := log_file(state, "compare")) as console:
         comparison = api.compare(
-            models, out, calibration=calibration or (), texts=_named(text), jobs=jobs, keep=keep,
-            state=state, evaluation_seqlen=evaluation_seqlen, bos=bos, criteria=criteria,
+            models, out, calibration=calibration or (), texts=named_sources(text), jobs=jobs,
+            keep=keep, state=state, evaluation_seqlen=evaluation_seqlen, bos=bos, criteria=criteria,
             methods=method, json_file=json_file, csv_file=csv_file, html_file=html_file, **settings,
         )  # fmt: skip
         print_compared(console, comparison, out, log)
-
-
-def _named(given: list[str] | None) -> dict[str, str]:
-    """Texts by name. Raises InvalidInput for what is no NAME=FILE, and for a name that is taken."""
-    texts: dict[str, str] = {}
-    for text in given or ():
-        name, equals, source = text.partition("=")
-        if not (name and equals and source):
-            raise InvalidInput(f"--text {text!r}: write NAME=FILE")
-        if name in texts:
-            raise InvalidInput(f"--text: two texts are named {name!r}; name them apart")
-        texts[name] = source
-    return texts

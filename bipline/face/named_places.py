@@ -11,7 +11,7 @@ from bipline.face.output import is_result
 from bipline.settings.line import LineSettings
 from bipline.storage.directory import occupied
 from bipline.storage.folder import S3_SCHEME
-from bipline.storage.places import Place, Use, check_places
+from bipline.storage.places import Place, Use, check_places, is_elsewhere
 
 # A name, what it names, and what becomes of it; a name of elsewhere, or none, is no place here.
 Named = tuple[str, Any, Use]
@@ -128,7 +128,7 @@ def _is_here(source: Any, use: Use) -> bool:
     text = str(source)
     if use.written or use is Use.STATE:
         return not (use is Use.KEPT and text.startswith(S3_SCHEME))
-    return "://" not in text and not text.startswith(("hf:", "models:/"))
+    return not is_elsewhere(text)
 
 
 def is_plan(path: Path) -> bool:

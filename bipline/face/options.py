@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from bipline.base.errors import InvalidInput
 from bipline.settings.base import ByteCount, Settings
 from bipline.settings.line import MODEL, CalibrateSettings, ComputeSettings, PruneSettings
 from bipline.settings.protocol import Protocol
@@ -34,6 +35,19 @@ PANELS: dict[type[Settings], str] = {
 def option(help_: str, panel: str = OUTPUT, *names: str, **more: Any) -> Any:
     """An option of a command's own."""
     return typer.Option(*names, help=help_, rich_help_panel=panel, **more)
+
+
+def named_sources(given: list[str] | None) -> dict[str, str]:
+    """Texts by name. Raises InvalidInput for what is no NAME=FILE, and for a name that is taken."""
+    texts: dict[str, str] = {}
+    for text in given or ():
+        name, equals, source = text.partition("=")
+        if not (name and equals and source):
+            raise InvalidInput(f"--text {text!r}: write NAME=FILE")
+        if name in texts:
+            raise InvalidInput(f"--text: two texts are named {name!r}; name them apart")
+        texts[name] = source
+    return texts
 
 
 def with_settings(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from bipline.face import options
-from bipline.face.models import STATE, _named
-from bipline.face.options import WHAT, option, with_settings
+from bipline.face.models import STATE
+from bipline.face.options import WHAT, named_sources, option, with_settings
 from bipline.face.output import log_file
 from bipline.settings.gguf import GgufSettings
 
@@ -33,10 +33,10 @@ def export(
 
     with working(log := log_file(state, "export")) as console:
         record = api.export(
-            model, out, format=format_, texts=_named(text), json_file=json_file, state=state,
+            model, out, format=format_, texts=named_sources(text), json_file=json_file, state=state,
             **settings,
         )  # fmt: skip
         line = f"{out}: {record.format} {record.type}, architecture {record.architecture}, "
         line += f"{record.parameters:,} parameters, {record.file_bytes / 1e6:.2f} MB"
-        console.print(line, highlight=False, soft_wrap=True)
-        console.print(f"log: {log}", highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
+        console.print(f"log: {log}", soft_wrap=True)

@@ -8,8 +8,6 @@ class are written out, because a smaller model may go under another class, whose
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -50,42 +48,6 @@ class _Keys(_Table):
 def _table() -> _Keys:
     path = Path(__file__).with_name("config_keys.json")
     return _Keys.model_validate_json(path.read_text(encoding="utf-8"))
-
-
-def parse_json(content: bytes, where: str) -> Any:
-    """Strict JSON: no key twice, no NaN or infinity, no half of a surrogate pair.
-
-    Raises InvalidInput, naming ``where``, for anything else.
-    """
-    try:
-        text = content.decode("utf-8")
-        value = json.loads(
-            text, object_pairs_hook=_distinct, parse_constant=_number, parse_float=_number
-        )
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where}: not JSON: {_first_line(error)}") from None
-    return value
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands twice")
-    return value
-
-
-def _number(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text} is no number")
-    return value
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, UnicodeError):
-        return "holds what is no UTF-8 text, or half of a surrogate pair"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def allowed_keys(model_type: str) -> dict[str, Allowed]:

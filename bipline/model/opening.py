@@ -26,11 +26,12 @@ from bipline.base.errors import InvalidInput
 from bipline.base.machine import free_memory
 from bipline.base.progress import note
 from bipline.model.checkpoint import FLOAT_DTYPES, PIECE_BYTES, TORCH_DTYPES, Checkpoint
-from bipline.model.config_keys import checked_config, parse_json, shown
+from bipline.model.config_keys import checked_config, shown
 from bipline.model.families import build_of, family_of, shape_of, tensor_shapes
 from bipline.model.per_layer.shipping import check_code
 from bipline.model.safetensors_header import StoredTensor, read_header
 from bipline.storage.folder import Folder, open_folder
+from bipline.storage.strict_json import parse_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

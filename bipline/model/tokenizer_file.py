@@ -7,9 +7,10 @@ nothing but the parts below does none of it; any other runs in a process of its 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from bipline.storage.strict_json import parse
 
 # What is put before a text or in place of its parts, of all steps together: they multiply.
 LONGEST_CONTENT = 12
@@ -34,8 +35,8 @@ PATTERNS = (
 def is_plain(file: Path) -> bool:
     """Whether a ``tokenizer.json`` is made of known parts; False where it cannot be read."""
     try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse(file.read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and _is_plain_model(content) and _is_plain_line(content)
 

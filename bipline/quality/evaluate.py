@@ -82,7 +82,10 @@ def evaluate(
 
 
 def fitted_shares(
-    checkpoint: Checkpoint, texts: Mapping[str, Path], allowed: bool = False
+    checkpoint: Checkpoint,
+    texts: Mapping[str, Path],
+    allowed: bool = False,
+    remedy: str = "measure on other text, or give --allow-fitted",
 ) -> dict[str, float]:
     """The share of 13-grams in common with what a model was fitted on, for texts where it is much.
 
@@ -97,7 +100,7 @@ def fitted_shares(
             said = f"text {name} ({path}): {share:.1%} of its 13-grams are of text that {place} "
             said += "was fitted on"
             if not allowed:
-                raise InvalidInput(f"{said}; measure on other text, or give --allow-fitted")
+                raise InvalidInput(f"{said}; {remedy}")
             note(said)
             shares[name] = round(share, 4)
     return shares

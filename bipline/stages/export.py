@@ -14,6 +14,7 @@ from bipline.delivery.formats.directory import export_to, format_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import check_generation
 from bipline.model.opening import open_checkpoint
+from bipline.quality.evaluate import fitted_shares
 from bipline.settings.base import Settings
 from bipline.settings.compress import CompressSettings, ExportSettings
 from bipline.stages.resolve import local_copy, resolve_model, resolve_texts
@@ -107,6 +108,7 @@ def export_model(
     model = resolve_model(source, downloads)
     files = {text: Path(t.location) for text, t in resolve_texts(texts, downloads).items()}
     checkpoint = open_checkpoint(model.location, model.tensor_digest)
+    fitted_shares(checkpoint, files, remedy="measure on other text")
     return export_to(model, checkpoint, out, format_, files, settings)
 
 

@@ -31,6 +31,7 @@ from bipline.stages import (
 )
 from bipline.stages.stage import Context, Lines
 from bipline.storage.folder import S3_SCHEME
+from bipline.storage.places import is_elsewhere
 from bipline.storage.store import Handle
 from bipline.values.fitted_text import beside_plan
 from bipline.values.plan import PruningPlan
@@ -127,5 +128,5 @@ def check_stages(
 
 def known_checkpoint(source: str) -> Checkpoint | None:
     """The model where it can be opened without a download; None where it must be fetched first."""
-    remote = "://" in source or source.startswith(("hf:", "models:/"))
-    return open_checkpoint(source) if source.startswith(S3_SCHEME) or not remote else None
+    opens = source.startswith(S3_SCHEME) or not is_elsewhere(source)
+    return open_checkpoint(source) if opens else None

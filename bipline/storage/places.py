@@ -28,6 +28,11 @@ PARTIAL = ".partial"
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/|hf:|models:")
 
 
+def is_elsewhere(source: str) -> bool:
+    """Whether a source that is read names a hub, a bucket or a registry, and no path."""
+    return "://" in source or source.startswith(("hf:", "models:/"))
+
+
 class Use(Enum):
     """What becomes of a place."""
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.machine import free_memory
-from bipline.storage.strict_json import distinct
+from bipline.storage.strict_json import SURROGATE, distinct, holds_half_a_pair
 
 # Longer than any number that a row has use for; Python itself gives up at 4,300 digits.
 MOST_DIGITS = 400
@@ -25,8 +25,6 @@ OTHER_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, co
 # The bytes, the text they are, and the text with its lines ended alike.
 MEMORY_A_BYTE = 3
 SPACE = re.compile(r"[ \t\n]*")
-# The escape of one half of a surrogate pair.
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Row = tuple[int, Any]
 
 
@@ -155,11 +153,8 @@ def _decoded(text: str, start: int) -> tuple[Any, int]:
         raise ValueError(f"is not JSON: {error.msg} at column {column}") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
-    if SURROGATE.search(text, start, end):
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError("holds half a surrogate pair, which is no character") from None
+    if SURROGATE.search(text, start, end) and holds_half_a_pair(value):
+        raise ValueError("holds half a surrogate pair, which is no character")
     return value, end
 
 

@@ -7,6 +7,7 @@ them is a refusal that names the file, in one line, and says what to do with it.
 from __future__ import annotations
 
 import json
+import re
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,9 @@ from bipline.base.errors import InvalidInput
 
 LARGEST_BYTES = 256 << 20
 DELETE = "delete it and run again"
+NOT_JSON = "not JSON: "
+# The escape of one half of a surrogate pair.
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path, name: str, remedy: str = DELETE) -> dict[str, Any]:
@@ -49,6 +53,15 @@ def parse_object(content: bytes, where: str, name: str, remedy: str = DELETE) ->
     return value
 
 
+def parse_json(content: bytes, where: str) -> Any:
+    """Any JSON value in ``content``, a user's file at ``where``. Raises InvalidInput naming it."""
+    try:
+        return parse(content)
+    except ValueError as error:
+        reason = str(error).removeprefix(NOT_JSON)
+        raise InvalidInput(f"{where}: {NOT_JSON}{reason}") from None
+
+
 def parse(content: bytes) -> Any:
     """Any JSON value. Raises ValueError, with the reason in one line, for what is none."""
     if len(content) > LARGEST_BYTES:
@@ -56,20 +69,28 @@ def parse(content: bytes) -> Any:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise ValueError(f"no UTF-8 text: {error.reason} at byte {error.start}") from None
     try:
         value = json.loads(
             text, object_pairs_hook=distinct, parse_constant=_refuse_constant, parse_float=_finite
         )
-        if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
+        halved = holds_half_a_pair(value) if SURROGATE.search(text) else False
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError("nested too deeply (the limit of recursion)") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    except UnicodeEncodeError:
-        raise ValueError("a text in it holds half of a surrogate pair") from None
+        raise ValueError(f"{NOT_JSON}{error}") from None
+    if halved:
+        raise ValueError("a text in it holds half of a surrogate pair")
     return value
+
+
+def holds_half_a_pair(value: Any) -> bool:
+    """Whether a text of a JSON value holds half a surrogate pair, which is no character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -85,11 +106,11 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     if isfinite(value := float(text)):
         return value
-    raise ValueError(f"{text} is beyond every number")
+    raise ValueError(f"{text} is no number")
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is no number")
 
 
 def _then(remedy: str) -> str:

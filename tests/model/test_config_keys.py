@@ -20,10 +20,10 @@ from bipline.model import config_keys
 from bipline.model.config_keys import (
     allowed_keys,
     checked_config,
-    parse_json,
 )
 from bipline.model.loading import load_model, transformers_config
 from bipline.model.opening import open_checkpoint, read_config
+from bipline.storage.strict_json import parse_json
 from tests.per_layer import kept, plan_of
 from tests.tiny import config_of
 

@@ -9,18 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note
 from bipline.compression.prune import PLAN_NAME
+from bipline.delivery.card import escaped
 from bipline.delivery.formats.gguf.format import Gguf
 from bipline.delivery.formats.interface import Format
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import Settings
-from bipline.storage.directory import DirectoryWriter, atomic_directory, refuse_occupied, write_text
+from bipline.storage.directory import DirectoryWriter, atomic_directory, write_text
+from bipline.storage.places import is_elsewhere
+from bipline.storage.strict_json import parse_object
 from bipline.values.export import ExportRecord, Origin
 from bipline.values.plan import PruningPlan
+from bipline.values.reading import typed
 from bipline.values.resolution import ResolvedModel
 
 KIND = "export"
@@ -48,7 +50,6 @@ def export_to(
     Raises InvalidInput before any work for what the format cannot hold, Refused where the engine
     says otherwise than the model.
     """
-    refuse_occupied(out)
     heading("check")
     layout = format_.check(checkpoint, texts, settings)
     for line in layout.notes:
@@ -78,9 +79,9 @@ def export_to(
 def origin_of(model: ResolvedModel, checkpoint: Checkpoint) -> Origin:
     """Where the tensors came from, by digests; a local model by the name of its folder."""
     plan = _plan_of(checkpoint)
-    local = "://" not in model.source and not model.source.startswith(("hf:", "models:"))
+    named = is_elsewhere(model.source)
     return Origin(
-        name=Path(model.source).absolute().name if local else model.source,
+        name=model.source if named else Path(model.source).absolute().name,
         revision=model.revision,
         licence=model.licence,
         tensor_digest=model.tensor_digest or checkpoint.tensor_digest,
@@ -93,13 +94,9 @@ def _plan_of(checkpoint: Checkpoint) -> PruningPlan | None:
     """The plan that lies beside the weights of a pruned model."""
     if PLAN_NAME not in checkpoint.folder.names():
         return None
-    try:
-        return PruningPlan.model_validate_json(checkpoint.folder.read(PLAN_NAME))
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise InvalidInput(
-            f"{checkpoint.location}/{PLAN_NAME}: not a pruning plan: {reason}"
-        ) from None
+    where, name = f"{checkpoint.location}/{PLAN_NAME}", "pruning plan"
+    value = parse_object(checkpoint.folder.read(PLAN_NAME), where, name, "")
+    return typed(value, PruningPlan, where, name)
 
 
 def _write_documents(writer: DirectoryWriter, record: ExportRecord, how_to_load: str) -> None:
@@ -118,7 +115,7 @@ def readme(record: ExportRecord, how_to_load: str) -> str:
     """What the directory holds, how it is loaded, where it came from and what was verified."""
     check = record.check
     lines = [
-        f"# {record.origin.name} as {record.format}, {record.type}",
+        f"# {escaped(record.origin.name)} as {record.format}, {record.type}",
         f"Architecture `{record.architecture}`, {record.parameters:,} parameters, "
         f"{record.file_bytes / 1e6:,.2f} MB.",
         "## How to load it",
@@ -132,7 +129,7 @@ def readme(record: ExportRecord, how_to_load: str) -> str:
         f"by at most {check.largest_difference:.1e} nats in {check.compared:,} places, "
         f"divergence {check.divergence:.1e} nats; from the model with the weights that the file "
         f"has {check.divergence_as_stored:.1e}.",
-        *(f"* {line}" for line in record.notes),
+        *(f"* {escaped(line)}" for line in record.notes),
     ]
     if record.perplexity:
         lines += [_perplexity_table(record)]
@@ -152,5 +149,6 @@ def _perplexity_table(record: ExportRecord) -> str:
 
 
 def _table(rows: list[tuple[Any, ...]], head: tuple[str, ...] = ("", "")) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    cells = [tuple(escaped(str(cell)) for cell in row) for row in rows]
+    lines = [head, ("---",) * len(head), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

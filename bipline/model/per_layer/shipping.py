@@ -7,7 +7,6 @@ compares what lies there with its own files, byte by byte, and uses its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
@@ -20,6 +19,7 @@ from bipline.model.families import family_of
 from bipline.model.per_layer import modeling_per_layer
 from bipline.model.shapes import is_per_layer
 from bipline.storage.folder import Folder
+from bipline.storage.strict_json import parse_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 README = """# Weights whose blocks differ in width
@@ -134,10 +134,9 @@ def refuse_tokenizer_code(folder: Folder) -> None:
     if TOKENIZER_CONFIG not in folder.names():
         return
     where = f"{folder.location}/{TOKENIZER_CONFIG}"
-    try:
-        config = json.loads(folder.read(TOKENIZER_CONFIG).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where}: not JSON: {error}") from None
+    config = parse_json(folder.read(TOKENIZER_CONFIG), where)
+    if not isinstance(config, dict):
+        raise InvalidInput(f"{where}: not a JSON object")
     if "auto_map" in config:
         raise InvalidInput(
             f"{where}: auto_map asks for the tokenizer's own code, which nobody should allow to "

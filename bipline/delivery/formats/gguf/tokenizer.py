@@ -15,6 +15,7 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import require
+from bipline.model.token_ids import token_ids
 
 SPACE = "\u2581"
 UNKNOWN_SCORE = -1000.0
@@ -99,7 +100,7 @@ def _outside(tokenizer: Any) -> dict[str, Any]:
         for name in ("bos", "eos", "pad")
         if (index := getattr(tokenizer, f"{name}_token_id", None)) is not None
     }
-    ids = tokenizer("a", verbose=False)["input_ids"]
+    (ids,) = token_ids(tokenizer, ["a"], special_tokens=True)
     adds = {
         "bos": bool(ids) and ids[0] == special.get("bos"),
         "eos": len(ids) > 1 and ids[-1] == special.get("eos"),

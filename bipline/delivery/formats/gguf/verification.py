@@ -27,9 +27,10 @@ from bipline.delivery.formats.gguf import engine
 from bipline.delivery.formats.gguf.architectures import context_length
 from bipline.delivery.formats.gguf.tensors import converted, stored_type
 from bipline.delivery.formats.interface import Verification
-from bipline.delivery.verification import PAGE, PAGE_TOKENS
+from bipline.delivery.verification import PAGE, PAGE_TOKENS, first_difference
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.token_ids import token_ids
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import perplexity, text_windows
 from bipline.settings.gguf import GgufSettings
@@ -101,12 +102,12 @@ def _question(
     tokenizer = tokenizer_of(checkpoint.folder)
     special = list(tokenizer.get_added_vocab())[:SPECIAL_TOKENS]
     asked = [page_of(tokenizer), "".join(f"word{token}word" for token in special)]
-    token_ids = [list(tokenizer(text, verbose=False)["input_ids"]) for text in asked]
+    ids = list(token_ids(tokenizer, asked, special_tokens=True))
     longest = min(PAGE_TOKENS, context_length(checkpoint) - CONTINUED_TOKENS)
     return Question(
         texts=asked,
-        token_ids=token_ids,
-        window=token_ids[0][: max(2, longest)],
+        token_ids=ids,
+        window=ids[0][: max(2, longest)],
         windows={
             name: text_windows(tokenizer, read_documents(path), settings.seqlen, "none")[
                 : settings.windows
@@ -177,9 +178,7 @@ def _reason(done: subprocess.CompletedProcess[str], answer: Mapping[str, Any]) -
 
 
 def _compare_page(actual: list[int], expected: list[int]) -> None:
-    if actual != expected:
-        pairs = enumerate(zip(actual, expected, strict=False))
-        place = next((i for i, (a, b) in pairs if a != b), min(len(actual), len(expected)))
+    if (place := first_difference(actual, expected)) is not None:
         raise Refused(
             "gguf: llama.cpp's tokenizer gives other ids than transformers', from token "
             f"{place} of a test page; use the model directory itself, with transformers"

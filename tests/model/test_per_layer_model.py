@@ -83,6 +83,10 @@ FAULTS: dict[str, tuple[Damage, str]] = {
         "tokenizer_config.json: auto_map asks for the tokenizer's own code",
     ),
     "tokenizer that is no JSON": (file_with("tokenizer_config.json", "{"), "config.json: not JSON"),
+    "tokenizer that is a number": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("3"),
+        "not a JSON object",
+    ),
     "foreign auto_map": (config_with(auto_map={"AutoConfig": "x.Y"}), "does not name bipline's"),
     "no auto_map": (config_with(auto_map=None), "does not name bipline's own"),
     "stock type, our auto_map": (config_with(model_type="llama"), "auto_map asks for the model's"),

@@ -156,6 +156,14 @@ def test_what_is_plain(folder: Path, changes: dict[str, Any], plain: bool) -> No
     assert is_plain(changed(folder, changes) / "tokenizer.json") is plain
 
 
+def test_a_part_that_stands_twice_is_not_plain(folder: Path) -> None:
+    """Whoever reads it may take the first."""
+    file = folder / "tokenizer.json"
+    assert is_plain(file)
+    file.write_text('{"decoder": {"type": "Odd"},' + file.read_text().lstrip()[1:])
+    assert not is_plain(file)
+
+
 def test_a_text_that_takes_more_memory_than_there_is_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidInput, match=r"1,680 characters takes about .* --max-memory"):
         list(token_ids(load_tokenizer(folder), [TEXT], special_tokens=False, max_memory=1))

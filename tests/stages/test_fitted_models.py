@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bipline.base.errors import InvalidInput
-from bipline.face.api import evaluate, prune
+from bipline.face.api import evaluate, export, prune
 from bipline.values.fitted_text import FITTED_NAME, FittedText, read_fitted
 from tests.compression.test_calibrate import prose
 
@@ -36,6 +36,13 @@ def test_text_that_was_fitted_on_is_refused_or_told(folder: Path, name: str) -> 
         evaluate(folder / "out", texts=texts, state=state, **WIDE)
     told = evaluate(folder / "out", texts=texts, allow_fitted=True, state=state, **WIDE)
     assert told["model"].environment["fitted_text"]["t"] > 0.01
+
+
+def test_an_export_is_not_measured_on_it(folder: Path, tmp_path: Path) -> None:
+    texts = {"t": folder / "fitted.txt"}
+    with pytest.raises(InvalidInput, match="fitted on; measure on other text"):
+        export(folder / "out", tmp_path / "gguf", texts=texts, state=folder / "state")
+    assert not (tmp_path / "gguf").exists()
 
 
 def test_other_text_is_measured_and_nothing_is_told(folder: Path) -> None:

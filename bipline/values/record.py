@@ -21,20 +21,37 @@ class _Frozen(BaseModel):
 
 
 class Perplexity(_Frozen):
-    """Perplexity of one text: exp of the mean negative log-likelihood (nats) per token."""
+    """Perplexity of one text: exp of the mean negative log-likelihood (nats) per token.
+
+    ``nll_stderr`` is the standard error of the mean over ``windows``, None where one window or an
+    older record tells none.
+    """
 
     value: float
     nll: float
     tokens: int
+    nll_stderr: float | None = None
+    windows: int | None = None
+
+    @property
+    def stderr(self) -> float | None:
+        """The standard error of the perplexity, to first order in that of the mean."""
+        return None if self.nll_stderr is None else self.value * self.nll_stderr
 
 
 class TaskResult(_Frozen):
-    """Zero-shot accuracy of one task. ``acc_norm`` divides log-likelihoods by byte length."""
+    """Zero-shot accuracy of one task. ``acc_norm`` divides log-likelihoods by byte length.
+
+    ``n`` rows were measured; ``excluded`` more were not, because they are longer than the model's
+    window. Standard errors are None where one row or an older record tells none.
+    """
 
     acc: float
     acc_norm: float | None
     stderr: float | None
     n: int
+    acc_norm_stderr: float | None = None
+    excluded: int = 0
 
 
 class Speed(_Frozen):

@@ -64,7 +64,8 @@ def calibrate(
     _check_sizes(texts, samples, seqlen)
     tokenizer = tokenizer_of(tokenizer_folder)
     parts, drawn, fitted = [], [], []
-    for (path, _), share in zip(texts, _shares(texts, samples), strict=True):
+    counts = window_counts([weight for _, weight in texts], samples)
+    for (path, _), share in zip(texts, counts, strict=True):
         documents = _distinct(read_documents(path))
         fitted.append(FittedText.of(documents))
         stream = _token_stream(tokenizer, _shuffled(documents, seed), max_memory)
@@ -101,10 +102,10 @@ def _check_sizes(texts: Sequence[tuple[Path, float]], samples: int, seqlen: int)
             raise InvalidInput(f"{path}: weight {weight} in the calibration mix must be positive")
 
 
-def _shares(texts: Sequence[tuple[Path, float]], samples: int) -> list[int]:
-    """Split the windows by weight; largest remainders take what rounding leaves."""
-    total = sum(weight for _, weight in texts)
-    exact = [samples * weight / total for _, weight in texts]
+def window_counts(weights: Sequence[float], samples: int) -> list[int]:
+    """Split the windows by positive weights; largest remainders take what rounding leaves."""
+    total = sum(weights)
+    exact = [samples * weight / total for weight in weights]
     shares = [int(share) for share in exact]
     order = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
     for index in order[: samples - sum(shares)]:

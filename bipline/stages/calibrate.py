@@ -47,14 +47,20 @@ def calibrate(
     samples = samples_of(context.opened(model), settings, compensate)
     if settings.samples is None and samples > DEFAULT_SAMPLES:
         note(f"samples {samples}: compensation needs more than {DEFAULT_SAMPLES} on this model")
-    # By content, because the key does not depend on what a text is called.
-    mix = sorted((texts[name].sha256, share) for name, share in settings.texts.items())
+    # By content, because the key does not depend on what a text is called; and by how many windows
+    # come of each, because shares of 2:2 and of 1:1 draw the same.
+    digests, weights = zip(
+        *sorted((texts[name].sha256, share) for name, share in settings.texts.items()), strict=True
+    )
+    mix = list(zip(digests, core.window_counts(weights, samples), strict=True))
     places = {text.sha256: Path(text.location) for text in chosen}
     drawn = {"samples": samples, "seqlen": settings.seqlen, "seed": context.seed}
     inputs = {"tokenizer": model.tokenizer_digest}
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
-        sources = [(places[digest], share) for digest, share in mix]
+        sources = [
+            (places[digest], weight) for digest, weight in zip(digests, weights, strict=True)
+        ]
         found = core.calibrate(
             open_folder(model.location), sources, **drawn, max_memory=context.compute.max_memory
         )

@@ -248,6 +248,13 @@ def test_a_mix_is_known_by_what_its_texts_hold(llama: Path, runs: Runs, tmp_path
     assert runs.passes == 5
 
 
+def test_shares_on_another_scale_are_one_key(llama: Path, runs: Runs, tmp_path: Path) -> None:
+    other = write_text(tmp_path / "b.txt", 2)
+    for out, share in (("ones", 1), ("twos", 2), ("tenths", 0.1)):
+        runs.prune(llama, out, calibration=[f"{runs.text},{share}", f"{other},{share}"])
+    assert runs.passes == 1
+
+
 def test_resolving_reads_a_weight_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with counting(monkeypatch, llama) as ranges:
         resolved = resolve_model(str(llama), llama)

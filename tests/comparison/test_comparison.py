@@ -212,6 +212,7 @@ def test_a_refused_criterion_refuses_its_rows_alone(
     assert figures(again) == figures(compared)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_two_processes_give_the_rows_of_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

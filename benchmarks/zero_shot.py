@@ -24,7 +24,7 @@ from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.zero_shot import Measured, model_questions, zero_shot
-from bipline.quality.zero_shot_tasks import USUAL, measured_split, official
+from bipline.quality.zero_shot_tasks import USUAL, official
 from bipline.settings.protocol import Protocol
 from bipline.storage.task_rows import read_task_rows
 
@@ -80,11 +80,9 @@ def by_lm_eval(
 def _configuration(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     from datasets import Dataset
 
-    configuration = official(name)
-    split, data = measured_split(configuration), Dataset.from_list(rows)
-    for key in ("training_split", "validation_split", "test_split"):
-        configuration[key] = split if configuration.get(key) == split else None
-    return {**configuration, "custom_dataset": lambda **_: {split: data}}
+    data = Dataset.from_list(rows)
+    splits = dict.fromkeys(("train", "validation", "test"), data)
+    return {**official(name), "custom_dataset": lambda **_: splits}
 
 
 def compared(measured: Measured, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> float:

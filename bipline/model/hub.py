@@ -216,10 +216,7 @@ def download_documents(
 def download_rows(
     repository: str, commit: str, subset: str | None, split: str
 ) -> list[dict[str, Any]]:
-    """All rows of a split of a data set at a commit, every column of them.
-
-    Raises InvalidInput and EnvironmentFailure as :func:`download_documents`.
-    """
+    """All rows of a split, every column. Raises as :func:`download_documents`."""
     what = f"hf:{repository}@{commit[:12]}"
     note(f"reading {what}, split {split}")
     with _stream(what, repository, commit, subset, split) as rows:

@@ -232,6 +232,23 @@ def download_documents(
         return whole, commit
 
 
+def download_rows(
+    repository: str, commit: str, subset: str | None, split: str
+) -> list[dict[str, Any]]:
+    """All rows of a split of a data set at a commit, every column of them.
+
+    Raises InvalidInput and EnvironmentFailure as :func:`download_documents`.
+    """
+    what = f"hf:{repository}@{commit[:12]}"
+    note(f"reading {what}, split {split}")
+    with (
+        _hub_failures(what, "data set"),
+        _data_set_failures(what, None),
+        TemporaryDirectory() as cache,
+    ):
+        return list(_stream(repository, commit, subset, split, None, cache))
+
+
 def _stream(
     repository: str,
     commit: str,

@@ -220,7 +220,7 @@ def resolve_task(source: str) -> ResolvedTask:
     Every row is checked. Raises InvalidInput where the file is missing or one cannot be measured.
     """
     if source.startswith(HUB):
-        raise InvalidInput(f"{source}: a task is not read from the hub; give a .jsonl file")
+        raise InvalidInput(f"{source}: a task is a .jsonl file, or hf: for lm-eval's own")
     _refuse_scheme(source, "a .jsonl file")
     path = Path(source)
     rows = len(read_task_rows(path)[1])

@@ -88,6 +88,14 @@ def glance(source: str, downloads: Path, checkpoint: Checkpoint | None = None) -
     )
 
 
+def known_checkpoint(source: str) -> Checkpoint | None:
+    """The model as :func:`bipline.model.resolve.known_checkpoint`; None for a registry's version.
+
+    That must be fetched first.
+    """
+    return None if source.startswith(REGISTRY) else core.known_checkpoint(source)
+
+
 def local_copy(model: ResolvedModel, downloads: Path) -> Path:
     """A local directory with the model's files: where it lies, or a copy of what lies in S3.
 
@@ -111,15 +119,14 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
 
     Raises InvalidInput for a model, text or task that cannot be had or used.
     """
-    if not settings.model.startswith(REGISTRY):
-        core.check_source(settings.model)
-    else:
+    if settings.model.startswith(REGISTRY):
         from bipline.delivery.registries.mlflow import tracking_uri
         from bipline.delivery.registries.mlflow_source import find_version
 
         state = getattr(settings, "state", None)  # a run asks the registry of its own state
         find_version(settings.model, tracking_uri(Path(state)) if state else None)
-    lines = [("resolve", f"{settings.model}{_size(checkpoint)}")]
+    later = " (to be downloaded)" if settings.model.startswith((REGISTRY, core.HUB)) else ""
+    lines = [("resolve", f"{settings.model}{_size(checkpoint)}{later}")]
     lines += [(" text", f"{name}: {_text(source)}") for name, source in settings.texts.items()]
     for name, source in settings.tasks.items() if isinstance(settings, CompressSettings) else ():
         zero_shot_sources.check_task(name, source, Path())
@@ -128,7 +135,7 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
 
 def _size(checkpoint: Checkpoint | None) -> str:
     if checkpoint is None:
-        return " (to be downloaded)"
+        return ""
     return (
         f": {checkpoint.family.architecture}, {checkpoint.parameters:,} parameters, "
         f"{checkpoint.weight_bytes / 1e6:,.1f} MB, {checkpoint.shape.num_hidden_layers} blocks"

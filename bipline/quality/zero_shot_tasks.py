@@ -81,7 +81,7 @@ def official(name: str) -> dict[str, Any]:
     """
     file = configuration_file(name)
     if file is None:
-        hint = "a group or tag is given by the names of its tasks"
+        hint = "give its rows by --task-data, a group or tag by the names of its tasks"
         raise InvalidInput(f"task {name!r}: lm-eval has no task of this name; {hint}")
     load = require("lm_eval.tasks._yaml_loader", "eval").load_yaml
     # Its functions are imported only where it is one that is measured.

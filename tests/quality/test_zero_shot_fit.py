@@ -178,7 +178,7 @@ def test_a_window_too_short_to_write_an_answer_is_refused(
 
 REFUSED: dict[str, tuple[str, str]] = {
     "no such": ("no_such_task", "lm-eval has no task of this name"),
-    "group": ("glue", "a group or tag is given by the names of its tasks"),
+    "group": ("glue", "a group or tag by the names of its tasks"),
     "perplexity": ("wikitext", "give the text by --text"),
     "class": ("squadv2", "a class in Python"),
     "code": ("humaneval", "runs code"),

@@ -97,11 +97,13 @@ def test_the_first_four_are_on_the_page() -> None:
     assert any(path == "bipline/model/families.json" for path, _, _ in parts(PAGE))
 
 
+@pytest.mark.slow
 def test_a_criterion_needs_a_module_and_a_line(copy: Path) -> None:
     plan = pruned(copy, "llama", "by-criterion", "--criterion", "mean-activation")
     assert plan["criterion"] == "mean-activation"
 
 
+@pytest.mark.slow
 def test_an_allocation_needs_a_module_and_a_line(copy: Path) -> None:
     flags = ("--allocation", "linear-increase", "--layout", "per-layer")
     plan = pruned(
@@ -113,6 +115,7 @@ def test_an_allocation_needs_a_module_and_a_line(copy: Path) -> None:
     assert first > last
 
 
+@pytest.mark.slow
 def test_a_compensation_corrects_by_its_own_name(copy: Path) -> None:
     flags = ("--criterion", "mean-activation", "--compensation", "gain")
     plan = pruned(copy, "llama", "by-compensation", *flags)
@@ -125,6 +128,7 @@ def test_a_compensation_corrects_by_its_own_name(copy: Path) -> None:
     assert "gain" in taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["uniform", "per-layer"])
 def test_a_family_needs_an_entry(copy: Path, layout: str) -> None:
     flags = ("--layout", layout, *(("--keep-first", "1") if layout == "per-layer" else ()))

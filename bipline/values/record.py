@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Literal[1] = 1
 
 
+# A field that came after the first records: where nothing is known it is not written, so that an
+# older record keeps its bytes and its digest.
+ADDED: Any = Field(default=None, exclude_if=lambda value: value is None)
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,8 +35,8 @@ class Perplexity(_Frozen):
     value: float
     nll: float
     tokens: int
-    nll_stderr: float | None = None
-    windows: int | None = None
+    nll_stderr: float | None = ADDED
+    windows: int | None = ADDED
 
     @property
     def stderr(self) -> float | None:
@@ -43,15 +48,15 @@ class TaskResult(_Frozen):
     """Zero-shot accuracy of one task. ``acc_norm`` divides log-likelihoods by byte length.
 
     ``n`` rows were measured; ``excluded`` more were not, because they are longer than the model's
-    window. Standard errors are None where one row or an older record tells none.
+    window. Standard errors are None where one row tells none, what an older record lacks is None.
     """
 
     acc: float
     acc_norm: float | None
     stderr: float | None
     n: int
-    acc_norm_stderr: float | None = None
-    excluded: int = 0
+    acc_norm_stderr: float | None = ADDED
+    excluded: int | None = ADDED
 
 
 class Speed(_Frozen):

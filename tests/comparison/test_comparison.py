@@ -200,9 +200,7 @@ def test_refused_combinations_are_rows_with_their_reason(bench: Bench) -> None:
     assert not reasons["saap", "uniform", 0.3], "20 windows are two chunks"
 
 
-def test_a_refused_criterion_refuses_its_rows_alone(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_criterion_refuses_its_rows_alone(bench: Bench) -> None:
     criteria = "wanda-sp,policy-gradient:tokens=1"
     compared = bench.compare("out", criteria=criteria, ratios=(0.3, 0.4))
     assert [bool(row.measured) for row in compared.rows] == [True, True, False, False]
@@ -212,6 +210,7 @@ def test_a_refused_criterion_refuses_its_rows_alone(
     assert figures(again) == figures(compared)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_two_processes_give_the_rows_of_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -155,6 +155,7 @@ def test_a_block_that_does_nothing_is_dropped_first(tmp_path: Path, criterion: s
     assert not allocate(checkpoint, scores, kept, 0).blocks[2].dropped
 
 
+@pytest.mark.slow
 def test_learned_widths_are_not_the_uniform_ones_renamed(reference: Path) -> None:
     """On a trained model: the correlation of what is kept, over all groups and channels."""
     checkpoint = open_checkpoint(reference)

@@ -162,6 +162,7 @@ def test_two_processes_make_the_plan_of_one(llama: Path, text: Path, tmp_path: P
     assert together.stdout.count("parameters;") == 1, "only the first process tells"
 
 
+@pytest.mark.slow
 def test_too_few_windows_for_the_workers(llama: Path, text: Path, tmp_path: Path) -> None:
     outcome = prune(text, tmp_path / "out", llama, *LAUNCHER, samples=16)
     assert outcome.returncode != 0

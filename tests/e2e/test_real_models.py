@@ -26,7 +26,14 @@ print(sum(p.numel() for p in model.parameters()), output.shape[1] - prompt["inpu
 @pytest.mark.parametrize(
     ("name", "text", "held_out", "method"),
     [
-        ("stories260K", "tinystories.train.txt", "tinystories.valid.txt", "auto"),
+        pytest.param(
+            "stories260K",
+            "tinystories.train.txt",
+            "tinystories.valid.txt",
+            "auto",
+            marks=pytest.mark.slow,
+        ),
+        ("stories260K", "tinystories.train.txt", "tinystories.valid.txt", "wanda-sp"),
         # auto takes a minute and more here; benchmarks.quality measures it.
         pytest.param(
             "reference-mha",

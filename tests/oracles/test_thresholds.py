@@ -19,9 +19,18 @@ from bipline.model.opening import open_checkpoint
 from tests.searches import WINDOWS, loop_of, searched
 
 
-def test_thresholds_meet_the_budget_and_repeat(family_model: Path) -> None:
-    loop = BlockLoop(open_checkpoint(family_model))
-    _, scores = searched(family_model, "wanda-sp")
+@pytest.mark.slow
+def test_thresholds_meet_the_budget_of_every_family(family_model: Path) -> None:
+    meet_the_budget_and_repeat(family_model)
+
+
+def test_thresholds_meet_the_budget_and_repeat(llama: Path) -> None:
+    meet_the_budget_and_repeat(llama)
+
+
+def meet_the_budget_and_repeat(model: Path) -> None:
+    loop = BlockLoop(open_checkpoint(model))
+    _, scores = searched(model, "wanda-sp")
     for target in (0.8, 0.5):
         shares = [
             learn_thresholds(loop, WINDOWS, scores.blocks, target, tokens=40 * WINDOWS.numel())

@@ -62,6 +62,7 @@ def test_short_text_is_refused(reference: Path) -> None:
         text_windows(load_tokenizer(reference), ["too short"], 128, "none")
 
 
+@pytest.mark.slow
 def test_record_of_a_real_text(data: Path) -> None:
     """stories260K on stories it never saw: its perplexity is known to be near 5."""
     from bipline.quality.evaluate import evaluate

@@ -11,13 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from bipline.base.errors import BiplineError, InvalidInput, Refused
-from bipline.storage.digests import digest_file, digest_json
-from bipline.storage.manifest import MANIFEST_NAME, Manifest, read_manifest
-from bipline.storage.strict_json import read_json
+from bipline.storage.digests import digest_bytes, digest_json
+from bipline.storage.manifest import MANIFEST_NAME, Manifest, differs, parse_manifest
+from bipline.storage.strict_json import parse_object
 from bipline.values.items import EvaluationItems
 from bipline.values.reading import typed
 from bipline.values.record import EvaluationRecord
@@ -71,29 +70,24 @@ class Evidence:
         return found
 
 
-def read_evidence(package: Path, **known: Any) -> Evidence:
-    """The evidence in a package's directory, whose documents are compared with its manifest.
+def read_evidence(read: Callable[[str], bytes], where: str, digest: str, **known: Any) -> Evidence:
+    """The evidence in a package whose files ``read`` gives, of which only documents are read.
 
     ``known`` are fields that no package holds: ``evaluated_at`` and ``signature``. Raises Refused
-    where a document is not the one that the manifest lists.
+    where the manifest is not the one of this digest, or a document not the one it lists.
     """
-    manifest = read_manifest(package)
+    manifest = parse_manifest(read(MANIFEST_NAME), f"{where}/{MANIFEST_NAME}")
+    if manifest.digest != digest:
+        raise Refused(f"{where}: holds package {manifest.digest[:12]}, not {digest[:12]}")
     values: dict[str, Any] = {}
     for name in DOCUMENTS:
-        if name not in manifest.files:
-            continue
-        path = package / name
-        if not path.is_file() or digest_file(path) != manifest.files[name].sha256:
-            raise Refused(f"{package}: {name} does not match its sha256 in {MANIFEST_NAME}")
-        values[name] = _read(path)
+        if name in manifest.files:
+            content = read(name)
+            if digest_bytes(content) != manifest.files[name].sha256:
+                raise differs(where, name)
+            with suppress(InvalidInput):  # then it is missing, and the gate says so
+                values[name] = parse_object(content, name, "document")
     return replace(evidence_of(manifest, values), **known)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path, "document")
-    except InvalidInput:
-        return None
 
 
 def evidence_of(manifest: Manifest, documents: Mapping[str, Any]) -> Evidence:

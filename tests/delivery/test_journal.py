@@ -1,0 +1,409 @@
+"""Two promotions at once: every order of their calls, and a kill before and after each.
+
+A registry in memory stands in for a real one: numbers in order, aliases to the last writer. Each
+promotion is the real code, stopped at every call: one that is killed there has done all before it
+and nothing after, whether an answer was lost or a request never came. Of orders that lead to the
+same state, of the registry and of what both processes know, one is followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from bipline.base.errors import InvalidInput, Refused
+from bipline.delivery.registries.journal import (
+    Registry,
+    State,
+    check_alias,
+    entry_for,
+    history_of,
+    move,
+    roll_back,
+    settle,
+    state_of,
+)  # fmt: skip
+from bipline.values.promotion import JournalEntry
+
+ALIAS, BACK = "production", "previous-production"
+
+
+@dataclass
+class Memory:
+    """What a server keeps: a journal by number, and aliases."""
+
+    journal: dict[int, JournalEntry] = field(default_factory=dict)
+    pointed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def journal_text(self) -> str:
+        """The journal without what differs from run to run."""
+        return repr([(e.alias, e.action, e.version, e.expects) for e in self.journal.values()])
+
+    @property
+    def aliases_text(self) -> str:
+        return repr(sorted(self.pointed.items()))
+
+    @property
+    def fingerprint(self) -> str:
+        return self.journal_text + self.aliases_text
+
+
+class Client:
+    """A process's way to the memory. Before every call it hands over to the explorer."""
+
+    name = "tiny"
+
+    def __init__(self, memory: Memory, stop: Callable[[str], None] = lambda call: None) -> None:
+        self._memory, self._stop = memory, stop
+
+    def entries(self) -> dict[int, JournalEntry]:
+        self._stop("entries")
+        return dict(self._memory.journal)
+
+    def append(self, entry: JournalEntry) -> int:
+        self._stop("append")
+        number = len(self._memory.journal) + 1
+        self._memory.journal[number] = entry
+        return number
+
+    def aliases(self) -> dict[str, str]:
+        self._stop("aliases")
+        return dict(self._memory.pointed)
+
+    def point(self, alias: str, version: str | None) -> None:
+        self._stop(f"point {alias}")
+        if version is None:
+            self._memory.pointed.pop(alias, None)
+        else:
+            self._memory.pointed[alias] = version
+
+
+def promote(version: str) -> Callable[[Registry], str]:
+    """What ``bipline promote`` does at the door: done already, judged, moved, or refused."""
+
+    def run(registry: Registry) -> str:
+        state = settle(registry, ALIAS)
+        if state.champion == version:
+            return "done before"
+        now = move(registry, state, entry_for(state, "promote", version, version * 8))
+        return "superseded" if now.champion != version else "won"
+
+    return run
+
+
+def back(expected: str) -> Callable[[Registry], str]:
+    def run(registry: Registry) -> str:
+        roll_back(registry, ALIAS, lambda version: version * 8, expected)
+        return "back"
+
+    return run
+
+
+class Process:
+    """One command, run call by call."""
+
+    def __init__(self, memory: Memory, command: Callable[[Registry], str]) -> None:
+        explorer = getcurrent()
+        self.outcome: str | None = None
+        self.call, self.known = "", dict[str, Any]()
+
+        def stop(call: str) -> None:
+            explorer.switch(call)
+
+        def body() -> None:
+            try:
+                self.outcome = command(Client(memory, stop))
+            except Refused:
+                self.outcome = "refused"
+            except GreenletExit:
+                self.outcome = "killed"
+
+        self._memory, self._run = memory, greenlet(body)
+        self.step()
+
+    def step(self) -> None:
+        """Make the next call, and stop before the one after it."""
+        # What is read again is all that is known of it; what was written since is told apart.
+        if self.call == "entries":
+            self.known |= {self.call: self._memory.journal_text, "since": 0}
+        elif self.call == "aliases":
+            self.known |= {self.call: self._memory.aliases_text, "since": 0}
+        else:
+            self.known |= {"since": self.known.get("since", 0) + 1, self.call: True}
+        self.call = self._run.switch()
+
+    @property
+    def state(self) -> str:
+        """All that decides what this process does next."""
+        return repr((self.ended, self.call, sorted(self.known.items()), self.outcome))
+
+    @property
+    def ended(self) -> bool:
+        return self._run.dead
+
+    def finish(self) -> None:
+        while not self.ended:
+            self.step()
+
+    def kill(self) -> None:
+        if not self.ended:
+            self._run.throw(GreenletExit)
+        self.outcome = self.outcome or "killed"
+
+
+Schedule = tuple[int, ...]
+
+
+def begun(versions: tuple[str, ...]) -> Memory:
+    """A registry in which these versions were promoted one after the other."""
+    memory = Memory()
+    for version in versions:
+        promote(version)(Client(memory))
+    return memory
+
+
+def replayed(
+    memory: Memory, commands: list[Callable[[Registry], str]], schedule: Schedule
+) -> list[Process]:
+    processes = [Process(memory, command) for command in commands]
+    for index in schedule:
+        processes[index].step()
+    return processes
+
+
+def schedules(
+    begin: Callable[[], Memory], commands: list[Callable[[Registry], str]]
+) -> Iterator[Schedule]:
+    """Every order of calls up to every point, but for those that lead to a state seen before."""
+    seen, waiting = set[Any](), [Schedule()]
+    while waiting:
+        schedule = waiting.pop()
+        memory = begin()
+        processes = replayed(memory, commands, schedule)
+        state = (memory.fingerprint, *(each.state for each in processes))
+        if state in seen:
+            continue
+        seen.add(state)
+        yield schedule
+        waiting += [(*schedule, index) for index, each in enumerate(processes) if not each.ended]
+        for each in processes:
+            each.kill()
+
+
+def check_whole(memory: Memory, allowed: set[str]) -> State:
+    """The alias points at a version that was promoted; nothing is half."""
+    assert memory.pointed[ALIAS] in allowed
+    return state_of("tiny", memory.journal, ALIAS)
+
+
+def check_settled(memory: Memory) -> State:
+    state = state_of("tiny", memory.journal, ALIAS)
+    assert memory.pointed.get(ALIAS) == state.champion
+    assert memory.pointed.get(BACK) == state.previous
+    return state
+
+
+def winners(memory: Memory, version: str) -> int:
+    """How often a version became the champion."""
+    state = state_of("tiny", memory.journal, ALIAS)
+    return sum(e.id in state.winners and e.version == version for e in memory.journal.values())
+
+
+def begun_with_one() -> Memory:
+    return begun(("1",))
+
+
+PAIRS = {
+    "two promotions": [promote("2"), promote("3")],
+    "the same twice": [promote("2"), promote("2")],
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_two_at_once_in_every_order(pair: str) -> None:
+    commands, finished, lost = PAIRS[pair], 0, 0
+    for schedule in schedules(begun_with_one, commands):
+        memory = begun_with_one()
+        processes = replayed(memory, commands, schedule)
+        check_whole(memory, {"1", "2", "3"})
+        if not all(each.ended for each in processes):
+            for each in processes:
+                each.kill()
+            continue
+        finished += 1
+        outcomes = [each.outcome for each in processes]
+        state = check_settled(memory)
+        lost += outcomes.count("refused")
+        assert "won" in outcomes
+        if pair == "two promotions":
+            won = [version for version in "23" if winners(memory, version)]
+            # Who was told that it won did, and who was refused moved nothing.
+            for version, outcome in zip("23", outcomes, strict=True):
+                assert (outcome != "refused") == (version in won)
+            assert state.versions == ("1", *won) or state.versions == ("1", *reversed(won))
+        else:
+            assert state.versions == ("1", "2")
+    assert finished > 10 and lost > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_anywhere_the_other_ends_well_and_the_rerun_finishes(victim: int) -> None:
+    commands, tried = PAIRS["two promotions"], 0
+    mine = "23"[victim]
+    for schedule in schedules(begun_with_one, commands):
+        memory = begun_with_one()
+        processes = replayed(memory, commands, schedule)
+        if processes[victim].ended:
+            processes[1 - victim].kill()
+            continue
+        processes[victim].kill()
+        check_whole(memory, {"1", "2", "3"})
+        processes[1 - victim].finish()
+        before = check_whole(memory, {"1", "2", "3"})
+        assert processes[1 - victim].outcome in ("won", "superseded", "refused")
+        if not winners(memory, mine):  # else it may have been killed with an alias in its hand
+            check_settled(memory)
+        assert commands[victim](Client(memory)) in ("won", "done before")
+        state = check_settled(memory)
+        assert state.champion == mine
+        # What had won before the kill is not entered again.
+        if before.champion == mine:
+            assert state.head == before.head
+        tried += 1
+    assert tried > 50
+
+
+def begun_with_two() -> Memory:
+    return begun(("1", "2"))
+
+
+@pytest.mark.slow
+def test_a_rollback_beside_a_promotion_in_every_order() -> None:
+    commands = [back("2"), promote("3")]
+    outcomes = set()
+    for schedule in schedules(begun_with_two, commands):
+        memory = begun_with_two()
+        processes = replayed(memory, commands, schedule)
+        check_whole(memory, {"1", "2", "3"})
+        if all(each.ended for each in processes):
+            ended = tuple(each.outcome for each in processes)
+            outcomes.add((ended, check_settled(memory).versions))
+        for each in processes:
+            each.kill()
+    assert outcomes == OUTCOMES
+
+
+# Of rollback and promotion: how each ended, and the champions one after the other. The rollback is
+# of version 2 alone, so it is refused where version 3 came first.
+OUTCOMES = {
+    (("back", "won"), ("1", "3")),
+    (("back", "refused"), ("1",)),
+    (("refused", "won"), ("1", "2", "3")),
+}
+
+
+@pytest.mark.parametrize("command", [promote("3"), back("2")], ids=["promote", "rollback"])
+def test_killed_at_every_call_and_run_again(command: Callable[[Registry], str]) -> None:
+    wanted = {"promote": "3", "rollback": "1"}
+    for schedule in schedules(begun_with_two, [command]):
+        memory = begun_with_two()
+        [process] = replayed(memory, [command], schedule)
+        process.kill()
+        check_whole(memory, {"2", *wanted.values()})
+        command(Client(memory))
+        state = check_settled(memory)
+        assert state.versions in (("1", "2", "3"), ("1",))
+        assert len(memory.journal) == 3
+
+
+def test_an_alias_from_before_there_was_a_journal_is_adopted() -> None:
+    memory = Memory(pointed={ALIAS: "7"})
+    client = Client(memory)
+    assert settle(client, ALIAS).champion == "7"
+    assert promote("8")(client) == "won"
+    assert check_settled(memory).versions == ("7", "8")
+    assert memory.pointed[BACK] == "7"
+    roll_back(client, ALIAS, lambda version: version * 8)
+    assert check_settled(memory).versions == ("7",)
+    assert BACK not in memory.pointed
+
+
+def test_there_and_back_again() -> None:
+    memory = begun(("1", "2", "3"))
+    client = Client(memory)
+    assert memory.pointed == {ALIAS: "3", BACK: "2"}
+    for expected, back_to in (("2", "1"), ("1", None)):
+        state, changed = roll_back(client, ALIAS, lambda version: version * 8)
+        assert changed and state.champion == expected and memory.pointed.get(BACK) == back_to
+    with pytest.raises(Refused, match="no version was production before"):
+        roll_back(client, ALIAS, lambda version: version * 8)
+    assert promote("3")(client) == "won"
+    assert memory.pointed == {ALIAS: "3", BACK: "1"}
+
+
+def test_the_same_rollback_twice_is_done_once() -> None:
+    memory = begun(("1", "2", "3"))
+    client = Client(memory)
+    assert roll_back(client, ALIAS, lambda version: version * 8, "3")[1]
+    assert not roll_back(client, ALIAS, lambda version: version * 8, "3")[1]
+    assert check_settled(memory).champion == "2"
+    promote("4")(client)
+    with pytest.raises(Refused, match="is version 4, not 3"):
+        roll_back(client, ALIAS, lambda version: version * 8, "3")
+
+
+def test_a_version_that_does_not_hash_is_not_gone_back_to() -> None:
+    memory = begun(("1", "2"))
+    before = memory.fingerprint
+
+    def damaged(version: str) -> str:
+        raise Refused(f"version {version} is damaged")
+
+    with pytest.raises(Refused, match="version 1 is damaged"):
+        roll_back(Client(memory), ALIAS, damaged)
+    assert memory.fingerprint == before
+
+
+def test_an_alias_moved_by_hand_is_told_and_set_right() -> None:
+    memory = begun(("1", "2"))
+    memory.pointed[ALIAS] = "9"
+    assert history_of(Client(memory)).differs == ("production points at 9, the journal says 2",)
+    assert memory.pointed[ALIAS] == "9"
+    assert settle(Client(memory), ALIAS).repaired
+    assert history_of(Client(memory)).differs == ()
+
+
+def test_a_journal_that_was_tampered_with_moves_nothing() -> None:
+    memory = begun(("1", "2", "3"))
+    whole = dict(memory.journal)
+    del memory.journal[2]
+    with pytest.raises(Refused, match="has lost entry 2"):
+        settle(Client(memory), ALIAS)
+    memory.journal = {**whole, 2: whole[2].model_copy(update={"version": "9"})}
+    with pytest.raises(Refused, match="entry 3 does not follow from entry 2"):
+        settle(Client(memory), ALIAS)
+    with pytest.raises(Refused):
+        history_of(Client(memory))
+
+
+def test_aliases_do_not_disturb_each_other() -> None:
+    memory = begun(("1", "2"))
+    client = Client(memory)
+    state = settle(client, "staging")
+    move(client, state, entry_for(state, "promote", "5", "5" * 8))
+    assert check_settled(memory).versions == ("1", "2")
+    told = history_of(client)
+    assert told.champions == {ALIAS: "2", "staging": "5"}
+    assert [line.won for line in told.lines] == [True] * 3
+
+
+def test_what_the_journal_keeps_itself_is_no_alias() -> None:
+    check_alias(ALIAS)
+    with pytest.raises(InvalidInput, match="kept for the way back"):
+        check_alias(BACK)

@@ -47,40 +47,59 @@ def download_model(repository: str, revision: str, downloads: Path) -> tuple[Pat
     Raises InvalidInput for an unknown repository or revision and for a model that cannot be
     used, EnvironmentFailure when the hub does not answer or the disk is full.
     """
+    what, (sizes, commit) = f"hf:{repository}@{revision}", list_model(repository, revision)
+    directory = downloads / "models" / folder_name(repository, commit)
+    note(f"downloading {what} (commit {commit[:12]}) to {directory}")
+    small = small_files(what, sizes)
+    with hub_failures(what, "model"):
+        fetch_files(repository, commit, directory, small)
+    family_of(str(read_config(directory).get("model_type")))
+    with hub_failures(what, "model"):
+        fetch_files(repository, commit, directory, [*small, *weight_files(sizes)])
+    return directory, commit
+
+
+def list_model(repository: str, revision: str) -> tuple[dict[str, int], str]:
+    """Bytes of every file of a model's revision, and its commit.
+
+    Raises as :func:`download_model` does.
+    """
     hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{revision}"
-    with _hub_failures(what, "model"):
+    with hub_failures(what, "model"):
         info = hub.HfApi().model_info(
             repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS
         )
         sizes = _sizes(info, what)
     commit = _commit_of(info, what)
     _refuse_unsafe(what, list(sizes))
-    directory = downloads / "models" / f"{repository.replace('/', '--')}@{commit}"
-    note(f"downloading {what} (commit {commit[:12]}) to {directory}")
+    return sizes, commit
+
+
+def folder_name(repository: str, commit: str) -> str:
+    """What a model's folder is called on this machine."""
+    return f"{repository.replace('/', '--')}@{commit}"
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """The files that hold a model's weights."""
+    return [name for name in names if is_model_file(name) and name.endswith(WEIGHTS)]
+
+
+def small_files(what: str, sizes: Mapping[str, int]) -> list[str]:
+    """What is downloaded beside the weights. Raises InvalidInput for one that is not small."""
     wanted = [name for name in sizes if is_model_file(name) or name == README]
     small = [name for name in wanted if not name.endswith(WEIGHTS)]
-    _refuse_large(what, {name: sizes[name] for name in small})
-    with _hub_failures(what, "model"):
-        _fetch(repository, commit, directory, small)
-    family_of(str(read_config(directory).get("model_type")))
-    with _hub_failures(what, "model"):
-        _fetch(repository, commit, directory, wanted)
-    return directory, commit
+    for name in small:
+        if not 0 <= sizes[name] <= LARGEST_SMALL_FILE:
+            raise InvalidInput(
+                f"{what}: {name} has {sizes[name]} bytes; at most {LARGEST_SMALL_FILE}"
+            )
+    return small
 
 
-def model_commit(repository: str, revision: str) -> str:
-    """The commit of a model's revision; raises as :func:`download_model` does."""
-    hub = require("huggingface_hub", "hub")
-    what = f"hf:{repository}@{revision}"
-    with _hub_failures(what, "model"):
-        info = hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
-        names = list(_sizes(info, what))
-    _refuse_unsafe(what, names)
-    return _commit_of(info, what)
-
-
-def _fetch(repository: str, commit: str, directory: Path, wanted: list[str]) -> None:
+def fetch_files(repository: str, commit: str, directory: Path, wanted: list[str]) -> None:
+    """Download files by their names into a folder. Raises EnvironmentFailure where one is not."""
     hub = require("huggingface_hub", "hub")
     hub.snapshot_download(
         repository, revision=commit, local_dir=directory, allow_patterns=list(map(escape, wanted))
@@ -106,12 +125,6 @@ def _sizes(info: Any, what: str) -> dict[str, int]:
             f"{what}: {_endpoint()} lists {len(files)} files; check HF_ENDPOINT"
         )
     return files
-
-
-def _refuse_large(what: str, sizes: Mapping[str, int]) -> None:
-    for name, size in sizes.items():
-        if not 0 <= size <= LARGEST_SMALL_FILE:
-            raise InvalidInput(f"{what}: {name} has {size} bytes; at most {LARGEST_SMALL_FILE}")
 
 
 def _endpoint() -> str:
@@ -147,7 +160,7 @@ def check_download(
     """
     hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{commit}"
-    with _hub_failures(what, "model"):
+    with hub_failures(what, "model"):
         info = hub.HfApi().model_info(
             repository, revision=commit, files_metadata=True, timeout=TIMEOUT_SECONDS
         )
@@ -181,7 +194,7 @@ def dataset_commit(repository: str, revision: str) -> str:
     check("hub", f"text hf:{repository}")
     hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{revision}"
-    with _hub_failures(what, "data set"):
+    with hub_failures(what, "data set"):
         info = hub.HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
     return _commit_of(info, what)
 
@@ -207,7 +220,7 @@ def download_documents(
     note(f"reading {what} (commit {commit[:12]})")
     # An empty cache: the library would fall back to what an earlier run left in the user's.
     with (
-        _hub_failures(what, "data set"),
+        hub_failures(what, "data set"),
         _data_set_failures(what, data_files),
         TemporaryDirectory() as cache,
     ):
@@ -217,6 +230,23 @@ def download_documents(
         if len(whole) < len(found):
             note(f"{what}: {len(found) - len(whole)} rows whose text is null were left out")
         return whole, commit
+
+
+def download_rows(
+    repository: str, commit: str, subset: str | None, split: str
+) -> list[dict[str, Any]]:
+    """All rows of a split of a data set at a commit, every column of them.
+
+    Raises InvalidInput and EnvironmentFailure as :func:`download_documents`.
+    """
+    what = f"hf:{repository}@{commit[:12]}"
+    note(f"reading {what}, split {split}")
+    with (
+        _hub_failures(what, "data set"),
+        _data_set_failures(what, None),
+        TemporaryDirectory() as cache,
+    ):
+        return list(_stream(repository, commit, subset, split, None, cache))
 
 
 def _stream(
@@ -261,7 +291,7 @@ def _commit_of(info: Any, what: str) -> str:
 
 
 @contextmanager
-def _hub_failures(what: str, kind: str) -> Iterator[None]:
+def hub_failures(what: str, kind: str) -> Iterator[None]:
     """Turn the libraries' failures into one line each; leave programming errors alone."""
     try:
         yield

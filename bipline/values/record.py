@@ -45,10 +45,12 @@ class Perplexity(_Frozen):
 
 
 class TaskResult(_Frozen):
-    """Zero-shot accuracy of one task. ``acc_norm`` divides log-likelihoods by byte length.
+    """Zero-shot accuracy of one task. ``acc_norm`` divides log-likelihoods by length in
+    characters, as lm-eval does.
 
     ``n`` rows were measured; ``excluded`` more were not, because they are longer than the model's
-    window. Standard errors are None where one row tells none, what an older record lacks is None.
+    window: ``excluded_rows``, counted from 0. Standard errors are None where one row tells none,
+    what an older record lacks is None.
     """
 
     acc: float
@@ -57,6 +59,7 @@ class TaskResult(_Frozen):
     n: int
     acc_norm_stderr: float | None = ADDED
     excluded: int | None = ADDED
+    excluded_rows: tuple[int, ...] | None = ADDED
 
 
 class Speed(_Frozen):

@@ -8,7 +8,6 @@ share of the other's value, or a difference where that says more.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bipline.delivery.evidence import Measured
@@ -133,7 +132,7 @@ def _items(name: str, side: Side) -> dict[int, float]:
     return found
 
 
-def _answers(items: EvaluationItems, name: str) -> Mapping[int, float]:
+def _answers(items: EvaluationItems, name: str) -> dict[int, float]:
     """1 for a right answer and 0 for a wrong one, by row; nothing where a row tells none."""
     rows = items.tasks.get(name.partition(".")[2], ())
     if kind_name(name) == "acc":

@@ -1,19 +1,14 @@
 """Two promotions at once: every order of their calls, and a kill before and after each.
 
-A registry in memory stands in for a real one: numbers in order, aliases to the last writer. Each
-promotion is the real code, stopped at every call: one that is killed there has done all before it
-and nothing after, whether an answer was lost or a request never came. Of orders that lead to the
-same state, of the registry and of what both processes know, one is followed.
+A process that is killed at a call has done all before it and nothing after, whether an answer was
+lost or a request never came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from greenlet import GreenletExit, getcurrent, greenlet
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.delivery.registries.journal import (
@@ -27,60 +22,9 @@ from bipline.delivery.registries.journal import (
     settle,
     state_of,
 )  # fmt: skip
-from bipline.values.promotion import JournalEntry
+from tests.interleaving import Client, Memory, replayed, schedules
 
 ALIAS, BACK = "production", "previous-production"
-
-
-@dataclass
-class Memory:
-    """What a server keeps: a journal by number, and aliases."""
-
-    journal: dict[int, JournalEntry] = field(default_factory=dict)
-    pointed: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def journal_text(self) -> str:
-        """The journal without what differs from run to run."""
-        return repr([(e.alias, e.action, e.version, e.expects) for e in self.journal.values()])
-
-    @property
-    def aliases_text(self) -> str:
-        return repr(sorted(self.pointed.items()))
-
-    @property
-    def fingerprint(self) -> str:
-        return self.journal_text + self.aliases_text
-
-
-class Client:
-    """A process's way to the memory. Before every call it hands over to the explorer."""
-
-    name = "tiny"
-
-    def __init__(self, memory: Memory, stop: Callable[[str], None] = lambda call: None) -> None:
-        self._memory, self._stop = memory, stop
-
-    def entries(self) -> dict[int, JournalEntry]:
-        self._stop("entries")
-        return dict(self._memory.journal)
-
-    def append(self, entry: JournalEntry) -> int:
-        self._stop("append")
-        number = len(self._memory.journal) + 1
-        self._memory.journal[number] = entry
-        return number
-
-    def aliases(self) -> dict[str, str]:
-        self._stop("aliases")
-        return dict(self._memory.pointed)
-
-    def point(self, alias: str, version: str | None) -> None:
-        self._stop(f"point {alias}")
-        if version is None:
-            self._memory.pointed.pop(alias, None)
-        else:
-            self._memory.pointed[alias] = version
 
 
 def promote(version: str) -> Callable[[Registry], str]:
@@ -104,95 +48,12 @@ def back(expected: str) -> Callable[[Registry], str]:
     return run
 
 
-class Process:
-    """One command, run call by call."""
-
-    def __init__(self, memory: Memory, command: Callable[[Registry], str]) -> None:
-        explorer = getcurrent()
-        self.outcome: str | None = None
-        self.call, self.known = "", dict[str, Any]()
-
-        def stop(call: str) -> None:
-            explorer.switch(call)
-
-        def body() -> None:
-            try:
-                self.outcome = command(Client(memory, stop))
-            except Refused:
-                self.outcome = "refused"
-            except GreenletExit:
-                self.outcome = "killed"
-
-        self._memory, self._run = memory, greenlet(body)
-        self.step()
-
-    def step(self) -> None:
-        """Make the next call, and stop before the one after it."""
-        # What is read again is all that is known of it; what was written since is told apart.
-        if self.call == "entries":
-            self.known |= {self.call: self._memory.journal_text, "since": 0}
-        elif self.call == "aliases":
-            self.known |= {self.call: self._memory.aliases_text, "since": 0}
-        else:
-            self.known |= {"since": self.known.get("since", 0) + 1, self.call: True}
-        self.call = self._run.switch()
-
-    @property
-    def state(self) -> str:
-        """All that decides what this process does next."""
-        return repr((self.ended, self.call, sorted(self.known.items()), self.outcome))
-
-    @property
-    def ended(self) -> bool:
-        return self._run.dead
-
-    def finish(self) -> None:
-        while not self.ended:
-            self.step()
-
-    def kill(self) -> None:
-        if not self.ended:
-            self._run.throw(GreenletExit)
-        self.outcome = self.outcome or "killed"
-
-
-Schedule = tuple[int, ...]
-
-
 def begun(versions: tuple[str, ...]) -> Memory:
     """A registry in which these versions were promoted one after the other."""
     memory = Memory()
     for version in versions:
         promote(version)(Client(memory))
     return memory
-
-
-def replayed(
-    memory: Memory, commands: list[Callable[[Registry], str]], schedule: Schedule
-) -> list[Process]:
-    processes = [Process(memory, command) for command in commands]
-    for index in schedule:
-        processes[index].step()
-    return processes
-
-
-def schedules(
-    begin: Callable[[], Memory], commands: list[Callable[[Registry], str]]
-) -> Iterator[Schedule]:
-    """Every order of calls up to every point, but for those that lead to a state seen before."""
-    seen, waiting = set[Any](), [Schedule()]
-    while waiting:
-        schedule = waiting.pop()
-        memory = begin()
-        processes = replayed(memory, commands, schedule)
-        state = (memory.fingerprint, *(each.state for each in processes))
-        if state in seen:
-            continue
-        seen.add(state)
-        yield schedule
-        waiting += [(*schedule, index) for index, each in enumerate(processes) if not each.ended]
-        for each in processes:
-            each.kill()
 
 
 def check_whole(memory: Memory, allowed: set[str]) -> State:

@@ -1,4 +1,4 @@
-"""The hub: the only file that knows how models and data sets are downloaded.
+"""The hub: how models are downloaded, and what its failures mean.
 
 A revision is made an exact commit first and everything is fetched by that commit, so a branch
 that moves meanwhile changes nothing. Only JSON, safetensors, tokenizers and licences come
@@ -14,13 +14,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
-from bipline.base.extras import check, require
+from bipline.base.extras import require
 from bipline.base.progress import note
 from bipline.model.families import family_of
 from bipline.model.opening import ADAPTER_FILE, PICKLED, read_config
@@ -71,7 +69,7 @@ def list_model(repository: str, revision: str) -> tuple[dict[str, int], str]:
             repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS
         )
         sizes = _sizes(info, what)
-    commit = _commit_of(info, what)
+    commit = commit_of(info, what)
     _refuse_unsafe(what, list(sizes))
     return sizes, commit
 
@@ -185,102 +183,7 @@ def _differs(path: Path, sha256: str, published: Any) -> bool:
     return bool(published.blob_id and published.blob_id != blob)
 
 
-def dataset_commit(repository: str, revision: str) -> str:
-    """The commit a revision of a data set stands for now.
-
-    Raises InvalidInput for an unknown one and without the extra ``hub``, by which its texts would
-    be read; EnvironmentFailure when the hub does not answer.
-    """
-    check("hub", f"text hf:{repository}")
-    hub = require("huggingface_hub", "hub")
-    what = f"hf:{repository}@{revision}"
-    with hub_failures(what, "data set"):
-        info = hub.HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
-    return _commit_of(info, what)
-
-
-def download_documents(
-    repository: str,
-    revision: str,
-    subset: str | None = None,
-    split: str = "train",
-    field: str = "text",
-    documents: int | None = None,
-    data_files: str | None = None,
-) -> tuple[list[str], str]:
-    """The first ``documents`` texts of a data set (all of them for None) and its commit.
-
-    The rows are streamed, so a thousand documents of a large set cost little. Blank rows stay:
-    they belong to what published perplexities are measured on.
-    Raises InvalidInput for an unknown repository, revision, subset, split, file or field, and
-    without the extra ``hub``; EnvironmentFailure when the hub does not answer.
-    """
-    commit = dataset_commit(repository, revision)
-    what = f"hf:{repository}@{revision}"
-    note(f"reading {what} (commit {commit[:12]})")
-    # An empty cache: the library would fall back to what an earlier run left in the user's.
-    with (
-        hub_failures(what, "data set"),
-        _data_set_failures(what, data_files),
-        TemporaryDirectory() as cache,
-    ):
-        rows = _stream(repository, commit, subset, split, data_files, cache)
-        found = list(_texts(what, islice(rows, documents), field))
-        whole = [text for text in found if text is not None]
-        if len(whole) < len(found):
-            note(f"{what}: {len(found) - len(whole)} rows whose text is null were left out")
-        return whole, commit
-
-
-def download_rows(
-    repository: str, commit: str, subset: str | None, split: str
-) -> list[dict[str, Any]]:
-    """All rows of a split of a data set at a commit, every column of them.
-
-    Raises InvalidInput and EnvironmentFailure as :func:`download_documents`.
-    """
-    what = f"hf:{repository}@{commit[:12]}"
-    note(f"reading {what}, split {split}")
-    with (
-        _hub_failures(what, "data set"),
-        _data_set_failures(what, None),
-        TemporaryDirectory() as cache,
-    ):
-        return list(_stream(repository, commit, subset, split, None, cache))
-
-
-def _stream(
-    repository: str,
-    commit: str,
-    subset: str | None,
-    split: str,
-    data_files: str | None,
-    cache: str,
-) -> Iterator[dict[str, Any]]:
-    rows = require("datasets", "hub").load_dataset(
-        # The prefix keeps a local folder of the same name from being read instead.
-        f"hf://datasets/{repository}",
-        name=subset,
-        data_files={split: data_files} if data_files else None,
-        split=split,
-        revision=commit,
-        streaming=True,
-        cache_dir=cache,
-    )
-    return iter(rows)
-
-
-def _texts(what: str, rows: Iterable[dict[str, Any]], field: str) -> Iterator[str | None]:
-    for row in rows:
-        if field not in row:
-            raise InvalidInput(f"{what}: no field {field!r}; its fields: {', '.join(sorted(row))}")
-        text = row[field]
-        if not isinstance(text, str | None):
-            raise InvalidInput(f"{what}: field {field!r} holds {type(text).__name__}, not text")
-        yield text
-
-
-def _commit_of(info: Any, what: str) -> str:
+def commit_of(info: Any, what: str) -> str:
     """The commit, which names a folder here: 40 hex digits and nothing else."""
     if not (isinstance(info.sha, str) and COMMIT.fullmatch(info.sha)):
         shown = repr(info.sha)[:60]
@@ -335,33 +238,19 @@ def _unreachable(error: Exception, what: str) -> EnvironmentFailure | None:
     # The libraries raise bare OSErrors, without a number, for downloads that broke off.
     broke_off = isinstance(error, OSError) and error.errno is None
     if isinstance(error, (*transport, ConnectionError, TimeoutError)) or broke_off:
+        said = first_lines(error, lines=1)
         return EnvironmentFailure(
-            f"{what}: {_endpoint()} did not serve it ({_reason(error, lines=1)}); try again later"
+            f"{what}: {_endpoint()} did not serve it ({said}); try again later"
         )
     if isinstance(error, MISSHAPEN):
         return EnvironmentFailure(
             f"{what}: {_endpoint()} does not answer as a hub does ({type(error).__name__}: "
-            f"{_reason(error, lines=1)[:100]}); check HF_ENDPOINT and the proxy"
+            f"{first_lines(error, lines=1)[:100]}); check HF_ENDPOINT and the proxy"
         )
     return environment_failure(error) if isinstance(error, OSError) else None
 
 
-@contextmanager
-def _data_set_failures(what: str, data_files: str | None) -> Iterator[None]:
-    """Unknown subsets, splits and files, and rows that cannot be read, are bad input."""
-    errors = require("huggingface_hub.errors", "hub")
-    unreadable = require("datasets.exceptions", "hub").DatasetsError
-    try:
-        yield
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError):
-        raise
-    except (unreadable, FileNotFoundError, ValueError) as error:
-        if data_files and isinstance(error, FileNotFoundError):
-            raise InvalidInput(f"{what}: no data file {data_files!r} in the repository") from error
-        raise InvalidInput(f"{what}: {_reason(error, lines=2)}") from error
-
-
-def _reason(error: Exception, lines: int) -> str:
+def first_lines(error: Exception, lines: int) -> str:
     """The beginning of a library's message as one line: the choices stand on its second one."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(said[:lines]) or type(error).__name__

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 import yaml
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.model import hub
+from bipline.model import hub, hub_data_sets
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.finished import hold_to_manifest
 from bipline.model.hub_outline import open_outline
@@ -76,7 +76,7 @@ def check_text(source: str) -> None:
     """
     parsed = _parse_hub(source)
     _selection(source, parsed.query)
-    hub.dataset_commit(*_place(parsed))
+    hub_data_sets.dataset_commit(*_place(parsed))
 
 
 def tokenizer_digest(folder: Folder) -> str:
@@ -185,12 +185,12 @@ def _resolved_text(source: str, place: str, commit: str | None) -> ResolvedText:
 def _resolved_data_set(source: str, downloads: Path) -> ResolvedText:
     parsed = _parse_hub(source)
     selection = _selection(source, parsed.query)
-    commit = hub.dataset_commit(parsed.repository, parsed.revision)
+    commit = hub_data_sets.dataset_commit(parsed.repository, parsed.revision)
     name = digest_json([parsed.repository, commit, selection])
     path = downloads / "texts" / f"{name}.jsonl"
     receipt = path.with_suffix(".sha256")
     if not (path.is_file() and receipt.is_file()):
-        documents, _ = hub.download_documents(parsed.repository, commit, **selection)
+        documents, _ = hub_data_sets.download_documents(parsed.repository, commit, **selection)
         if not any(document.strip() for document in documents):
             raise InvalidInput(f"{source}: holds no text")
         _write_whole(path, documents)
@@ -246,7 +246,7 @@ def _parse_hub(source: str) -> _HubSource:
 
 
 def _selection(source: str, query: list[tuple[str, str]]) -> dict[str, Any]:
-    """The arguments of :func:`hub.download_documents` that a query asks for, checked."""
+    """The arguments of :func:`hub_data_sets.download_documents` that a query asks for, checked."""
     selection: dict[str, Any] = {"subset": None, "split": "train", "field": "text"}
     selection |= {"documents": None, "data_files": None}
     for key, value in query:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput
-from bipline.model import hub, resolve
+from bipline.model import hub_data_sets, resolve
 from bipline.quality.zero_shot_data import write_data_set
 from bipline.quality.zero_shot_tasks import (
     are_rows,
@@ -43,7 +43,7 @@ def resolve_task(name: str, source: str, downloads: Path, num_fewshot: int = 0) 
 def check_task(name: str, source: str, downloads: Path) -> None:
     """The same without fetching anything: the hub is asked whether it has the data set."""
     if is_hub(source):
-        hub.dataset_commit(*_repository(name, source, official(name)))
+        hub_data_sets.dataset_commit(*_repository(name, source, official(name)))
     else:
         resolve_task(name, source, downloads)
 
@@ -61,14 +61,16 @@ def _resolved(name: str, source: str, path: Path, num_fewshot: int) -> ResolvedT
 def _fetched(name: str, source: str, downloads: Path, num_fewshot: int) -> ResolvedTask:
     configuration = official(name)
     repository, revision = _repository(name, source, configuration)
-    commit = hub.dataset_commit(repository, revision)
+    commit = hub_data_sets.dataset_commit(repository, revision)
     subset = configuration.get("dataset_name")
     splits = [measured_split(configuration)]
     if num_fewshot and (examples := examples_split(configuration)) not in (None, *splits):
         splits.append(str(examples))
     place = downloads / "tasks" / digest_json([repository, commit, subset, splits])
     if not place.is_dir():
-        rows = {each: hub.download_rows(repository, commit, subset, each) for each in splits}
+        rows = {
+            each: hub_data_sets.download_rows(repository, commit, subset, each) for each in splits
+        }
         write_data_set(place, rows)
     return _resolved(name, f"{HUB}{repository}@{commit}", place.absolute(), num_fewshot)
 

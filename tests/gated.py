@@ -93,10 +93,7 @@ def documents(
     return {
         "evaluation.json": evaluation,
         "resolution.json": Resolution(model=model).model_dump(mode="json"),
-        "items.json": {
-            "schema_version": 1,
-            "models": {name: each.model_dump(mode="json") for name, each in items.items()},
-        },
+        "items.json": {name: each.model_dump(mode="json") for name, each in items.items()},
         "manifest": {
             "tensor_digest": "p" * 64, "parameters": parameters, "formats": ["hf"],
             "packaged": "pruned",

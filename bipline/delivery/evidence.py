@@ -121,7 +121,7 @@ def _measured(documents: Mapping[str, Any], model: str) -> Measured:
     evaluation = documents[EVALUATION]
     name = evaluation["packaged"] if model == "packaged" else model
     record = _record(evaluation["records"][name], name)
-    items = (documents.get(ITEMS) or {}).get("models", {}).get(name)
+    items = (documents.get(ITEMS) or {}).get(name)
     if items is None:
         return Measured(record)
     return Measured(record, typed(items, EvaluationItems, ITEMS, "list of items"))

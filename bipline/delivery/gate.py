@@ -129,7 +129,7 @@ def _protocol_checks(requirements: Requirements, evidence: Evidence) -> Iterator
         called = packaged.record.protocol.get("name")
         holds = wanted in (called, packaged.record.protocol_digest)
         shown = called or packaged.record.protocol_digest[:12]
-        told = f"evaluated under protocol {shown}; {wanted:.40} is asked"
+        told = f"evaluated under protocol {shown}; asked is {wanted:.40}"
         yield _check("protocol asked", holds, told, {**numbers, "asked": wanted})
 
 
@@ -155,7 +155,7 @@ def _formats_check(asked: tuple[str, ...], known: Evidence) -> Check:
         return _check("formats", None, "the package does not say which formats it holds")
     missing = [each for each in asked if each not in known.formats]
     held = ", ".join(known.formats) or "none"
-    sentence = f"the package holds {held}; {', '.join(asked)} are asked"
+    sentence = f"the package holds {held}; asked is {', '.join(asked)}"
     return _check("formats", not missing, sentence, {"missing": ", ".join(missing)})
 
 

@@ -130,7 +130,7 @@ def _alone(limit: Limit, figure: Figure) -> tuple[Answer, str]:
     show, bound = kind_of(figure.name).text, _bound(limit)
     most = limit.at_most is not None
     holds = figure.value <= bound if most else figure.value >= bound
-    asked = f"{'at most' if most else 'at least'} {show(bound)} is asked"
+    asked = f"asked is {'at most' if most else 'at least'} {show(bound)}"
     return "pass" if holds else "fail", f"{show(figure.value)}; {asked}"
 
 
@@ -146,9 +146,9 @@ def _beside(limit: Limit, one: Side, other: Side, numbers: dict[str, Number]) ->
     holds = change <= bound if worse else change >= bound
     told = f"{show(one.figure.value)} beside {show(other.figure.value)} of {other.model}, "
     told += "at worst " if loss.high != loss.low else ""
-    told += f"{_shown(name, change)} {'worse' if worse else 'better'}; "
-    asked = f"{'at most' if worse else 'at least'} {_shown(name, bound)} is asked"
-    return "pass" if holds else "fail", told + asked
+    told += f"{_shown(name, abs(loss.high))} {'worse' if loss.high > 0 else 'better'}; asked is "
+    told += f"at most {_shown(name, bound)} worse" if worse else f"{_shown(name, bound)} better"
+    return "pass" if holds else "fail", told
 
 
 def _bound(limit: Limit) -> float:

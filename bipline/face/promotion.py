@@ -62,9 +62,7 @@ def rollback(
     model: Annotated[str, typer.Argument(help="NAME@ALIAS")],
     expected: Annotated[
         str | None,
-        option(
-            "version to be rolled back; refused where another is served", WHAT, "--from"
-        ),
+        option("version to be rolled back; refused where another is served", WHAT, "--from"),
     ] = None,
     reason: Annotated[str | None, option("why, for ever in the journal", WHAT)] = None,
     by: By = None,

@@ -58,7 +58,7 @@ def of_machine(model: str, **changes: Any) -> Evidence:
 
 
 RECORDS = ("evaluation.json", "records")
-ITEMS = ("items.json", "models")
+ITEMS = ("items.json",)
 Case = tuple[dict[str, Any], Evidence, str, str]
 # What is asked, of which package, the check that answers, and its answer.
 CASES: dict[str, Case] = {
@@ -145,7 +145,7 @@ CASES: dict[str, Case] = {
     "no items of dense": (PERPLEXITY, without(*ITEMS, "dense"), "perplexity.prose against dense",
                           "cannot tell"),
     "items of another record": (
-        PERPLEXITY, evidence(edited(documents(), lambda d: d["items.json"]["models"]["pruned"]
+        PERPLEXITY, evidence(edited(documents(), lambda d: d["items.json"]["pruned"]
                                     .update(windows={"prose": [1.0] * 20}))),
         "perplexity.prose against dense", "cannot tell",
     ),
@@ -166,13 +166,13 @@ CASES: dict[str, Case] = {
         "acc.cloze against dense", "pass",
     ),
     "accuracy, rows of another task": (
-        ACCURACY, evidence(edited(documents(), lambda d: d["items.json"]["models"]["pruned"]
+        ACCURACY, evidence(edited(documents(), lambda d: d["items.json"]["pruned"]
                                   ["tasks"]["cloze"][0].update(row=77))),
         "acc.cloze against dense", "cannot tell",
     ),
     "normalised accuracy without its choices": (
         {**ACCURACY, "figure": "acc_norm.cloze"},
-        evidence(edited(documents(), lambda d: d["items.json"]["models"]["pruned"]
+        evidence(edited(documents(), lambda d: d["items.json"]["pruned"]
                         ["tasks"]["cloze"][0].pop("choice_norm"))),
         "acc_norm.cloze against dense", "cannot tell",
     ),

@@ -155,7 +155,7 @@ def test_what_is_written_as_yaml_is_read_again(value: Any) -> None:
         ("promote={alias: production, gate: strickt}", ["'strickt'", "ready gates"]),
         (
             "promote={alias: production, gate: assets/texts/prose.txt}",
-            ["assets/texts/prose.txt", "not a mapping"],
+            ["assets/texts/prose.txt", "not YAML"],
         ),
         ("promote.name=' '", ["promote.name", "that can be shown"]),
         ('promote.name="a\\nb"', ["promote.name 'a\\nb'"]),

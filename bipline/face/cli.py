@@ -46,6 +46,9 @@ COMMANDS = {
         "models",
         "Measure many ways to prune, dense model first, and show them side by side.",
     ),
+    "promote": ("promotion", "Give a registered version an alias, where a gate lets it through."),
+    "rollback": ("promotion", "Give an alias back to the version before."),
+    "history": ("promotion", "Who moved which alias of a registered model, when, and why."),
     "export": ("packages", "Write a model in another format, verified by the engine it is for."),
 }  # fmt: skip
 INTERRUPTED = 130

@@ -172,7 +172,7 @@ def _on_rows(name: str, path: Path) -> dict[str, Any]:
             {"metric": metric, "aggregation": "mean", "higher_is_better": True}
             for metric in _metrics(name, begins)
         ],
-        "metadata": {"version": 1.0},
+        "metadata": official(name)["metadata"] if name in USUAL else {"version": 1.0},
     }
 
 

@@ -91,6 +91,7 @@ def test_rows_ask_what_the_official_template_asks(name: str, tmp_path: Path) -> 
     ours = task_of(name, written(tmp_path / "rows.jsonl", [row, row]))
     theirs = task_of(name, written(tmp_path / "official.jsonl", [official]))
     assert asked(ours) == asked(theirs)
+    assert ours.VERSION == theirs.VERSION
     assert ("acc_norm" in theirs.aggregation()) == (name not in ("boolq", "winogrande"))
 
 

@@ -15,8 +15,11 @@ from typing import Literal
 from bipline.values.comparison import Change, Row
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
+from bipline.values.speed import Speed, Spread
 
 NOT_MEASURED = "not measured"
+# Where the ranges of repeats overlap.
+NO_DIFFERENCE = "no difference told"
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 # Of a row of a comparison, and of each of its texts.
@@ -56,8 +59,9 @@ def _points(dense: float, value: float) -> str:
     return _signed(100 * (value - dense), " points")
 
 
-def _factor(dense: float, value: float) -> str:
-    return f"{TIMES} {value / dense:.2f}" if dense else ""
+def seconds_text(value: float) -> str:
+    """Seconds, or milliseconds where it is less than one."""
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
 def _signed(number: float, unit: str) -> str:
@@ -70,9 +74,9 @@ def _signed(number: float, unit: str) -> str:
 class Kind:
     """What a figure is called, in what it is counted, and how a value reads.
 
-    ``change`` tells a value against the dense model's: in percent, points or as a factor; None
-    where the figure is a change itself, or has no dense counterpart. ``tabled``: whether tables
-    of models side by side show it.
+    ``change`` tells a value against the dense model's: in percent or points; None where the
+    figure is a change itself, has no dense counterpart, or is told as a factor of repeats.
+    ``tabled``: whether tables of models side by side show it.
     """
 
     title: str
@@ -99,11 +103,23 @@ KINDS: dict[str, Kind] = {
     "acc": Kind("Accuracy", "share of rows", percent, "higher", _points, True),
     "acc_norm": Kind("Normalised accuracy", "share of rows", percent, "higher", _points, True),
     "prefill_tokens_per_second": Kind(
-        "Prefill, tokens/s (median)", "tokens per second", count_text, "higher", _factor, True
+        "Prefill, tokens/s (median)", "tokens per second", count_text, "higher", None, True
     ),
     "decode_tokens_per_second": Kind(
-        "Decode, tokens/s (median)", "tokens per second", count_text, "higher", _factor, True
+        "Decode, tokens/s (median)", "tokens per second", count_text, "higher", None, True
     ),
+    "first_token_seconds": Kind(
+        "First token (median)", "seconds", seconds_text, "lower", None, True
+    ),
+    "running_bytes": Kind(
+        "Memory of the running model",
+        "bytes of private memory",
+        byte_size,
+        "lower",
+        _relative,
+        True,
+    ),
+    "load_seconds": Kind("Loading", "seconds", seconds_text, "lower", None, True),
     "seconds": Kind("Seconds", "seconds", "{:.1f}".format),
     "peak_bytes": Kind("Memory", "bytes of private memory", byte_size),
     "peak_device_bytes": Kind("Device memory", "bytes on the device", byte_size),
@@ -113,19 +129,33 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A value by its name; with its standard error, or the median of its repeats, where known."""
+    """A value by its name; with its standard error, or how its repeats spread, where known."""
 
     name: str
     value: float
     error: float | None = None
-    median: float | None = None
+    spread: Spread | None = None
 
     @property
     def text(self) -> str:
-        """The value as it reads, and beside it the standard error or the median."""
+        """The value as it reads, with its standard error, or quartiles and the best repeat."""
         show = kind_of(self.name).text
         error = f" ± {show(self.error)}" if self.error else ""
-        return show(self.value) + error + (f" ({show(self.median)})" if self.median else "")
+        return show(self.value) + error + (_spread_text(self.spread, show) if self.spread else "")
+
+    def change_from(self, dense: Figure) -> str:
+        """This against the dense model's; of repeats a factor with its range, if any is told."""
+        if self.spread and dense.spread:
+            factor = self.spread.factor_over(dense.spread)
+            if factor is None:
+                return NO_DIFFERENCE
+            return f"{TIMES} {factor.median:.2f} [{factor.lower:.2f}, {factor.upper:.2f}]"
+        tell = kind_of(self.name).change
+        return tell(dense.value, self.value) if tell else ""
+
+
+def _spread_text(spread: Spread, show: Callable[[float], str]) -> str:
+    return f" [{show(spread.lower)}, {show(spread.upper)}], best {show(spread.best)}"
 
 
 @dataclass(frozen=True)
@@ -215,11 +245,10 @@ def metrics_of(
 
 def _line(name: str, found: Mapping[str, Mapping[str, Figure]], changed: str) -> Line:
     one, dense = (found.get(model, {}).get(name) for model in (changed, "dense"))
-    tell = kind_of(name).change
     return Line(
         name,
         {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
-        tell(dense.value, one.value) if tell and one and dense else "",
+        one.change_from(dense) if one and dense else "",
     )
 
 
@@ -235,11 +264,27 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
         yield Figure(f"acc.{task}", result.acc, error=result.stderr)
         if result.acc_norm is not None:
             yield Figure(f"acc_norm.{task}", result.acc_norm)
-    if speed := record.speed:
-        for name in ("prefill", "decode"):
-            best = getattr(speed, f"{name}_tokens_per_second")
-            median = getattr(speed, f"{name}_median_tokens_per_second")
-            yield Figure(f"{name}_tokens_per_second", best, median=median)
+    if record.speed:
+        yield from _of_speed(record.speed)
+
+
+def _of_speed(speed: Speed) -> Iterator[Figure]:
+    """Of batch 1 under the bare names; of a filled batch with its size behind them."""
+    for name in ("prefill", "decode"):
+        yield _repeated(f"{name}_tokens_per_second", getattr(speed, name))
+        if speed.filled:
+            subject = f"batch-{speed.filled.batch_size}"
+            yield _repeated(f"{name}_tokens_per_second.{subject}", getattr(speed.filled, name))
+    if speed.first_token_seconds:
+        yield _repeated("first_token_seconds", speed.first_token_seconds)
+    if speed.peak_memory_bytes:
+        yield Figure("running_bytes", speed.peak_memory_bytes)
+    if speed.load_seconds:
+        yield Figure("load_seconds", speed.load_seconds)
+
+
+def _repeated(name: str, spread: Spread) -> Figure:
+    return Figure(name, spread.median, spread=spread)
 
 
 def _of_row(row: Row) -> Iterator[Figure]:

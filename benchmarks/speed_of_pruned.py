@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     models = _models(given.folder, given.blocks, given.ratio)
     protocol = Protocol(
-        speed=True, speed_prompt_tokens=512, speed_decoded_tokens=16, speed_repeats=given.repeats,
+        speed=True, speed_prompt_tokens=512, speed_decoded_tokens=given.decoded, speed_repeats=given.repeats,
         speed_batch=given.batch,
     )  # fmt: skip
     if given.llama_cpp:
@@ -101,6 +101,7 @@ def _parsed() -> argparse.Namespace:
     add("--ratio", type=float, default=0.5)
     add("--repeats", type=int, default=15)
     add("--batch", type=int, default=4, help="sequences of the filled batch; 1 for none")
+    add("--decoded", type=int, default=16)
     add("--blocks", type=int, default=8)
     add("--threads", type=int, default=2)
     add("--llama-cpp", action="store_true", help="as llama.cpp serves both")

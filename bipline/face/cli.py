@@ -46,6 +46,7 @@ COMMANDS = {
         "models",
         "Measure many ways to prune, dense model first, and show them side by side.",
     ),
+    "speed": ("speeds", "Prefill and decode speed, taking turns with a dense model."),
     "export": ("packages", "Write a model in another format, verified by the engine it is for."),
 }  # fmt: skip
 INTERRUPTED = 130

@@ -1,7 +1,7 @@
 """llama.cpp serving a file: ``python speed_llama_cpp.py FILE THREADS SLOTS CONTEXT``.
 
 It prints its address and serves until its input ends. Nothing of bipline is imported, so a crash
-of the engine is an exit status.
+of the engine is an exit status. Weights are read into memory, not mapped, so that they count.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def main(file: str, threads: int, slots: int, context: int) -> None:
     parameters.n_parallel = slots
     parameters.n_ctx = slots * context
     parameters.n_gpu_layers = 0
+    parameters.load_mode = library.llama_load_mode.LLAMA_LOAD_MODE_NONE
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     server = library.Server(parameters)
     told = {"url": server.listening_address, "version": library.__version__}

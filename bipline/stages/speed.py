@@ -7,12 +7,16 @@ from pathlib import Path
 
 import torch
 
+from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
 from bipline.quality.speed import measure_speed
+from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
-from bipline.stages.resolve import local_copy
+from bipline.stages.resolve import glance, local_copy
+from bipline.stages.speed_served import is_served, measure_served
 from bipline.stages.stage import Context, Stage
 from bipline.storage.store import Handle
 from bipline.values.record import EvaluationRecord
@@ -29,7 +33,7 @@ def speed(
 
     Two names of one model, as after a refused recovery, are measured once.
     """
-    names = {handle.digest: name for name, handle in reversed(made.items())}
+    names = {handle.digest: name for name, handle in reversed(list(made.items()))}
 
     def measure(work: Path) -> Speeds:
         models = {"dense": open_checkpoint(local_copy(dense, context.downloads))}
@@ -53,6 +57,27 @@ def measured(models: Mapping[str, Checkpoint], protocol: Protocol, device: torch
     """Speeds that are kept nowhere."""
     heading(f"speed of {', '.join(models)}")
     return Speeds(models=measure_speed(models, protocol, device))
+
+
+def measure_sources(
+    sources: Mapping[str, str], protocol: Protocol, compute: ComputeSettings, downloads: Path
+) -> Speeds:
+    """Speeds of models by their sources, kept nowhere: all of models, or all as engines serve them.
+
+    Raises InvalidInput for a mixture, and for what cannot be measured.
+    """
+    served = {name: is_served(source) for name, source in sources.items()}
+    if all(served.values()):
+        return measure_served(sources, protocol)
+    if any(served.values()):
+        raise InvalidInput(
+            "speed: one is served by an engine and one is a model directory; another engine has "
+            "another speed, so give both in one form"
+        )
+    device = choose_device(compute.device)
+    places = {name: glance(source, downloads).location for name, source in sources.items()}
+    opened = {name: open_checkpoint(place) for name, place in places.items()}
+    return measured(opened, protocol, device)
 
 
 def with_speeds(

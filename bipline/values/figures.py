@@ -15,7 +15,7 @@ from typing import Literal
 from bipline.values.comparison import Change, Row
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
-from bipline.values.speed import Speed, Spread
+from bipline.values.speed import Speed, Speeds, Spread
 
 NOT_MEASURED = "not measured"
 # Where the ranges of repeats overlap.
@@ -225,6 +225,16 @@ def side_by_side(records: Mapping[str, EvaluationRecord], changed: str = "") -> 
     # What only some of the models have comes where the others' stand.
     order = sorted(names, key=lambda name: places.index(name.partition(".")[0]))
     return [_line(name, found, changed) for name in order if kind_of(name).tabled]
+
+
+def speed_lines(speeds: Speeds, changed: str = "") -> list[Line]:
+    """The same of speeds alone."""
+    found = {
+        model: {figure.name: figure for figure in _of_speed(speed)}
+        for model, speed in speeds.models.items()
+    }
+    names = dict.fromkeys(name for figures in found.values() for name in figures)
+    return [_line(name, found, changed) for name in names]
 
 
 def metrics_of(

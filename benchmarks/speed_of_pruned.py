@@ -34,8 +34,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     models = _models(given.folder, given.blocks, given.ratio)
     protocol = Protocol(
-        speed=True, speed_prompt_tokens=512, speed_decoded_tokens=given.decoded, speed_repeats=given.repeats,
-        speed_batch=given.batch,
+        speed=True, speed_prompt_tokens=512, speed_decoded_tokens=given.decoded,
+        speed_repeats=given.repeats, speed_batch=given.batch,
     )  # fmt: skip
     if given.llama_cpp:
         speeds = _served(models, protocol, given.threads)

@@ -13,12 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
-    from bipline.face.api import compare, compress, evaluate, export, prune, speed, sweep, verify
+    from bipline.face.api import (
+        compare,
+        compress,
+        evaluate,
+        export,
+        history,
+        promote,
+        prune,
+        rollback,
+        speed,
+        sweep,
+        verify,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "compare",
-    "compress", "evaluate", "export", "prune", "speed", "sweep", "verify",
+    "compress", "evaluate", "export", "history", "promote", "prune", "rollback", "speed", "sweep",
+    "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

@@ -20,6 +20,7 @@ from bipline.settings.compress import CompressSettings
 from bipline.stages.compensate import has_corrections
 from bipline.stages.export import records_of
 from bipline.stages.line import runs_windows
+from bipline.stages.promote import gate_of
 from pipelines.provenance import provenance
 from steps import line
 from steps.stage import output, store
@@ -70,7 +71,7 @@ def compress(settings: CompressSettings) -> None:
         account["speeds"] = line.speed(evaluation_inputs, pruned, subject, **measured)
     inputs = calibration_inputs, evaluation_inputs, recovery_inputs
     package = line.export(subject, *inputs, settings.export, **account, **scored)
-    line.promote(package, settings.promote, provenance(), **account)
+    line.promote(package, settings.promote, gate_of(settings.promote), provenance(), **account)
 
 
 def score_all(model: Any, settings: CompressSettings, **windows: Any) -> Any:

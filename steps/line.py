@@ -18,6 +18,7 @@ from bipline.settings.compress import (
     PromoteSettings,
     RecoverSettings,
 )
+from bipline.settings.gate import GateSettings
 from bipline.settings.line import (
     AllocateSettings,
     CalibrateSettings,
@@ -36,7 +37,14 @@ from bipline.values.record import EvaluationRecord, RecoveryRecord
 from bipline.values.resolution import Resolution
 from bipline.values.speed import Speeds
 from bipline.values.summary import Registration
-from steps.stage import Parameter, cached_by, context, stage_summary, step_runs
+from steps.stage import (
+    Parameter,
+    cached_by,
+    context,
+    evaluated_at,
+    stage_summary,
+    step_runs,
+)
 
 # By these names ZenML finds what its cache must follow.
 calibrate_fingerprint = line.calibrate.STAGE.fingerprint
@@ -279,6 +287,7 @@ def export(
 def promote(
     package: Handle,
     settings: Parameter[PromoteSettings],
+    gate: Parameter[GateSettings | None],
     provenance: dict[str, str],
     plan: PruningPlan,
     config: dict[str, Any],
@@ -288,7 +297,7 @@ def promote(
     recovery: RecoveryRecord | None = None,
     speeds: Speeds | None = None,
 ) -> Annotated[Registration, "registration"]:
-    """Register the package under its name and alias, with every number of the run.
+    """Register the package, with every number of the run, and ask the gate about its alias.
 
     ZenML's experiment tracker opens the MLflow run, named like the pipeline run, and writes its
     id into this step's metadata; the tags name the pipeline run. So each leads to the other.
@@ -305,6 +314,9 @@ def promote(
     seconds = {f"stage_seconds.{each.name}": each.seconds for each in finished}
     records = records_of(dense_record, pruned_record, recovered_record, recovery, speeds)
     account = Account(plan, records, recovery, config)
-    registered = line.promote.promote(context(), package, account, settings, tags, seconds)
-    log_metadata({"output_digest": package.digest, "registration": registered.model_dump()})
+    registered = line.promote.promote(
+        context(), package, account, settings, gate, tags, seconds, evaluated_at(run.id)
+    )
+    told = registered.model_dump(mode="json", exclude={"verdict"})
+    log_metadata({"output_digest": package.digest, "registration": told})
     return registered

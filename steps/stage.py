@@ -8,6 +8,7 @@ quick; the second is exact, and holds when ZenML's database is new or a run was 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from zenml.models import StepRunResponse
 import materializers  # noqa: F401  (its import tells ZenML how our types are stored)
 from bipline.settings.base import tuples
 from bipline.settings.line import ComputeSettings
-from bipline.stages.stage import Context, StageReport
+from bipline.stages.stage import Context, StageReport, ended_at
 from bipline.storage.store import Store, open_store
 from bipline.values.summary import StageStatus, StageSummary
 
@@ -68,6 +69,17 @@ def step_runs(run_id: UUID) -> dict[str, StepRunResponse]:
     """The steps of a pipeline run by name, in the order they started."""
     found = Client().list_run_steps(pipeline_run_id=run_id, size=100, hydrate=True).items
     return {step.name: step for step in sorted(found, key=lambda step: step.created)}
+
+
+def evaluated_at(run_id: UUID) -> datetime | None:
+    """When the oldest of a run's records was measured; None where nobody kept that of each."""
+    found: list[datetime | None] = []
+    for name, each in step_runs(run_id).items():
+        if name.startswith("evaluate"):
+            key = str(each.run_metadata.get("stage_key", ""))
+            found.append(ended_at(store(), "evaluate", key))
+    times = [time for time in found if time is not None]
+    return min(times) if times and len(times) == len(found) else None
 
 
 def stage_summary(step: StepRunResponse) -> StageSummary:

@@ -29,7 +29,7 @@ from bipline.stages.line import runs_windows
 from bipline.stages.prune import STAGE as PRUNE
 from bipline.stages.prune import prune
 from bipline.stages.score import score
-from bipline.stages.stage import Context, Stage, StageReport
+from bipline.stages.stage import ENDED, Context, Stage, StageReport
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import copy_directory
 from bipline.storage.layered import LayeredStore
@@ -135,7 +135,8 @@ def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> O
         return Outcome(refusal=early)
     if row.statistics.kind == REFUSAL:
         return Outcome(refusal=str(row.statistics.info["reason"]))
-    scored = Cost.model_validate(context.store.read_cost("score", row.statistics.key) or {})
+    told = context.store.read_cost("score", row.statistics.key) or {}
+    scored = Cost.model_validate({name: told[name] for name in told if name != ENDED})
     key, reports = row.key(context), list[StageReport]()
     with silently(), context.store.work(STAGE.name, f"line-{key}") as work:
         # What the row's stages make lies in a store of its own, and goes when the row is done.

@@ -25,6 +25,7 @@ from bipline.face.keywords import (
     task_source,
 )
 from bipline.face.output import write_json
+from bipline.face.registered import history, promote, rollback
 from bipline.settings.base import MethodOptions
 from bipline.settings.compress import CompressSettings
 from bipline.settings.gguf import GgufSettings
@@ -283,6 +284,6 @@ def verify(directory: Place) -> Manifest:
 
 
 __all__ = [
-    "MethodOptions", "compare", "compress", "evaluate", "export", "prune", "speed", "sweep",
-    "verify",
+    "MethodOptions", "compare", "compress", "evaluate", "export", "history", "promote", "prune",
+    "rollback", "speed", "sweep", "verify",
 ]  # fmt: skip

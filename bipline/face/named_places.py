@@ -8,6 +8,7 @@ from typing import Any
 
 from bipline.base.errors import BiplineError, InvalidInput
 from bipline.face.output import is_result
+from bipline.settings.gate import READY
 from bipline.settings.line import LineSettings
 from bipline.storage.directory import occupied
 from bipline.storage.folder import S3_SCHEME
@@ -63,6 +64,13 @@ def check_export(
         ("--out", out, Use.FOLDER), ("--state", state, Use.STATE),
     ]  # fmt: skip
     _check(named, {"--json": (json_file, is_result("export"))})
+
+
+def check_registered(gate: Any, *, json_file: Any, command: str, state: Any) -> None:
+    """As :func:`check_prune`, for commands on a registry; a gate by its name is no place."""
+    is_file = gate is not None and str(gate) not in READY
+    named = [("--gate", gate if is_file else None, Use.READ_FILE), ("--state", state, Use.STATE)]
+    _check(named, {"--json": (json_file, is_result(command))})
 
 
 def check_compare(

@@ -37,7 +37,7 @@ def demo(
     settings = _loaded("compress", bundled(name), set_)
     if not full:
         typer.echo(QUICK)
-    _run("compress", _with_assets(settings), json_file)
+    _compress(_with_assets(settings), json_file)
 
 
 def compress(
@@ -47,7 +47,7 @@ def compress(
     json_file: options.JsonFile = None,
 ) -> None:
     """Run the compress pipeline: from a model and its texts to a registered package."""
-    _run("compress", _loaded("compress", config, set_), json_file, dry_run)
+    _compress(_loaded("compress", config, set_), json_file, dry_run)
 
 
 def sweep(
@@ -61,6 +61,13 @@ def sweep(
     summary = _run("sweep", settings, json_file, dry_run)
     if summary and settings.select and summary.best is None:
         raise Refused(SWEPT)
+
+
+def _compress(settings: Any, json_file: Path | None, dry_run: bool = False) -> None:
+    """A run whose gate refused ends well in all else, and says so by its exit code."""
+    summary = _run("compress", settings, json_file, dry_run)
+    if summary and summary.registration.refusal:
+        raise Refused(summary.registration.refusal)
 
 
 def _loaded(pipeline: str, config: Path, overrides: list[str] | None) -> Any:

@@ -15,27 +15,21 @@ from bipline.comparison.spread import STARRED, Repeated, named, ranked, table_li
 from bipline.values.comparison import Comparison, SweepSummary
 from bipline.values.compensation import counts_text
 from bipline.values.figures import byte_size, kind_of, label_of, side_by_side, speed_lines
+from bipline.values.promotion import History, HistoryLine, Promotion
 from bipline.values.record import EvaluationRecord
 from bipline.values.speed import Speeds
 from bipline.values.summary import PruneSummary, RunSummary
+from bipline.values.verdict import Verdict
 
 
 def print_evaluated(console: Console, records: dict[str, EvaluationRecord], log: Path) -> None:
-    """The end of ``bipline evaluate``: models side by side, and what is told of speed."""
+    """The end of ``bipline evaluate``: models side by side, and the first against the other."""
     console.print(evaluation_table(records))
+    if "baseline" in records:
+        print_change(console, records, "model", "baseline")
     timed = [each.speed for each in records.values() if each.speed]
     remarks = [line for each in timed for line in each.remarks or ()]
-    print_lines(console, [*_speed_changes(records), *remarks, f"log: {log}"])
-
-
-def _speed_changes(records: dict[str, EvaluationRecord]) -> list[str]:
-    """A line per rate of a model against its baseline, where both were timed."""
-    found = {"dense": records.get("baseline"), "model": records.get("model")}
-    timed = {name: each.speed for name, each in found.items() if each and each.speed}
-    if len(timed) < len(found):
-        return []
-    told = speed_lines(Speeds(models=timed), "model")
-    return [f"{label_of(line.name)}: {line.change}" for line in told if line.change]
+    print_lines(console, [*remarks, f"log: {log}"])
 
 
 def print_speeds(console: Console, speeds: Speeds, log: Path) -> None:
@@ -50,6 +44,17 @@ def print_speeds(console: Console, speeds: Speeds, log: Path) -> None:
     console.print(_table(head, lines, left={0}))
     remarks = [line for each in speeds.models.values() for line in each.remarks or ()]
     print_lines(console, [*remarks, f"log: {log}"])
+
+
+def print_change(
+    console: Console, records: dict[str, EvaluationRecord], changed: str, against: str
+) -> None:
+    """A table of what one model's figures are against another's, with 95 % intervals."""
+    lines = side_by_side({name: records[name] for name in (against, changed)}, changed, against)
+    told = [[label_of(line.name), line.change] for line in lines if line.change]
+    console.print()
+    console.print(_table([f"{changed} against {against}", "change (95 %)"], told, left={0}))
+    console.print()
 
 
 def print_pruned(console: Console, summary: PruneSummary, log: Path, verbose: bool = False) -> None:
@@ -73,9 +78,10 @@ def print_ended(console: Console, summary: RunSummary | SweepSummary, log: Path)
         return
     stages = [[stage.name, f"{stage.seconds:.1f}", stage.status] for stage in summary.stages]
     figures = evaluation_table(summary.records)
-    for table in (figures, _table(["stage", "seconds", ""], stages, left={0, 2})):
-        console.print()
-        console.print(table)
+    console.print()
+    console.print(figures)
+    print_change(console, summary.records, list(summary.records)[-1], "dense")
+    console.print(_table(["stage", "seconds", ""], stages, left={0, 2}))
     console.print()
     print_named(console, {**_compress_lines(summary), "log": str(log)}, 12)
 
@@ -175,6 +181,8 @@ def _compress_lines(summary: RunSummary) -> dict[str, str]:
         verdict = "accepted" if summary.recovery.accepted else "refused"
         lines["recovery"] = f"{verdict}: {summary.recovery.reason}"
     known = "the same version as before" if registration.reused else "new"
+    if registration.verdict is not None:
+        lines["gate"] = verdict_line(registration.verdict)
     return {
         **lines,
         "package": _shown(summary.package.location),
@@ -182,6 +190,49 @@ def _compress_lines(summary: RunSummary) -> dict[str, str]:
         "registered": f"{registration.model_name} version {registration.version} ({known}), "
         f"alias {registration.alias}",
     }
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """What a gate came to, in a line."""
+    count, refused = len(verdict.checks), len(verdict.refusals)
+    told = f"{verdict.gate}, for {verdict.alias}: {count - refused} of {count} checks passed"
+    return told + (f"; overridden by {verdict.override.by}" if verdict.override else "")
+
+
+def print_promoted(console: Console, done: Promotion) -> None:
+    """The end of ``promote`` and ``rollback``: the checks, and where the alias points."""
+    if done.verdict:
+        print_verdict(console, done.verdict)
+    how = "is now" if done.changed else "is already"
+    before = f"; before it version {done.previous}" if done.previous else ""
+    line = f"{done.model}: version {done.version} {how} {done.alias}{before}"
+    print_lines(console, [printable(line)])
+
+
+def print_verdict(console: Console, verdict: Verdict) -> None:
+    """Every check of a gate: its answer, its name, and what it says."""
+    rows = [[check.answer, check.name, check.sentence] for check in verdict.checks]
+    print_lines(console, (printable(f"{a:<12}{name}: {told}") for a, name, told in rows))
+    print_named(console, {"gate": printable(verdict_line(verdict))})
+
+
+def print_history(console: Console, told: History) -> None:
+    """The journal of a registered model, the last entry last, and what does not agree with it."""
+    lines = [_entry_line(line) for line in told.lines]
+    served = [f"{alias:<20}version {version}" for alias, version in told.champions.items()]
+    wrong = [f"differs: {sentence}" for sentence in told.differs]
+    print_lines(console, map(printable, [*(lines or ["no entry yet"]), *served, *wrong]))
+
+
+def _entry_line(line: HistoryLine) -> str:
+    entry = line.entry
+    end = "" if line.won else "  (lost: another one came first)"
+    why = f"  overridden by {entry.override.by}: {entry.override.reason}" if entry.override else ""
+    why += f"  {entry.by or ''}: {entry.reason}" if entry.reason else ""
+    return (
+        f"{line.number:>4}  {entry.at}  {entry.action:<9}{entry.alias}  version {entry.version}  "
+        f"by {entry.user}{why}{end}"
+    )
 
 
 def _sweep_lines(summary: SweepSummary) -> dict[str, str]:

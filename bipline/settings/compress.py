@@ -13,6 +13,8 @@ from bipline.settings.protocol import Protocol
 from bipline.settings.recipes import LoraRecipe
 from bipline.storage.names import is_plain_name
 
+# What a new version is called that no gate has passed.
+CANDIDATE = "candidate"
 FIGURE_NAME = re.compile(r"(?=\S)[\w .:/-]{1,100}(?<=\S)")
 
 
@@ -53,7 +55,15 @@ class PromoteSettings(Settings):
     """Where the package is registered."""
 
     name: str = Field(default="bipline", description="name of the registered model in MLflow")
-    alias: str = Field(default="candidate", description="alias the new version gets")
+    alias: str = Field(
+        default=CANDIDATE,
+        description="alias the new version gets; every other than candidate needs a gate",
+    )
+    gate: str | None = Field(
+        default=None,
+        description="what decides whether it does: strict, lenient, or a YAML file; null: nothing "
+        "may move an alias that is served",
+    )
 
 
 def _of_the_hub(value: Any) -> Any:

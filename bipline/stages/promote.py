@@ -1,21 +1,44 @@
-"""Promote: the package becomes a version in the registry, tracked as one MLflow run."""
+"""Promote: the package becomes a version in the registry, and a gate decides about its alias.
+
+A run registers its package as ``candidate``. Whether the version gets the alias that is asked for
+is the gate's to say, in the same run; a refusal leaves it where it is.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from bipline.base.progress import heading
+from bipline.base.errors import InvalidInput, Refused
+from bipline.base.progress import heading, note
+from bipline.delivery.evidence import read_evidence
 from bipline.delivery.registries import mlflow as core
+from bipline.delivery.registries.journal import check_alias, history_of
+from bipline.delivery.registries.journal_mlflow import SUFFIX, MlflowRegistry
+from bipline.delivery.registries.promotion import (
+    Gate,
+    GateRefused,
+    promote_version,
+    roll_back_alias,
+)
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import flattened
-from bipline.settings.compress import CompressSettings, PromoteSettings
+from bipline.settings.compress import CANDIDATE, CompressSettings, PromoteSettings
+from bipline.settings.gate import EVERY, GateSettings, gate_name, load_gate
 from bipline.stages.export import Account
 from bipline.stages.stage import Context, Lines
 from bipline.storage.store import Handle
 from bipline.values.figures import metrics_of
+from bipline.values.promotion import History, Promotion
 from bipline.values.summary import Registration
+from bipline.values.verdict import Override
+
+MEASURED_TEXTS = ("perplexity", "nll", "perplexity_increase", "nll_increase")
+MEASURED_TASKS = ("acc", "acc_norm")
 
 
 def promote(
@@ -23,20 +46,25 @@ def promote(
     package: Handle,
     account: Account,
     settings: PromoteSettings,
+    gate: GateSettings | None,
     tags: Mapping[str, str],
     seconds: Mapping[str, float],
+    evaluated_at: datetime | None = None,
 ) -> Registration:
-    """Register the package under its name and alias, with every number of the run.
+    """Register the package as candidate, with every number of the run; then ask the gate.
 
-    Never found in a Store: whether the registry has it is the registry's to say.
+    Never found in a Store: whether the registry has it is the registry's to say. A refusal is told
+    in the registration, so that the run's other results stay. Raises InvalidInput for an alias
+    that needs a gate and has none.
     """
     heading("promote")
+    _check_gate(settings)
     place, records = context.store.open(package), account.records
-    return core.track_and_register(
+    registered = core.track_and_register(
         package=place,
         package_digest=package.digest,
         name=settings.name,
-        alias=settings.alias,
+        alias=CANDIDATE,
         params=flattened(account.config),
         metrics={**seconds, **metrics_of(records, account.plan, account.recovery)},
         artifacts={
@@ -49,13 +77,172 @@ def promote(
         },
         tags=dict(tags),
     )
+    registry = MlflowRegistry(settings.name)
+    if evaluated_at is not None:
+        registry.tell_evaluated(registered.version, evaluated_at)
+    if gate is None:
+        return registered
+    chosen = Gate(gate, gate_name(str(settings.gate)))
+    return _gated(registry, place, registered, settings.alias, chosen)
+
+
+def _gated(
+    registry: MlflowRegistry, place: Path, registered: Registration, alias: str, gate: Gate
+) -> Registration:
+    """The registration with what the gate said, and the alias that came of it."""
+    version = registry.version(registered.version)
+    evidence = read_evidence(
+        lambda name: (place / name).read_bytes(), str(place), version.package_digest,
+        evaluated_at=version.evaluated_at,
+    )  # fmt: skip
+    try:
+        promotion = promote_version(registry, version, alias, gate, evidence)
+    except Refused as refusal:
+        note(str(refusal))
+        verdict = refusal.verdict if isinstance(refusal, GateRefused) else None
+        return registered.model_copy(update={"refusal": str(refusal), "verdict": verdict})
+    return registered.model_copy(update={"alias": alias, "verdict": promotion.verdict})
+
+
+def promote_registered(
+    source: str,
+    alias: str,
+    gate: str | None,
+    override: Override | None,
+    registry: str | None,
+) -> Promotion:
+    """Promote a registered version, ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``, by its records.
+
+    Every file is hashed again where it lies before anything points at it. Raises InvalidInput
+    before anything is asked of the registry where the request can be seen to fail.
+    """
+    name, wanted = parts_of(source, f"@{CANDIDATE}")
+    core.check_names(name, alias)
+    _check_gate(PromoteSettings(name=name, alias=alias, gate=gate))
+    chosen = Gate(load_gate(str(gate)), gate_name(str(gate)), override)
+    heading("promote")
+    model = MlflowRegistry(name, registry)
+    version = model.version(wanted)
+    evidence = model.evidence(version)
+    model.check(version)
+    return promote_version(model, version, alias, chosen, evidence)
+
+
+def roll_back(
+    source: str,
+    expected: str | None,
+    reason: str | None,
+    by: str | None,
+    registry: str | None,
+) -> Promotion:
+    """Give ``NAME@ALIAS`` back to the version before. Raises Refused where there is none."""
+    name, wanted = parts_of(source, "")
+    if not wanted.startswith("@"):
+        raise InvalidInput(f"{source}: write NAME@ALIAS, the alias that is to go back")
+    core.check_names(name, wanted[1:])
+    heading("rollback")
+    return roll_back_alias(MlflowRegistry(name, registry), wanted[1:], expected, reason, by)
+
+
+def history(name: str, registry: str | None) -> History:
+    """Who moved which alias when, and why, of a registered model."""
+    core.check_names(name, CANDIDATE)
+    return history_of(MlflowRegistry(name, registry))
+
+
+def registry_address(given: str | None, state: Path | None, usual: Path) -> str | None:
+    """The registry that is meant: an address, a state folder's, MLflow's variables', or the usual.
+
+    None leaves it to MLflow. Raises InvalidInput where there is none at all.
+    """
+    if given is not None:
+        return given
+    if state is None and any(os.environ.get(f"MLFLOW_{w}_URI") for w in ("TRACKING", "REGISTRY")):
+        return None
+    place = (state or usual) / "mlflow" / "mlflow.db"
+    if not place.is_file():
+        raise InvalidInput(
+            f"{place}: no registry there; give --registry ADDRESS, --state DIR, or set "
+            "MLFLOW_TRACKING_URI"
+        )
+    return core.tracking_uri(state or usual)
+
+
+def parts_of(source: str, otherwise: str) -> tuple[str, str]:
+    """The name, and ``@ALIAS`` or a version. Raises InvalidInput for anything else."""
+    text = source.removeprefix("models:/")
+    for sign in ("@", "/"):
+        name, found, wanted = text.partition(sign)
+        if found and name and wanted:
+            return name, f"@{wanted}" if sign == "@" else wanted
+        if found:
+            raise InvalidInput(f"{source}: write NAME, NAME@ALIAS or NAME/VERSION")
+    return text, otherwise
+
+
+def gate_of(settings: PromoteSettings) -> GateSettings | None:
+    """The gate of a run, read; None where none is asked. Raises InvalidInput for a senseless one.
+
+    An alias that is served moves through a gate alone.
+    """
+    _check_gate(settings)
+    return None if settings.gate is None else load_gate(settings.gate)
+
+
+def _check_gate(settings: PromoteSettings) -> None:
+    check_alias(settings.alias)
+    if settings.name.endswith(SUFFIX):
+        raise InvalidInput(f"promote.name {settings.name!r}: {SUFFIX} is kept for journals")
+    if settings.gate is None and settings.alias != CANDIDATE:
+        raise InvalidInput(
+            f"alias {settings.alias!r} needs a gate: set promote.gate to strict, lenient or a "
+            f"file (--gate), or leave the new version at {CANDIDATE}"
+        )
+    if settings.gate is not None and settings.alias == CANDIDATE:
+        raise InvalidInput(
+            f"promote.gate {settings.gate!r} decides about no alias: {CANDIDATE} is what every "
+            "new version gets; set promote.alias, such as production"
+        )
 
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
-    """The name and the alias. Raises InvalidInput for one that the registry will refuse."""
-    name, alias = settings.promote.name, settings.promote.alias
-    core.check_names(name, alias)
-    return [("promote", f"register {name}, alias {alias}")]
+    """The name, the alias and the gate.
+
+    Raises InvalidInput for what the registry will refuse, and for a gate that cannot tell because
+    the run does not measure what it asks for.
+    """
+    section = settings.promote
+    core.check_names(section.name, section.alias)
+    gate = gate_of(section)
+    if gate is None:
+        return [("promote", f"register {section.name}, alias {section.alias}")]
+    _check_measured(gate, settings)
+    told = f"register {section.name}, alias {CANDIDATE}; if gate {section.gate} passes it, "
+    return [("promote", told + section.alias)]
+
+
+def _check_measured(gate: GateSettings, settings: CompressSettings) -> None:
+    """Raise InvalidInput for a limit on what the run will not measure, or a format not written."""
+    evaluated = settings.evaluate
+    for limit in gate.limits:
+        kind, _, subject = limit.figure.partition(".")
+        known: tuple[str, ...] | None = None
+        if kind in MEASURED_TEXTS:
+            known, key = evaluated.texts, "evaluate.texts"
+        elif kind in MEASURED_TASKS:
+            known, key = evaluated.tasks, "evaluate.tasks"
+        elif kind.endswith("tokens_per_second") and not evaluated.protocol.speed:
+            known, key = (), "evaluate.protocol.speed"
+        if known is not None and not (subject in known or (subject == EVERY and known)):
+            raise InvalidInput(
+                f"gate {settings.promote.gate} limits {limit.figure}, which {key} does not measure"
+            )
+    for format_ in gate.requirements.formats:
+        if format_ not in settings.export.formats:
+            raise InvalidInput(
+                f"gate {settings.promote.gate} requires the format {format_}, which "
+                "export.formats does not name"
+            )
 
 
 def _json(value: Any) -> str:

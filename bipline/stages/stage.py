@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,8 @@ Produce = Callable[[DirectoryWriter, Path], object]
 # What a stage would do, for a dry run: lines with what stands before each.
 Lines = list[tuple[str, str]]
 VALUE_NAME = "value.json"
+# Beside a cost in its file: when the stage was done. No record holds it, so that equal stays equal.
+ENDED = "ended"
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,12 @@ class Context:
         """What of the compute settings may change a stage's numbers: part of its key."""
         chosen = self.compute.model_dump(include={"dtype", "micro_batch"})
         return {"device": self.device.type, **chosen}
+
+
+def ended_at(store: Store, stage: str, key: str) -> datetime | None:
+    """When what is stored under a key was made; None where nobody kept that."""
+    told = (store.read_cost(stage, key) or {}).get(ENDED)
+    return datetime.fromisoformat(told) if isinstance(told, str) else None
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,8 @@ class Stage:
                     peak_anonymous_bytes=peak.anonymous,
                     peak_device_bytes=peak.device,
                 )
-                store.write_cost(self.name, key, cost.model_dump(mode="json"))
+                ended = datetime.now(UTC).isoformat(timespec="seconds")
+                store.write_cost(self.name, key, {**cost.model_dump(mode="json"), ENDED: ended})
         handle = store.find(self.name, key)
         if handle is None:
             raise RuntimeError(f"{store.location} has lost {self.name} {key} that was just stored")

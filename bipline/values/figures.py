@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bipline.values.comparison import Change, Row
+from bipline.values.differences import paired_differences
+from bipline.values.paired import PairedDifference
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
 from bipline.values.speed import Speed, Speeds, Spread
@@ -20,6 +22,8 @@ from bipline.values.speed import Speed, Speeds, Spread
 NOT_MEASURED = "not measured"
 # Where the ranges of repeats overlap.
 NO_DIFFERENCE = "no difference told"
+# Above this many nats no perplexity is a number any more.
+LARGEST_NATS = 700.0
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 # Of a row of a comparison, and of each of its texts.
@@ -143,15 +147,13 @@ class Figure:
         error = f" ± {show(self.error)}" if self.error else ""
         return show(self.value) + error + (_spread_text(self.spread, show) if self.spread else "")
 
-    def change_from(self, dense: Figure) -> str:
-        """This against the dense model's; of repeats a factor with its range, if any is told."""
-        if self.spread and dense.spread:
-            factor = self.spread.factor_over(dense.spread)
-            if factor is None:
-                return NO_DIFFERENCE
-            return f"{TIMES} {factor.median:.2f} [{factor.lower:.2f}, {factor.upper:.2f}]"
-        tell = kind_of(self.name).change
-        return tell(dense.value, self.value) if tell else ""
+
+def factor_text(one: Spread, dense: Spread) -> str:
+    """Repeats against the dense model's: a factor with its range, if any is told."""
+    factor = one.factor_over(dense)
+    if factor is None:
+        return NO_DIFFERENCE
+    return f"{TIMES} {factor.median:.2f} [{factor.lower:.2f}, {factor.upper:.2f}]"
 
 
 def _spread_text(spread: Spread, show: Callable[[float], str]) -> str:
@@ -210,21 +212,36 @@ def row_figures(row: Row) -> dict[str, Figure]:
 
 
 def values(figures: Mapping[str, Figure], prefix: str = "") -> dict[str, float]:
-    """The bare numbers of figures, by their names behind a prefix."""
-    return {f"{prefix}{name}": figure.value for name, figure in figures.items()}
+    """The bare numbers of figures, by their names behind a prefix; errors as ``NAME.stderr``."""
+    found = {f"{prefix}{name}": figure.value for name, figure in figures.items()}
+    errors = {name: figure.error for name, figure in figures.items()}
+    return found | {f"{prefix}{name}.stderr": error for name, error in errors.items() if error}
 
 
-def side_by_side(records: Mapping[str, EvaluationRecord], changed: str = "") -> list[Line]:
+def side_by_side(
+    records: Mapping[str, EvaluationRecord], changed: str = "", against: str = "dense"
+) -> list[Line]:
     """The figures of models under one protocol as tables show them.
 
-    ``changed`` names the record whose change against the one named ``dense`` is told.
+    ``changed`` names the record whose change is told, ``against`` the one it is taken from: with
+    its interval where both were measured on the same windows or rows.
     """
     found = {model: figures_of(record) for model, record in records.items()}
+    pairs = paired_differences(records[against], records[changed]) if changed else {}
+    ends = found.get(against, {}), found.get(changed, {})
     names = dict.fromkeys(name for figures in found.values() for name in figures)
     places = list(KINDS)
     # What only some of the models have comes where the others' stand.
     order = sorted(names, key=lambda name: places.index(name.partition(".")[0]))
-    return [_line(name, found, changed) for name in order if kind_of(name).tabled]
+    return [
+        Line(
+            name,
+            {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
+            _change(ends[0].get(name), ends[1].get(name), pairs.get(_paired_name(name))),
+        )
+        for name in order
+        if kind_of(name).tabled
+    ]
 
 
 def speed_lines(speeds: Speeds, changed: str = "") -> list[Line]:
@@ -234,7 +251,15 @@ def speed_lines(speeds: Speeds, changed: str = "") -> list[Line]:
         for model, speed in speeds.models.items()
     }
     names = dict.fromkeys(name for figures in found.values() for name in figures)
-    return [_line(name, found, changed) for name in names]
+    ends = found.get("dense", {}), found.get(changed, {})
+    return [
+        Line(
+            name,
+            {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
+            _change(ends[0].get(name), ends[1].get(name), None),
+        )
+        for name in names
+    ]
 
 
 def metrics_of(
@@ -253,13 +278,30 @@ def metrics_of(
     return told
 
 
-def _line(name: str, found: Mapping[str, Mapping[str, Figure]], changed: str) -> Line:
-    one, dense = (found.get(model, {}).get(name) for model in (changed, "dense"))
-    return Line(
-        name,
-        {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
-        one.change_from(dense) if one and dense else "",
-    )
+def _paired_name(name: str) -> str:
+    """Perplexities are compared by their nats."""
+    kind, _, subject = name.partition(".")
+    return f"nll.{subject}" if kind == "perplexity" else name
+
+
+def _change(dense: Figure | None, one: Figure | None, pair: PairedDifference | None) -> str:
+    """A change with its 95 % interval; one inside its interval is none."""
+    if dense and one and dense.spread and one.spread:
+        return factor_text(one.spread, dense.spread)
+    if dense is None or one is None or (tell := kind_of(one.name).change) is None:
+        return ""
+    if pair is None or pair.low is None or pair.high is None:
+        return tell(dense.value, one.value)
+    low, high = (tell(dense.value, _moved(dense, end)) for end in (pair.low, pair.high))
+    told = tell(dense.value, one.value) if pair.is_told else "no difference"
+    return f"{told} ({low} to {high})"
+
+
+def _moved(dense: Figure, difference: float) -> float:
+    """The dense value and a difference of it; of a perplexity the difference is in nats."""
+    if dense.name.startswith("perplexity."):
+        return dense.value * math.exp(min(difference, LARGEST_NATS))
+    return dense.value + difference
 
 
 def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iterator[Figure]:
@@ -267,13 +309,14 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
     if dense:
         yield Figure("parameters_ratio", record.parameters / dense.parameters)
     yield Figure("file_bytes", record.file_bytes)
+    pairs = paired_differences(dense, record) if dense else {}
     for text, found in sorted(record.perplexity.items()):
-        before = dense.perplexity.get(text) if dense else None
-        yield from _of_text(text, found, Change.of(before, found) if before else None)
+        before, pair = dense.perplexity.get(text) if dense else None, pairs.get(f"nll.{text}")
+        yield from _of_text(text, found, Change.of(before, found, pair) if before else None)
     for task, result in sorted(record.tasks.items()):
         yield Figure(f"acc.{task}", result.acc, error=result.stderr)
         if result.acc_norm is not None:
-            yield Figure(f"acc_norm.{task}", result.acc_norm)
+            yield Figure(f"acc_norm.{task}", result.acc_norm, error=result.acc_norm_stderr)
     if record.speed:
         yield from _of_speed(record.speed)
 
@@ -318,11 +361,12 @@ def _of_row(row: Row) -> Iterator[Figure]:
 
 
 def _of_text(text: str, found: Perplexity, change: Change | None) -> Iterator[Figure]:
-    yield Figure(f"perplexity.{text}", found.value)
-    yield Figure(f"nll.{text}", found.nll)
+    yield Figure(f"perplexity.{text}", found.value, error=found.stderr)
+    yield Figure(f"nll.{text}", found.nll, error=found.nll_stderr)
     if change:
         # Where a perplexity is so high that the dense one is lost beside it, nats still tell.
         dense = found.value - change.perplexity
         share = change.perplexity / dense if dense else math.expm1(change.nll)
         yield Figure(f"perplexity_increase.{text}", share)
-        yield Figure(f"nll_increase.{text}", change.nll)
+        error = change.paired.stderr if change.paired else None
+        yield Figure(f"nll_increase.{text}", change.nll, error=error)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.verdict import Verdict
 
 SCHEMA_VERSION: Literal[1] = 1
 # Version 1 called a compensation's name its form.
@@ -70,13 +71,19 @@ class PruneSummary(_Frozen):
 
 
 class Registration(_Frozen):
-    """A version of a registered model. ``reused``: the same package was registered before."""
+    """A version of a registered model. ``reused``: the same package was registered before.
+
+    ``alias`` is the one that it got. With a gate ``verdict`` is what that said, and ``refusal`` why
+    the version has not the alias that was asked for.
+    """
 
     mlflow_run_id: str
     model_name: str
     version: str
     alias: str
     reused: bool
+    verdict: Verdict | None = None
+    refusal: str | None = None
 
 
 class StageSummary(_Frozen):

@@ -1,0 +1,166 @@
+"""Evidence: what a package tells of itself, read so that a gate can judge by it.
+
+Nothing here raises for what a package lacks: it is told as a problem, and a gate that needs it
+cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeVar
+
+from bipline.base.errors import BiplineError, InvalidInput, Refused
+from bipline.storage.digests import digest_bytes, digest_json
+from bipline.storage.manifest import MANIFEST_NAME, Manifest, differs, parse_manifest
+from bipline.storage.strict_json import parse_object
+from bipline.values.items import EvaluationItems
+from bipline.values.reading import typed
+from bipline.values.record import EvaluationRecord
+from bipline.values.resolution import Resolution
+
+EVALUATION, RESOLUTION, ITEMS = "evaluation.json", "resolution.json", "items.json"
+# What a gate reads of a package; the weights are not among it.
+DOCUMENTS = (EVALUATION, RESOLUTION, ITEMS)
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature of a package that was looked at: whether it holds, and whose it is."""
+
+    holds: bool
+    key: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model: its record, and the items behind it where they are at hand."""
+
+    record: EvaluationRecord
+    items: EvaluationItems | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one package.
+
+    ``models`` are ``dense`` and ``packaged``, each None where it cannot be read; ``problems`` say
+    why, by what they are about. ``evaluated_at`` and ``signature`` are None where nobody knows.
+    """
+
+    package_digest: str
+    models: Mapping[str, Measured]
+    formats: tuple[str, ...] | None = None
+    licence: str | None = None
+    evaluated_at: datetime | None = None
+    signature: Signature | None = None
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def record_digests(self) -> dict[str, str]:
+        """Digests of the records by model, of those that are JSON."""
+        found = {}
+        for name, each in self.models.items():
+            with suppress(ValueError):  # NaN, which no file holds
+                found[name] = digest_json(each.record.model_dump(mode="json"))
+        return found
+
+
+def read_evidence(read: Callable[[str], bytes], where: str, digest: str, **known: Any) -> Evidence:
+    """The evidence in a package whose files ``read`` gives, of which only documents are read.
+
+    ``known`` are fields that no package holds: ``evaluated_at`` and ``signature``. Raises Refused
+    where the manifest is not the one of this digest, or a document not the one it lists.
+    """
+    manifest = parse_manifest(read(MANIFEST_NAME), f"{where}/{MANIFEST_NAME}")
+    if manifest.digest != digest:
+        raise Refused(f"{where}: holds package {manifest.digest[:12]}, not {digest[:12]}")
+    values: dict[str, Any] = {}
+    for name in DOCUMENTS:
+        if name in manifest.files:
+            content = read(name)
+            if digest_bytes(content) != manifest.files[name].sha256:
+                raise differs(where, name)
+            with suppress(InvalidInput):  # then it is missing, and the gate says so
+                values[name] = parse_object(content, name, "document")
+    return replace(evidence_of(manifest, values), **known)
+
+
+def evidence_of(manifest: Manifest, documents: Mapping[str, Any]) -> Evidence:
+    """The evidence in a package's documents, as JSON values by name, and its manifest."""
+    problems: dict[str, str] = {}
+
+    def told(about: str, read: Callable[[], Value]) -> Value | None:
+        try:
+            return read()
+        except (BiplineError, KeyError, TypeError, ValueError, AttributeError) as error:
+            missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            problems[about] = " ".join(missing.split())
+            return None
+
+    models: dict[str, Measured] = {}
+    for model in ("dense", "packaged"):
+        if found := told(model, partial(_measured, documents, model)):
+            models[model] = found
+    resolution = told("resolution", lambda: _resolution(documents))
+    told("package", lambda: _compare(manifest, documents, models, resolution))
+    return Evidence(
+        package_digest=manifest.digest,
+        models=models,
+        formats=told("formats", lambda: _formats(manifest)),
+        licence=resolution.model.licence if resolution else None,
+        problems=problems,
+    )
+
+
+def _measured(documents: Mapping[str, Any], model: str) -> Measured:
+    evaluation = documents[EVALUATION]
+    name = evaluation["packaged"] if model == "packaged" else model
+    record = _record(evaluation["records"][name], name)
+    items = (documents.get(ITEMS) or {}).get(name)
+    if items is None:
+        return Measured(record)
+    return Measured(record, typed(items, EvaluationItems, ITEMS, "list of items"))
+
+
+def _record(value: dict[str, Any], name: str) -> EvaluationRecord:
+    """A record as files hold it: its protocol bears its own digest."""
+    protocol = dict(value["protocol"])
+    claimed = protocol.pop("digest")
+    record = typed({**value, "protocol": protocol}, EvaluationRecord, EVALUATION, "record")
+    if record.protocol_digest != claimed:
+        raise Refused(f"{EVALUATION}: the protocol of {name} is not the one of its digest")
+    return record
+
+
+def _resolution(documents: Mapping[str, Any]) -> Resolution:
+    return typed(documents[RESOLUTION], Resolution, RESOLUTION, "resolution")
+
+
+def _formats(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(map(str, manifest.info["formats"]))
+
+
+def _compare(
+    manifest: Manifest,
+    documents: Mapping[str, Any],
+    models: Mapping[str, Measured],
+    resolution: Resolution | None,
+) -> None:
+    """Raise Refused unless records, resolution and manifest are about the same two models."""
+    if resolution is None or len(models) < 2:
+        raise Refused("a record or the resolution cannot be read")
+    packaged, dense, info = models["packaged"].record, models["dense"].record, manifest.info
+    pairs = {
+        "what is packaged": (documents[EVALUATION]["packaged"], info["packaged"]),
+        "tensors": (packaged.tensor_digest, info["tensor_digest"]),
+        "parameters": (packaged.parameters, info["parameters"]),
+        "the dense model": (dense.tensor_digest, resolution.model.tensor_digest),
+    }
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise Refused(f"{what}: the record says {one!s:.12}, the package {other!s:.12}")

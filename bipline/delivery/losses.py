@@ -1,0 +1,156 @@
+"""How much worse one model is than another, with the interval that tells how sure that is.
+
+Perplexities are compared window by window and accuracies row by row, so the interval is that of
+paired differences; speeds have the range from the median of the repeats to the best. A change is a
+share of the other's value, or a difference where that says more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bipline.delivery.evidence import Measured
+from bipline.values.figures import Figure, kind_of
+from bipline.values.items import EvaluationItems
+from bipline.values.paired import PairedDifference, paired_answers, paired_difference
+from bipline.values.record import EvaluationRecord
+
+SHARES_OF_ROWS = ("acc", "acc_norm")
+DIFFERENCES = (*SHARES_OF_ROWS, "nll")
+SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
+# Counted, not measured: they have no interval and no protocol.
+EXACT = ("parameters", "file_bytes")
+# Of means: a record adds nats in another order than their items are added here.
+SAME_MEAN = 1e-4
+
+
+class Unknown(Exception):
+    """Why a check cannot tell."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How much worse one model is than another; ``high`` is the end that hurts."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two models that are compared: what it is called, a figure of it, and all behind it."""
+
+    model: str
+    figure: Figure
+    measured: Measured
+
+
+def loss_of(one: Side, other: Side, with_interval: bool) -> Loss:
+    """How much worse ``one`` is than ``other`` in a figure that both have.
+
+    Raises Unknown where the two do not compare, or an interval is wanted and there is none.
+    """
+    name = one.figure.name
+    kind = kind_name(name)
+    _check_comparable(kind, one, other)
+    plain = _change(name, one.figure.value, other.figure.value)
+    if kind in EXACT or not with_interval:
+        return Loss(plain, plain, plain)
+    if kind in SPEEDS:
+        (slow, best), (slow_other, best_other) = _range(one.figure), _range(other.figure)
+        return Loss(plain, _change(name, best, slow_other), _change(name, slow, best_other))
+    found = _paired(name, one, other)
+    if found.low is None or found.high is None:
+        raise Unknown("one pair alone has no interval")
+    if kind in SHARES_OF_ROWS:
+        return Loss(-found.difference, -found.high, -found.low)
+    ends = (found.difference, found.low, found.high)
+    return Loss(*ends) if kind == "nll" else Loss(*map(_expm1, ends))
+
+
+def kind_name(figure: str) -> str:
+    """The kind of a figure: what stands before the dot of its name."""
+    return figure.partition(".")[0]
+
+
+def _check_comparable(kind: str, one: Side, other: Side) -> None:
+    if kind in EXACT:
+        return
+    records = one.measured.record, other.measured.record
+    if records[0].protocol_digest != records[1].protocol_digest:
+        raise Unknown(f"the {other.model} model was evaluated under another protocol")
+    same = ("lm_eval",) if kind in SHARES_OF_ROWS else ()
+    for key in ("device", "processor", "threads") if kind in SPEEDS else same:
+        mine, its = (record.environment.get(key) for record in records)
+        if mine is None or mine != its:
+            raise Unknown(f"measured with {key} {mine}, the {other.model} model with {its}")
+
+
+def _change(name: str, value: float, reference: float) -> float:
+    """How much worse a value is: a share of the reference, or a difference."""
+    sign = -1 if kind_of(name).better == "higher" else 1
+    if kind_name(name) in DIFFERENCES:
+        return sign * (value - reference)
+    if not reference:
+        raise Unknown("the other model's value is zero")
+    return sign * (value / reference - 1)
+
+
+def _range(figure: Figure) -> tuple[float, float]:
+    """From the median of the repeats to the best of them."""
+    median = figure.median
+    if median is None or not 0 < median <= figure.value:
+        raise Unknown("the range of the repeats is not known")
+    return median, figure.value
+
+
+def _paired(name: str, one: Side, other: Side) -> PairedDifference:
+    """The paired difference, ``one`` less ``other``, of items that are the records' own."""
+    before, after = _items(name, other), _items(name, one)
+    if before.keys() != after.keys():
+        raise Unknown(f"its items do not pair with those of the {other.model} model")
+    values = [[found[row] for row in sorted(before)] for found in (before, after)]
+    if kind_name(name) in SHARES_OF_ROWS:
+        return paired_answers(*([bool(each) for each in part] for part in values))
+    return paired_difference(*values)
+
+
+def _items(name: str, side: Side) -> dict[int, float]:
+    """What single windows or rows gave. Raises Unknown where they are not the record's own."""
+    items, subject = side.measured.items, name.partition(".")[2]
+    if items is None:
+        raise Unknown(f"the items behind the {side.model} model's record are not at hand")
+    is_share = kind_name(name) in SHARES_OF_ROWS
+    found = _answers(items, name) if is_share else dict(enumerate(items.windows.get(subject, ())))
+    if not found:
+        raise Unknown(f"the items of the {side.model} model hold nothing of it")
+    mean, told = sum(found.values()) / len(found), _mean(side.measured.record, name)
+    if not abs(mean - told) <= SAME_MEAN * max(1.0, abs(told)):
+        raise Unknown(f"the items of the {side.model} model are not those of its record")
+    return found
+
+
+def _answers(items: EvaluationItems, name: str) -> dict[int, float]:
+    """1 for a right answer and 0 for a wrong one, by row; nothing where a row tells none."""
+    rows = items.tasks.get(name.partition(".")[2], ())
+    if kind_name(name) == "acc":
+        return {row.row: float(row.is_right) for row in rows}
+    if any(row.choice_norm is None for row in rows):
+        return {}
+    return {row.row: float(row.is_right_norm) for row in rows}
+
+
+def _mean(record: EvaluationRecord, name: str) -> float:
+    kind, _, subject = name.partition(".")
+    if kind in SHARES_OF_ROWS:
+        return float(getattr(record.tasks[subject], kind))
+    return record.perplexity[subject].nll
+
+
+def _expm1(nats: float) -> float:
+    try:
+        return math.expm1(nats)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,215 @@
+"""The journal in MLflow: versions of a registered model ``NAME.promotions``, an entry each.
+
+MLflow gives version numbers in order, each once, in a transaction of its database; its aliases go
+to the last writer. So the numbers decide, and the aliases follow. An entry points at the same
+logged model as the version it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bipline.base.errors import Refused
+from bipline.base.extras import require
+from bipline.delivery.evidence import Evidence, read_evidence
+from bipline.delivery.registries.mlflow import (
+    DIGEST_TAG,
+    WORK_LIMITS,
+    _limited,
+    _logged_model,
+    _mlflow,
+    _translated,
+    check_stored_copy,
+)
+from bipline.delivery.registries.mlflow_source import SCHEME, find_version
+from bipline.storage.strict_json import parse_object
+from bipline.values.promotion import JournalEntry
+from bipline.values.reading import typed
+from bipline.values.verdict import Verdict
+
+SUFFIX = ".promotions"
+ENTRY_TAG, EVALUATED_TAG = "entry", "evaluated_at"
+PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version of a package: its number, digest, and where its files lie."""
+
+    number: str
+    package_digest: str
+    location: str
+    run_id: str
+    evaluated_at: datetime | None
+
+
+class MlflowRegistry:
+    """One registered model, at the registry of an address or where MLflow points now."""
+
+    def __init__(self, name: str, address: str | None = None) -> None:
+        self.name = name
+        self._address = address
+
+    def entries(self) -> dict[int, JournalEntry]:
+        """The whole journal by number. Raises Refused for a version that is no entry."""
+        with self._asked() as client:
+            found: dict[int, JournalEntry] = {}
+            token: str | None = None
+            while True:
+                page = client.search_model_versions(
+                    f"name = '{self.name}{SUFFIX}'", max_results=PAGE, page_token=token
+                )
+                found |= {int(each.version): self._entry(each) for each in page}
+                if not (token := page.token):
+                    return found
+
+    def append(self, entry: JournalEntry) -> int:
+        """Add an entry as the next version of ``NAME.promotions``."""
+        with self._asked() as client:
+            source, run_id = self._pointed(client, entry.version)
+            self._make_journal(client)
+            made = client.create_model_version(
+                f"{self.name}{SUFFIX}", source, run_id=run_id, tags={ENTRY_TAG: entry.to_json()},
+                model_id=source.removeprefix(SCHEME),
+            )  # fmt: skip
+            return int(made.version)
+
+    def aliases(self) -> dict[str, str]:
+        """Versions by alias, as they are now."""
+        with self._asked() as client:
+            found = client.get_registered_model(self.name).aliases
+            return {alias: str(version) for alias, version in found.items()}
+
+    def point(self, alias: str, version: str | None) -> None:
+        """Set an alias, or remove it."""
+        with self._asked() as client:
+            if version is None:
+                client.delete_registered_model_alias(self.name, alias)
+            else:
+                client.set_registered_model_alias(self.name, alias, version)
+
+    def version(self, wanted: str) -> Version:
+        """A version by its number, or ``@ALIAS``.
+
+        Raises InvalidInput for one that is not there or is no package.
+        """
+        separator = "" if wanted.startswith("@") else "/"
+        found = find_version(f"{SCHEME}{self.name}{separator}{wanted}", self._address)
+        with self._asked() as client:
+            model = _logged_model(client, found.source, self.name, str(found.version))
+        told = found.tags.get(EVALUATED_TAG)
+        return Version(
+            number=str(found.version),
+            package_digest=found.tags[DIGEST_TAG],
+            location=model.artifact_location,
+            run_id=model.source_run_id,
+            evaluated_at=_time(told),
+        )
+
+    def evidence(self, version: Version) -> Evidence:
+        """What the package of a version tells; its weights are not fetched.
+
+        Raises Refused where a document is not the one that its digest covers.
+        """
+        where = f"version {version.number} of {self.name}"
+        with self._asked(), TemporaryDirectory() as temporary:
+            read = partial(_download, version.location, Path(temporary))
+            return read_evidence(
+                read, where, version.package_digest, evaluated_at=version.evaluated_at
+            )
+
+    def check(self, version: Version) -> str:
+        """Hash every stored file of a version again; its digest. Raises Refused for a change."""
+        with self._asked():
+            check_stored_copy(version.location, version.package_digest)
+        return version.package_digest
+
+    def keep(self, version: Version, verdict: Verdict) -> None:
+        """Keep a verdict beside its version: in its run, and by its digest as a tag."""
+        with self._asked() as client:
+            name = f"verdicts/{verdict.digest[:16]}.json"
+            client.log_text(version.run_id, verdict.to_json(), name)
+            tag = f"verdict.{verdict.alias}"
+            client.set_model_version_tag(self.name, version.number, tag, verdict.digest)
+
+    def tell_evaluated(self, version: str, at: datetime) -> None:
+        """Keep when the records of a version were measured."""
+        with self._asked() as client:
+            text = at.isoformat(timespec="seconds")
+            client.set_model_version_tag(self.name, version, EVALUATED_TAG, text)
+
+    def _entry(self, version: Any) -> JournalEntry:
+        where = f"{self.name}{SUFFIX} version {version.version}"
+        text = version.tags.get(ENTRY_TAG)
+        if text is None:
+            raise Refused(f"{where}: is no entry of the journal; somebody changed it")
+        value = parse_object(text.encode(), where, "journal entry", "")
+        return typed(value, JournalEntry, where, "journal entry")
+
+    def _pointed(self, client: Any, version: str) -> tuple[str, str]:
+        """The logged model of a version, as a source, and its run."""
+        found = client.get_model_version(self.name, version)
+        model = _logged_model(client, found.source, self.name, version)
+        return f"{SCHEME}{model.model_id}", model.source_run_id
+
+    def _make_journal(self, client: Any) -> None:
+        failure = require("mlflow.exceptions", "pipeline").MlflowException
+        try:
+            client.create_registered_model(
+                f"{self.name}{SUFFIX}", description=f"who moved the aliases of {self.name}, and why"
+            )
+        except failure as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    @contextmanager
+    def _asked(self) -> Iterator[Any]:
+        """A client, with MLflow pointed at the address; errors are of one line."""
+        mlflow = _mlflow()
+        with _translated("MLflow"), _limited(WORK_LIMITS), pointed_at(self._address):
+            yield mlflow.MlflowClient()
+
+
+@contextmanager
+def pointed_at(address: str | None) -> Iterator[None]:
+    """MLflow pointed at an address for the length of the block, and then as it was.
+
+    Its database asks the address of the process for what a version points at.
+    """
+    if address is None:
+        yield
+        return
+    tracking = require("mlflow.tracking._tracking_service.utils", "pipeline")
+    variable, before = tracking.MLFLOW_TRACKING_URI, tracking.MLFLOW_TRACKING_URI.get()
+    with tracking._use_tracking_uri(address):
+        yield
+    if before is None:
+        variable.unset()
+    else:
+        variable.set(before)
+
+
+def _download(location: str, folder: Path, name: str) -> bytes:
+    """One file of a package. What MLflow cannot find is a package without it."""
+    mlflow = _mlflow()
+    local = "://" not in location or location.startswith("file://")
+    path = mlflow.artifacts.download_artifacts(
+        artifact_uri=f"{location}/{name}", dst_path=None if local else str(folder)
+    )
+    return Path(path).read_bytes()
+
+
+def _time(text: str | None) -> datetime | None:
+    """A time that a tag tells; None for anything else, as tags can be typed."""
+    try:
+        found = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo else None

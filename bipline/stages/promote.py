@@ -101,6 +101,7 @@ def _gated(
         note(str(refusal))
         verdict = refusal.verdict if isinstance(refusal, GateRefused) else None
         return registered.model_copy(update={"refusal": str(refusal), "verdict": verdict})
+    note(str(promotion))
     return registered.model_copy(update={"alias": alias, "verdict": promotion.verdict})
 
 

@@ -22,7 +22,7 @@ from bipline.model.devices import CPU, torch_dtype
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
-from bipline.quality.perplexity import perplexity, text_windows
+from bipline.quality.perplexity import measure_text, text_windows
 from bipline.quality.speed import measure_speed
 from bipline.quality.zero_shot import (
     Measured,
@@ -38,6 +38,7 @@ from bipline.storage.documents import read_documents, text_file
 from bipline.storage.ngrams import MAXIMUM_OVERLAP
 from bipline.storage.task_rows import task_digest
 from bipline.values.fitted_text import fitted_in
+from bipline.values.items import EvaluationItems
 from bipline.values.record import EvaluationRecord, Perplexity, Speed, environment
 
 
@@ -78,14 +79,18 @@ def evaluate(
     whole = protocol.speed or fits_in_memory(
         checkpoint, questions, protocol, running.device, running.max_memory
     )
-    perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
+    found = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
     measured, speed = _in_memory(checkpoint, tokenizer, protocol, questions, running, whole)
     return EvaluationRecord(
         tensor_digest=checkpoint.tensor_digest,
         parameters=checkpoint.parameters,
         file_bytes=checkpoint.weight_bytes,
-        perplexity=perplexities,
+        perplexity={name: perplexity for name, (perplexity, _) in found.items()},
         tasks={name: result for name, (result, _) in measured.items()},
+        items=EvaluationItems(
+            windows={name: windows for name, (_, windows) in found.items()},
+            tasks={name: items for name, (_, items) in measured.items()},
+        ),
         speed=speed,
         protocol=protocol.described(
             _digests(texts), {name: task_digest(path) for name, path in tasks.items()}
@@ -134,8 +139,8 @@ def measure_perplexity(
     protocol: Protocol,
     texts: Mapping[str, Path],
     running: Running,
-) -> dict[str, Perplexity]:
-    """Perplexity on every text, through the block loop."""
+) -> dict[str, tuple[Perplexity, tuple[float, ...]]]:
+    """Perplexity on every text, and the mean nats of its windows, through the block loop."""
     if not texts:
         return {}
     loop = BlockLoop(checkpoint, torch_dtype(protocol.dtype), running.device)
@@ -143,7 +148,7 @@ def measure_perplexity(
     for name, path in texts.items():
         documents, room = read_documents(path), running.max_memory
         windows = text_windows(tokenizer, documents, protocol.seqlen, protocol.bos, room)
-        results[name] = perplexity(loop, windows, name, running.max_memory)
+        results[name] = measure_text(loop, windows, name, running.max_memory)
     return results
 
 

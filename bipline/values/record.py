@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.storage.digests import digest_json
 from bipline.storage.stage_key import library_versions, processor
+from bipline.values.items import EvaluationItems
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,10 @@ class Speed(_Frozen):
 
 
 class EvaluationRecord(_Frozen):
-    """One model under one protocol. Two records compare only when ``protocol_digest`` agrees."""
+    """One model under one protocol. Two records compare only when ``protocol_digest`` agrees.
+
+    ``items`` are what single windows and rows gave; an older record has none.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     tensor_digest: str
@@ -90,6 +94,7 @@ class EvaluationRecord(_Frozen):
     speed: Speed | None = None
     protocol: dict[str, Any]
     environment: dict[str, Any]
+    items: EvaluationItems | None = ADDED
 
     @property
     def protocol_digest(self) -> str:
@@ -97,10 +102,14 @@ class EvaluationRecord(_Frozen):
         return digest_json(self.protocol)
 
     def to_json_value(self) -> dict[str, Any]:
-        """The record as JSON, with the protocol's digest beside the protocol."""
-        value = self.model_dump(mode="json")
+        """The record as JSON without its items, the protocol's digest beside the protocol."""
+        value = self.model_dump(mode="json", exclude={"items"})
         value["protocol"] = {**value["protocol"], "digest": self.protocol_digest}
         return value
+
+    def without_items(self) -> EvaluationRecord:
+        """The figures alone."""
+        return self.model_copy(update={"items": None})
 
 
 class RecoveryRecord(_Frozen):

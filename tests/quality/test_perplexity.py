@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,27 +14,59 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
-from bipline.quality.perplexity import perplexity, text_windows
+from bipline.quality.perplexity import measure_text, perplexity, text_windows
 from tests.conftest import ASSETS
+from tests.tiny import tiny_model
 
 TEXT = (ASSETS / "texts" / "prose.txt").read_text(encoding="utf-8")
 
 
-def plain_perplexity(model: Path, windows: torch.Tensor) -> float:
+def plain_losses(model: Path, windows: torch.Tensor) -> torch.Tensor:
+    """Nats of every predicted token, ``[windows, seqlen - 1]``, by transformers alone."""
     loaded = load_model(model, torch.float32)
     with torch.no_grad():
         logits = loaded(windows).logits[:, :-1].float()
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-    return math.exp(float(losses))
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
+    )
+    return losses.view(len(windows), -1).double()
+
+
+@pytest.fixture(scope="module")
+def long_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaMA of 2,048 positions with the embedded model's tokenizer."""
+    model = tiny_model(
+        tmp_path_factory.mktemp("long") / "llama", "llama-gqa", dtype=torch.float32,
+        vocab_size=4096, max_position_embeddings=2048,
+    )  # fmt: skip
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ASSETS / "reference-llm" / name, model)
+    return model
 
 
 @pytest.mark.parametrize("bos", ["none", "text", "window"])
-@pytest.mark.parametrize("seqlen", [17, 64, 128])
-def test_block_loop_equals_transformers(reference: Path, seqlen: int, bos: str) -> None:
-    windows = text_windows(load_tokenizer(reference), [TEXT], seqlen, bos)  # type: ignore[arg-type]
-    measured = perplexity(BlockLoop(open_checkpoint(reference)), windows, "text")
+@pytest.mark.parametrize("seqlen", [17, 128, 512, 2048])
+def test_block_loop_equals_transformers(
+    reference: Path, long_llama: Path, seqlen: int, bos: str
+) -> None:
+    model = reference if seqlen <= 128 else long_llama
+    texts = [TEXT] * (1 + seqlen // 256)
+    windows = text_windows(load_tokenizer(model), texts, seqlen, bos)  # type: ignore[arg-type]
+    measured, means = measure_text(BlockLoop(open_checkpoint(model)), windows, "text")
     assert measured.tokens == windows.shape[0] * (seqlen - 1)
-    assert measured.value == pytest.approx(plain_perplexity(reference, windows), rel=1e-5)
+    losses = plain_losses(model, windows)
+    assert measured.value == pytest.approx(math.exp(float(losses.mean())), rel=1e-5)
+    assert means == pytest.approx(losses.mean(1).tolist(), rel=1e-5)
+    error = float(losses.mean(1).std()) / math.sqrt(len(windows))
+    assert measured.windows == len(windows) > 1
+    assert measured.nll_stderr == pytest.approx(error, rel=1e-3)
+    assert measured.stderr == pytest.approx(measured.value * error, rel=1e-3)
+
+
+def test_one_window_has_no_standard_error(reference: Path) -> None:
+    windows = torch.arange(8).view(1, 8)
+    measured = perplexity(BlockLoop(open_checkpoint(reference)), windows, "text")
+    assert (measured.nll_stderr, measured.windows) == (None, 1)
 
 
 def test_bos_policies_place_the_bos(reference: Path) -> None:

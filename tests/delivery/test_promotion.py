@@ -274,6 +274,21 @@ def test_a_champion_that_cannot_be_read_is_one_without_metrics(
     assert registered.aliases["production"] == "1"
 
 
+def test_intervals_are_those_of_the_packages_own_items(
+    registered: Registered, package: Path, contents: PackageContents, tmp_path: Path
+) -> None:
+    path = tmp_path / "interval.yaml"
+    limit = "{figure: perplexity.held-out, against: dense, worse_at_most: 1000.0}"
+    path.write_text(f"limits:\n  - {limit}\n", encoding="utf-8")
+    told = registered.run(package, contents, "production", path)
+    assert told.verdict and told.verdict.passed, told.refusal
+    numbers = told.verdict.checks[-1].numbers
+    dense, pruned = (contents.records[name].perplexity["held-out"] for name in ("dense", "pruned"))
+    low, loss, high = (float(numbers[key] or 0) for key in ("loss_low", "loss", "loss_high"))
+    assert low < loss < high
+    assert loss == pytest.approx(pruned.value / dense.value - 1, rel=1e-6, abs=1e-9)
+
+
 def test_names_of_versions() -> None:
     assert parts_of("a", "@candidate") == ("a", "@candidate")
     assert parts_of("models:/a@b", "") == ("a", "@b")

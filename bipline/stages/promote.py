@@ -157,6 +157,11 @@ def registry_address(given: str | None, state: Path | None, usual: Path) -> str 
     None leaves it to MLflow. Raises InvalidInput where there is none at all.
     """
     if given is not None:
+        if "://" not in given or given.startswith("s3://"):
+            raise InvalidInput(
+                f"--registry {given}: give MLflow's address, such as http://host:5000 or "
+                "sqlite:///FILE"
+            )
         return given
     if state is None and any(os.environ.get(f"MLFLOW_{w}_URI") for w in ("TRACKING", "REGISTRY")):
         return None

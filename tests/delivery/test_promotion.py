@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -289,6 +290,18 @@ def test_intervals_are_those_of_the_packages_own_items(
     assert loss == pytest.approx(pruned.value / dense.value - 1, rel=1e-6, abs=1e-9)
 
 
+def test_a_registry_that_is_not_there(registered: Registered, tmp_path: Path) -> None:
+    registered.command("history", "nobody").assert_one_line(2, "knows no model 'nobody'")
+    absent = f"sqlite:///{tmp_path}/none.db"
+    registered.command("history", "a", "--registry", absent).assert_one_line(2, "no registry at")
+    assert not (tmp_path / "none.db").exists()
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        down = f"http://127.0.0.1:{held.getsockname()[1]}"
+    asked = ["promote", "a", "--to", "production", "--gate", "lenient", "--registry", down]
+    registered.command(*asked).assert_one_line(3, down)
+
+
 def test_names_of_versions() -> None:
     assert parts_of("a", "@candidate") == ("a", "@candidate")
     assert parts_of("models:/a@b", "") == ("a", "@b")
@@ -304,6 +317,9 @@ def test_which_registry_is_meant(state: Path, monkeypatch: pytest.MonkeyPatch) -
     usual = state / "nowhere"
     assert registry_address("http://a", state, usual) == "http://a"
     assert registry_address(None, state, usual) == f"sqlite:///{state}/mlflow/mlflow.db"
+    for odd in ("nonsense", "s3://bucket/x"):
+        with pytest.raises(InvalidInput, match="give MLflow's address"):
+            registry_address(odd, None, usual)
     with pytest.raises(InvalidInput, match="no registry there"):
         registry_address(None, None, usual)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://b")

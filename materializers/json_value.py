@@ -20,6 +20,7 @@ from bipline.values.comparison import Comparison, Outcome, Tracked
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, RecoveryRecord
 from bipline.values.resolution import Resolution
+from bipline.values.speed import Speeds
 from bipline.values.summary import Registration
 
 Value = TypeVar("Value", bound=BaseModel)
@@ -77,7 +78,7 @@ class JsonValueMaterializer(JsonMaterializer[BaseModel]):
     """The values that pass between steps."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (
-        Resolution, PruningPlan, EvaluationRecord, RecoveryRecord, Registration,
+        Resolution, PruningPlan, EvaluationRecord, RecoveryRecord, Registration, Speeds,
         Outcome, Comparison, Tracked,
     )  # fmt: skip
 

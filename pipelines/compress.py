@@ -67,6 +67,8 @@ def compress(settings: CompressSettings) -> None:
     account["pruned_record"] = measure(pruned, name="pruned", id="evaluate_pruned", after=subject)
     if settings.recover.enabled:
         account["recovered_record"] = measure(subject, name="recovered", id="evaluate_recovered")
+    if settings.evaluate.protocol.speed:
+        account["speeds"] = line.speed(evaluation_inputs, pruned, subject, **measured)
     inputs = calibration_inputs, evaluation_inputs, recovery_inputs
     package = line.export(subject, *inputs, settings.export, **account, **scored)
     line.promote(package, settings.promote, gate_of(settings.promote), provenance(), **account)
@@ -101,6 +103,7 @@ def summary(steps: Mapping[str, StepRunResponse]) -> dict[str, Any]:
             output(steps, "evaluate_pruned", "record"),
             output(steps, "evaluate_recovered", "record"),
             recovery,
+            output(steps, "speed", "speeds"),
         ),
         "recovery": recovery,
         "package": package,

@@ -29,11 +29,13 @@ from bipline.settings.line import (
 )
 from bipline.settings.protocol import Protocol
 from bipline.stages import line
+from bipline.stages import speed as timing
 from bipline.stages.export import Account, records_of
 from bipline.storage.store import Handle, default_downloads
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, RecoveryRecord
 from bipline.values.resolution import Resolution
+from bipline.values.speed import Speeds
 from bipline.values.summary import Registration
 from steps.stage import (
     Parameter,
@@ -52,6 +54,7 @@ compensate_fingerprint = line.compensate.STAGE.fingerprint
 prune_fingerprint = line.prune.STAGE.fingerprint
 recover_fingerprint = line.recover.STAGE.fingerprint
 evaluate_fingerprint = line.evaluate.STAGE.fingerprint
+speed_fingerprint = timing.STAGE.fingerprint
 export_fingerprint = line.export.STAGE.fingerprint
 
 
@@ -244,6 +247,19 @@ def evaluate(
     return line.evaluate.evaluate(context(compute), subject, evaluation_inputs, protocol, name)
 
 
+@cached_by(f"{__name__}.speed_fingerprint")
+def speed(
+    evaluation_inputs: Resolution,
+    pruned: Handle,
+    subject: Handle,
+    protocol: Parameter[Protocol],
+    compute: Parameter[ComputeSettings],
+) -> Annotated[Speeds, "speeds"]:
+    """Time the dense model and what became of it, taking turns."""
+    made = {"pruned": pruned, "recovered": subject}
+    return timing.speed(context(compute), evaluation_inputs.model, made, protocol)
+
+
 @cached_by(f"{__name__}.export_fingerprint")
 def export(
     subject: Handle,
@@ -257,10 +273,11 @@ def export(
     pruned_record: EvaluationRecord,
     recovered_record: EvaluationRecord | None = None,
     recovery: RecoveryRecord | None = None,
+    speeds: Speeds | None = None,
     statistics: Handle | None = None,
 ) -> Annotated[Handle, ArtifactConfig(name="package", artifact_type=ArtifactType.MODEL)]:
     """Write the package of the pruned model, or of the recovered one where that was accepted."""
-    records = records_of(dense_record, pruned_record, recovered_record, recovery)
+    records = records_of(dense_record, pruned_record, recovered_record, recovery, speeds)
     account = Account(plan, records, recovery, config)
     resolution = calibration_inputs.with_files(recovery_inputs, evaluation_inputs)
     return line.export.export(context(), subject, statistics, resolution, account, settings)
@@ -278,6 +295,7 @@ def promote(
     pruned_record: EvaluationRecord,
     recovered_record: EvaluationRecord | None = None,
     recovery: RecoveryRecord | None = None,
+    speeds: Speeds | None = None,
 ) -> Annotated[Registration, "registration"]:
     """Register the package, with every number of the run, and ask the gate about its alias.
 
@@ -294,7 +312,7 @@ def promote(
         "stages.not_run_again": ", ".join(remembered) or "none",
     }
     seconds = {f"stage_seconds.{each.name}": each.seconds for each in finished}
-    records = records_of(dense_record, pruned_record, recovered_record, recovery)
+    records = records_of(dense_record, pruned_record, recovered_record, recovery, speeds)
     account = Account(plan, records, recovery, config)
     registered = line.promote.promote(
         context(), package, account, settings, gate, tags, seconds, evaluated_at(run.id)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from bipline.values.comparison import Comparison, SweepSummary
     from bipline.values.export import ExportRecord
     from bipline.values.record import EvaluationRecord
+    from bipline.values.speed import Speeds
     from bipline.values.summary import PruneSummary, RunSummary
 
 STATE = ".bipline"
@@ -246,6 +247,35 @@ def export(
     return record
 
 
+def speed(
+    model: Place,
+    *,
+    baseline: Place | None = None,
+    device: str | None = None,
+    json_file: Place | None = None,
+    state: Place = STATE,
+    **protocol: Any,
+) -> Speeds:
+    """Speeds of ``model``, and of a dense ``baseline`` that takes turns with it.
+
+    Both are model directories, or .gguf files that llama.cpp serves, or addresses of servers that
+    speak OpenAI's protocol, as vLLM's. ``protocol`` are ``speed_prompt_tokens`` and the other
+    fields of :class:`bipline.settings.protocol.Protocol` that begin so, and ``dtype``.
+    """
+    from bipline.stages.speed import measure_sources
+
+    named_places.check_speed([model, baseline], json_file=json_file, state=state)
+    sources = {} if baseline is None else {"dense": str(baseline)}
+    found = measure_sources(
+        {**sources, "model": str(model)},
+        validated(Protocol, given_values(protocol)),
+        validated(ComputeSettings, given_values({"device": device})),
+        Path(state) / "downloads",
+    )
+    write_json(json_file, "speed", found.model_dump(mode="json"))
+    return found
+
+
 def verify(directory: Place) -> Manifest:
     """Re-hash every file of a directory against its manifest. Raises Refused where one differs."""
     from bipline.storage.manifest import verify_directory
@@ -255,5 +285,5 @@ def verify(directory: Place) -> Manifest:
 
 __all__ = [
     "MethodOptions", "compare", "compress", "evaluate", "export", "history", "promote", "prune",
-    "rollback", "sweep", "verify",
+    "rollback", "speed", "sweep", "verify",
 ]  # fmt: skip

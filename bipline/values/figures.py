@@ -17,8 +17,11 @@ from bipline.values.differences import paired_differences
 from bipline.values.paired import PairedDifference
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
+from bipline.values.speed import Speed, Speeds, Spread
 
 NOT_MEASURED = "not measured"
+# Where the ranges of repeats overlap.
+NO_DIFFERENCE = "no difference told"
 # Above this many nats no perplexity is a number any more.
 LARGEST_NATS = 700.0
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
@@ -60,8 +63,9 @@ def _points(dense: float, value: float) -> str:
     return _signed(100 * (value - dense), " points")
 
 
-def _factor(dense: float, value: float) -> str:
-    return f"{TIMES} {value / dense:.2f}" if dense else ""
+def seconds_text(value: float) -> str:
+    """Seconds, or milliseconds where it is less than one."""
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
 def _signed(number: float, unit: str) -> str:
@@ -74,9 +78,9 @@ def _signed(number: float, unit: str) -> str:
 class Kind:
     """What a figure is called, in what it is counted, and how a value reads.
 
-    ``change`` tells a value against the dense model's: in percent, points or as a factor; None
-    where the figure is a change itself, or has no dense counterpart. ``tabled``: whether tables
-    of models side by side show it.
+    ``change`` tells a value against the dense model's: in percent or points; None where the
+    figure is a change itself, has no dense counterpart, or is told as a factor of repeats.
+    ``tabled``: whether tables of models side by side show it.
     """
 
     title: str
@@ -103,11 +107,23 @@ KINDS: dict[str, Kind] = {
     "acc": Kind("Accuracy", "share of rows", percent, "higher", _points, True),
     "acc_norm": Kind("Normalised accuracy", "share of rows", percent, "higher", _points, True),
     "prefill_tokens_per_second": Kind(
-        "Prefill, tokens/s (median)", "tokens per second", count_text, "higher", _factor, True
+        "Prefill, tokens/s (median)", "tokens per second", count_text, "higher", None, True
     ),
     "decode_tokens_per_second": Kind(
-        "Decode, tokens/s (median)", "tokens per second", count_text, "higher", _factor, True
+        "Decode, tokens/s (median)", "tokens per second", count_text, "higher", None, True
     ),
+    "first_token_seconds": Kind(
+        "First token (median)", "seconds", seconds_text, "lower", None, True
+    ),
+    "running_bytes": Kind(
+        "Memory of the running model",
+        "bytes of private memory",
+        byte_size,
+        "lower",
+        _relative,
+        True,
+    ),
+    "load_seconds": Kind("Loading", "seconds", seconds_text, "lower", None, True),
     "seconds": Kind("Seconds", "seconds", "{:.1f}".format),
     "peak_bytes": Kind("Memory", "bytes of private memory", byte_size),
     "peak_device_bytes": Kind("Device memory", "bytes on the device", byte_size),
@@ -117,19 +133,31 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A value by its name; with its standard error, or the median of its repeats, where known."""
+    """A value by its name; with its standard error, or how its repeats spread, where known."""
 
     name: str
     value: float
     error: float | None = None
-    median: float | None = None
+    spread: Spread | None = None
 
     @property
     def text(self) -> str:
-        """The value as it reads, and beside it the standard error or the median."""
+        """The value as it reads, with its standard error, or quartiles and the best repeat."""
         show = kind_of(self.name).text
         error = f" ± {show(self.error)}" if self.error else ""
-        return show(self.value) + error + (f" ({show(self.median)})" if self.median else "")
+        return show(self.value) + error + (_spread_text(self.spread, show) if self.spread else "")
+
+
+def factor_text(one: Spread, dense: Spread) -> str:
+    """Repeats against the dense model's: a factor with its range, if any is told."""
+    factor = one.factor_over(dense)
+    if factor is None:
+        return NO_DIFFERENCE
+    return f"{TIMES} {factor.median:.2f} [{factor.lower:.2f}, {factor.upper:.2f}]"
+
+
+def _spread_text(spread: Spread, show: Callable[[float], str]) -> str:
+    return f" [{show(spread.lower)}, {show(spread.upper)}], best {show(spread.best)}"
 
 
 @dataclass(frozen=True)
@@ -216,6 +244,24 @@ def side_by_side(
     ]
 
 
+def speed_lines(speeds: Speeds, changed: str = "") -> list[Line]:
+    """The same of speeds alone."""
+    found = {
+        model: {figure.name: figure for figure in _of_speed(speed)}
+        for model, speed in speeds.models.items()
+    }
+    names = dict.fromkeys(name for figures in found.values() for name in figures)
+    ends = found.get("dense", {}), found.get(changed, {})
+    return [
+        Line(
+            name,
+            {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
+            _change(ends[0].get(name), ends[1].get(name), None),
+        )
+        for name in names
+    ]
+
+
 def metrics_of(
     records: Mapping[str, EvaluationRecord], plan: PruningPlan, recovery: RecoveryRecord | None
 ) -> dict[str, float]:
@@ -240,6 +286,8 @@ def _paired_name(name: str) -> str:
 
 def _change(dense: Figure | None, one: Figure | None, pair: PairedDifference | None) -> str:
     """A change with its 95 % interval; one inside its interval is none."""
+    if dense and one and dense.spread and one.spread:
+        return factor_text(one.spread, dense.spread)
     if dense is None or one is None or (tell := kind_of(one.name).change) is None:
         return ""
     if pair is None or pair.low is None or pair.high is None:
@@ -269,11 +317,27 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
         yield Figure(f"acc.{task}", result.acc, error=result.stderr)
         if result.acc_norm is not None:
             yield Figure(f"acc_norm.{task}", result.acc_norm, error=result.acc_norm_stderr)
-    if speed := record.speed:
-        for name in ("prefill", "decode"):
-            best = getattr(speed, f"{name}_tokens_per_second")
-            median = getattr(speed, f"{name}_median_tokens_per_second")
-            yield Figure(f"{name}_tokens_per_second", best, median=median)
+    if record.speed:
+        yield from _of_speed(record.speed)
+
+
+def _of_speed(speed: Speed) -> Iterator[Figure]:
+    """Of batch 1 under the bare names; of a filled batch with its size behind them."""
+    for name in ("prefill", "decode"):
+        yield _repeated(f"{name}_tokens_per_second", getattr(speed, name))
+        if speed.filled:
+            subject = f"batch-{speed.filled.batch_size}"
+            yield _repeated(f"{name}_tokens_per_second.{subject}", getattr(speed.filled, name))
+    if speed.first_token_seconds:
+        yield _repeated("first_token_seconds", speed.first_token_seconds)
+    if speed.peak_memory_bytes:
+        yield Figure("running_bytes", speed.peak_memory_bytes)
+    if speed.load_seconds:
+        yield Figure("load_seconds", speed.load_seconds)
+
+
+def _repeated(name: str, spread: Spread) -> Figure:
+    return Figure(name, spread.median, spread=spread)
 
 
 def _of_row(row: Row) -> Iterator[Figure]:

@@ -1,7 +1,7 @@
 """How much worse one model is than another, with the interval that tells how sure that is.
 
 Perplexities are compared window by window and accuracies row by row, so the interval is that of
-paired differences; speeds have the range from the median of the repeats to the best. A change is a
+paired differences; speeds have the range of the quartiles of the repeats. A change is a
 share of the other's value, or a difference where that says more.
 """
 
@@ -99,11 +99,11 @@ def _change(name: str, value: float, reference: float) -> float:
 
 
 def _range(figure: Figure) -> tuple[float, float]:
-    """From the median of the repeats to the best of them."""
-    median = figure.median
-    if median is None or not 0 < median <= figure.value:
+    """From the lower quartile of the repeats to the upper one."""
+    spread = figure.spread
+    if spread is None or not 0 < spread.lower <= spread.upper:
         raise Unknown("the range of the repeats is not known")
-    return median, figure.value
+    return spread.lower, spread.upper
 
 
 def _paired(name: str, one: Side, other: Side) -> PairedDifference:

@@ -1,7 +1,7 @@
 """How much worse one model is than another, with the interval that tells how sure that is.
 
 Perplexities are compared window by window and accuracies row by row, so the interval is that of
-paired differences; speeds have the range of the quartiles of the repeats. A change is a
+paired differences; speeds have the range from the median of the repeats to the best. A change is a
 share of the other's value, or a difference where that says more.
 """
 
@@ -59,7 +59,7 @@ def loss_of(one: Side, other: Side, with_interval: bool) -> Loss:
     if kind in EXACT or not with_interval:
         return Loss(plain, plain, plain)
     if kind in SPEEDS:
-        (slow, best), (slow_other, best_other) = _range(one.figure), _range(other.figure)
+        (slow, best), (slow_other, best_other) = _range(kind, one), _range(kind, other)
         return Loss(plain, _change(name, best, slow_other), _change(name, slow, best_other))
     found = _paired(name, one, other)
     if found.low is None or found.high is None:
@@ -98,12 +98,15 @@ def _change(name: str, value: float, reference: float) -> float:
     return sign * (value / reference - 1)
 
 
-def _range(figure: Figure) -> tuple[float, float]:
-    """From the lower quartile of the repeats to the upper one."""
-    spread = figure.spread
-    if spread is None or not 0 < spread.lower <= spread.upper:
+def _range(kind: str, side: Side) -> tuple[float, float]:
+    """The range of the repeats: their quartiles where they are known, else from median to best."""
+    speed, name = side.measured.record.speed, kind.partition("_")[0]
+    best = getattr(speed, kind, math.nan)
+    quartiles = getattr(speed, f"{name}_quartiles", None)
+    low, high = quartiles or (getattr(speed, f"{name}_median_tokens_per_second", math.nan), best)
+    if not 0 < low <= high < math.inf:
         raise Unknown("the range of the repeats is not known")
-    return spread.lower, spread.upper
+    return low, high
 
 
 def _paired(name: str, one: Side, other: Side) -> PairedDifference:

@@ -203,10 +203,7 @@ def print_promoted(console: Console, done: Promotion) -> None:
     """The end of ``promote`` and ``rollback``: the checks, and where the alias points."""
     if done.verdict:
         print_verdict(console, done.verdict)
-    how = "is now" if done.changed else "is already"
-    before = f"; before it version {done.previous}" if done.previous else ""
-    line = f"{done.model}: version {done.version} {how} {done.alias}{before}"
-    print_lines(console, [printable(line)])
+    print_lines(console, [printable(str(done))])
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:

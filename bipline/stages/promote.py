@@ -101,6 +101,7 @@ def _gated(
         note(str(refusal))
         verdict = refusal.verdict if isinstance(refusal, GateRefused) else None
         return registered.model_copy(update={"refusal": str(refusal), "verdict": verdict})
+    note(str(promotion))
     return registered.model_copy(update={"alias": alias, "verdict": promotion.verdict})
 
 
@@ -156,6 +157,11 @@ def registry_address(given: str | None, state: Path | None, usual: Path) -> str 
     None leaves it to MLflow. Raises InvalidInput where there is none at all.
     """
     if given is not None:
+        if "://" not in given or given.startswith("s3://"):
+            raise InvalidInput(
+                f"--registry {given}: give MLflow's address, such as http://host:5000 or "
+                "sqlite:///FILE"
+            )
         return given
     if state is None and any(os.environ.get(f"MLFLOW_{w}_URI") for w in ("TRACKING", "REGISTRY")):
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bipline.base.errors import Refused
+from bipline.base.errors import InvalidInput, Refused
 from bipline.base.extras import require
 from bipline.delivery.evidence import Evidence, read_evidence
 from bipline.delivery.registries.mlflow import (
@@ -25,10 +25,11 @@ from bipline.delivery.registries.mlflow import (
     _limited,
     _logged_model,
     _mlflow,
+    _probe,
     _translated,
     check_stored_copy,
 )
-from bipline.delivery.registries.mlflow_source import SCHEME, find_version
+from bipline.delivery.registries.mlflow_source import SCHEME, _refuse_absent, find_version
 from bipline.storage.strict_json import parse_object
 from bipline.values.promotion import JournalEntry
 from bipline.values.reading import typed
@@ -56,6 +57,7 @@ class MlflowRegistry:
     def __init__(self, name: str, address: str | None = None) -> None:
         self.name = name
         self._address = address
+        self._answers = False
 
     def entries(self) -> dict[int, JournalEntry]:
         """The whole journal by number. Raises Refused for a version that is no entry."""
@@ -82,9 +84,15 @@ class MlflowRegistry:
             return int(made.version)
 
     def aliases(self) -> dict[str, str]:
-        """Versions by alias, as they are now."""
+        """Versions by alias, as they are now. Raises InvalidInput where there is no such model."""
+        failure = require("mlflow.exceptions", "pipeline").MlflowException
         with self._asked() as client:
-            found = client.get_registered_model(self.name).aliases
+            try:
+                found = client.get_registered_model(self.name).aliases
+            except failure as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                raise InvalidInput(f"the registry knows no model {self.name!r}") from None
             return {alias: str(version) for alias, version in found.items()}
 
     def point(self, alias: str, version: str | None) -> None:
@@ -174,6 +182,10 @@ class MlflowRegistry:
         """A client, with MLflow pointed at the address; errors are of one line."""
         mlflow = _mlflow()
         with _translated("MLflow"), _limited(WORK_LIMITS), pointed_at(self._address):
+            if not self._answers:
+                _refuse_absent(self.name, mlflow.get_tracking_uri())
+                _probe(mlflow)
+                self._answers = True
             yield mlflow.MlflowClient()
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bipline.face.api import (
         compare,
         compress,
+        diff,
         evaluate,
         export,
         history,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "compare",
-    "compress", "evaluate", "export", "history", "promote", "prune", "rollback", "speed", "sweep",
-    "verify",
+    "compress", "diff", "evaluate", "export", "history", "promote", "prune", "rollback", "speed",
+    "sweep", "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

@@ -17,9 +17,10 @@ from bipline.compression.criteria import CRITERIA
 from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import compensation_lines
 from bipline.delivery.contents import NO_SCORES, PackageContents
-from bipline.values.figures import percent, side_by_side
+from bipline.values.figures import percent
 from bipline.values.plan import Layout, PruningPlan
 from bipline.values.record import EvaluationRecord
+from bipline.values.side_by_side import side_by_side
 
 # What a Hugging Face licence identifier looks like; anything else is a name.
 LICENCE_IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from bipline.values.comparison import Comparison, SweepSummary
     from bipline.values.export import ExportRecord
     from bipline.values.record import EvaluationRecord
+    from bipline.values.record_difference import RecordDifference
     from bipline.values.speed import Speeds
     from bipline.values.summary import PruneSummary, RunSummary
 
@@ -114,9 +115,27 @@ def evaluate(
         models, sources, rows, validated(Protocol, given_values(protocol)),
         validated(ComputeSettings, given_values(compute)), Path(state) / "downloads", allow_fitted,
     )  # fmt: skip
-    values = {name: record.to_json_value() for name, record in records.items()}
+    values = {name: record.to_json_value(items=True) for name, record in records.items()}
     write_json(json_file, "evaluate", {**values.pop("model"), **values})
     return records
+
+
+def diff(
+    before: Place, after: Place, *, json_file: Place | None = None, state: Place = STATE
+) -> RecordDifference:
+    """What two measured models differ in, pair by pair on the same windows and rows.
+
+    Each is a package, or the JSON of ``evaluate``. Raises Refused, naming the first field, where
+    they were measured under different protocols.
+    """
+    from bipline.delivery.measured import read_measured
+    from bipline.values.record_difference import RecordDifference
+
+    named_places.check_diff([before, after], json_file=json_file, state=state)
+    one, other = read_measured(Path(before)), read_measured(Path(after))
+    difference = RecordDifference.of(one, other)
+    write_json(json_file, "diff", difference.model_dump(mode="json"))
+    return difference
 
 
 def compare(

@@ -46,6 +46,9 @@ COMMANDS = {
         "models",
         "Measure many ways to prune, dense model first, and show them side by side.",
     ),
+    "diff": (
+        "differences", "What two measured models differ in, with 95 % intervals.",
+    ),
     "speed": ("speeds", "Prefill and decode speed, taking turns with a dense model."),
     "promote": ("promotion", "Give a registered version an alias, where a gate lets it through."),
     "rollback": ("promotion", "Give an alias back to the version before."),

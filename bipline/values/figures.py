@@ -14,16 +14,10 @@ from typing import Literal
 
 from bipline.values.comparison import Change, Row
 from bipline.values.differences import paired_differences
-from bipline.values.paired import PairedDifference
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
-from bipline.values.speed import Speed, Speeds, Spread
+from bipline.values.speed import Speed, Spread
 
-NOT_MEASURED = "not measured"
-# Where the ranges of repeats overlap.
-NO_DIFFERENCE = "no difference told"
-# Above this many nats no perplexity is a number any more.
-LARGEST_NATS = 700.0
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 # Of a row of a comparison, and of each of its texts.
@@ -148,30 +142,8 @@ class Figure:
         return show(self.value) + error + (_spread_text(self.spread, show) if self.spread else "")
 
 
-def factor_text(one: Spread, dense: Spread) -> str:
-    """Repeats against the dense model's: a factor with its range, if any is told."""
-    factor = one.factor_over(dense)
-    if factor is None:
-        return NO_DIFFERENCE
-    return f"{TIMES} {factor.median:.2f} [{factor.lower:.2f}, {factor.upper:.2f}]"
-
-
 def _spread_text(spread: Spread, show: Callable[[float], str]) -> str:
     return f" [{show(spread.lower)}, {show(spread.upper)}], best {show(spread.best)}"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One figure of models side by side: a text per model, and one's change against the dense."""
-
-    name: str
-    texts: dict[str, str]
-    change: str
-
-    @property
-    def title(self) -> str:
-        """What the line is called."""
-        return title_of(self.name)
 
 
 def kind_of(name: str) -> Kind:
@@ -218,50 +190,6 @@ def values(figures: Mapping[str, Figure], prefix: str = "") -> dict[str, float]:
     return found | {f"{prefix}{name}.stderr": error for name, error in errors.items() if error}
 
 
-def side_by_side(
-    records: Mapping[str, EvaluationRecord], changed: str = "", against: str = "dense"
-) -> list[Line]:
-    """The figures of models under one protocol as tables show them.
-
-    ``changed`` names the record whose change is told, ``against`` the one it is taken from: with
-    its interval where both were measured on the same windows or rows.
-    """
-    found = {model: figures_of(record) for model, record in records.items()}
-    pairs = paired_differences(records[against], records[changed]) if changed else {}
-    ends = found.get(against, {}), found.get(changed, {})
-    names = dict.fromkeys(name for figures in found.values() for name in figures)
-    places = list(KINDS)
-    # What only some of the models have comes where the others' stand.
-    order = sorted(names, key=lambda name: places.index(name.partition(".")[0]))
-    return [
-        Line(
-            name,
-            {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
-            _change(ends[0].get(name), ends[1].get(name), pairs.get(_paired_name(name))),
-        )
-        for name in order
-        if kind_of(name).tabled
-    ]
-
-
-def speed_lines(speeds: Speeds, changed: str = "") -> list[Line]:
-    """The same of speeds alone."""
-    found = {
-        model: {figure.name: figure for figure in _of_speed(speed)}
-        for model, speed in speeds.models.items()
-    }
-    names = dict.fromkeys(name for figures in found.values() for name in figures)
-    ends = found.get("dense", {}), found.get(changed, {})
-    return [
-        Line(
-            name,
-            {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
-            _change(ends[0].get(name), ends[1].get(name), None),
-        )
-        for name in names
-    ]
-
-
 def metrics_of(
     records: Mapping[str, EvaluationRecord], plan: PruningPlan, recovery: RecoveryRecord | None
 ) -> dict[str, float]:
@@ -278,32 +206,6 @@ def metrics_of(
     return told
 
 
-def _paired_name(name: str) -> str:
-    """Perplexities are compared by their nats."""
-    kind, _, subject = name.partition(".")
-    return f"nll.{subject}" if kind == "perplexity" else name
-
-
-def _change(dense: Figure | None, one: Figure | None, pair: PairedDifference | None) -> str:
-    """A change with its 95 % interval; one inside its interval is none."""
-    if dense and one and dense.spread and one.spread:
-        return factor_text(one.spread, dense.spread)
-    if dense is None or one is None or (tell := kind_of(one.name).change) is None:
-        return ""
-    if pair is None or pair.low is None or pair.high is None:
-        return tell(dense.value, one.value)
-    low, high = (tell(dense.value, _moved(dense, end)) for end in (pair.low, pair.high))
-    told = tell(dense.value, one.value) if pair.is_told else "no difference"
-    return f"{told} ({low} to {high})"
-
-
-def _moved(dense: Figure, difference: float) -> float:
-    """The dense value and a difference of it; of a perplexity the difference is in nats."""
-    if dense.name.startswith("perplexity."):
-        return dense.value * math.exp(min(difference, LARGEST_NATS))
-    return dense.value + difference
-
-
 def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iterator[Figure]:
     yield Figure("parameters", record.parameters)
     if dense:
@@ -318,10 +220,10 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
         if result.acc_norm is not None:
             yield Figure(f"acc_norm.{task}", result.acc_norm, error=result.acc_norm_stderr)
     if record.speed:
-        yield from _of_speed(record.speed)
+        yield from speed_figures(record.speed)
 
 
-def _of_speed(speed: Speed) -> Iterator[Figure]:
+def speed_figures(speed: Speed) -> Iterator[Figure]:
     """Of batch 1 under the bare names; of a filled batch with its size behind them."""
     for name in ("prefill", "decode"):
         yield _repeated(f"{name}_tokens_per_second", getattr(speed, name))

@@ -81,9 +81,9 @@ class EvaluationRecord(_Frozen):
         """The digest of the protocol: texts, windows, BOS policy, tasks, dtype, batch size."""
         return digest_json(self.protocol)
 
-    def to_json_value(self) -> dict[str, Any]:
-        """The record as JSON without its items, the protocol's digest beside the protocol."""
-        value = self.model_dump(mode="json", exclude={"items"})
+    def to_json_value(self, items: bool = False) -> dict[str, Any]:
+        """The record as JSON, with its ``items`` or not, the protocol's digest beside the protocol."""
+        value = self.model_dump(mode="json", exclude=set() if items else {"items"})
         value["protocol"] = {**value["protocol"], "digest": self.protocol_digest}
         return value
 

@@ -11,9 +11,9 @@ from bipline.delivery import pictures
 from bipline.delivery.contents import PackageContents, portable
 from bipline.delivery.page import Part
 from bipline.delivery.report import PARTS, render_report
-from bipline.values.figures import side_by_side
 from bipline.values.record import Speed, TaskResult
 from bipline.values.resolution import Resolution
+from bipline.values.side_by_side import side_by_side
 from tests.delivery.conftest import altered, with_recovery
 
 HOSTILE = '<script>alert("1")</script>'

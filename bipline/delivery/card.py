@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -88,14 +88,18 @@ def _opening(contents: PackageContents) -> str:
     )
 
 
-def _comparison(contents: PackageContents) -> str:
-    measured = contents.measured
+def markdown_table(measured: Mapping[str, EvaluationRecord], packaged: str) -> list[str]:
+    """The figures of models side by side, and the packaged one's change against the dense."""
     head = ["", *(model.capitalize() for model in measured), "Change"]
     lines = [_line(head), _line(["---", *["---:"] * (len(measured) + 1)])]
-    lines += [
+    return lines + [
         _line([escaped(line.title), *line.texts.values(), line.change])
-        for line in side_by_side(measured, contents.packaged)
+        for line in side_by_side(measured, packaged)
     ]
+
+
+def _comparison(contents: PackageContents) -> str:
+    lines = markdown_table(contents.measured, contents.packaged)
     change = f"Change is of the {contents.packaged} model, the one packaged, against the dense."
     protocol = _protocol(contents.records["dense"])
     return "\n".join(["## Measured", "", *lines, "", change, protocol])

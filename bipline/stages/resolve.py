@@ -102,7 +102,7 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     if not settings.model.startswith(REGISTRY):
         core.check_source(settings.model)
     else:
-        from bipline.delivery.registries.mlflow import tracking_uri
+        from bipline.delivery.registries.mlflow_service import tracking_uri
         from bipline.delivery.registries.mlflow_source import find_version
 
         state = getattr(settings, "state", None)  # a run asks the registry of its own state

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bipline.values.comparison import Change, Row
-from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
+from bipline.values.record import EvaluationRecord, Perplexity
 
 NOT_MEASURED = "not measured"
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
@@ -195,22 +194,6 @@ def side_by_side(records: Mapping[str, EvaluationRecord], changed: str = "") -> 
     # What only some of the models have comes where the others' stand.
     order = sorted(names, key=lambda name: places.index(name.partition(".")[0]))
     return [_line(name, found, changed) for name in order if kind_of(name).tabled]
-
-
-def metrics_of(
-    records: Mapping[str, EvaluationRecord], plan: PruningPlan, recovery: RecoveryRecord | None
-) -> dict[str, float]:
-    """Every figure of a compress run by dotted name, such as ``pruned.perplexity.TEXT``."""
-    told = {
-        "ratio.reached_blocks": plan.budget.reached_blocks,
-        "ratio.reached_total": plan.budget.reached_total,
-    }
-    if recovery is not None:
-        told["recovery.accepted"] = float(recovery.accepted)
-    for model, record in records.items():
-        dense = None if model == "dense" else records.get("dense")
-        told |= values(figures_of(record, dense), f"{model}.")
-    return told
 
 
 def _line(name: str, found: Mapping[str, Mapping[str, Figure]], changed: str) -> Line:

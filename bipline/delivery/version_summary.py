@@ -17,7 +17,7 @@ def version_summary(
     records: Mapping[str, EvaluationRecord], plan: PruningPlan, packaged: str, model: ResolvedModel
 ) -> str:
     """Model, method, figures beside the dense model's, licence: a start, with the card for more."""
-    method = f"criterion `{plan.criterion}`, allocation `{plan.allocation}`, "
+    method = f"Chosen by criterion `{plan.criterion}`, allocation `{plan.allocation}`, "
     method += f"compensation `{plan.compensation}`"
     licence = escaped(model.licence) if model.licence else "unknown"
     return "\n\n".join(

@@ -158,9 +158,10 @@ class _Registry:
             check_stored_copy(model, self.digest)
         else:
             model = self._upload()
-        self.mlflow.log_metrics(dict(self.content.final), model_id=model.model_id)
+        # Before its metrics: of a model that a run has no word of, MLflow takes it to be an input.
         output = self.mlflow.entities.LoggedModelOutput(model.model_id, 0)
         client.log_outputs(self.run.info.run_id, [output])
+        self.mlflow.log_metrics(dict(self.content.final), model_id=model.model_id)
         version = existing or self.mlflow.register_model(
             model.model_uri, self.name, tags={DIGEST_TAG: self.digest}
         )

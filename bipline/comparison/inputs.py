@@ -96,7 +96,10 @@ def comparison_of(
     """
     compared = {
         name: ComparedModel(
-            source=model.source, revision=model.revision, licence=model.licence, record=record
+            source=model.source,
+            revision=model.revision,
+            licence=model.licence,
+            record=record.without_items(),
         )
         for name, (model, record) in models.items()
     }

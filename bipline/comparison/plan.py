@@ -9,7 +9,7 @@ from bipline.settings.line import LineSettings
 from bipline.settings.sweep import SweepSettings
 from bipline.stages import resolve
 from bipline.stages.calibrate import DEFAULT_SAMPLES
-from bipline.stages.line import known_checkpoint
+from bipline.stages.resolve import known_checkpoint
 from bipline.values.combination import Combination
 
 

@@ -29,6 +29,8 @@ __all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
 
 KIND = "package"
 SCHEMA_VERSION = 1
+# What single windows and rows gave, by model.
+ITEMS_NAME = "items.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -86,6 +88,7 @@ def _write_documents(contents: PackageContents, writer: DirectoryWriter) -> None
     documents = {
         PLAN_NAME: contents.plan.to_json(),
         "evaluation.json": _json(_evaluation(contents)),
+        ITEMS_NAME: _json(_items(contents)),
         "resolution.json": portable_resolution(contents.resolution).to_json(),
         "README.md": render_card(contents),
         "report.html": render_report(contents),
@@ -101,6 +104,14 @@ def _evaluation(contents: PackageContents) -> dict[str, Any]:
         "packaged": contents.packaged,
         "records": {model: record.to_json_value() for model, record in contents.measured.items()},
         "recovery": None if recovery is None else recovery.model_dump(mode="json"),
+    }
+
+
+def _items(contents: PackageContents) -> dict[str, Any]:
+    return {
+        model: record.items.model_dump(mode="json")
+        for model, record in contents.measured.items()
+        if record.items
     }
 
 

@@ -22,6 +22,7 @@ from bipline.face.keywords import (
     line_settings,
     named_texts,
     task_names,
+    task_source,
 )
 from bipline.face.output import write_json
 from bipline.settings.base import MethodOptions
@@ -100,14 +101,12 @@ def evaluate(
     """
     from bipline.stages.evaluate import evaluate_models
 
-    if tasks and task_data is None:
-        raise InvalidInput("--tasks needs --task-data, the folder that holds NAME.jsonl")
     compute = {"device": device, "max_memory": max_memory}
     models = {"model": str(model), **({} if baseline is None else {"baseline": str(baseline)})}
     sources = named_texts(texts)
-    rows = {name: Path(task_data or ".") / f"{name}.jsonl" for name in task_names(tasks)}
+    rows = {name: task_source(name, task_data) for name in task_names(tasks)}
     inputs = {f"--text {name}": text for name, text in sources.items()}
-    inputs |= {f"--tasks {name}": str(path) for name, path in rows.items()}
+    inputs |= {f"--tasks {name}": place for name, place in rows.items()}
     named_places.check_evaluate([model, baseline], inputs, json_file=json_file, state=state)
     records = evaluate_models(
         models, sources, rows, validated(Protocol, given_values(protocol)),

@@ -12,6 +12,7 @@ from bipline.settings.line import LineSettings, sectioned
 from bipline.settings.loading import validated
 from bipline.settings.sweep import ComparisonSettings, GridSettings
 from bipline.storage.names import check_label
+from bipline.storage.task_rows import task_place
 
 Place = str | Path
 Sources = Place | Sequence[Place] | Mapping[str, float]
@@ -68,6 +69,11 @@ def task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
         if Path(name).name != name:
             raise InvalidInput(f"--tasks {name!r}: give the name of a file in --task-data")
     return names
+
+
+def task_source(name: str, task_data: Place | None) -> str:
+    """Where a task lies in a folder; without one lm-eval's own data set, on the hub."""
+    return "hf:" if task_data is None else str(task_place(Path(task_data), name))
 
 
 def parts_of(

@@ -64,8 +64,11 @@ def prune(
 def evaluate(
     model: options.Model,
     text: options.Text = None,
-    tasks: Annotated[str, option("comma-separated names of task files", WHAT)] = "",
-    task_data: Annotated[Path | None, option("folder with NAME.jsonl rows", WHAT)] = None,
+    tasks: Annotated[str, option("comma-separated names of tasks", WHAT)] = "",
+    task_data: Annotated[
+        Path | None,
+        option("folder of NAME.jsonl rows, or of data sets; the hub's where not given", WHAT),
+    ] = None,
     baseline: Annotated[str | None, option("model to stand beside", WHAT)] = None,
     speed: Annotated[bool, option("measure prefill and decode speed", WHAT)] = False,
     allow_fitted: Annotated[

@@ -20,9 +20,22 @@ from bipline.values.summary import PruneSummary, RunSummary
 
 
 def print_evaluated(console: Console, records: dict[str, EvaluationRecord], log: Path) -> None:
-    """The end of ``bipline evaluate``: models side by side."""
+    """The end of ``bipline evaluate``: models side by side, and the first against the other."""
     console.print(evaluation_table(records))
+    if "baseline" in records:
+        print_change(console, records, "model", "baseline")
     print_lines(console, [f"log: {log}"])
+
+
+def print_change(
+    console: Console, records: dict[str, EvaluationRecord], changed: str, against: str
+) -> None:
+    """A table of what one model's figures are against another's, with 95 % intervals."""
+    lines = side_by_side({name: records[name] for name in (against, changed)}, changed, against)
+    told = [[label_of(line.name), line.change] for line in lines if line.change]
+    console.print()
+    console.print(_table([f"{changed} against {against}", "change (95 %)"], told, left={0}))
+    console.print()
 
 
 def print_pruned(console: Console, summary: PruneSummary, log: Path, verbose: bool = False) -> None:
@@ -46,9 +59,10 @@ def print_ended(console: Console, summary: RunSummary | SweepSummary, log: Path)
         return
     stages = [[stage.name, f"{stage.seconds:.1f}", stage.status] for stage in summary.stages]
     figures = evaluation_table(summary.records)
-    for table in (figures, _table(["stage", "seconds", ""], stages, left={0, 2})):
-        console.print()
-        console.print(table)
+    console.print()
+    console.print(figures)
+    print_change(console, summary.records, list(summary.records)[-1], "dense")
+    console.print(_table(["stage", "seconds", ""], stages, left={0, 2}))
     console.print()
     print_named(console, {**_compress_lines(summary), "log": str(log)}, 12)
 

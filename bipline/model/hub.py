@@ -1,4 +1,4 @@
-"""The hub: the only file that knows how models and data sets are downloaded.
+"""The hub: how models are downloaded, and what its failures mean.
 
 A revision is made an exact commit first and everything is fetched by that commit, so a branch
 that moves meanwhile changes nothing. Only JSON, safetensors, tokenizers and licences come
@@ -14,13 +14,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
-from bipline.base.extras import check, require
+from bipline.base.extras import require
 from bipline.base.progress import note
 from bipline.model.families import family_of
 from bipline.model.opening import ADAPTER_FILE, PICKLED, read_config
@@ -47,40 +45,59 @@ def download_model(repository: str, revision: str, downloads: Path) -> tuple[Pat
     Raises InvalidInput for an unknown repository or revision and for a model that cannot be
     used, EnvironmentFailure when the hub does not answer or the disk is full.
     """
+    what, (sizes, commit) = f"hf:{repository}@{revision}", list_model(repository, revision)
+    directory = downloads / "models" / folder_name(repository, commit)
+    note(f"downloading {what} (commit {commit[:12]}) to {directory}")
+    small = small_files(what, sizes)
+    with hub_failures(what, "model"):
+        fetch_files(repository, commit, directory, small)
+    family_of(str(read_config(directory).get("model_type")))
+    with hub_failures(what, "model"):
+        fetch_files(repository, commit, directory, [*small, *weight_files(sizes)])
+    return directory, commit
+
+
+def list_model(repository: str, revision: str) -> tuple[dict[str, int], str]:
+    """Bytes of every file of a model's revision, and its commit.
+
+    Raises as :func:`download_model` does.
+    """
     hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{revision}"
-    with _hub_failures(what, "model"):
+    with hub_failures(what, "model"):
         info = hub.HfApi().model_info(
             repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS
         )
         sizes = _sizes(info, what)
-    commit = _commit_of(info, what)
+    commit = commit_of(info, what)
     _refuse_unsafe(what, list(sizes))
-    directory = downloads / "models" / f"{repository.replace('/', '--')}@{commit}"
-    note(f"downloading {what} (commit {commit[:12]}) to {directory}")
+    return sizes, commit
+
+
+def folder_name(repository: str, commit: str) -> str:
+    """What a model's folder is called on this machine."""
+    return f"{repository.replace('/', '--')}@{commit}"
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """The files that hold a model's weights."""
+    return [name for name in names if is_model_file(name) and name.endswith(WEIGHTS)]
+
+
+def small_files(what: str, sizes: Mapping[str, int]) -> list[str]:
+    """What is downloaded beside the weights. Raises InvalidInput for one that is not small."""
     wanted = [name for name in sizes if is_model_file(name) or name == README]
     small = [name for name in wanted if not name.endswith(WEIGHTS)]
-    _refuse_large(what, {name: sizes[name] for name in small})
-    with _hub_failures(what, "model"):
-        _fetch(repository, commit, directory, small)
-    family_of(str(read_config(directory).get("model_type")))
-    with _hub_failures(what, "model"):
-        _fetch(repository, commit, directory, wanted)
-    return directory, commit
+    for name in small:
+        if not 0 <= sizes[name] <= LARGEST_SMALL_FILE:
+            raise InvalidInput(
+                f"{what}: {name} has {sizes[name]} bytes; at most {LARGEST_SMALL_FILE}"
+            )
+    return small
 
 
-def model_commit(repository: str, revision: str) -> str:
-    """The commit of a model's revision; raises as :func:`download_model` does."""
-    hub = require("huggingface_hub", "hub")
-    what = f"hf:{repository}@{revision}"
-    with _hub_failures(what, "model"):
-        info = hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
-        names = list(_sizes(info, what))
-    _refuse_unsafe(what, names)
-    return _commit_of(info, what)
-
-
-def _fetch(repository: str, commit: str, directory: Path, wanted: list[str]) -> None:
+def fetch_files(repository: str, commit: str, directory: Path, wanted: list[str]) -> None:
+    """Download files by their names into a folder. Raises EnvironmentFailure where one is not."""
     hub = require("huggingface_hub", "hub")
     hub.snapshot_download(
         repository, revision=commit, local_dir=directory, allow_patterns=list(map(escape, wanted))
@@ -106,12 +123,6 @@ def _sizes(info: Any, what: str) -> dict[str, int]:
             f"{what}: {_endpoint()} lists {len(files)} files; check HF_ENDPOINT"
         )
     return files
-
-
-def _refuse_large(what: str, sizes: Mapping[str, int]) -> None:
-    for name, size in sizes.items():
-        if not 0 <= size <= LARGEST_SMALL_FILE:
-            raise InvalidInput(f"{what}: {name} has {size} bytes; at most {LARGEST_SMALL_FILE}")
 
 
 def _endpoint() -> str:
@@ -147,7 +158,7 @@ def check_download(
     """
     hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{commit}"
-    with _hub_failures(what, "model"):
+    with hub_failures(what, "model"):
         info = hub.HfApi().model_info(
             repository, revision=commit, files_metadata=True, timeout=TIMEOUT_SECONDS
         )
@@ -172,85 +183,7 @@ def _differs(path: Path, sha256: str, published: Any) -> bool:
     return bool(published.blob_id and published.blob_id != blob)
 
 
-def dataset_commit(repository: str, revision: str) -> str:
-    """The commit a revision of a data set stands for now.
-
-    Raises InvalidInput for an unknown one and without the extra ``hub``, by which its texts would
-    be read; EnvironmentFailure when the hub does not answer.
-    """
-    check("hub", f"text hf:{repository}")
-    hub = require("huggingface_hub", "hub")
-    what = f"hf:{repository}@{revision}"
-    with _hub_failures(what, "data set"):
-        info = hub.HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
-    return _commit_of(info, what)
-
-
-def download_documents(
-    repository: str,
-    revision: str,
-    subset: str | None = None,
-    split: str = "train",
-    field: str = "text",
-    documents: int | None = None,
-    data_files: str | None = None,
-) -> tuple[list[str], str]:
-    """The first ``documents`` texts of a data set (all of them for None) and its commit.
-
-    The rows are streamed, so a thousand documents of a large set cost little. Blank rows stay:
-    they belong to what published perplexities are measured on.
-    Raises InvalidInput for an unknown repository, revision, subset, split, file or field, and
-    without the extra ``hub``; EnvironmentFailure when the hub does not answer.
-    """
-    commit = dataset_commit(repository, revision)
-    what = f"hf:{repository}@{revision}"
-    note(f"reading {what} (commit {commit[:12]})")
-    # An empty cache: the library would fall back to what an earlier run left in the user's.
-    with (
-        _hub_failures(what, "data set"),
-        _data_set_failures(what, data_files),
-        TemporaryDirectory() as cache,
-    ):
-        rows = _stream(repository, commit, subset, split, data_files, cache)
-        found = list(_texts(what, islice(rows, documents), field))
-        whole = [text for text in found if text is not None]
-        if len(whole) < len(found):
-            note(f"{what}: {len(found) - len(whole)} rows whose text is null were left out")
-        return whole, commit
-
-
-def _stream(
-    repository: str,
-    commit: str,
-    subset: str | None,
-    split: str,
-    data_files: str | None,
-    cache: str,
-) -> Iterator[dict[str, Any]]:
-    rows = require("datasets", "hub").load_dataset(
-        # The prefix keeps a local folder of the same name from being read instead.
-        f"hf://datasets/{repository}",
-        name=subset,
-        data_files={split: data_files} if data_files else None,
-        split=split,
-        revision=commit,
-        streaming=True,
-        cache_dir=cache,
-    )
-    return iter(rows)
-
-
-def _texts(what: str, rows: Iterable[dict[str, Any]], field: str) -> Iterator[str | None]:
-    for row in rows:
-        if field not in row:
-            raise InvalidInput(f"{what}: no field {field!r}; its fields: {', '.join(sorted(row))}")
-        text = row[field]
-        if not isinstance(text, str | None):
-            raise InvalidInput(f"{what}: field {field!r} holds {type(text).__name__}, not text")
-        yield text
-
-
-def _commit_of(info: Any, what: str) -> str:
+def commit_of(info: Any, what: str) -> str:
     """The commit, which names a folder here: 40 hex digits and nothing else."""
     if not (isinstance(info.sha, str) and COMMIT.fullmatch(info.sha)):
         shown = repr(info.sha)[:60]
@@ -261,7 +194,7 @@ def _commit_of(info: Any, what: str) -> str:
 
 
 @contextmanager
-def _hub_failures(what: str, kind: str) -> Iterator[None]:
+def hub_failures(what: str, kind: str) -> Iterator[None]:
     """Turn the libraries' failures into one line each; leave programming errors alone."""
     try:
         yield
@@ -305,33 +238,19 @@ def _unreachable(error: Exception, what: str) -> EnvironmentFailure | None:
     # The libraries raise bare OSErrors, without a number, for downloads that broke off.
     broke_off = isinstance(error, OSError) and error.errno is None
     if isinstance(error, (*transport, ConnectionError, TimeoutError)) or broke_off:
+        said = first_lines(error, lines=1)
         return EnvironmentFailure(
-            f"{what}: {_endpoint()} did not serve it ({_reason(error, lines=1)}); try again later"
+            f"{what}: {_endpoint()} did not serve it ({said}); try again later"
         )
     if isinstance(error, MISSHAPEN):
         return EnvironmentFailure(
             f"{what}: {_endpoint()} does not answer as a hub does ({type(error).__name__}: "
-            f"{_reason(error, lines=1)[:100]}); check HF_ENDPOINT and the proxy"
+            f"{first_lines(error, lines=1)[:100]}); check HF_ENDPOINT and the proxy"
         )
     return environment_failure(error) if isinstance(error, OSError) else None
 
 
-@contextmanager
-def _data_set_failures(what: str, data_files: str | None) -> Iterator[None]:
-    """Unknown subsets, splits and files, and rows that cannot be read, are bad input."""
-    errors = require("huggingface_hub.errors", "hub")
-    unreadable = require("datasets.exceptions", "hub").DatasetsError
-    try:
-        yield
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError):
-        raise
-    except (unreadable, FileNotFoundError, ValueError) as error:
-        if data_files and isinstance(error, FileNotFoundError):
-            raise InvalidInput(f"{what}: no data file {data_files!r} in the repository") from error
-        raise InvalidInput(f"{what}: {_reason(error, lines=2)}") from error
-
-
-def _reason(error: Exception, lines: int) -> str:
+def first_lines(error: Exception, lines: int) -> str:
     """The beginning of a library's message as one line: the choices stand on its second one."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(said[:lines]) or type(error).__name__

@@ -19,8 +19,10 @@ from urllib.parse import parse_qsl
 import yaml
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.model import hub
+from bipline.model import hub, hub_data_sets
+from bipline.model.checkpoint import Checkpoint
 from bipline.model.finished import hold_to_manifest
+from bipline.model.hub_outline import open_outline
 from bipline.model.loading import check_generation
 from bipline.model.opening import open_checkpoint
 from bipline.model.shard_digests import digest_shards
@@ -55,22 +57,26 @@ def resolve_model(source: str, downloads: Path) -> ResolvedModel:
     return resolved
 
 
-def check_source(source: str) -> None:
-    """Ask the hub for a model; nothing is downloaded, and a directory is left alone.
+def known_checkpoint(source: str) -> Checkpoint:
+    """The model before any work: opened where it lies, of the hub's an outline without weights.
 
-    Raises InvalidInput for what is not there, EnvironmentFailure when the hub does not answer.
+    Raises InvalidInput for what is not there or cannot be used, EnvironmentFailure when the hub
+    does not answer.
     """
     if source.startswith(HUB):
-        hub.model_commit(*_place(_model_of_hub(source)))
-    else:
-        _refuse_scheme(source, PLACES, S3_SCHEME)
+        return open_outline(*_place(_model_of_hub(source)))
+    _refuse_scheme(source, PLACES, S3_SCHEME)
+    return open_checkpoint(source)
 
 
 def check_text(source: str) -> None:
-    """The same for a text of the hub."""
+    """Ask the hub for a text; nothing is downloaded, and a file is left alone.
+
+    Raises as :func:`known_checkpoint`.
+    """
     parsed = _parse_hub(source)
     _selection(source, parsed.query)
-    hub.dataset_commit(*_place(parsed))
+    hub_data_sets.dataset_commit(*_place(parsed))
 
 
 def tokenizer_digest(folder: Folder) -> str:
@@ -179,12 +185,12 @@ def _resolved_text(source: str, place: str, commit: str | None) -> ResolvedText:
 def _resolved_data_set(source: str, downloads: Path) -> ResolvedText:
     parsed = _parse_hub(source)
     selection = _selection(source, parsed.query)
-    commit = hub.dataset_commit(parsed.repository, parsed.revision)
+    commit = hub_data_sets.dataset_commit(parsed.repository, parsed.revision)
     name = digest_json([parsed.repository, commit, selection])
     path = downloads / "texts" / f"{name}.jsonl"
     receipt = path.with_suffix(".sha256")
     if not (path.is_file() and receipt.is_file()):
-        documents, _ = hub.download_documents(parsed.repository, commit, **selection)
+        documents, _ = hub_data_sets.download_documents(parsed.repository, commit, **selection)
         if not any(document.strip() for document in documents):
             raise InvalidInput(f"{source}: holds no text")
         _write_whole(path, documents)
@@ -214,7 +220,7 @@ def resolve_task(source: str) -> ResolvedTask:
     Every row is checked. Raises InvalidInput where the file is missing or one cannot be measured.
     """
     if source.startswith(HUB):
-        raise InvalidInput(f"{source}: a task is not read from the hub; give a .jsonl file")
+        raise InvalidInput(f"{source}: a task is a .jsonl file, or hf: for lm-eval's own")
     _refuse_scheme(source, "a .jsonl file")
     path = Path(source)
     rows = len(read_task_rows(path)[1])
@@ -240,7 +246,7 @@ def _parse_hub(source: str) -> _HubSource:
 
 
 def _selection(source: str, query: list[tuple[str, str]]) -> dict[str, Any]:
-    """The arguments of :func:`hub.download_documents` that a query asks for, checked."""
+    """The arguments of :func:`hub_data_sets.download_documents` that a query asks for, checked."""
     selection: dict[str, Any] = {"subset": None, "split": "train", "field": "text"}
     selection |= {"documents": None, "data_files": None}
     for key, value in query:

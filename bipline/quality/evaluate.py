@@ -1,7 +1,7 @@
 """Evaluate: one model under one protocol gives one :class:`EvaluationRecord`.
 
-Perplexity runs through the block loop, so a model larger than memory can be measured; zero-shot
-tasks and speed need the whole model in memory.
+Perplexity runs through the block loop, so a model larger than memory can be measured, and so do
+zero-shot tasks where the model does not fit; speed needs the whole model in memory.
 """
 
 from __future__ import annotations
@@ -22,15 +22,24 @@ from bipline.model.devices import CPU, torch_dtype
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
-from bipline.quality.perplexity import perplexity, text_windows
+from bipline.quality.perplexity import measure_text, text_windows
 from bipline.quality.speed import measure_speed
-from bipline.quality.zero_shot import check_tasks, zero_shot
+from bipline.quality.zero_shot import (
+    Measured,
+    check_tasks,
+    fits_in_memory,
+    model_questions,
+    zero_shot,
+)
+from bipline.quality.zero_shot_questions import Questions
 from bipline.settings.protocol import Protocol
 from bipline.storage.digests import digest_file
 from bipline.storage.documents import read_documents, text_file
 from bipline.storage.ngrams import MAXIMUM_OVERLAP
+from bipline.storage.task_rows import task_digest
 from bipline.values.fitted_text import fitted_in
-from bipline.values.record import EvaluationRecord, Perplexity, Speed, TaskResult, environment
+from bipline.values.items import EvaluationItems
+from bipline.values.record import EvaluationRecord, Perplexity, Speed, environment
 
 
 @dataclass(frozen=True)
@@ -66,17 +75,26 @@ def evaluate(
         _ = checkpoint.directory  # these need the whole model, and it on this machine
     fitted = fitted_shares(checkpoint, texts, allow_fitted)
     tokenizer = tokenizer_of(checkpoint.folder)
-    check_tasks(tasks, tokenizer, checkpoint.shape.vocab_size)
-    perplexities = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
-    accuracies, speed = _in_memory(checkpoint, tokenizer, protocol, dict(tasks), running)
+    questions = model_questions(checkpoint, tokenizer, tasks, protocol)
+    whole = protocol.speed or fits_in_memory(
+        checkpoint, questions, protocol, running.device, running.max_memory
+    )
+    found = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
+    measured, speed = _in_memory(checkpoint, tokenizer, protocol, questions, running, whole)
     return EvaluationRecord(
         tensor_digest=checkpoint.tensor_digest,
         parameters=checkpoint.parameters,
         file_bytes=checkpoint.weight_bytes,
-        perplexity=perplexities,
-        tasks=accuracies,
+        perplexity={name: perplexity for name, (perplexity, _) in found.items()},
+        tasks={name: result for name, (result, _) in measured.items()},
+        items=EvaluationItems(
+            windows={name: windows for name, (_, windows) in found.items()},
+            tasks={name: items for name, (_, items) in measured.items()},
+        ),
         speed=speed,
-        protocol=protocol.described(_digests(texts), _digests(tasks)),
+        protocol=protocol.described(
+            _digests(texts), {name: task_digest(path) for name, path in tasks.items()}
+        ),
         environment={**environment(running.device), **({"fitted_text": fitted} if fitted else {})},
     )
 
@@ -121,8 +139,8 @@ def measure_perplexity(
     protocol: Protocol,
     texts: Mapping[str, Path],
     running: Running,
-) -> dict[str, Perplexity]:
-    """Perplexity on every text, through the block loop."""
+) -> dict[str, tuple[Perplexity, tuple[float, ...]]]:
+    """Perplexity on every text, and the mean nats of its windows, through the block loop."""
     if not texts:
         return {}
     loop = BlockLoop(checkpoint, torch_dtype(protocol.dtype), running.device)
@@ -130,7 +148,7 @@ def measure_perplexity(
     for name, path in texts.items():
         documents, room = read_documents(path), running.max_memory
         windows = text_windows(tokenizer, documents, protocol.seqlen, protocol.bos, room)
-        results[name] = perplexity(loop, windows, name, running.max_memory)
+        results[name] = measure_text(loop, windows, name, running.max_memory)
     return results
 
 
@@ -138,13 +156,19 @@ def _in_memory(
     checkpoint: Checkpoint,
     tokenizer: Any,
     protocol: Protocol,
-    tasks: dict[str, Path],
+    questions: dict[str, Questions],
     running: Running,
-) -> tuple[dict[str, TaskResult], Speed | None]:
-    if not (tasks or protocol.speed):
+    whole: bool,
+) -> tuple[dict[str, Measured], Speed | None]:
+    if not (questions or protocol.speed):
         return {}, None
-    model = load_model(checkpoint, torch_dtype(protocol.dtype)).to(running.device)
-    accuracies = zero_shot(model, tokenizer, tasks, protocol.batch_size, protocol.num_fewshot)
+    dtype = torch_dtype(protocol.dtype)
+    model: Any = (
+        load_model(checkpoint, dtype).to(running.device)
+        if whole
+        else BlockLoop(checkpoint, dtype, running.device)
+    )
+    measured = zero_shot(model, tokenizer, questions, protocol.batch_size, running.max_memory)
     speed = None
     if protocol.speed:
         speed = measure_speed(
@@ -153,7 +177,7 @@ def _in_memory(
             protocol.speed_decoded_tokens,
             protocol.speed_repeats,
         )
-    return accuracies, speed
+    return measured, speed
 
 
 def _digests(files: Mapping[str, Path]) -> dict[str, str]:

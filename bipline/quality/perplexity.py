@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -62,8 +63,16 @@ def perplexity(
 
     Memory and its errors are those of :func:`token_losses`.
     """
-    losses = token_losses(loop, windows, f"perplexity of {name}", max_memory)
-    return _summary(float(losses.double().sum()), losses.numel(), name)
+    return measure_text(loop, windows, name, max_memory)[0]
+
+
+def measure_text(
+    loop: BlockLoop, windows: torch.Tensor, name: str, max_memory: int | None = None
+) -> tuple[Perplexity, tuple[float, ...]]:
+    """The same, and beside it the mean nats per token of every window."""
+    losses = token_losses(loop, windows, f"perplexity of {name}", max_memory).double()
+    means = tuple(losses.mean(1).tolist())
+    return _summary(float(losses.sum()) / losses.numel(), losses.numel(), means, name), means
 
 
 def token_losses(
@@ -96,8 +105,9 @@ def _folder(resident: bool, need: MemoryNeed) -> Iterator[Path | None]:
         yield Path(folder)
 
 
-def _summary(total: float, tokens: int, name: str) -> Perplexity:
-    nll = total / tokens
+def _summary(nll: float, tokens: int, means: tuple[float, ...], name: str) -> Perplexity:
     if not math.isfinite(nll) or nll > 700:
         raise InvalidInput(f"the loss on {name} is {nll}: the weights or the dtype are unusable")
-    return Perplexity(value=math.exp(nll), nll=nll, tokens=tokens)
+    count = len(means)
+    error = stdev(means) / math.sqrt(count) if count > 1 else None
+    return Perplexity(value=math.exp(nll), nll=nll, tokens=tokens, nll_stderr=error, windows=count)

@@ -1,6 +1,8 @@
-"""Zero-shot accuracy by lm-eval, on the model in memory and on local rows.
+"""Zero-shot accuracy by lm-eval: its prompts, requests and metrics, on rows or data sets at hand.
 
-A task is a file of rows (:mod:`bipline.storage.task_rows`), with prompts in lm-eval's wording.
+A task is a place (:mod:`.zero_shot_tasks`); its questions are looked at row by row before a model
+is loaded (:mod:`.zero_shot_questions`). A model that fits is run by lm-eval's own model class, a
+larger one by the block loop (:mod:`.zero_shot_streamed`); metrics are lm-eval's either way.
 """
 
 from __future__ import annotations
@@ -10,115 +12,129 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
+
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check, require
-from bipline.base.progress import ticking
-from bipline.model.token_ids import is_guarded, token_ids
-from bipline.storage.task_rows import SHARED, read_task_rows
+from bipline.base.machine import anonymous_memory
+from bipline.base.progress import note, ticking
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import torch_dtype
+from bipline.model.loading import transformers_config
+from bipline.model.memory import ROOM_BYTES, gigabytes, memory_limit
+from bipline.quality.zero_shot_questions import Questions, right_answers, task_questions
+from bipline.quality.zero_shot_streamed import streamed_answers
+from bipline.quality.zero_shot_tasks import accuracy_of, are_rows, task_of
+from bipline.quality.zero_shot_tokens import Asked, Encoded
+from bipline.settings.protocol import Protocol
+from bipline.storage.task_rows import read_task_rows
+from bipline.values.items import TaskItem
 from bipline.values.record import TaskResult
 
-# What lm-eval puts between a query and what continues it.
-DELIMITER = " "
+Measured = tuple[TaskResult, tuple[TaskItem, ...]]
 
 
 def zero_shot(
     model: Any,
     tokenizer: Any,
-    tasks: Mapping[str, Path],
+    questions: Mapping[str, Questions],
     batch_size: int,
-    num_fewshot: int = 0,
-) -> dict[str, TaskResult]:
-    """Run every task on an in-memory transformers model.
+    max_memory: int | None = None,
+) -> dict[str, Measured]:
+    """Ask a model every question: a result of each task, and what each of its rows gave.
 
-    Raises InvalidInput for tasks that :func:`check_tasks` refuses.
+    ``model`` is transformers' in memory, or a block loop, which takes ``max_memory`` bytes. Raises
+    InvalidInput or EnvironmentFailure where that is not enough.
     """
-    configurations = [task_configuration(name, path) for name, path in tasks.items()]
-    if not configurations:
+    if not questions:
         return {}
-    try:
-        results = _simple_evaluate(model, tokenizer, configurations, batch_size, num_fewshot)
-    except AssertionError:  # what lm-eval says of a choice of which no token is left
-        reason = "the model's tokenizer makes no token of one of the choices"
-        raise InvalidInput(f"tasks {', '.join(tasks)}: {reason}; leave its row out") from None
-    counts = results["n-samples"]
-    return {
-        name: _task_result(results["results"][name], counts[name]["effective"]) for name in tasks
-    }
+    written = [each for each in questions.values() if each.is_generated]
+    asked = [each for each in questions.values() if not each.is_generated]
+    requests = [r for each in asked for rows in each.requests.values() for r in rows]
+    encoded = [e for each in asked for rows in each.encoded.values() for e in rows]
+    what = f"zero-shot batches of {', '.join(questions)}"
+    if isinstance(model, BlockLoop):
+        answers: Sequence[Any] = streamed_answers(model, encoded, max_memory, what)
+    else:
+        answers = _by_lm_eval(model, tokenizer, encoded, written, batch_size, what)
+    for request, answer in zip(requests, answers, strict=True):
+        request.resps.append(answer)
+    return {name: _measured(each) for name, each in questions.items()}
 
 
-def check_tasks(
-    tasks: Mapping[str, Path], tokenizer: Any = None, vocabulary: float = math.inf
-) -> None:
-    """Look at every row, and where there is a ``tokenizer`` whether it can be used on them.
+def model_questions(
+    checkpoint: Checkpoint, tokenizer: Any, tasks: Mapping[str, Path], protocol: Protocol
+) -> dict[str, Questions]:
+    """The questions of tasks for a model; none of it is loaded.
 
-    ``vocabulary`` is how many tokens the model has. Raises InvalidInput with the line that cannot
-    be measured, without the extra ``eval``, and for a tokenizer that has no token for a text to
-    begin with, makes none of a text, or one that the model has not.
+    Raises InvalidInput as :func:`.zero_shot_questions.task_questions`.
+    """
+    if not tasks:
+        return {}
+    window = transformers_config(checkpoint.config).max_position_embeddings
+    asked = Asked(tokenizer, checkpoint.shape.vocab_size, window)
+    return task_questions(tasks, asked, protocol)
+
+
+def check_tasks(tasks: Mapping[str, Path]) -> None:
+    """Look at every task without a model.
+
+    Raises InvalidInput with the line that cannot be measured, and without the extra ``eval``.
     """
     for name, path in tasks.items():
         check("eval", f"task {name}")
-        several, rows = read_task_rows(path)
-        if tokenizer is None:
-            continue
-        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-            reason = "the model's tokenizer has neither BOS nor EOS to begin a text with"
-            raise InvalidInput(f"task {name}: {reason}; name one in tokenizer_config.json")
-        prompts = _prompts(several, rows)
-        tried = prompts if is_guarded(tokenizer) else prompts[:1]
-        [bare] = token_ids(tokenizer, prompts[:1], special_tokens=False)
-        if not bare:
-            reason = f"the model's tokenizer makes no token of {prompts[0]!a:.60}"
-            raise InvalidInput(f"task {name}: {reason}")
-        for ids in token_ids(tokenizer, tried, special_tokens=True):
-            if (highest := max(ids, default=0)) >= vocabulary:
-                reason = f"token id {highest} is above the model's vocabulary of {vocabulary}"
-                raise InvalidInput(f"task {name}: {reason}; the tokenizer is of another model")
+        if are_rows(name, path):
+            read_task_rows(path)
+        else:
+            task_of(name, path)
 
 
-def _prompts(several: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every text that is compared."""
-    pairs = [(row[SHARED[several]], text) for row in rows for text in row[several]]
-    ordered = pairs if several == "choices" else [(text, one) for one, text in pairs]
-    return [DELIMITER.join(pair) for pair in ordered]
+def fits_in_memory(
+    checkpoint: Checkpoint,
+    questions: Mapping[str, Questions],
+    protocol: Protocol,
+    device: torch.device,
+    max_memory: int | None,
+) -> bool:
+    """Whether the whole model and its largest batch fit; where not, it is said how it is run.
 
-
-def task_configuration(name: str, path: Path) -> dict[str, Any]:
-    """lm-eval's configuration of a task file.
-
-    Raises InvalidInput as :func:`check_tasks` without a tokenizer.
+    Raises InvalidInput where it does not and a task has the model write its answers.
     """
-    check("eval", f"task {name}")
-    several, rows = read_task_rows(path)
-    data = require("datasets", "eval").Dataset.from_list(rows)
-    # The option is the context there, and what continues it is the same for all.
-    begins = several == "options"
-    return {
-        "task": name,
-        "custom_dataset": lambda **more: {"test": data},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "target_delimiter": DELIMITER,
-        # Functions, because lm-eval takes a text of digits that a template gives for a number.
-        "doc_to_text": lambda row: row["gold" if begins else SHARED[several]],
-        "doc_to_choice": lambda row: row[several],
-        "doc_to_target": lambda row: row[SHARED[several] if begins else "gold"],
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-            for metric in (["acc"] if begins else ["acc", "acc_norm"])
-        ],
-        "metadata": {"version": 1.0},
-    }
+    if not questions:
+        return True
+    size, shape = torch_dtype(protocol.dtype).itemsize, checkpoint.shape
+    tokens = protocol.batch_size * max(each.longest for each in questions.values())
+    # lm-eval holds a batch's logits beside their logarithms, at the length of the longest.
+    batch = tokens * (shape.vocab_size + 4 * shape.hidden_size + 3 * shape.intermediate_size)
+    batch *= size + 4
+    need = checkpoint.parameters * size + batch
+    room = memory_limit(max_memory) - anonymous_memory() - ROOM_BYTES
+    if device.type == "cuda":
+        room = min(room + batch, torch.cuda.mem_get_info(device)[0])
+    if need <= room:
+        return True
+    said = (
+        f"the whole model takes {gigabytes(need)} with a batch, {gigabytes(max(room, 0))} are free"
+    )
+    for name, each in questions.items():
+        if each.is_generated:
+            reason = "and a model is run whole to write its answers; give more --max-memory"
+            raise InvalidInput(f"task {name}: {said}, {reason}")
+    note(f"tasks run block by block: {said}")
+    return False
 
 
-def _simple_evaluate(
+def _by_lm_eval(
     model: Any,
     tokenizer: Any,
-    configurations: list[dict[str, Any]],
+    encoded: list[Encoded],
+    written: list[Questions],
     batch_size: int,
-    num_fewshot: int,
-) -> dict[str, Any]:
-    lm_eval = require("lm_eval", "eval")
-    tasks = require("lm_eval.tasks", "eval")
+    what: str,
+) -> list[tuple[float, bool]]:
+    """Answers of a model in memory, by lm-eval's class; those it writes go to their requests."""
     harness = require("lm_eval.models.huggingface", "eval").HFLM(
         pretrained=model,
         tokenizer=tokenizer,
@@ -126,8 +142,7 @@ def _simple_evaluate(
         max_length=model.config.max_position_embeddings,
         device=str(model.device),
     )
-    named = ", ".join(configuration["task"] for configuration in configurations)
-    with ticking(f"zero-shot batches of {named}", None) as tick:
+    with ticking(what, None) as tick:
         call = harness._model_call
 
         def counted(*arguments: Any, **more: Any) -> Any:
@@ -135,25 +150,68 @@ def _simple_evaluate(
             return call(*arguments, **more)
 
         harness._model_call = counted
-        results: dict[str, Any] = lm_eval.simple_evaluate(
-            model=harness,
-            tasks=configurations,
-            task_manager=tasks.TaskManager(include_defaults=False),
-            num_fewshot=num_fewshot,
-            bootstrap_iters=0,
-            log_samples=False,
-            random_seed=0,
+        answers: list[tuple[float, bool]] = harness._loglikelihood_tokens(
+            encoded, disable_tqdm=True
         )
-    return results
+        for each in written:
+            requests = [
+                r for rows in each.requests.values() for r in rows for _ in range(r.repeats)
+            ]
+            for request, text in zip(requests, harness.generate_until(requests), strict=True):
+                request.resps.append(text)
+    return answers
 
 
-def _task_result(metrics: dict[str, Any], count: int) -> TaskResult:
-    acc = float(metrics["acc,none"])
-    norm = metrics.get("acc_norm,none")
+def _measured(questions: Questions) -> Measured:
+    """lm-eval's metrics of the answers, by row and altogether."""
+    task = questions.task
+    task._instances = [r for requests in questions.requests.values() for r in requests]
+    task.apply_filters()
+    metrics, items = [], []
+    for row, requests in questions.requests.items():
+        # Where answers are read in several ways, the first is the one that lm-eval lists first.
+        answers = [next(iter(request.filtered_resps.values())) for request in requests]
+        metrics.append(task.process_results(requests[0].doc, answers))
+        items.append(_item(task, row, requests[0].doc, answers, metrics[-1]))
+    return _task_result(task, metrics, tuple(questions.excluded)), tuple(items)
+
+
+def _item(task: Any, row: int, document: Any, answers: list[Any], metrics: Any) -> TaskItem:
+    """What a row gave. Where nothing is chosen, choice 1 is a right answer and 0 a wrong one."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        choice = int(bool(metrics[accuracy_of(metrics)]))
+        nats = tuple(each[0] for each in answers if isinstance(each, tuple))
+        return TaskItem(row=row, loglikelihoods=nats, gold=1, choice=choice)
+    choices = task.doc_to_choice(document)
+    nats = tuple(answer[0] for answer in answers[: len(choices)])
+    right = right_answers(task, document, choices)
+    places = {"choice": int(numpy.argmax(nats))}
+    if "acc_norm" in metrics:
+        # By character and not by byte, as lm-eval does.
+        lengths = numpy.array([float(len(choice)) for choice in choices])
+        places["choice_norm"] = int(numpy.argmax(numpy.array(nats) / lengths))
+    chosen = [place for place in places.values() if place in right]
+    return TaskItem(row=row, loglikelihoods=nats, gold=(chosen or right)[0], **places)
+
+
+def _task_result(task: Any, metrics: list[Any], excluded: tuple[int, ...]) -> TaskResult:
+    accuracy = accuracy_of(metrics[0])
+    acc, stderr = _mean(task, metrics, accuracy)
+    has_norm = "acc_norm" in metrics[0]
+    norm, norm_stderr = _mean(task, metrics, "acc_norm") if has_norm else (None, None)
     return TaskResult(
         acc=acc,
-        acc_norm=None if norm is None else float(norm),
-        # The binomial standard error, which is what bootstrapping a mean of zeros and ones gives.
-        stderr=math.sqrt(acc * (1 - acc) / max(1, count - 1)),
-        n=count,
+        acc_norm=norm,
+        stderr=stderr,
+        n=len(metrics),
+        acc_norm_stderr=norm_stderr,
+        excluded=len(excluded),
+        excluded_rows=excluded or None,
     )
+
+
+def _mean(task: Any, metrics: list[Any], name: str | None) -> tuple[float, float | None]:
+    """A metric as lm-eval gives it, and the standard error of a mean of zeros and ones."""
+    share = float(task.aggregation()[name]([each[name] for each in metrics]))
+    count = len(metrics)
+    return share, math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from bipline.settings.base import Settings
 from bipline.settings.line import STATE, LineSettings
@@ -56,10 +56,25 @@ class PromoteSettings(Settings):
     alias: str = Field(default="candidate", description="alias the new version gets")
 
 
+def _of_the_hub(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    if not all(isinstance(name, str) for name in value):
+        raise ValueError(f"tasks {value!r}: give names, or name: source")
+    return dict.fromkeys(value, "hf:")
+
+
+Tasks = Annotated[dict[str, str], BeforeValidator(_of_the_hub)]
+
+
 class CompressSettings(LineSettings):
     """One compress run: a model, its texts and tasks, and a section per stage."""
 
-    tasks: dict[str, str] = Field(default={}, description="name: .jsonl file of zero-shot rows")
+    tasks: Tasks = Field(
+        default={},
+        description="name: .jsonl file of zero-shot rows, lm-eval's data set on disk, or hf:; a "
+        "list of lm-eval's names is hf: for each",
+    )
     state: str = Field(default=".bipline", description=STATE)
     recover: RecoverSettings = RecoverSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

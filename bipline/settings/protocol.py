@@ -28,11 +28,24 @@ class Protocol(Settings):
     dtype: DtypeName = Field(default="float32", description="compute dtype")
     batch_size: int = Field(default=16, ge=1, le=1 << 16, description="sequences a batch in tasks")
     num_fewshot: int = Field(default=0, ge=0, le=1000, description="examples before each question")
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="first rows of each task; null measures all of them",
+    )
+    max_excluded: float = Field(
+        default=0.05, ge=0, le=1, description="share of rows that may be longer than the window"
+    )
     speed: bool = Field(default=False, description="measure prefill and decode tokens per second")
     speed_prompt_tokens: int = Field(default=128, ge=1, description="prompt length in tokens")
     speed_decoded_tokens: int = Field(default=32, ge=2, description="decoded length in tokens")
     speed_repeats: int = Field(default=20, ge=1, le=10**6, description="repeats; best, median")
 
     def described(self, texts: dict[str, str], tasks: dict[str, str]) -> dict[str, Any]:
-        """The protocol as JSON with the digests of its texts and tasks."""
-        return {**self.model_dump(mode="json"), "texts": texts, "tasks": tasks}
+        """The protocol as JSON with the digests of its texts and tasks.
+
+        How many rows may be left out is none of it: it changes no number.
+        """
+        own = self.model_dump(mode="json", exclude={"max_excluded"})
+        return {**own, "texts": texts, "tasks": tasks}

@@ -19,9 +19,10 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
 from bipline.model.loading import import_libraries
 from bipline.model.memory import gigabytes, watching_memory
+from bipline.model.resolve import HUB
 from bipline.settings.line import LineSettings
 from bipline.stages import line
-from bipline.stages.resolve import glance, resolve_model, resolve_texts
+from bipline.stages.resolve import glance, known_checkpoint, resolve_model, resolve_texts
 from bipline.stages.result import prune_summary
 from bipline.stages.stage import Context, StageReport
 from bipline.storage.directory import copy_directory, occupied, refuse_occupied, write_text
@@ -89,7 +90,7 @@ def prune_to(settings: LineSettings, places: Places) -> PruneSummary | None:
             model = resolve_model(settings.model, places.downloads)
         else:
             model = glance(settings.model, places.downloads, checkpoint)
-            if checkpoint:
+            if checkpoint and not settings.model.startswith(HUB):  # of that it is an outline
                 context.checkpoints[model.identity] = checkpoint
         texts = resolve_texts(settings.texts, places.downloads)
         try:
@@ -119,7 +120,7 @@ def _checked(settings: LineSettings, out: Path) -> tuple[LineSettings, Checkpoin
     if not applies(settings) and "ratio" not in settings.allocate.model_fields_set:
         raise InvalidInput("give --ratio (a share between 0 and 1) or --plan")
     settings, reason = settled_settings(settings)
-    checkpoint = line.known_checkpoint(settings.model)
+    checkpoint = known_checkpoint(settings.model)
     line.check_stages(settings, checkpoint)
     if not settings.texts and (reader := line.runs_windows(settings)):
         who = "criterion auto" if reason else reader

@@ -11,11 +11,11 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality import evaluate as core
-from bipline.quality.zero_shot import check_tasks
+from bipline.quality.zero_shot import check_tasks, model_questions
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
-from bipline.stages.resolve import glance, local_copy, resolve_texts
+from bipline.stages.resolve import glance, local_copy, resolve_tasks, resolve_texts
 from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.store import Handle
 from bipline.values.record import EvaluationRecord
@@ -52,23 +52,25 @@ def evaluate(
 def evaluate_models(
     models: Mapping[str, str],
     texts: Mapping[str, str],
-    tasks: Mapping[str, Path],
+    tasks: Mapping[str, str],
     protocol: Protocol,
     compute: ComputeSettings,
     downloads: Path,
     allow_fitted: bool = False,
 ) -> dict[str, EvaluationRecord]:
-    """Records of models by name, kept nowhere: sources of models and texts, files of tasks.
+    """Records of models by name, kept nowhere; models, texts and tasks are given by their sources.
 
     An unusable one is found before the first is measured.
     """
     running = core.Running(choose_device(compute.device), compute.max_memory)
     places = {name: glance(source, downloads).location for name, source in models.items()}
     files = {name: Path(t.location) for name, t in resolve_texts(texts, downloads).items()}
+    found = resolve_tasks(tasks, downloads, protocol.num_fewshot)
+    rows = {name: Path(task.location) for name, task in found.items()}
     records = {}
     for name, place in places.items():
         heading(f"evaluate {name}: {models[name]}")
-        records[name] = core.evaluate(place, protocol, files, tasks, running, allow_fitted)
+        records[name] = core.evaluate(place, protocol, files, rows, running, allow_fitted)
     return records
 
 
@@ -109,7 +111,7 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
     rows = {name: Path(settings.tasks[name]) for name in section.tasks}
     if thorough and checkpoint and rows:
-        check_tasks(rows, tokenizer_of(checkpoint.folder), checkpoint.shape.vocab_size)
+        model_questions(checkpoint, tokenizer_of(checkpoint.folder), rows, section.protocol)
     else:
         check_tasks(rows)
     places = [settings.texts[name] for name in section.texts]

@@ -14,7 +14,6 @@ from types import ModuleType
 from bipline.compression.allocate import needs_windows
 from bipline.compression.auto import applies, settled_settings
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.opening import open_checkpoint
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import AllocateSettings, CompensateSettings, LineSettings
 from bipline.stages import (
@@ -30,8 +29,6 @@ from bipline.stages import (
     score,
 )
 from bipline.stages.stage import Context, Lines
-from bipline.storage.folder import S3_SCHEME
-from bipline.storage.places import is_elsewhere
 from bipline.storage.store import Handle
 from bipline.values.fitted_text import beside_plan
 from bipline.values.plan import PruningPlan
@@ -115,7 +112,7 @@ def check(settings: LineSettings, thorough: bool = False) -> Lines:
     """
     settings, reason = settled_settings(settings)
     lines = [("method", reason)] if reason else []
-    return lines + check_stages(settings, known_checkpoint(settings.model), thorough)
+    return lines + check_stages(settings, resolve.known_checkpoint(settings.model), thorough)
 
 
 def check_stages(
@@ -124,9 +121,3 @@ def check_stages(
     """The same for settings that name their method, and a model that was opened."""
     stages = STAGES if isinstance(settings, CompressSettings) else STAGES[:MAKING]
     return [told for stage in stages for told in stage.check(settings, checkpoint, thorough)]
-
-
-def known_checkpoint(source: str) -> Checkpoint | None:
-    """The model where it can be opened without a download; None where it must be fetched first."""
-    opens = source.startswith(S3_SCHEME) or not is_elsewhere(source)
-    return open_checkpoint(source) if opens else None

@@ -12,6 +12,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.finished import hold_to_manifest
 from bipline.model.loading import check_generation
 from bipline.model.opening import open_checkpoint
+from bipline.quality import zero_shot_sources
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import LineSettings
 from bipline.stages.stage import Lines
@@ -19,7 +20,7 @@ from bipline.storage.directory import atomic_directory
 from bipline.storage.documents import text_file
 from bipline.storage.folder import LocalFolder, open_folder
 from bipline.storage.s3_transfer import download
-from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
+from bipline.values.resolution import Resolution, ResolvedModel, ResolvedTask, ResolvedText
 
 REGISTRY = "models:/"
 
@@ -30,12 +31,23 @@ def resolve(settings: LineSettings, downloads: Path, registry: str | None = None
     ``registry`` is where ``models:/`` is asked for; None is what MLFLOW_TRACKING_URI says.
     Raises InvalidInput for what cannot be used, EnvironmentFailure where a server does not answer.
     """
-    tasks = settings.tasks if isinstance(settings, CompressSettings) else {}
-    return Resolution(
-        model=resolve_model(settings.model, downloads, registry),
-        texts=resolve_texts(settings.texts, downloads),
-        tasks={name: core.resolve_task(source) for name, source in tasks.items()},
-    )
+    model = resolve_model(settings.model, downloads, registry)
+    texts = resolve_texts(settings.texts, downloads)
+    tasks = {}
+    if isinstance(settings, CompressSettings):
+        shots = settings.evaluate.protocol.num_fewshot
+        tasks = resolve_tasks(settings.tasks, downloads, shots)
+    return Resolution(model=model, texts=texts, tasks=tasks)
+
+
+def resolve_tasks(
+    sources: Mapping[str, str], downloads: Path, num_fewshot: int = 0
+) -> dict[str, ResolvedTask]:
+    """Tasks by name; ``num_fewshot`` says whether their examples are wanted too."""
+    return {
+        name: zero_shot_sources.resolve_task(name, source, downloads, num_fewshot)
+        for name, source in sources.items()
+    }
 
 
 def resolve_texts(sources: Mapping[str, str], downloads: Path) -> dict[str, ResolvedText]:
@@ -76,6 +88,14 @@ def glance(source: str, downloads: Path, checkpoint: Checkpoint | None = None) -
     )
 
 
+def known_checkpoint(source: str) -> Checkpoint | None:
+    """The model as :func:`bipline.model.resolve.known_checkpoint`; None for a registry's version.
+
+    That must be fetched first.
+    """
+    return None if source.startswith(REGISTRY) else core.known_checkpoint(source)
+
+
 def local_copy(model: ResolvedModel, downloads: Path) -> Path:
     """A local directory with the model's files: where it lies, or a copy of what lies in S3.
 
@@ -99,24 +119,23 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
 
     Raises InvalidInput for a model, text or task that cannot be had or used.
     """
-    if not settings.model.startswith(REGISTRY):
-        core.check_source(settings.model)
-    else:
+    if settings.model.startswith(REGISTRY):
         from bipline.delivery.registries.mlflow_service import tracking_uri
         from bipline.delivery.registries.mlflow_source import find_version
 
         state = getattr(settings, "state", None)  # a run asks the registry of its own state
         find_version(settings.model, tracking_uri(Path(state)) if state else None)
-    lines = [("resolve", f"{settings.model}{_size(checkpoint)}")]
+    later = " (to be downloaded)" if settings.model.startswith((REGISTRY, core.HUB)) else ""
+    lines = [("resolve", f"{settings.model}{_size(checkpoint)}{later}")]
     lines += [(" text", f"{name}: {_text(source)}") for name, source in settings.texts.items()]
-    for source in settings.tasks.values() if isinstance(settings, CompressSettings) else ():
-        core.resolve_task(source)
+    for name, source in settings.tasks.items() if isinstance(settings, CompressSettings) else ():
+        zero_shot_sources.check_task(name, source, Path())
     return lines
 
 
 def _size(checkpoint: Checkpoint | None) -> str:
     if checkpoint is None:
-        return " (to be downloaded)"
+        return ""
     return (
         f": {checkpoint.family.architecture}, {checkpoint.parameters:,} parameters, "
         f"{checkpoint.weight_bytes / 1e6:,.1f} MB, {checkpoint.shape.num_hidden_layers} blocks"

@@ -2,7 +2,8 @@
 
 Rows are ``query, choices, gold`` (the continuation of the query is chosen), or ``options,
 continuation, gold`` as winogrande is scored: the option after which the shared continuation is
-likelier. ``gold`` is the place in the list, from 0.
+likelier. ``gold`` is the place in the list, from 0. A file may as well be a data set as its
+authors publish it: :mod:`bipline.quality.zero_shot_data` reads those.
 """
 
 from __future__ import annotations
@@ -12,10 +13,43 @@ from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput
+from bipline.storage.digests import digest_file, digest_listing
 from bipline.storage.rows import json_lines, kind_of, names_of, read_text, refusal
 
 # The list that ``gold`` points into, and the text that all of its entries share.
 SHARED = {"choices": "query", "options": "continuation"}
+# What no published data set of a task calls a column; ``choices`` some do.
+OWN = {"query", "options", "continuation", "gold"}
+DATA_SUFFIXES = (".jsonl", ".parquet")
+
+
+def task_place(folder: Path, name: str) -> Path:
+    """Where a task lies in a folder: ``NAME.jsonl``, ``NAME.parquet`` or the folder ``NAME``.
+
+    It need not be there; whoever reads it says so.
+    """
+    files = [folder / f"{name}{suffix}" for suffix in DATA_SUFFIXES]
+    return next((place for place in (*files, folder / name) if place.exists()), files[0])
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a file is one of rows as this module has them, and no published data set.
+
+    What is neither is held to be rows, so that its faults are told by its lines. Raises
+    InvalidInput as :func:`read_task_rows` for a first line that cannot be read.
+    """
+    if path.suffix.lower() != ".jsonl" or path.is_dir():
+        return not (path.is_dir() or path.suffix.lower() == ".parquet")
+    _, first = next(json_lines(path, read_text(path, "task file")), (0, None))
+    return not isinstance(first, dict) or not first or bool(first.keys() & OWN)
+
+
+def task_digest(path: Path) -> str:
+    """The digest of a task's file, or of all files of a folder. Raises OSError."""
+    if not path.is_dir():
+        return digest_file(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest_listing({file.relative_to(path).as_posix(): digest_file(file) for file in files})
 
 
 def read_task_rows(path: Path) -> tuple[str, list[dict[str, Any]]]:

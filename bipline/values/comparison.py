@@ -14,8 +14,10 @@ from pydantic import BaseModel, Field
 from bipline.storage.digests import digest_json
 from bipline.values.combination import Combination
 from bipline.values.compensation import CompensationRecord, counts_text
+from bipline.values.differences import paired_differences
+from bipline.values.paired import PairedDifference
 from bipline.values.plan import Budget, PruningPlan
-from bipline.values.record import EvaluationRecord, Perplexity
+from bipline.values.record import ADDED, EvaluationRecord, Perplexity
 from bipline.values.summary import BeforeAfter, StageSummary
 
 # Version 1 named a compensation by a word alone, and knew no method by another name.
@@ -27,15 +29,22 @@ class _Frozen(BaseModel, frozen=True, extra="forbid"):
 
 
 class Change(_Frozen):
-    """The pruned model less the dense one, on one text: nats per token, and perplexity."""
+    """The pruned model less the dense one, on one text: nats per token, and perplexity.
+
+    ``paired`` is the change of nats over the windows; not in older comparisons.
+    """
 
     nll: float
     perplexity: float
+    paired: PairedDifference | None = ADDED
 
     @classmethod
-    def of(cls, dense: Perplexity, pruned: Perplexity) -> Change:
+    def of(
+        cls, dense: Perplexity, pruned: Perplexity, paired: PairedDifference | None = None
+    ) -> Change:
         """The change on a text that both were measured on."""
-        return cls(nll=pruned.nll - dense.nll, perplexity=pruned.value - dense.value)
+        nll, value = pruned.nll - dense.nll, pruned.value - dense.value
+        return cls(nll=nll, perplexity=value, paired=paired)
 
 
 class Compensated(_Frozen):
@@ -85,6 +94,7 @@ class Measured(_Frozen):
     @classmethod
     def of(cls, plan: PruningPlan, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:
         """The figures of the model that a plan made, with the changes against the dense one."""
+        pairs = paired_differences(dense, record)
         return cls(
             plan_digest=plan.digest,
             tensor_digest=record.tensor_digest,
@@ -96,7 +106,7 @@ class Measured(_Frozen):
             file_bytes=record.file_bytes,
             perplexity=record.perplexity,
             change={
-                text: Change.of(dense.perplexity[text], found)
+                text: Change.of(dense.perplexity[text], found, pairs.get(f"nll.{text}"))
                 for text, found in record.perplexity.items()
             },
         )

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bipline.values.comparison import Change, Row
+from bipline.values.differences import paired_differences
+from bipline.values.paired import PairedDifference
 from bipline.values.record import EvaluationRecord, Perplexity
 
 NOT_MEASURED = "not measured"
+# Above this many nats no perplexity is a number any more.
+LARGEST_NATS = 700.0
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 # Of a row of a comparison, and of each of its texts.
@@ -179,31 +183,60 @@ def row_figures(row: Row) -> dict[str, Figure]:
 
 
 def values(figures: Mapping[str, Figure], prefix: str = "") -> dict[str, float]:
-    """The bare numbers of figures, by their names behind a prefix."""
-    return {f"{prefix}{name}": figure.value for name, figure in figures.items()}
+    """The bare numbers of figures, by their names behind a prefix; errors as ``NAME.stderr``."""
+    found = {f"{prefix}{name}": figure.value for name, figure in figures.items()}
+    errors = {name: figure.error for name, figure in figures.items()}
+    return found | {f"{prefix}{name}.stderr": error for name, error in errors.items() if error}
 
 
-def side_by_side(records: Mapping[str, EvaluationRecord], changed: str = "") -> list[Line]:
+def side_by_side(
+    records: Mapping[str, EvaluationRecord], changed: str = "", against: str = "dense"
+) -> list[Line]:
     """The figures of models under one protocol as tables show them.
 
-    ``changed`` names the record whose change against the one named ``dense`` is told.
+    ``changed`` names the record whose change is told, ``against`` the one it is taken from: with
+    its interval where both were measured on the same windows or rows.
     """
     found = {model: figures_of(record) for model, record in records.items()}
+    pairs = paired_differences(records[against], records[changed]) if changed else {}
+    ends = found.get(against, {}), found.get(changed, {})
     names = dict.fromkeys(name for figures in found.values() for name in figures)
     places = list(KINDS)
     # What only some of the models have comes where the others' stand.
     order = sorted(names, key=lambda name: places.index(name.partition(".")[0]))
-    return [_line(name, found, changed) for name in order if kind_of(name).tabled]
+    return [
+        Line(
+            name,
+            {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
+            _change(ends[0].get(name), ends[1].get(name), pairs.get(_paired_name(name))),
+        )
+        for name in order
+        if kind_of(name).tabled
+    ]
 
 
-def _line(name: str, found: Mapping[str, Mapping[str, Figure]], changed: str) -> Line:
-    one, dense = (found.get(model, {}).get(name) for model in (changed, "dense"))
-    tell = kind_of(name).change
-    return Line(
-        name,
-        {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
-        tell(dense.value, one.value) if tell and one and dense else "",
-    )
+def _paired_name(name: str) -> str:
+    """Perplexities are compared by their nats."""
+    kind, _, subject = name.partition(".")
+    return f"nll.{subject}" if kind == "perplexity" else name
+
+
+def _change(dense: Figure | None, one: Figure | None, pair: PairedDifference | None) -> str:
+    """A change with its 95 % interval; one inside its interval is none."""
+    if dense is None or one is None or (tell := kind_of(one.name).change) is None:
+        return ""
+    if pair is None or pair.low is None or pair.high is None:
+        return tell(dense.value, one.value)
+    low, high = (tell(dense.value, _moved(dense, end)) for end in (pair.low, pair.high))
+    told = tell(dense.value, one.value) if pair.is_told else "no difference"
+    return f"{told} ({low} to {high})"
+
+
+def _moved(dense: Figure, difference: float) -> float:
+    """The dense value and a difference of it; of a perplexity the difference is in nats."""
+    if dense.name.startswith("perplexity."):
+        return dense.value * math.exp(min(difference, LARGEST_NATS))
+    return dense.value + difference
 
 
 def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iterator[Figure]:
@@ -211,13 +244,14 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
     if dense:
         yield Figure("parameters_ratio", record.parameters / dense.parameters)
     yield Figure("file_bytes", record.file_bytes)
+    pairs = paired_differences(dense, record) if dense else {}
     for text, found in sorted(record.perplexity.items()):
-        before = dense.perplexity.get(text) if dense else None
-        yield from _of_text(text, found, Change.of(before, found) if before else None)
+        before, pair = dense.perplexity.get(text) if dense else None, pairs.get(f"nll.{text}")
+        yield from _of_text(text, found, Change.of(before, found, pair) if before else None)
     for task, result in sorted(record.tasks.items()):
         yield Figure(f"acc.{task}", result.acc, error=result.stderr)
         if result.acc_norm is not None:
-            yield Figure(f"acc_norm.{task}", result.acc_norm)
+            yield Figure(f"acc_norm.{task}", result.acc_norm, error=result.acc_norm_stderr)
     if speed := record.speed:
         for name in ("prefill", "decode"):
             best = getattr(speed, f"{name}_tokens_per_second")
@@ -246,11 +280,12 @@ def _of_row(row: Row) -> Iterator[Figure]:
 
 
 def _of_text(text: str, found: Perplexity, change: Change | None) -> Iterator[Figure]:
-    yield Figure(f"perplexity.{text}", found.value)
-    yield Figure(f"nll.{text}", found.nll)
+    yield Figure(f"perplexity.{text}", found.value, error=found.stderr)
+    yield Figure(f"nll.{text}", found.nll, error=found.nll_stderr)
     if change:
         # Where a perplexity is so high that the dense one is lost beside it, nats still tell.
         dense = found.value - change.perplexity
         share = change.perplexity / dense if dense else math.expm1(change.nll)
         yield Figure(f"perplexity_increase.{text}", share)
-        yield Figure(f"nll_increase.{text}", change.nll)
+        error = change.paired.stderr if change.paired else None
+        yield Figure(f"nll_increase.{text}", change.nll, error=error)

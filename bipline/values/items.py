@@ -17,7 +17,7 @@ class TaskItem(_Frozen):
     """One row of a task: the log-likelihood of every choice in nats, and what was chosen.
 
     ``row`` counts from 0 in the task's file. ``choice_norm`` is the choice by log-likelihood per
-    byte, None where the task has no such metric.
+    character, None where the task has no such metric.
     """
 
     row: int
@@ -33,7 +33,7 @@ class TaskItem(_Frozen):
 
     @property
     def is_right_norm(self) -> bool:
-        """Whether the choice per byte is the row's answer."""
+        """Whether the choice per character is the row's answer."""
         return self.choice_norm == self.gold
 
 

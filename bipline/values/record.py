@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.storage.digests import digest_json
 from bipline.storage.stage_key import library_versions, processor
+from bipline.values.items import EvaluationItems
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +46,12 @@ class Perplexity(_Frozen):
 
 
 class TaskResult(_Frozen):
-    """Zero-shot accuracy of one task. ``acc_norm`` divides log-likelihoods by byte length.
+    """Zero-shot accuracy of one task. ``acc_norm`` divides log-likelihoods by length in
+    characters, as lm-eval does.
 
     ``n`` rows were measured; ``excluded`` more were not, because they are longer than the model's
-    window. Standard errors are None where one row tells none, what an older record lacks is None.
+    window: ``excluded_rows``, counted from 0. Standard errors are None where one row tells none,
+    what an older record lacks is None.
     """
 
     acc: float
@@ -57,6 +60,7 @@ class TaskResult(_Frozen):
     n: int
     acc_norm_stderr: float | None = ADDED
     excluded: int | None = ADDED
+    excluded_rows: tuple[int, ...] | None = ADDED
 
 
 class Speed(_Frozen):
@@ -76,7 +80,10 @@ class Speed(_Frozen):
 
 
 class EvaluationRecord(_Frozen):
-    """One model under one protocol. Two records compare only when ``protocol_digest`` agrees."""
+    """One model under one protocol. Two records compare only when ``protocol_digest`` agrees.
+
+    ``items`` are what single windows and rows gave; an older record has none.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     tensor_digest: str
@@ -87,6 +94,7 @@ class EvaluationRecord(_Frozen):
     speed: Speed | None = None
     protocol: dict[str, Any]
     environment: dict[str, Any]
+    items: EvaluationItems | None = ADDED
 
     @property
     def protocol_digest(self) -> str:
@@ -94,10 +102,14 @@ class EvaluationRecord(_Frozen):
         return digest_json(self.protocol)
 
     def to_json_value(self) -> dict[str, Any]:
-        """The record as JSON, with the protocol's digest beside the protocol."""
-        value = self.model_dump(mode="json")
+        """The record as JSON without its items, the protocol's digest beside the protocol."""
+        value = self.model_dump(mode="json", exclude={"items"})
         value["protocol"] = {**value["protocol"], "digest": self.protocol_digest}
         return value
+
+    def without_items(self) -> EvaluationRecord:
+        """The figures alone."""
+        return self.model_copy(update={"items": None})
 
 
 class RecoveryRecord(_Frozen):

@@ -90,8 +90,9 @@ def test_the_table_compares_what_was_measured(contents: PackageContents) -> None
     values = {row[0]: row[1:] for row in rows}
     dense, pruned = (contents.records[stage] for stage in ("dense", "pruned"))
     assert values["Parameters"][:2] == [f"{dense.parameters:,}", f"{pruned.parameters:,}"]
-    measured = f"{pruned.perplexity['held-out'].value:,.2f}"
-    assert values["Perplexity, held-out"][1] == measured
+    measured = pruned.perplexity["held-out"]
+    assert values["Perplexity, held-out"][1] == f"{measured.value:,.2f} ± {measured.stderr:,.2f}"
+    assert " % to " in values["Perplexity, held-out"][2]
     recovered = table(render_card(with_recovery(contents)))
     assert recovered[0] == ["", "Dense", "Pruned", "Recovered", "Change"]
 

@@ -111,6 +111,7 @@ def test_the_manifest_lists_and_declares_the_package(
     assert {name for name in manifest.files if "/" not in name} == {
         "README.md",
         "evaluation.json",
+        "items.json",
         "pruning_plan.json",
         "report.html",
         "resolution.json",
@@ -309,15 +310,14 @@ def test_adapters_and_code_are_refused(
 def test_contents_about_different_models_are_refused(
     contents: PackageContents, halved: PackageContents, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
     mixed = {
         "plan: made for model": altered(contents, plan=halved.plan),
         "scores: made for model": altered(contents, statistics=halved.statistics),
-        "different protocols": altered(contents, records=other_protocol(contents)),
+        "seqlen is 32 in one and 64": altered(contents, records=other_protocol(contents)),
         "no recovery was accepted": altered(contents, records=with_recovery(contents).records),
     }
     for reason, wrong in mixed.items():
-        assert reason in refused_package(wrong, out)
+        assert reason in refused_package(wrong, tmp_path / "out")
 
 
 def other_protocol(contents: PackageContents) -> dict[str, Any]:

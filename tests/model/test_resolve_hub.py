@@ -23,6 +23,7 @@ import pytest
 
 from bipline.base import errors
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
+from bipline.model.opening import open_checkpoint
 from bipline.model.resolve import resolve_model
 from bipline.storage.documents import read_documents
 from bipline.values.resolution import (
@@ -41,13 +42,21 @@ import json, os, sys
 from pathlib import Path
 from bipline.base.errors import BiplineError
 from bipline.model import resolve
+def outline(source, downloads):
+    found = resolve.known_checkpoint(source)
+    place = found.directory
+    on_disk = sum(path.stat().st_blocks * 512 for path in place.glob("*.safetensors"))
+    told = {"parameters": found.parameters, "on_disk": on_disk}
+    del found
+    return {**told, "left": place.exists()}
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 for line in sys.stdin:
     function, arguments = json.loads(line)
     try:
-        answer = {"value": getattr(resolve, function)(*arguments[:-1], Path(arguments[-1]))}
-        answer["value"] = answer["value"].model_dump()
+        asked = outline if function == "outline" else getattr(resolve, function)
+        value = asked(*arguments[:-1], Path(arguments[-1]))
+        answer = {"value": value if isinstance(value, dict) else value.model_dump()}
     except BiplineError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     print(json.dumps(answer), file=answers, flush=True)
@@ -166,6 +175,16 @@ def test_a_hub_model_is_the_local_one_at_an_exact_commit(
     assert hub.model(f"hf:acme/tiny@{remote.revision}", tmp_path).files == remote.files
 
 
+def test_an_outline_is_the_model_without_its_weights(
+    hub: HubProcess, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """The checks of a dry run see every shape, and nothing stays."""
+    found, local = hub.ask("outline", "hf:acme/tiny", tmp_path), open_checkpoint(tiny_llama)
+    assert found["parameters"] == local.parameters
+    assert 0 < found["on_disk"] < local.weight_bytes
+    assert found["left"] is False and not list(tmp_path.iterdir())
+
+
 def test_no_pickle_no_code_and_no_second_copy_is_downloaded(
     hub: HubProcess, tmp_path: Path
 ) -> None:
@@ -214,7 +233,8 @@ def test_a_branch_that_moved_is_seen(hub: HubProcess, repositories: Path, tmp_pa
 def test_models_that_cannot_be_used_are_refused_before_their_weights_come(
     name: str, said: str, hub: HubProcess, tmp_path: Path
 ) -> None:
-    assert said in refusal(InvalidInput, hub.model, f"hf:{name}", tmp_path)
+    for function in ("resolve_model", "outline"):
+        assert said in refusal(InvalidInput, hub.ask, function, f"hf:{name}", tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -15,8 +15,7 @@ from typing import Literal
 from bipline.values.comparison import Change, Row
 from bipline.values.differences import paired_differences
 from bipline.values.paired import PairedDifference
-from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
+from bipline.values.record import EvaluationRecord, Perplexity
 
 NOT_MEASURED = "not measured"
 # Above this many nats no perplexity is a number any more.
@@ -214,22 +213,6 @@ def side_by_side(
         for name in order
         if kind_of(name).tabled
     ]
-
-
-def metrics_of(
-    records: Mapping[str, EvaluationRecord], plan: PruningPlan, recovery: RecoveryRecord | None
-) -> dict[str, float]:
-    """Every figure of a compress run by dotted name, such as ``pruned.perplexity.TEXT``."""
-    told = {
-        "ratio.reached_blocks": plan.budget.reached_blocks,
-        "ratio.reached_total": plan.budget.reached_total,
-    }
-    if recovery is not None:
-        told["recovery.accepted"] = float(recovery.accepted)
-    for model, record in records.items():
-        dense = None if model == "dense" else records.get("dense")
-        told |= values(figures_of(record, dense), f"{model}.")
-    return told
 
 
 def _paired_name(name: str) -> str:

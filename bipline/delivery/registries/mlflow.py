@@ -28,7 +28,14 @@ from bipline.delivery.registries.mlflow_flavors import (
     package_in,
     write_flavors,
 )
-from bipline.delivery.registries.mlflow_run import RunContent, log_curves, log_run, run_of
+from bipline.delivery.registries.mlflow_run import (
+    NOTE_TAG,
+    RunContent,
+    log_curves,
+    log_metrics,
+    log_run,
+    run_of,
+)
 from bipline.delivery.registries.mlflow_service import (
     LONGEST_TAG,
     WORK_LIMITS,
@@ -83,8 +90,10 @@ def track_and_register(
             registry = _Registry(mlflow, client, run, package, package_digest, name, content)
             run_id = run.info.run_id
             run_tags = {**content.tags, DIGEST_TAG: package_digest}
+            if content.summary:
+                run_tags[NOTE_TAG] = content.summary
             log_run(mlflow, run_id, content.params, content.artifacts, run_tags)
-            mlflow.log_metrics(dict(content.metrics), run_id=run_id)
+            log_metrics(client, run_id, content.metrics)
             log_curves(client, run_id, content.curves)
             version, reused = registry.version()
             client.set_registered_model_alias(name, alias, version)
@@ -158,10 +167,9 @@ class _Registry:
             check_stored_copy(model, self.digest)
         else:
             model = self._upload()
-        # Before its metrics: of a model that a run has no word of, MLflow takes it to be an input.
         output = self.mlflow.entities.LoggedModelOutput(model.model_id, 0)
         client.log_outputs(self.run.info.run_id, [output])
-        self.mlflow.log_metrics(dict(self.content.final), model_id=model.model_id)
+        log_metrics(client, self.run.info.run_id, self.content.final, model.model_id)
         version = existing or self.mlflow.register_model(
             model.model_uri, self.name, tags={DIGEST_TAG: self.digest}
         )

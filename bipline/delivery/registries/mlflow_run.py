@@ -141,16 +141,33 @@ def log_run(
         mlflow.log_text(text, file_name, run_id=run_id)
 
 
+def log_metrics(
+    client: Any, run_id: str, metrics: Mapping[str, float], model_id: str | None = None
+) -> None:
+    """Metrics of a run, or of a model that came of it.
+
+    MLflow's own shorter way takes a model that it is told metrics of to be an input of the run.
+    """
+    _log_points(client, run_id, [(name, value, 0) for name, value in metrics.items()], model_id)
+
+
 def log_curves(client: Any, run_id: str, curves: Mapping[str, Sequence[float]]) -> None:
     """Metrics by step, the first at 0."""
+    points = [(n, value, step) for n, values in curves.items() for step, value in enumerate(values)]
+    _log_points(client, run_id, points)
+
+
+def _log_points(
+    client: Any,
+    run_id: str,
+    points: Sequence[tuple[str, float, int]],
+    model_id: str | None = None,
+) -> None:
     now, metric = int(time.time() * 1000), _entity("Metric")
-    points = [
-        metric(name, float(value), now, step)
-        for name, values in curves.items()
-        for step, value in enumerate(values)
-    ]
-    for start in range(0, len(points), BATCH):
-        client.log_batch(run_id, metrics=points[start : start + BATCH])
+    of_model = {"run_id": run_id, "model_id": model_id} if model_id else {}
+    entries = [metric(name, float(value), now, step, **of_model) for name, value, step in points]
+    for start in range(0, len(entries), BATCH):
+        client.log_batch(run_id, metrics=entries[start : start + BATCH])
 
 
 def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:

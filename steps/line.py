@@ -12,6 +12,7 @@ from zenml.client import Client
 from zenml.enums import ArtifactType
 
 from bipline.base.progress import heading
+from bipline.delivery.registries.mlflow_run import Tracking
 from bipline.settings.compress import (
     CompressSettings,
     ExportSettings,
@@ -73,6 +74,10 @@ def resolve(
     registry = tracker.config.tracking_uri if tracker else None
     whole = line.resolve.resolve(settings, default_downloads(), registry)
     log_metadata({"output_digest": whole.digest})
+    if registry:
+        run = get_step_context()
+        tracking = Tracking(registry, run.pipeline.name, run.pipeline_run.name)
+        line.promote.track_inputs(tracking, settings, whole)
     recover, evaluate = settings.recover, settings.evaluate
     return (
         whole.subset(),
@@ -242,7 +247,7 @@ def evaluate(
     protocol: Parameter[Protocol],
     compute: Parameter[ComputeSettings],
     name: str,
-) -> Annotated[EvaluationRecord, "record"]:
+) -> Annotated[EvaluationRecord, "{model}_record"]:
     """Measure a pruned or recovered model."""
     return line.evaluate.evaluate(context(compute), subject, evaluation_inputs, protocol, name)
 
@@ -311,7 +316,7 @@ def promote(
         "zenml.run_name": run.name,
         "stages.not_run_again": ", ".join(remembered) or "none",
     }
-    seconds = {f"stage_seconds.{each.name}": each.seconds for each in finished}
+    seconds = {each.name: each.seconds for each in finished if each.status == "completed"}
     records = records_of(dense_record, pruned_record, recovered_record, recovery, speeds)
     account = Account(plan, records, recovery, config)
     registered = line.promote.promote(

@@ -14,8 +14,7 @@ from typing import Literal
 
 from bipline.values.comparison import Change, Row
 from bipline.values.differences import paired_differences
-from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
+from bipline.values.record import EvaluationRecord, Perplexity
 from bipline.values.speed import Speed, Spread
 
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
@@ -188,22 +187,6 @@ def values(figures: Mapping[str, Figure], prefix: str = "") -> dict[str, float]:
     found = {f"{prefix}{name}": figure.value for name, figure in figures.items()}
     errors = {name: figure.error for name, figure in figures.items()}
     return found | {f"{prefix}{name}.stderr": error for name, error in errors.items() if error}
-
-
-def metrics_of(
-    records: Mapping[str, EvaluationRecord], plan: PruningPlan, recovery: RecoveryRecord | None
-) -> dict[str, float]:
-    """Every figure of a compress run by dotted name, such as ``pruned.perplexity.TEXT``."""
-    told = {
-        "ratio.reached_blocks": plan.budget.reached_blocks,
-        "ratio.reached_total": plan.budget.reached_total,
-    }
-    if recovery is not None:
-        told["recovery.accepted"] = float(recovery.accepted)
-    for model, record in records.items():
-        dense = None if model == "dense" else records.get("dense")
-        told |= values(figures_of(record, dense), f"{model}.")
-    return told
 
 
 def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iterator[Figure]:

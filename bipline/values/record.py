@@ -82,7 +82,7 @@ class EvaluationRecord(_Frozen):
         return digest_json(self.protocol)
 
     def to_json_value(self, items: bool = False) -> dict[str, Any]:
-        """The record as JSON, with its ``items`` or not, the protocol's digest beside the protocol."""
+        """The record as JSON, the protocol with its digest; with the ``items`` or not."""
         value = self.model_dump(mode="json", exclude=set() if items else {"items"})
         value["protocol"] = {**value["protocol"], "digest": self.protocol_digest}
         return value

@@ -16,7 +16,7 @@ import bipline
 from bipline.base.errors import InvalidInput, Refused
 from bipline.delivery.export import PackageContents
 from bipline.delivery.registries.journal_mlflow import MlflowRegistry
-from bipline.delivery.registries.mlflow import prepare_tracking
+from bipline.delivery.registries.mlflow_service import prepare_tracking, tracking_uri
 from bipline.settings.compress import PromoteSettings
 from bipline.stages.export import Account
 from bipline.stages.promote import gate_of, parts_of, promote, registry_address
@@ -62,8 +62,6 @@ class Registered:
     """One registered model of its own, what a run does with a package, and the commands."""
 
     def __init__(self, state: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
-        from bipline.delivery.registries.mlflow import tracking_uri
-
         self.state, self.name, self._capfd = state, name, capfd
         self.registry = MlflowRegistry(name, tracking_uri(state))
 
@@ -96,8 +94,6 @@ def registered(
     state: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Registered]:
     import mlflow
-
-    from bipline.delivery.registries.mlflow import tracking_uri
 
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking_uri(state))

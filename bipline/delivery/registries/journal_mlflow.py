@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,16 @@ from bipline.base.extras import require
 from bipline.delivery.evidence import Evidence, read_evidence
 from bipline.delivery.registries.mlflow import (
     DIGEST_TAG,
-    WORK_LIMITS,
-    _limited,
-    _logged_model,
-    _mlflow,
-    _probe,
-    _translated,
     check_stored_copy,
+    logged_model,
+)
+from bipline.delivery.registries.mlflow_flavors import PACKAGE
+from bipline.delivery.registries.mlflow_service import (
+    WORK_LIMITS,
+    limited,
+    mlflow_library,
+    probe,
+    translated,
 )
 from bipline.delivery.registries.mlflow_source import SCHEME, _refuse_absent, find_version
 from bipline.storage.strict_json import parse_object
@@ -42,13 +45,17 @@ PAGE = 1000
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version of a package: its number, digest, and where its files lie."""
+    """A registered version of a package: its number, digest, and where the package's files lie.
+
+    ``model`` is MLflow's logged model that holds it.
+    """
 
     number: str
     package_digest: str
     location: str
     run_id: str
     evaluated_at: datetime | None
+    model: Any = field(compare=False, repr=False)
 
 
 class MlflowRegistry:
@@ -111,14 +118,16 @@ class MlflowRegistry:
         separator = "" if wanted.startswith("@") else "/"
         found = find_version(f"{SCHEME}{self.name}{separator}{wanted}", self._address)
         with self._asked() as client:
-            model = _logged_model(client, found.source, self.name, str(found.version))
+            model = logged_model(client, found.source, self.name, str(found.version))
+            location = _package_in(model.artifact_location)
         told = found.tags.get(EVALUATED_TAG)
         return Version(
             number=str(found.version),
             package_digest=found.tags[DIGEST_TAG],
-            location=model.artifact_location,
+            location=location,
             run_id=model.source_run_id,
             evaluated_at=_time(told),
+            model=model,
         )
 
     def evidence(self, version: Version) -> Evidence:
@@ -136,7 +145,7 @@ class MlflowRegistry:
     def check(self, version: Version) -> str:
         """Hash every stored file of a version again; its digest. Raises Refused for a change."""
         with self._asked():
-            check_stored_copy(version.location, version.package_digest)
+            check_stored_copy(version.model, version.package_digest)
         return version.package_digest
 
     def keep(self, version: Version, verdict: Verdict) -> None:
@@ -164,7 +173,7 @@ class MlflowRegistry:
     def _pointed(self, client: Any, version: str) -> tuple[str, str]:
         """The logged model of a version, as a source, and its run."""
         found = client.get_model_version(self.name, version)
-        model = _logged_model(client, found.source, self.name, version)
+        model = logged_model(client, found.source, self.name, version)
         return f"{SCHEME}{model.model_id}", model.source_run_id
 
     def _make_journal(self, client: Any) -> None:
@@ -180,11 +189,11 @@ class MlflowRegistry:
     @contextmanager
     def _asked(self) -> Iterator[Any]:
         """A client, with MLflow pointed at the address; errors are of one line."""
-        mlflow = _mlflow()
-        with _translated("MLflow"), _limited(WORK_LIMITS), pointed_at(self._address):
+        mlflow = mlflow_library()
+        with translated("MLflow"), limited(WORK_LIMITS), pointed_at(self._address):
             if not self._answers:
                 _refuse_absent(self.name, mlflow.get_tracking_uri())
-                _probe(mlflow)
+                probe(mlflow)
                 self._answers = True
             yield mlflow.MlflowClient()
 
@@ -208,9 +217,16 @@ def pointed_at(address: str | None) -> Iterator[None]:
         variable.set(before)
 
 
+def _package_in(location: str) -> str:
+    """Where a stored version has its package; versions of before MLmodel are the package itself."""
+    found = mlflow_library().artifacts.list_artifacts(artifact_uri=location)
+    names = {Path(each.path).name for each in found}
+    return f"{location}/{PACKAGE}" if PACKAGE in names else location
+
+
 def _download(location: str, folder: Path, name: str) -> bytes:
     """One file of a package. What MLflow cannot find is a package without it."""
-    mlflow = _mlflow()
+    mlflow = mlflow_library()
     local = "://" not in location or location.startswith("file://")
     path = mlflow.artifacts.download_artifacts(
         artifact_uri=f"{location}/{name}", dst_path=None if local else str(folder)

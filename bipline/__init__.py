@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         promote,
         prune,
         rollback,
+        sign,
         sweep,
         verify,
     )
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "compare",
-    "compress", "evaluate", "export", "history", "promote", "prune", "rollback", "sweep", "verify",
+    "compress", "evaluate", "export", "history", "promote", "prune", "rollback", "sign", "sweep",
+    "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

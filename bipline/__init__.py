@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         promote,
         prune,
         rollback,
+        sign,
         speed,
         sweep,
         verify,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "compare",
-    "compress", "diff", "evaluate", "export", "history", "promote", "prune", "rollback", "speed",
-    "sweep", "verify",
+    "compress", "diff", "evaluate", "export", "history", "promote", "prune", "rollback", "sign",
+    "speed", "sweep", "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

@@ -295,14 +295,25 @@ def speed(
     return found
 
 
-def verify(directory: Place) -> Manifest:
-    """Re-hash every file of a directory against its manifest. Raises Refused where one differs."""
-    from bipline.storage.manifest import verify_directory
+def verify(directory: Place, *, key: Place | None = None, digest: str | None = None) -> Manifest:
+    """Re-hash every file of a directory against its manifest. Raises Refused where one differs.
 
-    return verify_directory(Path(directory))
+    ``key`` is a public key (PEM) that must have signed the manifest, ``digest`` what a registry
+    keeps of the directory.
+    """
+    from bipline.delivery import signature
+
+    return signature.verify(Path(directory), Path(key) if key else None, digest)
+
+
+def sign(directory: Place, key: Place) -> Manifest:
+    """Verify a directory and sign its manifest by a private key (PEM); nothing else changes."""
+    from bipline.delivery import signature
+
+    return signature.sign(Path(directory), Path(key))
 
 
 __all__ = [
-    "MethodOptions", "compare", "compress", "evaluate", "export", "history", "promote", "prune",
-    "rollback", "speed", "sweep", "verify",
+    "MethodOptions", "compare", "compress", "diff", "evaluate", "export", "history", "promote",
+    "prune", "rollback", "sign", "speed", "sweep", "verify",
 ]  # fmt: skip

@@ -58,7 +58,7 @@ def compress(settings: CompressSettings) -> None:
     account: dict[str, Any] = {"plan": plan, "config": config}
     if settings.recover.enabled:
         subject, account["recovery"] = line.recover(
-            pruned, recovery_inputs, evaluation_inputs, settings.recover
+            pruned, recovery_inputs, evaluation_inputs, settings.recover, compute
         )
     measured = {"protocol": settings.evaluate.protocol, "compute": compute}
     measure = partial(line.evaluate, evaluation_inputs=evaluation_inputs, **measured)

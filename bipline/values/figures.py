@@ -16,7 +16,8 @@ from bipline.values.comparison import Change, Row
 from bipline.values.differences import paired_differences
 from bipline.values.paired import PairedDifference
 from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, Perplexity, RecoveryRecord
+from bipline.values.record import EvaluationRecord, Perplexity
+from bipline.values.recovery import RecoveryRecord
 
 NOT_MEASURED = "not measured"
 # Above this many nats no perplexity is a number any more.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         history,
         promote,
         prune,
+        recover,
         rollback,
         sweep,
         verify,
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "compare",
-    "compress", "evaluate", "export", "history", "promote", "prune", "rollback", "sweep", "verify",
+    "compress", "evaluate", "export", "history", "promote", "prune", "recover", "rollback",
+    "sweep", "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

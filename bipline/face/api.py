@@ -25,6 +25,7 @@ from bipline.face.keywords import (
     task_source,
 )
 from bipline.face.output import write_json
+from bipline.face.recovering import recover
 from bipline.face.registered import history, promote, rollback
 from bipline.settings.base import MethodOptions
 from bipline.settings.compress import CompressSettings
@@ -255,5 +256,5 @@ def verify(directory: Place) -> Manifest:
 
 __all__ = [
     "MethodOptions", "compare", "compress", "evaluate", "export", "history", "promote", "prune",
-    "rollback", "sweep", "verify",
+    "recover", "rollback", "sweep", "verify",
 ]  # fmt: skip

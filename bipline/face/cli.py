@@ -46,6 +46,7 @@ COMMANDS = {
         "models",
         "Measure many ways to prune, dense model first, and show them side by side.",
     ),
+    "recover": ("recovery", "Train a pruned model to win quality back, kept only where it helps."),
     "promote": ("promotion", "Give a registered version an alias, where a gate lets it through."),
     "rollback": ("promotion", "Give an alias back to the version before."),
     "history": ("promotion", "Who moved which alias of a registered model, when, and why."),

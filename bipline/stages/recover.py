@@ -8,7 +8,8 @@ Where the loss became NaN, what was trained until the last good step lies beside
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from bipline.base import extras
@@ -33,6 +34,17 @@ STAGE = Stage("recover", KIND, ("bipline.recovery.recover",))
 REFUSED_KIND = "refused-recovery"
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a recovery starts from: a model by its digest, where it is opened, and the texts."""
+
+    digest: str
+    place: Callable[[], Path]
+    text: ResolvedText
+    judge: ResolvedText
+    dense: ResolvedModel | None = None
+
+
 def recover(
     context: Context,
     pruned: Handle,
@@ -40,17 +52,34 @@ def recover(
     settings: RecoverSettings,
     evaluation: Iterable[ResolvedText] = (),
     dense: ResolvedModel | None = None,
-    adapter_out: Path | None = None,
 ) -> tuple[Handle, RecoveryRecord]:
     """The recovered model, or the pruned one where the training did not help.
 
-    Text that is also evaluation text is refused, and a judge that is, or is trained on. Where the
-    processes are several, only the first calls this; see :func:`help_to_recover`.
+    Text that is also evaluation text is refused, and a judge that is, or is trained on.
     """
     text, judge = texts[settings.text], texts[settings.held_out]
-    sources = text.location, judge.location
-    _check_overlap(*sources, [each.location for each in evaluation])
-    inputs = {"pruned": pruned.digest, "text": text.sha256, "held_out": judge.sha256}
+    _check_overlap(text.location, judge.location, [each.location for each in evaluation])
+    inputs = Inputs(pruned.digest, lambda: context.store.open(pruned), text, judge, dense)
+    stored, record = recovered(context, inputs, settings.recipe)
+    return (stored if record.accepted else pruned), record
+
+
+def recovered(
+    context: Context,
+    given: Inputs,
+    recipe: Schedule,
+    adapter_out: Path | None = None,
+    tell: Callable[[Path], None] = lambda folder: None,
+) -> tuple[Handle, RecoveryRecord]:
+    """What is stored of a recovery, the merged model or the record of a refusal.
+
+    ``tell`` is given the folder of the checkpoints before the training, for processes that help.
+    """
+    _check_overlap(given.text.location, given.judge.location, [])
+    sources, dense = (given.text.location, given.judge.location), given.dense
+    inputs = {
+        "pruned": given.digest, "text": given.text.sha256, "held_out": given.judge.sha256,
+    }  # fmt: skip
     if dense is not None:
         inputs["dense"] = dense.identity
     computing = {"device": context.device.type, "dtype": context.compute.dtype}
@@ -60,8 +89,9 @@ def recover(
     def produce(writer: DirectoryWriter, work: Path) -> None:
         place = place_of(context, work)
         place.folder.mkdir(exist_ok=True)
+        tell(place.folder)
         request = core.Request(
-            context.store.open(pruned), *sources, settings.recipe,
+            given.place(), *sources, recipe,
             context.opened(dense) if dense else None, adapter_out,
         )  # fmt: skip
         record = core.recover(request, place, writer)
@@ -74,10 +104,9 @@ def recover(
             write_text(writer.path / FITTED_NAME, FittedText.joined([before, *known]).to_json())
         writer.info = {**writer.info, "recovery": record.model_dump(mode="json")}
 
-    recipe = settings.recipe.model_dump(mode="json")
-    stored = STAGE.run(context, STAGE.key(inputs, recipe, computing), produce)
-    record = RecoveryRecord.model_validate(stored.info["recovery"])
-    return (stored if record.accepted else pruned), record
+    key = STAGE.key(inputs, recipe.model_dump(mode="json"), computing)
+    stored = STAGE.run(context, key, produce)
+    return stored, RecoveryRecord.model_validate(stored.info["recovery"])
 
 
 def place_of(context: Context, work: Path) -> Place:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         history,
         promote,
         prune,
+        recover,
         rollback,
         sign,
         speed,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "compare",
-    "compress", "diff", "evaluate", "export", "history", "promote", "prune", "rollback", "sign",
-    "speed", "sweep", "verify",
+    "compress", "diff", "evaluate", "export", "history", "promote", "prune", "recover", "rollback",
+    "sign", "speed", "sweep", "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

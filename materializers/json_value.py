@@ -20,7 +20,8 @@ from bipline.delivery.pictures import widths_picture
 from bipline.storage.digests import digest_json
 from bipline.values.comparison import Comparison, Outcome, Tracked
 from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.record import EvaluationRecord
+from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution
 from bipline.values.speed import Speeds
 from bipline.values.summary import Registration

@@ -57,7 +57,7 @@ def compress(settings: CompressSettings) -> None:
     account: dict[str, Any] = {"plan": plan, "config": config}
     if settings.recover.enabled:
         subject, account["recovery"] = line.recover(
-            pruned, recovery_inputs, evaluation_inputs, settings.recover
+            pruned, recovery_inputs, evaluation_inputs, settings.recover, compute
         )
     measured: dict[str, Any] = {
         "evaluation_inputs": evaluation_inputs, "protocol": settings.evaluate.protocol,

@@ -34,7 +34,8 @@ from bipline.stages import speed as timing
 from bipline.stages.export import Account, records_of
 from bipline.storage.store import Handle, default_downloads
 from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.record import EvaluationRecord
+from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution
 from bipline.values.speed import Speeds
 from bipline.values.summary import Registration
@@ -219,14 +220,16 @@ def recover(
     recovery_inputs: Resolution,
     evaluation_inputs: Resolution,
     settings: Parameter[RecoverSettings],
+    compute: Parameter[ComputeSettings],
 ) -> tuple[
     Annotated[Handle, ArtifactConfig(name="recovered_model", artifact_type=ArtifactType.MODEL)],
     Annotated[RecoveryRecord, "recovery_record"],
 ]:
     """The recovered model, or the pruned one where the training did not help."""
     subject, record = line.recover.recover(
-        context(), pruned, recovery_inputs.texts, settings, evaluation_inputs.texts.values()
-    )
+        context(compute), pruned, recovery_inputs.texts, settings,
+        evaluation_inputs.texts.values(), recovery_inputs.model,
+    )  # fmt: skip
     return subject, record
 
 

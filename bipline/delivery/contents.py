@@ -18,7 +18,8 @@ from bipline.compression.statistics import Scores, Statistics, load_statistics
 from bipline.model.opening import open_checkpoint
 from bipline.values.differences import check_comparable
 from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.record import EvaluationRecord
+from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution
 
 # The models a package may have records of, in the order of every table.

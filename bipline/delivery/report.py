@@ -37,6 +37,7 @@ from bipline.delivery.pictures import (
 )
 from bipline.values.figures import percent, perplexity_text
 from bipline.values.record import EvaluationRecord
+from bipline.values.recovery import RecoveryRecord
 from bipline.values.side_by_side import side_by_side
 
 # What of a package's figures is seen first, and how many of them.
@@ -149,10 +150,20 @@ def recovery_part(contents: PackageContents) -> Content:
         ["held-out perplexity after", "" if after is None else perplexity_text(after)],
         ["tokens trained on", f"{recovery.tokens:,}"],
         ["logits moved by merging, of the largest", plain(recovery.merge_difference)],
+        *flat(_told(recovery), ""),
         *flat(recovery.recipe, "recipe"),
     ]
-    lead = "A short LoRA training, merged into the weights and kept only where it helped."
+    kind = recovery.recipe.get("kind", "lora")
+    lead = f"A training ({kind}), merged into the weights and kept only where it helped."
     return lead, table(rows)
+
+
+def _told(recovery: RecoveryRecord) -> dict[str, Any]:
+    """What newer records tell, where they do."""
+    told = recovery.model_dump(
+        include={"difference", "held_out_perplexity_dense", "best_step", "last_good_step"}
+    )
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def configuration_part(contents: PackageContents) -> Content:

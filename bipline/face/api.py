@@ -25,6 +25,7 @@ from bipline.face.keywords import (
     task_source,
 )
 from bipline.face.output import write_json
+from bipline.face.recovering import recover
 from bipline.face.registered import history, promote, rollback
 from bipline.settings.base import MethodOptions
 from bipline.settings.compress import CompressSettings
@@ -315,5 +316,5 @@ def sign(directory: Place, key: Place) -> Manifest:
 
 __all__ = [
     "MethodOptions", "compare", "compress", "diff", "evaluate", "export", "history", "promote",
-    "prune", "rollback", "sign", "speed", "sweep", "verify",
+    "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
 ]  # fmt: skip

@@ -52,6 +52,7 @@ COMMANDS = {
         "differences", "What two measured models differ in, with 95 % intervals.",
     ),
     "speed": ("speeds", "Prefill and decode speed, taking turns with a dense model."),
+    "recover": ("recovery", "Train a pruned model to win quality back, kept only where it helps."),
     "promote": ("promotion", "Give a registered version an alias, where a gate lets it through."),
     "rollback": ("promotion", "Give an alias back to the version before."),
     "history": ("promotion", "Who moved which alias of a registered model, when, and why."),

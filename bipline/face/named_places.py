@@ -85,6 +85,21 @@ def check_registered(gate: Any, *, json_file: Any, command: str, state: Any) -> 
     _check(named, {"--json": (json_file, is_result(command))})
 
 
+def check_recover(
+    model: Any, sources: Mapping[str, Any], written: Mapping[str, Any], *, json_file: Any,
+    state: Any,
+) -> None:  # fmt: skip
+    """As :func:`check_prune`; ``sources`` and ``written`` are by the flag that names them."""
+    uses = {"--teacher": Use.READ_FOLDER}
+    named = [
+        ("MODEL", model, Use.READ_FOLDER),
+        *((flag, each, uses.get(flag, Use.READ_FILE)) for flag, each in sources.items()),
+        *((flag, each, Use.FOLDER) for flag, each in written.items()),
+        ("--work", f"{Path(written['--out'])}.work", Use.WORK), ("--state", state, Use.STATE),
+    ]  # fmt: skip
+    _check(named, {"--json": (json_file, is_result("recover"))})
+
+
 def check_compare(
     models: Iterable[Any], texts: Iterable[Any], *, out: Any, files: Mapping[str, Any], state: Any
 ) -> None:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from bipline.settings.base import Settings
 from bipline.settings.line import STATE, LineSettings
 from bipline.settings.protocol import Protocol
-from bipline.settings.recipes import LoraRecipe
+from bipline.settings.recipes import LoraRecipe, Recipe
 from bipline.storage.names import is_plain_name
 
 # What a new version is called that no gate has passed.
@@ -19,14 +19,16 @@ FIGURE_NAME = re.compile(r"(?=\S)[\w .:/-]{1,100}(?<=\S)")
 
 
 class RecoverSettings(Settings):
-    """Optional LoRA training after pruning."""
+    """Optional training after pruning."""
 
     enabled: bool = Field(default=False, description="train, merge, and keep it if it helps")
     text: str = Field(default="recovery", description="name of the training text")
     held_out: str = Field(
         default="recovery-judge", description="name of the text that judges it, reported nowhere"
     )
-    recipe: LoraRecipe = Field(default=LoraRecipe(), description="the LoRA training")
+    recipe: Recipe = Field(
+        default=LoraRecipe(), description="how it is trained; its kind is lora where none is named"
+    )
 
 
 class EvaluateSettings(Settings):

@@ -25,7 +25,8 @@ from bipline.storage.directory import DirectoryWriter, refuse_occupied
 from bipline.storage.store import Handle
 from bipline.values.export import ExportRecord
 from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.record import EvaluationRecord
+from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution
 from bipline.values.speed import Speeds
 

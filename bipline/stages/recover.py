@@ -1,30 +1,48 @@
-"""Recover: a short training, kept only where it helps.
+"""Recover: a training after pruning, kept only where it helps.
 
 The record lies in the manifest of what is stored. A refused recovery is stored too, as its
 record alone: the next run with the same inputs need not train again to learn that it failed.
+Where the loss became NaN, what was trained until the last good step lies beside the record.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from bipline.base import extras
+from bipline.base.errors import InvalidInput
 from bipline.compression.prune import KIND
 from bipline.model.checkpoint import Checkpoint
-from bipline.recovery import lora as core
+from bipline.model.devices import torch_dtype
+from bipline.recovery import recover as core
+from bipline.recovery.training import Place
 from bipline.settings.compress import CompressSettings, RecoverSettings
+from bipline.settings.recipes import Schedule
 from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.documents import read_documents
 from bipline.storage.ngrams import check_overlap
 from bipline.storage.store import Handle
 from bipline.values.fitted_text import FITTED_NAME, FittedText, read_fitted
-from bipline.values.record import RecoveryRecord
-from bipline.values.resolution import ResolvedText
+from bipline.values.recovery import RecoveryRecord
+from bipline.values.resolution import ResolvedModel, ResolvedText
 
-STAGE = Stage("recover", KIND, ("bipline.recovery.lora",))
+STAGE = Stage("recover", KIND, ("bipline.recovery.recover",))
+REFUSED_KIND = "refused-recovery"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recovery starts from: a model by its digest, where it is opened, and the texts."""
+
+    digest: str
+    place: Callable[[], Path]
+    text: ResolvedText
+    judge: ResolvedText
+    dense: ResolvedModel | None = None
 
 
 def recover(
@@ -33,48 +51,95 @@ def recover(
     texts: Mapping[str, ResolvedText],
     settings: RecoverSettings,
     evaluation: Iterable[ResolvedText] = (),
+    dense: ResolvedModel | None = None,
 ) -> tuple[Handle, RecoveryRecord]:
     """The recovered model, or the pruned one where the training did not help.
 
     Text that is also evaluation text is refused, and a judge that is, or is trained on.
     """
     text, judge = texts[settings.text], texts[settings.held_out]
-    sources = Path(text.location), Path(judge.location)
-    _check_overlap(*sources, [Path(each.location) for each in evaluation])
-    inputs = {"pruned": pruned.digest, "text": text.sha256, "held_out": judge.sha256}
-    recipe = settings.recipe.model_dump(mode="json")
-
-    def produce(writer: DirectoryWriter, work: Path) -> None:
-        place = context.store.open(pruned)
-        record = core.recover(place, *sources, settings.recipe, writer)
-        if not record.accepted:
-            _discard(writer)
-        else:
-            known = [FittedText.of(read_documents(source)) for source in sources]
-            before = read_fitted([place]) or FittedText()
-            write_text(writer.path / FITTED_NAME, FittedText.joined([before, *known]).to_json())
-        writer.info = {**writer.info, "recovery": record.model_dump(mode="json")}
-
-    stored = STAGE.run(context, STAGE.key(inputs, recipe, {"device": "cpu"}), produce)
-    record = RecoveryRecord.model_validate(stored.info["recovery"])
+    _check_overlap(text.location, judge.location, [each.location for each in evaluation])
+    inputs = Inputs(pruned.digest, lambda: context.store.open(pruned), text, judge, dense)
+    stored, record = recovered(context, inputs, settings.recipe)
     return (stored if record.accepted else pruned), record
 
 
-def _check_overlap(text: Path, judge: Path, evaluation: list[Path]) -> None:
-    check_overlap([text, judge], evaluation, "recover")
-    check_overlap([text], [judge], "recover")
+def recovered(
+    context: Context,
+    given: Inputs,
+    recipe: Schedule,
+    adapter_out: Path | None = None,
+    tell: Callable[[Path], None] = lambda folder: None,
+) -> tuple[Handle, RecoveryRecord]:
+    """What is stored of a recovery, the merged model or the record of a refusal.
+
+    ``tell`` is given the folder of the checkpoints before the training, for processes that help.
+    """
+    _check_overlap(given.text.location, given.judge.location, [])
+    sources, dense = (given.text.location, given.judge.location), given.dense
+    inputs = {
+        "pruned": given.digest, "text": given.text.sha256, "held_out": given.judge.sha256,
+    }  # fmt: skip
+    if dense is not None:
+        inputs["dense"] = dense.identity
+    computing = {"device": context.device.type, "dtype": context.compute.dtype}
+    if context.workers.count > 1:
+        computing["processes"] = str(context.workers.count)
+
+    def produce(writer: DirectoryWriter, work: Path) -> None:
+        place = place_of(context, work)
+        place.folder.mkdir(exist_ok=True)
+        tell(place.folder)
+        request = core.Request(
+            given.place(), *sources, recipe,
+            context.opened(dense) if dense else None, adapter_out,
+        )  # fmt: skip
+        record = core.recover(request, place, writer)
+        if not record.accepted:
+            _discard(writer)
+            core.keep_last_good(record, place, writer)
+        else:
+            known = [FittedText.of(read_documents(source)) for source in sources]
+            before = read_fitted([request.pruned]) or FittedText()
+            write_text(writer.path / FITTED_NAME, FittedText.joined([before, *known]).to_json())
+        writer.info = {**writer.info, "recovery": record.model_dump(mode="json")}
+
+    key = STAGE.key(inputs, recipe.model_dump(mode="json"), computing)
+    stored = STAGE.run(context, key, produce)
+    return stored, RecoveryRecord.model_validate(stored.info["recovery"])
+
+
+def place_of(context: Context, work: Path) -> Place:
+    """Where a training of this context runs; its checkpoints lie in the work directory."""
+    workers = context.workers
+    dtype = torch_dtype(context.compute.dtype)
+    return Place(work / "training", context.device, dtype, workers.rank, workers.count)
+
+
+def check_processes(recipe: Schedule, processes: int) -> None:
+    """Raise InvalidInput where a step's windows cannot be shared by the processes."""
+    if recipe.batch_size % (recipe.accumulation * processes):
+        raise InvalidInput(
+            f"batch_size {recipe.batch_size} in {recipe.accumulation} parts cannot be shared by "
+            f"{processes} processes; give a multiple of {recipe.accumulation * processes}"
+        )
+
+
+def _check_overlap(text: str, judge: str, evaluation: list[str]) -> None:
+    check_overlap([Path(text), Path(judge)], list(map(Path, evaluation)), "recover")
+    check_overlap([Path(text)], [Path(judge)], "recover")
 
 
 def _discard(writer: DirectoryWriter) -> None:
     """Nothing of the training stays."""
     for path in writer.path.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    writer.kind = "refused-recovery"
+    writer.kind = REFUSED_KIND
     writer.info = {}
 
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
-    """The adapter and the tokens it is trained on.
+    """What is trained, and the tokens it is trained on.
 
     Raises InvalidInput for texts that are too short, and where the extra is not installed.
     """
@@ -85,9 +150,10 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     places = [settings.texts[name] for name in (section.text, section.held_out)]
     measured = [settings.texts[name] for name in settings.evaluate.texts]
     if not any(place.startswith("hf:") for place in (*places, *measured)):
-        _check_overlap(Path(places[0]), Path(places[1]), list(map(Path, measured)))
+        _check_overlap(places[0], places[1], measured)
+    if checkpoint:
+        core.check_teacher(checkpoint, checkpoint, recipe)
     if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
-        text, judge = map(Path, places)
-        core.check_texts(checkpoint.folder, text, judge, recipe)
-    tokens = recipe.steps * recipe.batch_size * recipe.seqlen
-    return [("recover", f"LoRA rank {recipe.rank}, {recipe.steps} steps = {tokens:,} tokens")]
+        core.check_inputs(checkpoint.folder, places[0], places[1], recipe)
+    steps, tokens = recipe.total_steps, recipe.trained_tokens
+    return [("recover", f"{recipe.kind}, {steps} steps = {tokens:,} tokens")]

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 
 from bipline.values.figures import Figure, figures_of
 from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.record import EvaluationRecord
+from bipline.values.recovery import RecoveryRecord
 
 Records = Mapping[str, EvaluationRecord]
 

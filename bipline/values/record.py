@@ -92,19 +92,6 @@ class EvaluationRecord(_Frozen):
         return self.model_copy(update={"items": None})
 
 
-class RecoveryRecord(_Frozen):
-    """What a recovery did: held-out perplexity before and after, and whether it was accepted."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    accepted: bool
-    reason: str
-    held_out_perplexity_before: float
-    held_out_perplexity_after: float | None
-    merge_difference: float | None
-    recipe: dict[str, Any]
-    tokens: int
-
-
 def device_name(device: torch.device | str) -> str:
     """A device by its type and, on a GPU, its card: two cards may round otherwise."""
     import torch

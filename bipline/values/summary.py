@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan
-from bipline.values.record import EvaluationRecord, RecoveryRecord
+from bipline.values.record import EvaluationRecord
+from bipline.values.recovery import RecoveryRecord
 from bipline.values.verdict import Verdict
 
 SCHEMA_VERSION: Literal[1] = 1

@@ -28,7 +28,7 @@ from bipline.settings.protocol import Protocol
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import Manifest, read_manifest
-from bipline.values.record import RecoveryRecord
+from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
 
 SENTENCES = [f"The {n}th cat sat on mat {n * 7} and saw {n % 5} birds fly by." for n in range(400)]

@@ -19,7 +19,8 @@ from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.evaluate import evaluate
 from bipline.quality.perplexity import perplexity, text_windows
-from bipline.recovery.lora import recover
+from bipline.recovery.recover import Request, recover
+from bipline.recovery.training import Place
 from bipline.settings.protocol import Protocol
 from bipline.settings.recipes import LoraRecipe
 from bipline.storage.directory import atomic_directory
@@ -88,9 +89,8 @@ def test_recovery_keeps_the_widths_and_the_code(narrowed: Path, tmp_path: Path) 
         (tmp_path / f"{name}.txt").write_text(prose(len(name), words), encoding="utf-8")
     recipe = LoraRecipe(steps=12, batch_size=4, seqlen=32, learning_rate=5e-3, dropout=0.0)
     with atomic_directory(tmp_path / "out", "model") as writer:
-        record = recover(
-            narrowed, tmp_path / "train.txt", tmp_path / "held-out.txt", recipe, writer
-        )
+        request = Request(narrowed, tmp_path / "train.txt", tmp_path / "held-out.txt", recipe)
+        record = recover(request, Place(tmp_path / "training"), writer)
     assert record.accepted, record
     before, after = open_checkpoint(narrowed), open_checkpoint(tmp_path / "out")
     assert after.shape == before.shape

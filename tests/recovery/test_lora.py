@@ -11,11 +11,13 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.prune import prune
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
-from bipline.recovery.lora import MERGE_TOLERANCE, _with_adapter, recover
+from bipline.recovery.adapter import MERGE_TOLERANCE, with_adapter
+from bipline.recovery.recover import Request, recover
+from bipline.recovery.training import Place
 from bipline.settings.recipes import LoraRecipe
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import verify_directory
-from bipline.values.record import RecoveryRecord
+from bipline.values.recovery import RecoveryRecord
 from tests.compression.test_calibrate import prose
 from tests.conftest import ASSETS
 from tests.oracles.test_slicing import random_plan
@@ -47,7 +49,8 @@ def recovered(
     pruned: Path, text: Path, held_out: Path, recipe: LoraRecipe, out: Path
 ) -> RecoveryRecord:
     with atomic_directory(out, "model") as writer:
-        return recover(pruned, text, held_out, recipe, writer)
+        place = Place(out.with_name(f"{out.name}.training"))
+        return recover(Request(pruned, text, held_out, recipe), place, writer)
 
 
 def test_recovery_lowers_held_out_perplexity_and_keeps_the_shape(
@@ -115,7 +118,7 @@ def test_a_loss_that_is_not_finite_is_refused(
 
 def test_merged_adapter_equals_adapter_plus_base(pruned: Path) -> None:
     """In float64, with an adapter that is not zero: peft's merge changes nothing it says."""
-    adapted = _with_adapter(load_model(pruned, torch.float64), LoraRecipe(dropout=0.0)).eval()
+    adapted = with_adapter(load_model(pruned, torch.float64), LoraRecipe(dropout=0.0)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

@@ -20,9 +20,8 @@ from bipline.face.keywords import (
     comparison_settings,
     given_values,
     line_settings,
+    measurement,
     named_texts,
-    task_names,
-    task_source,
 )
 from bipline.face.output import write_json
 from bipline.face.recovering import recover
@@ -91,30 +90,32 @@ def evaluate(
     tasks: str | Sequence[str] = (),
     task_data: Place | None = None,
     baseline: Place | None = None,
+    protocol: Place | None = None,
     device: str | None = None,
     max_memory: int | str | None = None,
     allow_fitted: bool = False,
     json_file: Place | None = None,
     state: Place = STATE,
-    **protocol: Any,
+    **settings: Any,
 ) -> dict[str, EvaluationRecord]:
     """Perplexity, zero-shot accuracy and speed: records of ``model``, and ``baseline`` if given.
 
-    A text that a model was fitted on is refused, or with ``allow_fitted`` told. ``protocol`` are
-    the fields of :class:`bipline.settings.protocol.Protocol`.
+    ``protocol`` is quick, llm-pruner-128, standard-2048 or a YAML file, and brings texts, tasks and
+    settings; ``settings``, the fields of :class:`bipline.settings.protocol.Protocol`, change it. A
+    text that a model was fitted on is refused, or with ``allow_fitted`` told.
     """
     from bipline.stages.evaluate import evaluate_models
 
     compute = {"device": device, "max_memory": max_memory}
     models = {"model": str(model), **({} if baseline is None else {"baseline": str(baseline)})}
-    sources = named_texts(texts)
-    rows = {name: task_source(name, task_data) for name in task_names(tasks)}
+    measured = measurement(protocol, texts, tasks, task_data, settings)
+    chosen, sources, rows = measured.protocol, measured.texts, measured.tasks
     inputs = {f"--text {name}": text for name, text in sources.items()}
     inputs |= {f"--tasks {name}": place for name, place in rows.items()}
     named_places.check_evaluate([model, baseline], inputs, json_file=json_file, state=state)
     records = evaluate_models(
-        models, sources, rows, validated(Protocol, given_values(protocol)),
-        validated(ComputeSettings, given_values(compute)), Path(state) / "downloads", allow_fitted,
+        models, sources, rows, chosen, validated(ComputeSettings, given_values(compute)),
+        Path(state) / "downloads", allow_fitted,
     )  # fmt: skip
     values = {name: record.to_json_value(items=True) for name, record in records.items()}
     write_json(json_file, "evaluate", {**values.pop("model"), **values})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput
+from bipline.base.progress import note
 from bipline.settings.base import key_values
 from bipline.settings.line import LineSettings, sectioned
 from bipline.settings.loading import validated
+from bipline.settings.named_protocol import load_protocol
+from bipline.settings.protocol import Protocol
 from bipline.settings.sweep import ComparisonSettings, GridSettings
 from bipline.storage.names import check_label
 from bipline.storage.task_rows import task_place
@@ -69,6 +73,40 @@ def task_names(tasks: str | Sequence[str]) -> tuple[str, ...]:
         if Path(name).name != name:
             raise InvalidInput(f"--tasks {name!r}: give the name of a file in --task-data")
     return names
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured and how: texts and tasks by name, with their sources."""
+
+    protocol: Protocol
+    texts: dict[str, str]
+    tasks: dict[str, str]
+
+
+def measurement(
+    protocol: Place | None,
+    texts: Mapping[str, Place] | None,
+    tasks: str | Sequence[str],
+    task_data: Place | None,
+    settings: Mapping[str, Any],
+) -> Measurement:
+    """A named protocol, if any, with what is given in place of its own.
+
+    Raises InvalidInput for no such protocol, and for names and values that cannot be.
+    """
+    sources, names, given = named_texts(texts), task_names(tasks), given_values(settings)
+    own: dict[str, str] = {}
+    if protocol is not None:
+        named = load_protocol(str(protocol))
+        sources, own = {**named.texts, **sources}, named.task_sources
+        names, given = names or tuple(own), named.settings(given)
+        note(f"protocol {given['name']}, version {named.version}")
+    rows = {
+        name: own[name] if name in own and task_data is None else task_source(name, task_data)
+        for name in names
+    }
+    return Measurement(validated(Protocol, given), sources, rows)
 
 
 def task_source(name: str, task_data: Place | None) -> str:

@@ -60,9 +60,20 @@ def prune(
         print_pruned(console, result, log, verbose)
 
 
-@with_settings(Protocol, ComputeSettings, leave_out=("micro_batch", "processes"))
+@with_settings(
+    Protocol, ComputeSettings,
+    leave_out=("micro_batch", "processes", "name", "version", "join"),
+)  # fmt: skip
 def evaluate(
     model: options.Model,
+    protocol: Annotated[
+        str | None,
+        option(
+            "quick, llm-pruner-128, standard-2048, or a YAML file: texts, tasks and settings; "
+            "flags change it",
+            PROTOCOL,
+        ),
+    ] = None,
     text: options.Text = None,
     tasks: Annotated[str, option("comma-separated names of tasks", WHAT)] = "",
     task_data: Annotated[
@@ -70,7 +81,7 @@ def evaluate(
         option("folder of NAME.jsonl rows, or of data sets; the hub's where not given", WHAT),
     ] = None,
     baseline: Annotated[str | None, option("model to stand beside", WHAT)] = None,
-    speed: Annotated[bool, option("measure prefill and decode speed", WHAT)] = False,
+    speed: Annotated[bool | None, option("measure prefill and decode speed", WHAT)] = None,
     allow_fitted: Annotated[
         bool, option("measure on text that the model was fitted on too, and say so", WHAT)
     ] = False,
@@ -86,8 +97,8 @@ def evaluate(
     with working(log := log_file(state, "evaluate")) as console:
         records = api.evaluate(
             model, texts=named_sources(text), tasks=tasks, task_data=task_data,
-            baseline=baseline, speed=speed, allow_fitted=allow_fitted, json_file=json_file,
-            state=state, **settings,
+            baseline=baseline, protocol=protocol, speed=speed, allow_fitted=allow_fitted,
+            json_file=json_file, state=state, **settings,
         )  # fmt: skip
         print_evaluated(console, records, log)
 

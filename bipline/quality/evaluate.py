@@ -6,7 +6,7 @@ zero-shot tasks where the model does not fit; speed needs the whole model in mem
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from bipline.model.devices import CPU, torch_dtype
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
-from bipline.quality.perplexity import measure_text, text_windows
+from bipline.quality.perplexity import JOIN, measure_text, text_windows
 from bipline.quality.speed import measure_speed
 from bipline.quality.zero_shot import (
     Measured,
@@ -96,7 +96,9 @@ def evaluate(
         ),
         speed=speeds.get("model"),
         protocol=protocol.described(
-            _digests(texts), {name: task_digest(path) for name, path in tasks.items()}
+            _digests(texts),
+            {name: task_digest(path) for name, path in tasks.items()},
+            {name: str(each.task.VERSION) for name, each in questions.items()},
         ),
         environment={**environment(running.device), **({"fitted_text": fitted} if fitted else {})},
     )
@@ -127,13 +129,21 @@ def fitted_shares(
     return shares
 
 
-def check_texts(checkpoint: Checkpoint, protocol: Protocol, texts: Iterable[Path]) -> None:
+def check_texts(checkpoint: Checkpoint, protocol: Protocol, texts: Mapping[str, Path]) -> None:
     """Raise InvalidInput for a text that cannot be measured on, or windows that are too long."""
     loop, tokenizer = BlockLoop(checkpoint, torch_dtype(protocol.dtype)), None
-    for path in texts:
+    for name, path in texts.items():
         tokenizer = tokenizer or tokenizer_of(checkpoint.folder)
-        documents = read_documents(path)
-        loop.check(text_windows(tokenizer, documents, protocol.seqlen, protocol.bos))
+        loop.check(windows_of(tokenizer, protocol, name, path))
+
+
+def windows_of(
+    tokenizer: Any, protocol: Protocol, name: str, path: Path, max_memory: int | None = None
+) -> torch.Tensor:
+    """The windows of a text under a protocol. Raises as :func:`text_windows`."""
+    join = protocol.join.get(name, JOIN)
+    documents = read_documents(path)
+    return text_windows(tokenizer, documents, protocol.seqlen, protocol.bos, max_memory, join)
 
 
 def measure_perplexity(
@@ -149,8 +159,7 @@ def measure_perplexity(
     loop = BlockLoop(checkpoint, torch_dtype(protocol.dtype), running.device)
     results = {}
     for name, path in texts.items():
-        documents, room = read_documents(path), running.max_memory
-        windows = text_windows(tokenizer, documents, protocol.seqlen, protocol.bos, room)
+        windows = windows_of(tokenizer, protocol, name, path, running.max_memory)
         results[name] = measure_text(loop, windows, name, running.max_memory)
     return results
 

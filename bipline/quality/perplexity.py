@@ -33,15 +33,16 @@ def text_windows(
     seqlen: int,
     bos: BosPolicy,
     max_memory: int | None = None,
+    join: str = JOIN,
 ) -> torch.Tensor:
-    """The token windows of a text, ``[windows, seqlen]``.
+    """The token windows of a text, ``[windows, seqlen]``; ``join`` stands between its documents.
 
     Raises InvalidInput when the text is shorter than one window, takes more than ``max_memory`` or
     the tokenizer fails on it, and when a BOS is asked of a tokenizer that has none.
     """
     if bos != "none" and tokenizer.bos_token_id is None:
         raise InvalidInput(f"bos policy {bos!r}: the tokenizer has no BOS token; use 'none'")
-    text = JOIN.join(rendered(tokenizer, documents))
+    text = join.join(rendered(tokenizer, documents))
     [ids] = token_ids(tokenizer, [text], special_tokens=False, max_memory=max_memory)
     if bos == "text":
         ids = [tokenizer.bos_token_id, *ids]

@@ -18,13 +18,26 @@ BosPolicy = Literal["none", "text", "window"]
 FILLED_BATCH = 8
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Protocol(Settings):
-    """How a model is measured.
+    """How a model is measured. Windows do not overlap.
 
     ``bos``: ``none`` adds no BOS; ``text`` one before the joined text; ``window`` one before
     every window (which then holds ``seqlen - 1`` tokens of text).
     """
 
+    name: str | None = Field(default=None, exclude_if=_is_none, description="of a ready protocol")
+    version: int | None = Field(
+        default=None, exclude_if=_is_none, description="of the protocol of that name"
+    )
+    join: dict[str, str] = Field(
+        default={},
+        exclude_if=lambda value: not value,
+        description="what stands between a text's documents, by the text's name; else a blank line",
+    )
     seqlen: int = Field(default=128, ge=2, description="window length in tokens")
     bos: BosPolicy = Field(default="none", description="where a BOS goes: none, text or window")
     dtype: DtypeName = Field(default="float32", description="compute dtype")
@@ -33,7 +46,7 @@ class Protocol(Settings):
     limit: int | None = Field(
         default=None,
         ge=1,
-        exclude_if=lambda value: value is None,
+        exclude_if=_is_none,
         description="first rows of each task; null measures all of them",
     )
     max_excluded: float = Field(
@@ -51,10 +64,16 @@ class Protocol(Settings):
         description="sequences of a filled batch, measured beside batch 1",
     )
 
-    def described(self, texts: dict[str, str], tasks: dict[str, str]) -> dict[str, Any]:
-        """The protocol as JSON with the digests of its texts and tasks.
+    def described(
+        self,
+        texts: dict[str, str],
+        tasks: dict[str, str],
+        task_versions: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """The protocol as JSON with the digests of its texts and tasks, and versions of the tasks.
 
         How many rows may be left out is none of it: it changes no number.
         """
         own = self.model_dump(mode="json", exclude={"max_excluded"})
-        return {**own, "texts": texts, "tasks": tasks}
+        versions = {"task_versions": task_versions} if task_versions else {}
+        return {**own, "texts": texts, "tasks": tasks, **versions}

@@ -126,6 +126,8 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
         check_tasks(rows)
     places = [settings.texts[name] for name in section.texts]
     if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
-        core.check_texts(checkpoint, section.protocol, list(map(Path, places)))
-    texts, tasks = ", ".join(section.texts) or "nothing", ", ".join(section.tasks) or "none"
-    return [("evaluate", f"perplexity on {texts}; tasks: {tasks}")]
+        texts = {name: Path(settings.texts[name]) for name in section.texts}
+        core.check_texts(checkpoint, section.protocol, texts)
+    named = f"protocol {section.protocol.name}: " if section.protocol.name else ""
+    told = ", ".join(section.texts) or "nothing", ", ".join(section.tasks) or "none"
+    return [("evaluate", f"{named}perplexity on {told[0]}; tasks: {told[1]}")]

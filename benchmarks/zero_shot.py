@@ -24,7 +24,7 @@ from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.zero_shot import Measured, model_questions, zero_shot
-from bipline.quality.zero_shot_tasks import USUAL, measured_split, official
+from bipline.quality.zero_shot_tasks import USUAL, official
 from bipline.settings.protocol import Protocol
 from bipline.storage.task_rows import read_task_rows
 
@@ -33,7 +33,11 @@ ENDS = "\nAnswer:"
 
 
 def published(name: str, row: dict[str, Any]) -> dict[str, Any]:
-    """A row in the columns of its published data set: what the official template reads."""
+    """A row in the columns that the official template reads.
+
+    They are those of the published data set but for hellaswag, whose rows went through a function
+    of lm-eval that changes some of them again where it meets them twice.
+    """
     gold = row["gold"]
     if name == "winogrande":
         one, two = row["options"]
@@ -44,9 +48,7 @@ def published(name: str, row: dict[str, Any]) -> dict[str, Any]:
         passage, _, question = query.removesuffix(f"?{ENDS}").rpartition("\nQuestion: ")
         return {"passage": passage, "question": question, "label": gold}
     if name == "hellaswag":
-        label, _, begun = query.partition(": ")
-        told = {"activity_label": label, "ctx_a": begun, "ctx_b": ""}
-        return {**told, "endings": choices, "label": str(gold)}
+        return {"query": query, "choices": choices, "label": str(gold)}
     stem = query.removesuffix(ENDS).removeprefix("Question: ")
     if name == "piqa":
         return {"goal": stem, "sol1": choices[0], "sol2": choices[1], "label": gold}
@@ -68,7 +70,7 @@ def by_lm_eval(
         max_length=model.config.max_position_embeddings, device=str(model.device),
     )  # fmt: skip
     found: Any = lm_eval.simple_evaluate(
-        model=harness, tasks=[_configuration(name, some) for name, some in rows.items()],
+        model=harness, tasks=[configuration_of(name, some) for name, some in rows.items()],
         task_manager=TaskManager(include_defaults=False), num_fewshot=0, bootstrap_iters=0,
     )  # fmt: skip
     return {
@@ -77,14 +79,14 @@ def by_lm_eval(
     }
 
 
-def _configuration(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def configuration_of(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """lm-eval's configuration of a task on rows in memory, whichever split it asks for."""
     from datasets import Dataset
 
-    configuration = official(name)
-    split, data = measured_split(configuration), Dataset.from_list(rows)
-    for key in ("training_split", "validation_split", "test_split"):
-        configuration[key] = split if configuration.get(key) == split else None
-    return {**configuration, "custom_dataset": lambda **_: {split: data}}
+    data = Dataset.from_list(rows)
+    splits = dict.fromkeys(("train", "validation", "test"), data)
+    own = {"custom_dataset": lambda **_: splits}
+    return {**official(name), **own, **({"process_docs": None} if name == "hellaswag" else {})}
 
 
 def compared(measured: Measured, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> float:

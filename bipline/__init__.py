@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bipline.face.api import (
         compare,
         compress,
+        diff,
         evaluate,
         export,
         history,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
         prune,
         recover,
         rollback,
+        sign,
+        speed,
         sweep,
         verify,
     )
@@ -30,8 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "compare",
-    "compress", "evaluate", "export", "history", "promote", "prune", "recover", "rollback",
-    "sweep", "verify",
+    "compress", "diff", "evaluate", "export", "history", "promote", "prune", "recover", "rollback",
+    "sign", "speed", "sweep", "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

@@ -19,6 +19,8 @@ from bipline.delivery.pictures import Group, dots_picture, histogram_picture
 from bipline.storage.store import Handle
 from materializers.json_value import JsonMaterializer
 
+REPORT = "report.html"
+
 
 class HandleMaterializer(JsonMaterializer[Handle]):
     """Stores a handle as ``handle.json``."""
@@ -27,12 +29,15 @@ class HandleMaterializer(JsonMaterializer[Handle]):
     FILE_NAME: ClassVar[str] = "handle.json"
 
     def save_visualizations(self, data: Handle) -> dict[str, VisualizationType]:
-        """What the directory declares, and the importance of groups where it holds scores."""
+        """What the directory declares, the importance of groups, and a package's report."""
         shown = super().save_visualizations(data)
         if data.kind == STATISTICS and Path(data.location).is_dir():
             part = Part("importance", "Importance per block", importance)
             page = render_page("Scores", data.digest, [part], Path(data.location))
             shown[self._write("importance.html", page)] = VisualizationType.HTML
+        if (report := Path(data.location) / REPORT).is_file():
+            page = report.read_text(encoding="utf-8")
+            shown[self._write(REPORT, page)] = VisualizationType.HTML
         return shown
 
 

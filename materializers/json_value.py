@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
+from markupsafe import Markup
 from pydantic import BaseModel, ValidationError
 from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 
 from bipline.base.errors import Refused
-from bipline.delivery.page import table
+from bipline.delivery.page import Part, figure, joined, render_page, table
+from bipline.delivery.pictures import widths_picture
 from bipline.storage.digests import digest_json
 from bipline.values.comparison import Comparison, Outcome, Tracked
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution
+from bipline.values.speed import Speeds
 from bipline.values.summary import Registration
 
 Value = TypeVar("Value", bound=BaseModel)
@@ -78,9 +81,29 @@ class JsonValueMaterializer(JsonMaterializer[BaseModel]):
     """The values that pass between steps."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (
-        Resolution, PruningPlan, EvaluationRecord, RecoveryRecord, Registration,
+        Resolution, PruningPlan, EvaluationRecord, RecoveryRecord, Registration, Speeds,
         Outcome, Comparison, Tracked,
     )  # fmt: skip
+
+    def save_visualizations(self, data: BaseModel) -> dict[str, VisualizationType]:
+        """A table of the value's figures; of a plan also a picture of what every block keeps."""
+        shown = super().save_visualizations(data)
+        if isinstance(data, PruningPlan):
+            part = Part("plan", "What every block keeps", widths)
+            page = render_page("Plan", data.digest, [part], data)
+            shown[self._write("plan.html", page)] = VisualizationType.HTML
+        return shown
+
+
+def widths(plan: PruningPlan) -> tuple[str, Markup]:
+    """How the plan was made, and bars of what it keeps."""
+    kept = zip(*(block.widths for block in plan.blocks), strict=True)
+    pictures = [
+        figure(f"{unit}.", "Kept in each block.", widths_picture(counts, None, unit))
+        for unit, counts in zip(("attention groups", "FFN channels"), kept, strict=True)
+    ]
+    lead = f"By {plan.criterion}, allocation {plan.allocation}, compensation {plan.compensation}."
+    return lead, joined(pictures, "pair")
 
 
 def figures(value: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:

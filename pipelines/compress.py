@@ -8,10 +8,9 @@ on it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from zenml import pipeline
+from zenml import Model, pipeline
 from zenml.enums import ExecutionMode
 from zenml.models import StepRunResponse
 
@@ -60,16 +59,38 @@ def compress(settings: CompressSettings) -> None:
         subject, account["recovery"] = line.recover(
             pruned, recovery_inputs, evaluation_inputs, settings.recover, compute
         )
-    measured = {"protocol": settings.evaluate.protocol, "compute": compute}
-    measure = partial(line.evaluate, evaluation_inputs=evaluation_inputs, **measured)
+    measured: dict[str, Any] = {
+        "evaluation_inputs": evaluation_inputs, "protocol": settings.evaluate.protocol,
+        "compute": compute,
+    }  # fmt: skip
     # After all that makes models: a run that fails there has not measured for nothing.
-    account["dense_record"] = line.evaluate_dense(evaluation_inputs, **measured, after=subject)
-    account["pruned_record"] = measure(pruned, name="pruned", id="evaluate_pruned", after=subject)
+    account["dense_record"] = line.evaluate_dense(**measured, after=subject)
+    account["pruned_record"] = measure("pruned", pruned, **measured, after=subject)
     if settings.recover.enabled:
-        account["recovered_record"] = measure(subject, name="recovered", id="evaluate_recovered")
+        account["recovered_record"] = measure("recovered", subject, **measured)
+    if settings.evaluate.protocol.speed:
+        account["speeds"] = line.speed(pruned=pruned, subject=subject, **measured)
     inputs = calibration_inputs, evaluation_inputs, recovery_inputs
     package = line.export(subject, *inputs, settings.export, **account, **scored)
     line.promote(package, settings.promote, gate_of(settings.promote), provenance(), **account)
+
+
+def measure(name: str, subject: Any, **inputs: Any) -> Any:
+    """The step that measures a model, whose record is called after it."""
+    step = line.evaluate.with_options(substitutions={"model": name})
+    return step(subject, name=name, id=f"evaluate_{name}", **inputs)
+
+
+def configured(settings: CompressSettings, **options: Any) -> Any:
+    """The pipeline under a model of the registered name: each run is a version of it in ZenML."""
+    section = settings.promote
+    model = Model(
+        name=section.name,
+        description=f"{settings.model}, pruned; registered in MLflow under the same name",
+        tags=["bipline"],
+    )
+    tags = [settings.score.criterion or "plan", f"ratio {settings.allocate.ratio:g}"]
+    return compress.with_options(model=model, tags=tags, **options)
 
 
 def score_all(model: Any, settings: CompressSettings, **windows: Any) -> Any:
@@ -98,9 +119,10 @@ def summary(steps: Mapping[str, StepRunResponse]) -> dict[str, Any]:
         "plan": next(plan for plan in plans if plan),
         "records": records_of(
             output(steps, "evaluate_dense", "dense_record"),
-            output(steps, "evaluate_pruned", "record"),
-            output(steps, "evaluate_recovered", "record"),
+            output(steps, "evaluate_pruned", "pruned_record"),
+            output(steps, "evaluate_recovered", "recovered_record"),
             recovery,
+            output(steps, "speed", "speeds"),
         ),
         "recovery": recovery,
         "package": package,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from bipline.delivery.registries.mlflow import tracking_uri
+from bipline.delivery.registries.mlflow_service import tracking_uri
 from bipline.storage.stage_key import PROJECT_ROOT
 
 if TYPE_CHECKING:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
 from bipline.compression.auto import settled_settings
-from bipline.delivery.registries.mlflow import prepare_tracking
+from bipline.delivery.registries.mlflow_run import Tracking
+from bipline.delivery.registries.mlflow_service import prepare_tracking, tracking_uri
+from bipline.settings.base import flattened
 from bipline.settings.compress import CompressSettings
 from bipline.settings.sweep import SweepSettings
 from bipline.storage.locks import locked
@@ -89,11 +91,15 @@ def _ended(
     """One run of a pipeline: how it ended, its steps, and its module's ``summary`` of them."""
     name = f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%S-%fZ}"
     module = import_module(f"pipelines.{pipeline}")
+    tracking = Tracking(tracking_uri(Path(settings.state)), pipeline, name)
+    tracking.begin(_told(settings), provenance())
     try:
-        getattr(module, pipeline).with_options(run_name=name, **options)(settings)
+        module.configured(settings, run_name=name, **options)(settings)
     except BaseException as error:
         close_tracking()
-        raise original(error) from error.__cause__
+        cause = original(error)
+        _tell_failure(tracking, cause)
+        raise cause from error.__cause__
     finally:
         found = _logged(name)
     if found is None:
@@ -109,6 +115,19 @@ def _ended(
         "stages": tuple(stage_summary(step) for step in steps.values()),
         **module.summary(steps),
     }
+
+
+def _told(settings: CompressSettings | SweepSettings) -> dict[str, str]:
+    """The configuration as parameters, without where this machine keeps its state."""
+    return flattened(settings.model_dump(mode="json", exclude={"state"}))
+
+
+def _tell_failure(tracking: Tracking, error: BaseException) -> None:
+    """Say in MLflow why a run ended; where that fails too, the first error is still the one."""
+    try:
+        tracking.end(error)
+    except BiplineError as untold:
+        note(f"MLflow was not told of the failure: {untold}")
 
 
 def _logged(name: str) -> PipelineRunResponse | None:

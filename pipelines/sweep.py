@@ -60,6 +60,11 @@ def sweep(settings: SweepSettings) -> None:
     track(comparison, report, settings.select, described, provenance())
 
 
+def configured(settings: SweepSettings, **options: Any) -> Any:
+    """The pipeline with the options of a run."""
+    return sweep.with_options(tags=[f"seeds {len(settings.grid.seeds)}"], **options)
+
+
 def scorings(rows: Sequence[Combination]) -> list[tuple[str, Combination]]:
     """The names of the scoring steps, each with a row that needs it."""
     return list({scoring_name(each): each.unnamed for each in rows}.items())

@@ -12,6 +12,7 @@ from zenml.client import Client
 from zenml.enums import ArtifactType
 
 from bipline.base.progress import heading
+from bipline.delivery.registries.mlflow_run import Tracking
 from bipline.settings.compress import (
     CompressSettings,
     ExportSettings,
@@ -29,12 +30,14 @@ from bipline.settings.line import (
 )
 from bipline.settings.protocol import Protocol
 from bipline.stages import line
+from bipline.stages import speed as timing
 from bipline.stages.export import Account, records_of
 from bipline.storage.store import Handle, default_downloads
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution
+from bipline.values.speed import Speeds
 from bipline.values.summary import Registration
 from steps.stage import (
     Parameter,
@@ -53,6 +56,7 @@ compensate_fingerprint = line.compensate.STAGE.fingerprint
 prune_fingerprint = line.prune.STAGE.fingerprint
 recover_fingerprint = line.recover.STAGE.fingerprint
 evaluate_fingerprint = line.evaluate.STAGE.fingerprint
+speed_fingerprint = timing.STAGE.fingerprint
 export_fingerprint = line.export.STAGE.fingerprint
 
 
@@ -71,6 +75,10 @@ def resolve(
     registry = tracker.config.tracking_uri if tracker else None
     whole = line.resolve.resolve(settings, default_downloads(), registry)
     log_metadata({"output_digest": whole.digest})
+    if registry:
+        run = get_step_context()
+        tracking = Tracking(registry, run.pipeline.name, run.pipeline_run.name)
+        line.promote.track_inputs(tracking, settings, whole)
     recover, evaluate = settings.recover, settings.evaluate
     return (
         whole.subset(),
@@ -242,9 +250,22 @@ def evaluate(
     protocol: Parameter[Protocol],
     compute: Parameter[ComputeSettings],
     name: str,
-) -> Annotated[EvaluationRecord, "record"]:
+) -> Annotated[EvaluationRecord, "{model}_record"]:
     """Measure a pruned or recovered model."""
     return line.evaluate.evaluate(context(compute), subject, evaluation_inputs, protocol, name)
+
+
+@cached_by(f"{__name__}.speed_fingerprint")
+def speed(
+    evaluation_inputs: Resolution,
+    pruned: Handle,
+    subject: Handle,
+    protocol: Parameter[Protocol],
+    compute: Parameter[ComputeSettings],
+) -> Annotated[Speeds, "speeds"]:
+    """Time the dense model and what became of it, taking turns."""
+    made = {"pruned": pruned, "recovered": subject}
+    return timing.speed(context(compute), evaluation_inputs.model, made, protocol)
 
 
 @cached_by(f"{__name__}.export_fingerprint")
@@ -260,10 +281,11 @@ def export(
     pruned_record: EvaluationRecord,
     recovered_record: EvaluationRecord | None = None,
     recovery: RecoveryRecord | None = None,
+    speeds: Speeds | None = None,
     statistics: Handle | None = None,
 ) -> Annotated[Handle, ArtifactConfig(name="package", artifact_type=ArtifactType.MODEL)]:
     """Write the package of the pruned model, or of the recovered one where that was accepted."""
-    records = records_of(dense_record, pruned_record, recovered_record, recovery)
+    records = records_of(dense_record, pruned_record, recovered_record, recovery, speeds)
     account = Account(plan, records, recovery, config)
     resolution = calibration_inputs.with_files(recovery_inputs, evaluation_inputs)
     return line.export.export(context(), subject, statistics, resolution, account, settings)
@@ -281,6 +303,7 @@ def promote(
     pruned_record: EvaluationRecord,
     recovered_record: EvaluationRecord | None = None,
     recovery: RecoveryRecord | None = None,
+    speeds: Speeds | None = None,
 ) -> Annotated[Registration, "registration"]:
     """Register the package, with every number of the run, and ask the gate about its alias.
 
@@ -296,8 +319,8 @@ def promote(
         "zenml.run_name": run.name,
         "stages.not_run_again": ", ".join(remembered) or "none",
     }
-    seconds = {f"stage_seconds.{each.name}": each.seconds for each in finished}
-    records = records_of(dense_record, pruned_record, recovered_record, recovery)
+    seconds = {each.name: each.seconds for each in finished if each.status == "completed"}
+    records = records_of(dense_record, pruned_record, recovered_record, recovery, speeds)
     account = Account(plan, records, recovery, config)
     registered = line.promote.promote(
         context(), package, account, settings, gate, tags, seconds, evaluated_at(run.id)

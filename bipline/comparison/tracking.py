@@ -12,17 +12,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bipline.delivery.registries.mlflow import (
+from bipline.delivery.registries.mlflow_run import log_run, run_of
+from bipline.delivery.registries.mlflow_service import (
     LONGEST_TAG,
     WORK_LIMITS,
-    _batches,
-    _cut,
-    _limited,
-    _log_run,
-    _mlflow,
-    _probe,
-    _run,
-    _translated,
+    batches,
+    cut,
+    limited,
+    mlflow_library,
+    probe,
+    translated,
 )
 from bipline.settings.base import flattened
 from bipline.values.comparison import Comparison, Row
@@ -39,11 +38,11 @@ def track_comparison(
     """
     files = {path.name: path.read_text(encoding="utf-8") for path in report.glob("comparison.*")}
     files["config.json"] = json.dumps(config, indent=1, sort_keys=True) + "\n"
-    mlflow = _mlflow()
-    with _translated("MLflow"):
-        _probe(mlflow)
-        with _limited(WORK_LIMITS), _run(mlflow) as run:
-            _log_run(mlflow, run.info.run_id, flattened(config), files, tags)
+    mlflow = mlflow_library()
+    with translated("MLflow"):
+        probe(mlflow)
+        with limited(WORK_LIMITS), run_of(mlflow) as run:
+            log_run(mlflow, run.info.run_id, flattened(config), files, tags)
             for model in comparison.models.values():
                 dense = values(figures_of(model.record), "dense.")
                 mlflow.log_metrics(dense, run_id=run.info.run_id)
@@ -57,10 +56,10 @@ def _log_row(mlflow: ModuleType, row: Row, name: str) -> None:
         tried = {name: str(value) for name, value in row.combination.written().items()}
         if not row.combination.alias:
             del tried["alias"]
-        for batch in _batches(tried, LONGEST_TAG):
+        for batch in batches(tried, LONGEST_TAG):
             mlflow.log_params(batch)
         if row.measured:
             mlflow.log_metrics(values(row_figures(row)))
             mlflow.set_tags({"plan_digest": row.measured.plan_digest})
         else:
-            mlflow.set_tags({"refusal": _cut(row.refusal or "", LONGEST_TAG)})
+            mlflow.set_tags({"refusal": cut(row.refusal or "", LONGEST_TAG)})

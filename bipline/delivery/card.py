@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
-
-import yaml
+from collections.abc import Mapping, Sequence
 
 from bipline.compression.criteria import CRITERIA
 from bipline.compression.descriptions import criterion_description
+from bipline.delivery.card_metadata import card_text
 from bipline.delivery.compensation_text import compensation_lines
 from bipline.delivery.contents import NO_SCORES, PackageContents
-from bipline.values.figures import percent, side_by_side
+from bipline.values.figures import percent
 from bipline.values.plan import Layout, PruningPlan
 from bipline.values.record import EvaluationRecord
-
-# What a Hugging Face licence identifier looks like; anything else is a name.
-LICENCE_IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")
+from bipline.values.side_by_side import side_by_side
 
 
 def render_card(contents: PackageContents) -> str:
     """The text of README.md; the same contents give the same bytes."""
     parts = [
-        _front_matter(contents),
         _opening(contents),
         _comparison(contents),
         _removed(contents),
-        _loading(contents.plan.layout),
+        *(_loading(name, contents.plan.layout) for name in dict.fromkeys(contents.formats)),
+        REGISTERED,
         _limitations(contents),
         _provenance(contents),
     ]
-    return "\n\n".join(parts) + "\n"
+    model, record = contents.resolution.model, contents.records[contents.packaged]
+    name = f"{contents.source_name} pruned"
+    return card_text("\n\n".join(parts), model, contents.plan, record, name)
 
 
 def method_text(criterion: str) -> str:
@@ -59,19 +57,6 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(text.split()))
 
 
-def _front_matter(contents: PackageContents) -> str:
-    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if licence := contents.resolution.model.licence:
-        if LICENCE_IDENTIFIER.fullmatch(licence.lower()):
-            values["license"] = licence.lower()
-        else:
-            values |= {"license": "other", "license_name": licence}
-    if contents.resolution.model.source.startswith("hf:"):
-        values["base_model"] = contents.source_name.partition("@")[0]
-    values["tags"] = ["bipline", "structured-pruning", contents.plan.criterion]
-    return f"---\n{yaml.safe_dump(values, sort_keys=True, allow_unicode=True)}---"
-
-
 def _opening(contents: PackageContents) -> str:
     budget = contents.plan.budget
     recovered = (
@@ -88,14 +73,18 @@ def _opening(contents: PackageContents) -> str:
     )
 
 
-def _comparison(contents: PackageContents) -> str:
-    measured = contents.measured
+def markdown_table(measured: Mapping[str, EvaluationRecord], packaged: str) -> list[str]:
+    """The figures of models side by side, and the packaged one's change against the dense."""
     head = ["", *(model.capitalize() for model in measured), "Change"]
     lines = [_line(head), _line(["---", *["---:"] * (len(measured) + 1)])]
-    lines += [
+    return lines + [
         _line([escaped(line.title), *line.texts.values(), line.change])
-        for line in side_by_side(measured, contents.packaged)
+        for line in side_by_side(measured, packaged)
     ]
+
+
+def _comparison(contents: PackageContents) -> str:
+    lines = markdown_table(contents.measured, contents.packaged)
     change = f"Change is of the {contents.packaged} model, the one packaged, against the dense."
     protocol = _protocol(contents.records["dense"])
     return "\n".join(["## Measured", "", *lines, "", change, protocol])
@@ -132,18 +121,23 @@ def _is_plain(value: object) -> bool:
 
 
 def _removed(contents: PackageContents) -> str:
-    plan, scored = contents.plan, contents.scored
+    scored = contents.scored
     tokens = f"calibration tokens: digest `{scored[0].calibration_digest}`" if scored else NO_SCORES
+    return removed_text(contents.plan, contents.dense_widths, tokens)
+
+
+def removed_text(plan: PruningPlan, dense: tuple[int, int], *more: str) -> str:
+    """What a plan removed and how it was chosen; ``dense`` are groups and channels before."""
     return "\n".join(
         [
             "## What was removed",
             "",
-            *_kept(plan, contents.dense_widths),
+            *_kept(plan, dense),
             f"* asked for: {percent(plan.budget.asked)} of {_of(plan.budget.of)}",
             f"* chosen by {method_text(plan.criterion)}",
             f"* split between blocks: `{plan.allocation}`",
             *(f"* {line}" for line in compensation_lines(plan)),
-            f"* {tokens}",
+            *(f"* {line}" for line in more),
             *(f"* {escaped(note)}" for note in plan.notes),
             "",
             "`pruning_plan.json` lists the kept groups and channels of every block.",
@@ -181,7 +175,25 @@ WITH_CODE = (
 )
 
 
-def _loading(layout: Layout) -> str:
+REGISTERED = (
+    "## How to load it from a registry\n\n"
+    "```python\n"
+    "import mlflow\n\n"
+    'model = mlflow.pyfunc.load_model("models:/NAME@ALIAS")\n'
+    'model.predict(["Once upon a time"], params={"max_new_tokens": 32})\n'
+    "```\n\n"
+    "`mlflow models serve -m models:/NAME@ALIAS --env-manager local` answers over HTTP. "
+    "`mlflow.transformers.load_model` gives the pipeline where the blocks are equally wide; a "
+    "model whose blocks differ is loaded by the installed bipline, and `mlflow.pyfunc` alone."
+)
+
+
+def _loading(name: str, layout: Layout) -> str:
+    """How a format of the package is loaded."""
+    if name != "hf":
+        return (
+            f"## How to load {as_code(name)}\n\nThe README in the folder {as_code(name)} says it."
+        )
     own_code = layout == "per-layer"
     allowed, denied = (f", trust_remote_code={each}" if own_code else "" for each in (True, False))
     return (

@@ -104,7 +104,7 @@ def evidence_of(manifest: Manifest, documents: Mapping[str, Any]) -> Evidence:
 
     models: dict[str, Measured] = {}
     for model in ("dense", "packaged"):
-        if found := told(model, partial(_measured, documents, model)):
+        if found := told(model, partial(measured_of, documents, model)):
             models[model] = found
     resolution = told("resolution", lambda: _resolution(documents))
     told("package", lambda: _compare(manifest, documents, models, resolution))
@@ -117,18 +117,25 @@ def evidence_of(manifest: Manifest, documents: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _measured(documents: Mapping[str, Any], model: str) -> Measured:
+def measured_of(documents: Mapping[str, Any], model: str) -> Measured:
+    """The record of ``dense`` or ``packaged`` in a package's documents, and its items.
+
+    Raises KeyError and its like for documents that are none of a package.
+    """
     evaluation = documents[EVALUATION]
     name = evaluation["packaged"] if model == "packaged" else model
-    record = _record(evaluation["records"][name], name)
+    record = record_of(evaluation["records"][name], name)
     items = (documents.get(ITEMS) or {}).get(name)
     if items is None:
         return Measured(record)
     return Measured(record, typed(items, EvaluationItems, ITEMS, "list of items"))
 
 
-def _record(value: dict[str, Any], name: str) -> EvaluationRecord:
-    """A record as files hold it: its protocol bears its own digest."""
+def record_of(value: dict[str, Any], name: str) -> EvaluationRecord:
+    """A record as files hold it: its protocol bears its own digest.
+
+    Raises InvalidInput for another value, Refused for a digest that is not the protocol's.
+    """
     protocol = dict(value["protocol"])
     claimed = protocol.pop("digest")
     record = typed({**value, "protocol": protocol}, EvaluationRecord, EVALUATION, "record")

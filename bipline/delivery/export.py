@@ -23,7 +23,13 @@ from bipline.delivery.verification import verify_hf
 from bipline.model.opening import PICKLED, open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
 from bipline.storage.directory import DirectoryWriter, copy_listed, write_text
-from bipline.storage.manifest import Manifest, compare_names, read_manifest, relative_files
+from bipline.storage.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    compare_names,
+    read_manifest,
+    relative_files,
+)
 
 __all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
 
@@ -54,11 +60,13 @@ def write_package(contents: PackageContents, writer: DirectoryWriter) -> None:
 
 
 def _write_hf(contents: PackageContents, manifest: Manifest, writer: DirectoryWriter) -> None:
-    """The model's own files, byte for byte, without its manifest: the package's lists them."""
+    """The model's own files, byte for byte, and its manifest: the folder alone verifies too."""
     present = relative_files(contents.model)
     compare_names(str(contents.model), present, manifest)
     for name in track(present, "copy hf"):
         copy_listed(contents.model / name, writer, f"hf/{name}", manifest.files[name])
+    listing = (contents.model / MANIFEST_NAME).read_text(encoding="utf-8")
+    write_text(writer.path / "hf" / MANIFEST_NAME, listing)
     verify_hf(writer.path / "hf", contents.model, contents.dense)
 
 

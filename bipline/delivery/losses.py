@@ -59,7 +59,7 @@ def loss_of(one: Side, other: Side, with_interval: bool) -> Loss:
     if kind in EXACT or not with_interval:
         return Loss(plain, plain, plain)
     if kind in SPEEDS:
-        (slow, best), (slow_other, best_other) = _range(one.figure), _range(other.figure)
+        (slow, best), (slow_other, best_other) = _range(kind, one), _range(kind, other)
         return Loss(plain, _change(name, best, slow_other), _change(name, slow, best_other))
     found = _paired(name, one, other)
     if found.low is None or found.high is None:
@@ -98,12 +98,15 @@ def _change(name: str, value: float, reference: float) -> float:
     return sign * (value / reference - 1)
 
 
-def _range(figure: Figure) -> tuple[float, float]:
-    """From the median of the repeats to the best of them."""
-    median = figure.median
-    if median is None or not 0 < median <= figure.value:
+def _range(kind: str, side: Side) -> tuple[float, float]:
+    """The range of the repeats: their quartiles where they are known, else from median to best."""
+    speed, name = side.measured.record.speed, kind.partition("_")[0]
+    best = getattr(speed, kind, math.nan)
+    quartiles = getattr(speed, f"{name}_quartiles", None)
+    low, high = quartiles or (getattr(speed, f"{name}_median_tokens_per_second", math.nan), best)
+    if not 0 < low <= high < math.inf:
         raise Unknown("the range of the repeats is not known")
-    return median, figure.value
+    return low, high
 
 
 def _paired(name: str, one: Side, other: Side) -> PairedDifference:

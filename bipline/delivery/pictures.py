@@ -97,17 +97,17 @@ def axis_over(values: Sequence[float]) -> Axis:
     return Axis(0.0, high * 1.05, False)
 
 
-def widths_picture(kept: Sequence[int], dense: int, unit: str) -> Markup:
-    """Bars per block: what is kept, solid, of the dense width behind it."""
-    canvas = Canvas(450.0, 210.0, len(kept), Axis(0.0, float(dense), False))
+def widths_picture(kept: Sequence[int], dense: int | None, unit: str) -> Markup:
+    """Bars per block: what is kept, solid, of the dense width behind it where that is known."""
+    canvas = Canvas(450.0, 210.0, len(kept), Axis(0.0, float(dense or max(*kept, 1)), False))
     width = max(1.0, min(28.0, canvas.slot * 0.7))
     shapes = []
     for block, count in enumerate(kept):
         left = canvas.middle(block) - width / 2
-        dense_bar = _rectangle("dense", left, TOP, width, canvas.floor - TOP)
+        dense_bar = _rectangle("dense", left, TOP, width, canvas.floor - TOP) if dense else ""
         top = canvas.level(count)
         kept_bar = _rectangle("kept", left, top, width, canvas.floor - top)
-        title = f"block {block}: {count} of {dense} {unit} kept"
+        title = f"block {block}: {count}{f' of {dense}' if dense else ''} {unit} kept"
         shapes.append(f"<g><title>{title}</title>{dense_bar}{kept_bar}</g>")
     return _picture(f"{unit} kept per block", canvas, "".join(shapes))
 

@@ -35,9 +35,10 @@ from bipline.delivery.pictures import (
     histogram_picture,
     widths_picture,
 )
-from bipline.values.figures import percent, perplexity_text, side_by_side
+from bipline.values.figures import percent, perplexity_text
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
+from bipline.values.side_by_side import side_by_side
 
 # What of a package's figures is seen first, and how many of them.
 TILES, MOST_TILES = {"parameters", "perplexity", "acc", "prefill_tokens_per_second"}, 4

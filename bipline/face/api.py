@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from bipline.values.comparison import Comparison, SweepSummary
     from bipline.values.export import ExportRecord
     from bipline.values.record import EvaluationRecord
+    from bipline.values.record_difference import RecordDifference
+    from bipline.values.speed import Speeds
     from bipline.values.summary import PruneSummary, RunSummary
 
 STATE = ".bipline"
@@ -114,9 +116,27 @@ def evaluate(
         models, sources, rows, validated(Protocol, given_values(protocol)),
         validated(ComputeSettings, given_values(compute)), Path(state) / "downloads", allow_fitted,
     )  # fmt: skip
-    values = {name: record.to_json_value() for name, record in records.items()}
+    values = {name: record.to_json_value(items=True) for name, record in records.items()}
     write_json(json_file, "evaluate", {**values.pop("model"), **values})
     return records
+
+
+def diff(
+    before: Place, after: Place, *, json_file: Place | None = None, state: Place = STATE
+) -> RecordDifference:
+    """What two measured models differ in, pair by pair on the same windows and rows.
+
+    Each is a package, or the JSON of ``evaluate``. Raises Refused, naming the first field, where
+    they were measured under different protocols.
+    """
+    from bipline.delivery.measured import read_measured
+    from bipline.values.record_difference import RecordDifference
+
+    named_places.check_diff([before, after], json_file=json_file, state=state)
+    one, other = read_measured(Path(before)), read_measured(Path(after))
+    difference = RecordDifference.of(one, other)
+    write_json(json_file, "diff", difference.model_dump(mode="json"))
+    return difference
 
 
 def compare(
@@ -247,14 +267,54 @@ def export(
     return record
 
 
-def verify(directory: Place) -> Manifest:
-    """Re-hash every file of a directory against its manifest. Raises Refused where one differs."""
-    from bipline.storage.manifest import verify_directory
+def speed(
+    model: Place,
+    *,
+    baseline: Place | None = None,
+    device: str | None = None,
+    json_file: Place | None = None,
+    state: Place = STATE,
+    **protocol: Any,
+) -> Speeds:
+    """Speeds of ``model``, and of a dense ``baseline`` that takes turns with it.
 
-    return verify_directory(Path(directory))
+    Both are model directories, or .gguf files that llama.cpp serves, or addresses of servers that
+    speak OpenAI's protocol, as vLLM's. ``protocol`` are ``speed_prompt_tokens`` and the other
+    fields of :class:`bipline.settings.protocol.Protocol` that begin so, and ``dtype``.
+    """
+    from bipline.stages.speed import measure_sources
+
+    named_places.check_speed([model, baseline], json_file=json_file, state=state)
+    sources = {} if baseline is None else {"dense": str(baseline)}
+    found = measure_sources(
+        {**sources, "model": str(model)},
+        validated(Protocol, given_values(protocol)),
+        validated(ComputeSettings, given_values({"device": device})),
+        Path(state) / "downloads",
+    )
+    write_json(json_file, "speed", found.model_dump(mode="json"))
+    return found
+
+
+def verify(directory: Place, *, key: Place | None = None, digest: str | None = None) -> Manifest:
+    """Re-hash every file of a directory against its manifest. Raises Refused where one differs.
+
+    ``key`` is a public key (PEM) that must have signed the manifest, ``digest`` what a registry
+    keeps of the directory.
+    """
+    from bipline.delivery import signature
+
+    return signature.verify(Path(directory), Path(key) if key else None, digest)
+
+
+def sign(directory: Place, key: Place) -> Manifest:
+    """Verify a directory and sign its manifest by a private key (PEM); nothing else changes."""
+    from bipline.delivery import signature
+
+    return signature.sign(Path(directory), Path(key))
 
 
 __all__ = [
-    "MethodOptions", "compare", "compress", "evaluate", "export", "history", "promote", "prune",
-    "recover", "rollback", "sweep", "verify",
+    "MethodOptions", "compare", "compress", "diff", "evaluate", "export", "history", "promote",
+    "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
 ]  # fmt: skip

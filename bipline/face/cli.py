@@ -33,6 +33,8 @@ COMMANDS = {
     "compress": (
         "runs", "Run the compress pipeline: from a model and its texts to a registered package.",
     ),
+    "verify": ("verifying", "Re-hash every file of a directory; say what vouches for that."),
+    "sign": ("verifying", "Sign the manifest of a directory by a private key."),
     "sweep": (
         "runs",
         "Run the sweep pipeline: score once per criterion, measure every row, pick the best.",
@@ -46,6 +48,10 @@ COMMANDS = {
         "models",
         "Measure many ways to prune, dense model first, and show them side by side.",
     ),
+    "diff": (
+        "differences", "What two measured models differ in, with 95 % intervals.",
+    ),
+    "speed": ("speeds", "Prefill and decode speed, taking turns with a dense model."),
     "recover": ("recovery", "Train a pruned model to win quality back, kept only where it helps."),
     "promote": ("promotion", "Give a registered version an alias, where a gate lets it through."),
     "rollback": ("promotion", "Give an alias back to the version before."),
@@ -71,7 +77,6 @@ def application(arguments: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
             app.command(name)(getattr(import_module(f"bipline.face.{module}"), name))
         else:
             app.command(name, help=line)(_not_asked_for)
-    app.command()(verify)
     config = typer.Typer(no_args_is_help=True, help="What a configuration file may hold.")
     config.command("schema")(schema)
     config.callback()(lambda: None)
@@ -95,18 +100,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def verify(
-    directory: Annotated[Path, typer.Argument(help="a model directory or package")],
-) -> None:
-    """Re-hash every file of a directory against its manifest."""
-    from bipline.face.api import verify as verify_directory
-
-    manifest = verify_directory(directory)
-    size = manifest.total_bytes / 1e6
-    typer.echo(printable(f"{directory}: {len(manifest.files)} files, {size:.1f} MB, all as listed"))
-    typer.echo(f"digest {manifest.digest} (unsigned: compare it with the one a registry keeps)")
 
 
 def schema(

@@ -44,6 +44,28 @@ def check_evaluate(
     _check(named, {"--json": (json_file, is_result("evaluate"))})
 
 
+def check_speed(models: Iterable[Any], *, json_file: Any, state: Any) -> None:
+    """As :func:`check_prune`; a model may be a file or an address too."""
+    local = [each for each in models if each and not str(each).startswith(("http:", "https:"))]
+    named = [
+        ("MODEL", each, Use.READ_FILE if str(each).endswith(".gguf") else Use.READ_FOLDER)
+        for each in local
+    ]
+    _check([*named, ("--state", state, Use.STATE)], {"--json": (json_file, is_result("speed"))})
+
+
+def check_diff(places: Iterable[Any], *, json_file: Any, state: Any) -> None:
+    """As :func:`check_prune`; ``places`` are packages or results."""
+    named = [
+        *(
+            (name, place, Use.READ_FOLDER if Path(place).is_dir() else Use.READ_FILE)
+            for name, place in zip(("A", "B"), places, strict=True)
+        ),
+        ("--state", state, Use.STATE),
+    ]
+    _check(named, {"--json": (json_file, is_result("diff"))})
+
+
 def check_export(
     model: Any, texts: Mapping[str, Any], *, out: Any, json_file: Any, state: Any
 ) -> None:

@@ -14,9 +14,12 @@ from bipline.base.printable import printable
 from bipline.comparison.spread import STARRED, Repeated, named, ranked, table_lines
 from bipline.values.comparison import Comparison, SweepSummary
 from bipline.values.compensation import counts_text
-from bipline.values.figures import byte_size, kind_of, label_of, side_by_side
+from bipline.values.figures import byte_size, kind_of, label_of
 from bipline.values.promotion import History, HistoryLine, Promotion
 from bipline.values.record import EvaluationRecord
+from bipline.values.record_difference import RecordDifference
+from bipline.values.side_by_side import side_by_side, speed_lines
+from bipline.values.speed import Speeds
 from bipline.values.summary import PruneSummary, RunSummary
 from bipline.values.verdict import Verdict
 
@@ -26,7 +29,37 @@ def print_evaluated(console: Console, records: dict[str, EvaluationRecord], log:
     console.print(evaluation_table(records))
     if "baseline" in records:
         print_change(console, records, "model", "baseline")
-    print_lines(console, [f"log: {log}"])
+    timed = [each.speed for each in records.values() if each.speed]
+    remarks = [line for each in timed for line in each.remarks or ()]
+    print_lines(console, [*remarks, f"log: {log}"])
+
+
+def print_speeds(console: Console, speeds: Speeds, log: Path) -> None:
+    """The end of ``bipline speed``: models side by side, and why one is not faster."""
+    told = speed_lines(speeds, "model")
+    several = len(speeds.models) > 1
+    lines = [
+        [label_of(line.name), *line.texts.values(), *([line.change] if several else [])]
+        for line in told
+    ]
+    head = ["", *speeds.models, *(["against dense"] if several else [])]
+    console.print(_table(head, lines, left={0}))
+    remarks = [line for each in speeds.models.values() for line in each.remarks or ()]
+    print_lines(console, [*remarks, f"log: {log}"])
+
+
+def print_difference(
+    console: Console, difference: RecordDifference, names: tuple[str, str], log: Path
+) -> None:
+    """The end of ``bipline diff``: the figures of both, the change, and McNemar's p."""
+    lines = []
+    for name, found in difference.figures.items():
+        show, pair = kind_of(name).text, found.paired
+        p = f"{pair.p_value:.3f}" if pair and pair.p_value is not None else ""
+        lines.append([label_of(name), show(found.before), show(found.after), found.change, p])
+    head = ["", *names, "change (95 %)", "McNemar's p"]
+    console.print(_table(head, lines, left={0}))
+    print_lines(console, [f"protocol {difference.protocol_digest}", f"log: {log}"])
 
 
 def print_change(
@@ -186,10 +219,7 @@ def print_promoted(console: Console, done: Promotion) -> None:
     """The end of ``promote`` and ``rollback``: the checks, and where the alias points."""
     if done.verdict:
         print_verdict(console, done.verdict)
-    how = "is now" if done.changed else "is already"
-    before = f"; before it version {done.previous}" if done.previous else ""
-    line = f"{done.model}: version {done.version} {how} {done.alias}{before}"
-    print_lines(console, [printable(line)])
+    print_lines(console, [printable(str(done))])
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:

@@ -39,7 +39,7 @@ from bipline.storage.ngrams import MAXIMUM_OVERLAP
 from bipline.storage.task_rows import task_digest
 from bipline.values.fitted_text import fitted_in
 from bipline.values.items import EvaluationItems
-from bipline.values.record import EvaluationRecord, Perplexity, Speed, environment
+from bipline.values.record import EvaluationRecord, Perplexity, environment
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,13 @@ def evaluate(
     tasks: Mapping[str, Path],
     running: Running | None = None,
     allow_fitted: bool = False,
+    with_speed: bool = True,
 ) -> EvaluationRecord:
     """Measure a model directory (``s3://`` for perplexity alone) on named texts and task files.
 
     Raises InvalidInput for an unusable model, text or task, when nothing is to be measured, and
-    for a text that the model was fitted on unless ``allow_fitted``: then the record tells it.
+    for a text that the model was fitted on unless ``allow_fitted``: then the record tells it. Speed
+    that the protocol asks for is measured here unless models take turns elsewhere (``with_speed``).
     """
     if not (texts or tasks or protocol.speed):
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
@@ -76,11 +78,12 @@ def evaluate(
     fitted = fitted_shares(checkpoint, texts, allow_fitted)
     tokenizer = tokenizer_of(checkpoint.folder)
     questions = model_questions(checkpoint, tokenizer, tasks, protocol)
-    whole = protocol.speed or fits_in_memory(
-        checkpoint, questions, protocol, running.device, running.max_memory
-    )
+    whole = fits_in_memory(checkpoint, questions, protocol, running.device, running.max_memory)
     found = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
-    measured, speed = _in_memory(checkpoint, tokenizer, protocol, questions, running, whole)
+    measured = _answered(checkpoint, tokenizer, protocol, questions, running, whole)
+    speeds = {}
+    if protocol.speed and with_speed:
+        speeds = measure_speed({"model": checkpoint}, protocol, running.device)
     return EvaluationRecord(
         tensor_digest=checkpoint.tensor_digest,
         parameters=checkpoint.parameters,
@@ -91,7 +94,7 @@ def evaluate(
             windows={name: windows for name, (_, windows) in found.items()},
             tasks={name: items for name, (_, items) in measured.items()},
         ),
-        speed=speed,
+        speed=speeds.get("model"),
         protocol=protocol.described(
             _digests(texts), {name: task_digest(path) for name, path in tasks.items()}
         ),
@@ -152,32 +155,23 @@ def measure_perplexity(
     return results
 
 
-def _in_memory(
+def _answered(
     checkpoint: Checkpoint,
     tokenizer: Any,
     protocol: Protocol,
     questions: dict[str, Questions],
     running: Running,
     whole: bool,
-) -> tuple[dict[str, Measured], Speed | None]:
-    if not (questions or protocol.speed):
-        return {}, None
+) -> dict[str, Measured]:
+    if not questions:
+        return {}
     dtype = torch_dtype(protocol.dtype)
     model: Any = (
         load_model(checkpoint, dtype).to(running.device)
         if whole
         else BlockLoop(checkpoint, dtype, running.device)
     )
-    measured = zero_shot(model, tokenizer, questions, protocol.batch_size, running.max_memory)
-    speed = None
-    if protocol.speed:
-        speed = measure_speed(
-            model,
-            protocol.speed_prompt_tokens,
-            protocol.speed_decoded_tokens,
-            protocol.speed_repeats,
-        )
-    return measured, speed
+    return zero_shot(model, tokenizer, questions, protocol.batch_size, running.max_memory)
 
 
 def _digests(files: Mapping[str, Path]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import numpy
@@ -211,7 +212,11 @@ def _task_result(task: Any, metrics: list[Any], excluded: tuple[int, ...]) -> Ta
 
 
 def _mean(task: Any, metrics: list[Any], name: str | None) -> tuple[float, float | None]:
-    """A metric as lm-eval gives it, and the standard error of a mean of zeros and ones."""
-    share = float(task.aggregation()[name]([each[name] for each in metrics]))
-    count = len(metrics)
-    return share, math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None
+    """A metric as lm-eval gives it, and its standard error: of zeros and ones the binomial."""
+    values = [float(each[name]) for each in metrics]
+    share, count = float(task.aggregation()[name]([each[name] for each in metrics])), len(values)
+    if count == 1:
+        return share, None
+    if set(values) <= {0.0, 1.0}:
+        return share, math.sqrt(share * (1 - share) / (count - 1))
+    return share, stdev(values) / math.sqrt(count)

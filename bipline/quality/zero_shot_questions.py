@@ -137,7 +137,12 @@ def _requests(name: str, task: Any, limit: int | None) -> Iterator[tuple[int, li
 
 
 def _check_answer(task: Any, document: Any) -> None:
-    """Raise ValueError where the answer is none of the choices: lm-eval would count it as wrong."""
+    """Raise ValueError where the answer is none of the choices: lm-eval would count it as wrong.
+
+    A task with a metric of its own is asked for that of an answer that says nothing.
+    """
+    if task.OUTPUT_TYPE == GENERATED:
+        task.process_results(document, [""])
     if task.OUTPUT_TYPE != "multiple_choice":
         return
     choices = task.doc_to_choice(document)
@@ -145,6 +150,8 @@ def _check_answer(task: Any, document: Any) -> None:
         raise ValueError("one of its choices is empty")
     if not right_answers(task, document, choices):
         raise ValueError("its answer is none of its choices, which it must be to be measured")
+    if callable(task.config.process_results):
+        task.process_results(document, [(-1.0, False)] * len(choices))
 
 
 def right_answers(task: Any, document: Any, choices: list[str]) -> list[int]:

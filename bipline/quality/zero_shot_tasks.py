@@ -81,11 +81,17 @@ def official(name: str) -> dict[str, Any]:
     """
     file = configuration_file(name)
     if file is None:
-        hint = "a group or tag is given by the names of its tasks"
+        hint = "give its rows by --task-data, a group or tag by the names of its tasks"
         raise InvalidInput(f"task {name!r}: lm-eval has no task of this name; {hint}")
-    configuration: dict[str, Any] = require("lm_eval.tasks._yaml_loader", "eval").load_yaml(file)
-    if reason := _unusable(configuration):
+    load = require("lm_eval.tasks._yaml_loader", "eval").load_yaml
+    # Its functions are imported only where it is one that is measured.
+    if reason := _unusable(load(file, resolve_func=False)):
         raise InvalidInput(f"task {name}: {reason}")
+    try:
+        configuration: dict[str, Any] = load(file)
+    except Exception as error:  # modules of its authors, which import what they like
+        reason = f"lm-eval cannot load its functions: {one_line(error)}"
+        raise InvalidInput(f"task {name}: {reason[:400]}") from error
     return configuration
 
 
@@ -166,7 +172,7 @@ def _on_rows(name: str, path: Path) -> dict[str, Any]:
             {"metric": metric, "aggregation": "mean", "higher_is_better": True}
             for metric in _metrics(name, begins)
         ],
-        "metadata": {"version": 1.0},
+        "metadata": official(name)["metadata"] if name in USUAL else {"version": 1.0},
     }
 
 

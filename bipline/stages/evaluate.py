@@ -9,19 +9,23 @@ from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import heading
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
+from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality import evaluate as core
 from bipline.quality.zero_shot import check_tasks, model_questions
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import ComputeSettings
 from bipline.settings.protocol import Protocol
+from bipline.stages import speed
 from bipline.stages.resolve import glance, local_copy, resolve_tasks, resolve_texts
+from bipline.stages.speed import with_speeds
 from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.store import Handle
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
 
 STAGE = Stage("evaluate", "evaluation", ("bipline.quality.evaluate",))
+BASELINE = "baseline"
 
 
 def evaluate_dense(context: Context, given: Resolution, protocol: Protocol) -> EvaluationRecord:
@@ -33,7 +37,7 @@ def evaluate_dense(context: Context, given: Resolution, protocol: Protocol) -> E
     inputs = {"model": model.identity, "tokenizer": model.tokenizer_digest}
 
     def place() -> Path | str:
-        whole = bool(given.tasks) or protocol.speed
+        whole = bool(given.tasks) or protocol.speed  # as the core asks of every model
         return local_copy(model, context.downloads) if whole else model.location
 
     return _stored(
@@ -70,8 +74,13 @@ def evaluate_models(
     records = {}
     for name, place in places.items():
         heading(f"evaluate {name}: {models[name]}")
-        records[name] = core.evaluate(place, protocol, files, rows, running, allow_fitted)
-    return records
+        records[name] = core.evaluate(place, protocol, files, rows, running, allow_fitted, False)
+    if not protocol.speed:
+        return records
+    # The baseline first: against it the other is told.
+    order = sorted(places, key=lambda name: name != BASELINE)
+    opened = {name: open_checkpoint(places[name]) for name in order}
+    return with_speeds(records, speed.measured(opened, protocol, running.device))
 
 
 def _stored(
@@ -91,7 +100,8 @@ def _stored(
         texts = {name: Path(text.location) for name, text in given.texts.items()}
         tasks = {name: Path(task.location) for name, task in given.tasks.items()}
         running = core.Running(context.device, context.compute.max_memory)
-        record = core.evaluate(place(), protocol, texts, tasks, running)
+        # Speed is measured by a stage of its own, where models take turns.
+        record = core.evaluate(place(), protocol, texts, tasks, running, with_speed=False)
         if expected not in (None, record.tensor_digest):
             raise Refused(f"{given.model.location}: its weights changed while the run was going on")
         return record

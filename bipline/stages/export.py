@@ -18,6 +18,7 @@ from bipline.quality.evaluate import fitted_shares
 from bipline.settings.base import Settings
 from bipline.settings.compress import CompressSettings, ExportSettings
 from bipline.stages.resolve import local_copy, resolve_model, resolve_texts
+from bipline.stages.speed import with_speeds
 from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter, refuse_occupied
@@ -27,6 +28,7 @@ from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution
+from bipline.values.speed import Speeds
 
 STAGE = Stage("export", core.KIND, ("bipline.delivery.export",))
 
@@ -49,12 +51,13 @@ def records_of(
     pruned: EvaluationRecord,
     recovered: EvaluationRecord | None,
     recovery: RecoveryRecord | None,
+    speeds: Speeds | None = None,
 ) -> dict[str, EvaluationRecord]:
-    """Records by model; that of a recovered one counts where the recovery was accepted."""
+    """Records by model, with their speeds; a recovered one counts where it was accepted."""
     records = {"dense": dense, "pruned": pruned}
     if recovered and recovery and recovery.accepted:
         records["recovered"] = recovered
-    return records
+    return with_speeds(records, speeds)
 
 
 def export(

@@ -19,12 +19,15 @@ from bipline.delivery.evidence import read_evidence
 from bipline.delivery.registries import mlflow as core
 from bipline.delivery.registries.journal import check_alias, history_of
 from bipline.delivery.registries.journal_mlflow import SUFFIX, MlflowRegistry
+from bipline.delivery.registries.mlflow_run import RunContent, Tracking
+from bipline.delivery.registries.mlflow_service import tracking_uri
 from bipline.delivery.registries.promotion import (
     Gate,
     GateRefused,
     promote_version,
     roll_back_alias,
 )
+from bipline.delivery.version_summary import base_model, version_summary
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import flattened
 from bipline.settings.compress import CANDIDATE, CompressSettings, PromoteSettings
@@ -32,8 +35,9 @@ from bipline.settings.gate import EVERY, GateSettings, gate_name, load_gate
 from bipline.stages.export import Account
 from bipline.stages.stage import Context, Lines
 from bipline.storage.store import Handle
-from bipline.values.figures import metrics_of
+from bipline.values.metrics import curves_of, final_metrics, metrics_of
 from bipline.values.promotion import History, Promotion
+from bipline.values.resolution import Resolution, ResolvedTask, ResolvedText, read_resolution
 from bipline.values.summary import Registration
 from bipline.values.verdict import Override
 
@@ -53,29 +57,50 @@ def promote(
 ) -> Registration:
     """Register the package as candidate, with every number of the run; then ask the gate.
 
-    Never found in a Store: whether the registry has it is the registry's to say. A refusal is told
-    in the registration, so that the run's other results stay. Raises InvalidInput for an alias
-    that needs a gate and has none.
+    ``seconds`` are of the stages that ran. Never found in a Store: whether the registry has it is
+    the registry's to say. A refusal is told in the registration, so that the run's other results
+    stay. Raises InvalidInput for an alias that needs a gate and has none.
     """
     heading("promote")
     _check_gate(settings)
-    place, records = context.store.open(package), account.records
+    place, records, plan = context.store.open(package), account.records, account.plan
+    packaged = str(package.info["packaged"])
+    model = read_resolution(place / "resolution.json").model
+    documents = {
+        name: (place / name).read_text(encoding="utf-8") for name in ("report.html", "README.md")
+    }
+    content = RunContent(
+        params=flattened(account.config),
+        metrics={
+            **{f"seconds/{stage}": each for stage, each in seconds.items()},
+            **metrics_of(records, plan, account.recovery),
+        },
+        final=final_metrics(records, packaged),
+        curves=curves_of(plan),
+        artifacts={
+            "pruning_plan.json": plan.to_json(),
+            "evaluation.json": _json(
+                {name: each.to_json_value() for name, each in records.items()}
+            ),
+            "config.json": _json(account.config),
+            **documents,
+        },
+        tags=dict(tags),
+        version_tags={
+            "tensor_digest": str(package.info["tensor_digest"]),
+            "plan_digest": plan.digest,
+            "base_model": base_model(model),
+            "base_tensor_digest": str(model.tensor_digest),
+            "git_commit": tags.get("git.commit", "unknown"),
+        },
+        summary=version_summary(records, plan, packaged, model),
+    )
     registered = core.track_and_register(
         package=place,
         package_digest=package.digest,
         name=settings.name,
         alias=CANDIDATE,
-        params=flattened(account.config),
-        metrics={**seconds, **metrics_of(records, account.plan, account.recovery)},
-        artifacts={
-            "pruning_plan.json": account.plan.to_json(),
-            "evaluation.json": _json(
-                {name: each.to_json_value() for name, each in records.items()}
-            ),
-            "config.json": _json(account.config),
-            "report.html": (place / "report.html").read_text(encoding="utf-8"),
-        },
-        tags=dict(tags),
+        content=content,
     )
     registry = MlflowRegistry(settings.name)
     if evaluated_at is not None:
@@ -101,6 +126,7 @@ def _gated(
         note(str(refusal))
         verdict = refusal.verdict if isinstance(refusal, GateRefused) else None
         return registered.model_copy(update={"refusal": str(refusal), "verdict": verdict})
+    note(str(promotion))
     return registered.model_copy(update={"alias": alias, "verdict": promotion.verdict})
 
 
@@ -156,6 +182,11 @@ def registry_address(given: str | None, state: Path | None, usual: Path) -> str 
     None leaves it to MLflow. Raises InvalidInput where there is none at all.
     """
     if given is not None:
+        if "://" not in given or given.startswith("s3://"):
+            raise InvalidInput(
+                f"--registry {given}: give MLflow's address, such as http://host:5000 or "
+                "sqlite:///FILE"
+            )
         return given
     if state is None and any(os.environ.get(f"MLFLOW_{w}_URI") for w in ("TRACKING", "REGISTRY")):
         return None
@@ -165,7 +196,7 @@ def registry_address(given: str | None, state: Path | None, usual: Path) -> str 
             f"{place}: no registry there; give --registry ADDRESS, --state DIR, or set "
             "MLFLOW_TRACKING_URI"
         )
-    return core.tracking_uri(state or usual)
+    return tracking_uri(state or usual)
 
 
 def parts_of(source: str, otherwise: str) -> tuple[str, str]:
@@ -203,6 +234,27 @@ def _check_gate(settings: PromoteSettings) -> None:
             f"promote.gate {settings.gate!r} decides about no alias: {CANDIDATE} is what every "
             "new version gets; set promote.alias, such as production"
         )
+
+
+def track_inputs(tracking: Tracking, settings: CompressSettings, resolution: Resolution) -> None:
+    """Tell the run what it starts from: the dense model, and each text with what it is read for."""
+    files: dict[str, ResolvedText | ResolvedTask] = {**resolution.texts, **resolution.tasks}
+    tracking.log_inputs(resolution.model, files, contexts_of(settings))
+
+
+def contexts_of(settings: CompressSettings) -> dict[str, str]:
+    """What each text and task is read for: calibration, training, validation, evaluation."""
+    recover, evaluate = settings.recover, settings.evaluate
+    readers = {
+        "calibration": settings.calibrate.texts,
+        "training": (recover.text,) if recover.enabled else (),
+        "validation": (recover.held_out,) if recover.enabled else (),
+        "evaluation": (*evaluate.texts, *evaluate.tasks),
+    }
+    return {
+        name: ", ".join(context for context, names in readers.items() if name in names) or "unread"
+        for name in (*settings.texts, *settings.tasks)
+    }
 
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:

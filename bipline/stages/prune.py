@@ -8,6 +8,7 @@ from pathlib import Path
 from bipline.compression import prune as core
 from bipline.compression.corrections import open_corrections
 from bipline.compression.criteria import needs_of
+from bipline.delivery.prune_card import told_origin, write_prune_card
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import LineSettings, PruneSettings
 from bipline.stages.stage import Context, Lines, Stage
@@ -19,7 +20,7 @@ from bipline.values.fitted_text import FITTED_NAME, FittedText, fitted_in, read_
 from bipline.values.plan import PruningPlan
 from bipline.values.resolution import ResolvedModel
 
-STAGE = Stage("prune", core.KIND, ("bipline.compression.prune",))
+STAGE = Stage("prune", core.KIND, ("bipline.compression.prune", "bipline.delivery.prune_card"))
 
 
 def prune(
@@ -38,6 +39,8 @@ def prune(
     if corrections:
         inputs["corrections"] = corrections.digest
         fitted = [*fitted, context.store.open(corrections)]
+    if origin := told_origin(model):
+        inputs["origin"] = digest_json(origin)
     known = _fitted(context.opened(model).folder, plan, fitted)
     if known is not None:
         inputs["fitted text"] = digest_json(known.model_dump(mode="json"))
@@ -47,6 +50,9 @@ def prune(
         core.write_pruned(context.opened(model), plan, writer, settings.shard_size, corrected)
         if known is not None:
             write_text(writer.path / FITTED_NAME, known.to_json())
+        shape = context.opened(model).shape
+        dense = shape.num_key_value_heads, shape.intermediate_size
+        write_prune_card(model, plan, dense, writer.path / "README.md")
 
     return STAGE.run(context, STAGE.key(inputs, settings.model_dump(mode="json")), produce)
 

@@ -120,7 +120,7 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     Raises InvalidInput for a model, text or task that cannot be had or used.
     """
     if settings.model.startswith(REGISTRY):
-        from bipline.delivery.registries.mlflow import tracking_uri
+        from bipline.delivery.registries.mlflow_service import tracking_uri
         from bipline.delivery.registries.mlflow_source import find_version
 
         state = getattr(settings, "state", None)  # a run asks the registry of its own state

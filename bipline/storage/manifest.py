@@ -27,6 +27,9 @@ from bipline.storage.names import is_plain_name
 from bipline.storage.strict_json import parse_object
 
 MANIFEST_NAME = "manifest.json"
+# Signs the manifest, so no manifest can list it: see bipline/delivery/signature.py.
+SIGNATURE_NAME = "manifest.json.sig"
+BESIDE = (MANIFEST_NAME, SIGNATURE_NAME)
 SCHEMA_VERSION: Literal[2] = 2
 # Nothing that is written here is a program, runs as its owner, or is for everyone to write.
 WRONG_MODES = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o111 | stat.S_IWOTH
@@ -54,7 +57,7 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _inside(self) -> Manifest:
         for name in self.files:
-            if not is_plain_name(name) or name == MANIFEST_NAME:
+            if not is_plain_name(name) or name in BESIDE:
                 raise ValueError(f"{name!r} is no name of a file in the directory")
             if self.schema_version == 1 and "\n" in name:
                 raise ValueError(f"{name!r} holds a newline, which version 1 cannot tell of")
@@ -80,7 +83,7 @@ class Manifest(BaseModel):
 
 
 def relative_files(directory: Path) -> list[str]:
-    """Names of all files below a directory, sorted, the manifest itself left out.
+    """Names of all files below a directory, sorted, without the manifest and its signature.
 
     Raises InvalidInput for links, special files and empty folders: a listing must not depend on
     what lies outside the directory, and a folder of nothing would not be in it.
@@ -92,7 +95,7 @@ def relative_files(directory: Path) -> list[str]:
         name = path.relative_to(directory).as_posix()
         if path.is_dir() and not any(path.iterdir()):
             raise InvalidInput(f"{path}: an empty folder, which no listing tells of; remove it")
-        if path.is_file() and name != MANIFEST_NAME:
+        if path.is_file() and name not in BESIDE:
             names.append(name)
     return names
 

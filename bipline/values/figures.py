@@ -14,14 +14,9 @@ from typing import Literal
 
 from bipline.values.comparison import Change, Row
 from bipline.values.differences import paired_differences
-from bipline.values.paired import PairedDifference
-from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord, Perplexity
-from bipline.values.recovery import RecoveryRecord
+from bipline.values.speed import Speed, Spread
 
-NOT_MEASURED = "not measured"
-# Above this many nats no perplexity is a number any more.
-LARGEST_NATS = 700.0
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 # Of a row of a comparison, and of each of its texts.
@@ -61,8 +56,9 @@ def _points(dense: float, value: float) -> str:
     return _signed(100 * (value - dense), " points")
 
 
-def _factor(dense: float, value: float) -> str:
-    return f"{TIMES} {value / dense:.2f}" if dense else ""
+def seconds_text(value: float) -> str:
+    """Seconds, or milliseconds where it is less than one."""
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
 def _signed(number: float, unit: str) -> str:
@@ -75,9 +71,9 @@ def _signed(number: float, unit: str) -> str:
 class Kind:
     """What a figure is called, in what it is counted, and how a value reads.
 
-    ``change`` tells a value against the dense model's: in percent, points or as a factor; None
-    where the figure is a change itself, or has no dense counterpart. ``tabled``: whether tables
-    of models side by side show it.
+    ``change`` tells a value against the dense model's: in percent or points; None where the
+    figure is a change itself, has no dense counterpart, or is told as a factor of repeats.
+    ``tabled``: whether tables of models side by side show it.
     """
 
     title: str
@@ -104,11 +100,23 @@ KINDS: dict[str, Kind] = {
     "acc": Kind("Accuracy", "share of rows", percent, "higher", _points, True),
     "acc_norm": Kind("Normalised accuracy", "share of rows", percent, "higher", _points, True),
     "prefill_tokens_per_second": Kind(
-        "Prefill, tokens/s (median)", "tokens per second", count_text, "higher", _factor, True
+        "Prefill, tokens/s (median)", "tokens per second", count_text, "higher", None, True
     ),
     "decode_tokens_per_second": Kind(
-        "Decode, tokens/s (median)", "tokens per second", count_text, "higher", _factor, True
+        "Decode, tokens/s (median)", "tokens per second", count_text, "higher", None, True
     ),
+    "first_token_seconds": Kind(
+        "First token (median)", "seconds", seconds_text, "lower", None, True
+    ),
+    "running_bytes": Kind(
+        "Memory of the running model",
+        "bytes of private memory",
+        byte_size,
+        "lower",
+        _relative,
+        True,
+    ),
+    "load_seconds": Kind("Loading", "seconds", seconds_text, "lower", None, True),
     "seconds": Kind("Seconds", "seconds", "{:.1f}".format),
     "peak_bytes": Kind("Memory", "bytes of private memory", byte_size),
     "peak_device_bytes": Kind("Device memory", "bytes on the device", byte_size),
@@ -118,33 +126,23 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A value by its name; with its standard error, or the median of its repeats, where known."""
+    """A value by its name; with its standard error, or how its repeats spread, where known."""
 
     name: str
     value: float
     error: float | None = None
-    median: float | None = None
+    spread: Spread | None = None
 
     @property
     def text(self) -> str:
-        """The value as it reads, and beside it the standard error or the median."""
+        """The value as it reads, with its standard error, or quartiles and the best repeat."""
         show = kind_of(self.name).text
         error = f" ± {show(self.error)}" if self.error else ""
-        return show(self.value) + error + (f" ({show(self.median)})" if self.median else "")
+        return show(self.value) + error + (_spread_text(self.spread, show) if self.spread else "")
 
 
-@dataclass(frozen=True)
-class Line:
-    """One figure of models side by side: a text per model, and one's change against the dense."""
-
-    name: str
-    texts: dict[str, str]
-    change: str
-
-    @property
-    def title(self) -> str:
-        """What the line is called."""
-        return title_of(self.name)
+def _spread_text(spread: Spread, show: Callable[[float], str]) -> str:
+    return f" [{show(spread.lower)}, {show(spread.upper)}], best {show(spread.best)}"
 
 
 def kind_of(name: str) -> Kind:
@@ -191,72 +189,6 @@ def values(figures: Mapping[str, Figure], prefix: str = "") -> dict[str, float]:
     return found | {f"{prefix}{name}.stderr": error for name, error in errors.items() if error}
 
 
-def side_by_side(
-    records: Mapping[str, EvaluationRecord], changed: str = "", against: str = "dense"
-) -> list[Line]:
-    """The figures of models under one protocol as tables show them.
-
-    ``changed`` names the record whose change is told, ``against`` the one it is taken from: with
-    its interval where both were measured on the same windows or rows.
-    """
-    found = {model: figures_of(record) for model, record in records.items()}
-    pairs = paired_differences(records[against], records[changed]) if changed else {}
-    ends = found.get(against, {}), found.get(changed, {})
-    names = dict.fromkeys(name for figures in found.values() for name in figures)
-    places = list(KINDS)
-    # What only some of the models have comes where the others' stand.
-    order = sorted(names, key=lambda name: places.index(name.partition(".")[0]))
-    return [
-        Line(
-            name,
-            {model: f[name].text if name in f else NOT_MEASURED for model, f in found.items()},
-            _change(ends[0].get(name), ends[1].get(name), pairs.get(_paired_name(name))),
-        )
-        for name in order
-        if kind_of(name).tabled
-    ]
-
-
-def metrics_of(
-    records: Mapping[str, EvaluationRecord], plan: PruningPlan, recovery: RecoveryRecord | None
-) -> dict[str, float]:
-    """Every figure of a compress run by dotted name, such as ``pruned.perplexity.TEXT``."""
-    told = {
-        "ratio.reached_blocks": plan.budget.reached_blocks,
-        "ratio.reached_total": plan.budget.reached_total,
-    }
-    if recovery is not None:
-        told["recovery.accepted"] = float(recovery.accepted)
-    for model, record in records.items():
-        dense = None if model == "dense" else records.get("dense")
-        told |= values(figures_of(record, dense), f"{model}.")
-    return told
-
-
-def _paired_name(name: str) -> str:
-    """Perplexities are compared by their nats."""
-    kind, _, subject = name.partition(".")
-    return f"nll.{subject}" if kind == "perplexity" else name
-
-
-def _change(dense: Figure | None, one: Figure | None, pair: PairedDifference | None) -> str:
-    """A change with its 95 % interval; one inside its interval is none."""
-    if dense is None or one is None or (tell := kind_of(one.name).change) is None:
-        return ""
-    if pair is None or pair.low is None or pair.high is None:
-        return tell(dense.value, one.value)
-    low, high = (tell(dense.value, _moved(dense, end)) for end in (pair.low, pair.high))
-    told = tell(dense.value, one.value) if pair.is_told else "no difference"
-    return f"{told} ({low} to {high})"
-
-
-def _moved(dense: Figure, difference: float) -> float:
-    """The dense value and a difference of it; of a perplexity the difference is in nats."""
-    if dense.name.startswith("perplexity."):
-        return dense.value * math.exp(min(difference, LARGEST_NATS))
-    return dense.value + difference
-
-
 def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iterator[Figure]:
     yield Figure("parameters", record.parameters)
     if dense:
@@ -270,11 +202,27 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
         yield Figure(f"acc.{task}", result.acc, error=result.stderr)
         if result.acc_norm is not None:
             yield Figure(f"acc_norm.{task}", result.acc_norm, error=result.acc_norm_stderr)
-    if speed := record.speed:
-        for name in ("prefill", "decode"):
-            best = getattr(speed, f"{name}_tokens_per_second")
-            median = getattr(speed, f"{name}_median_tokens_per_second")
-            yield Figure(f"{name}_tokens_per_second", best, median=median)
+    if record.speed:
+        yield from speed_figures(record.speed)
+
+
+def speed_figures(speed: Speed) -> Iterator[Figure]:
+    """Of batch 1 under the bare names; of a filled batch with its size behind them."""
+    for name in ("prefill", "decode"):
+        yield _repeated(f"{name}_tokens_per_second", getattr(speed, name))
+        if speed.filled:
+            subject = f"batch-{speed.filled.batch_size}"
+            yield _repeated(f"{name}_tokens_per_second.{subject}", getattr(speed.filled, name))
+    if speed.first_token_seconds:
+        yield _repeated("first_token_seconds", speed.first_token_seconds)
+    if speed.peak_memory_bytes:
+        yield Figure("running_bytes", speed.peak_memory_bytes)
+    if speed.load_seconds:
+        yield Figure("load_seconds", speed.load_seconds)
+
+
+def _repeated(name: str, spread: Spread) -> Figure:
+    return Figure(name, spread.median, spread=spread)
 
 
 def _of_row(row: Row) -> Iterator[Figure]:

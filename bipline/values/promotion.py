@@ -91,3 +91,8 @@ class Promotion(_Frozen):
     previous: str | None
     changed: bool
     verdict: Verdict | None = None
+
+    def __str__(self) -> str:
+        how = "is now" if self.changed else "is already"
+        before = f"; before it version {self.previous}" if self.previous else ""
+        return f"{self.model}: version {self.version} {how} {self.alias}{before}"

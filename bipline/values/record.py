@@ -10,16 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from bipline.storage.digests import digest_json
 from bipline.storage.stage_key import library_versions, processor
 from bipline.values.items import EvaluationItems
+from bipline.values.speed import ADDED, Speed
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION: Literal[1] = 1
-
-
-# A field that came after the first records: where nothing is known it is not written, so that an
-# older record keeps its bytes and its digest.
-ADDED: Any = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class _Frozen(BaseModel):
@@ -63,22 +59,6 @@ class TaskResult(_Frozen):
     excluded_rows: tuple[int, ...] | None = ADDED
 
 
-class Speed(_Frozen):
-    """Tokens per second: prompt processing and greedy decoding, best and median of the repeats.
-
-    A median far below the best says that the machine was busy with something else.
-    """
-
-    prefill_tokens_per_second: float
-    prefill_median_tokens_per_second: float
-    decode_tokens_per_second: float
-    decode_median_tokens_per_second: float
-    batch_size: int
-    prompt_tokens: int
-    decoded_tokens: int
-    repeats: int
-
-
 class EvaluationRecord(_Frozen):
     """One model under one protocol. Two records compare only when ``protocol_digest`` agrees.
 
@@ -101,9 +81,9 @@ class EvaluationRecord(_Frozen):
         """The digest of the protocol: texts, windows, BOS policy, tasks, dtype, batch size."""
         return digest_json(self.protocol)
 
-    def to_json_value(self) -> dict[str, Any]:
-        """The record as JSON without its items, the protocol's digest beside the protocol."""
-        value = self.model_dump(mode="json", exclude={"items"})
+    def to_json_value(self, items: bool = False) -> dict[str, Any]:
+        """The record as JSON, the protocol with its digest; with the ``items`` or not."""
+        value = self.model_dump(mode="json", exclude=set() if items else {"items"})
         value["protocol"] = {**value["protocol"], "digest": self.protocol_digest}
         return value
 

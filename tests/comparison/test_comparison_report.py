@@ -294,7 +294,7 @@ def test_child_runs_hold_what_was_tried_and_what_came_out(
     import mlflow
 
     from bipline.comparison.tracking import track_comparison
-    from bipline.delivery.registries.mlflow import prepare_tracking
+    from bipline.delivery.registries.mlflow_service import prepare_tracking
 
     before = mlflow.get_tracking_uri()
     uri = prepare_tracking(tmp_path, "sweep")

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from bipline.compression.criteria import CRITERIA
 from bipline.compression.descriptions import criterion_description
 from bipline.delivery.card import render_card
 from bipline.delivery.contents import PackageContents
+from bipline.values.record import TaskResult
 from bipline.values.resolution import Resolution
 from tests.delivery.conftest import altered, with_recovery
 from tests.delivery.test_report import HOSTILE, hostile
@@ -47,6 +49,24 @@ def test_base_model_and_revision_of_a_hub_model(contents: PackageContents) -> No
     card = render_card(source)
     assert front_matter(card)["base_model"] == "org/name"
     assert "`c0ffee`" in card
+
+
+def test_the_hubs_tools_read_results_with_their_errors(contents: PackageContents) -> None:
+    pruned = contents.records["pruned"]
+    result = TaskResult(acc=0.5, acc_norm=None, stderr=0.1, n=10)
+    record = pruned.model_copy(update={"tasks": {"quiz": result}})
+    told = altered(
+        with_model(contents, source="hf:org/name"), records={**contents.records, "pruned": record}
+    )
+    data = ModelCard(render_card(told)).data
+    assert (data.base_model, data.base_model_relation) == ("org/name", "finetune")
+    found = {each.metric_name: each for each in data.eval_results}
+    assert {name: each.metric_value for name, each in found.items()} == {
+        "Perplexity, held-out": pruned.perplexity["held-out"].value, "Accuracy, quiz": 0.5,
+    }  # fmt: skip
+    assert found["Accuracy, quiz"].metric_args["standard_error"] == 0.1
+    digest = record.protocol["texts"]["held-out"]
+    assert found["Perplexity, held-out"].dataset_args == {"sha256": digest}
 
 
 @pytest.mark.parametrize(

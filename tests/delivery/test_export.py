@@ -116,7 +116,7 @@ def test_the_manifest_lists_and_declares_the_package(
         "report.html",
         "resolution.json",
     }
-    assert "hf/manifest.json" not in manifest.files
+    assert verify_directory(package / "hf") == read_manifest(contents.model)  # the folder alone too
     for name, entry in read_manifest(contents.model).files.items():
         assert manifest.files[f"hf/{name}"] == entry
     assert manifest.info["tensor_digest"] == open_checkpoint(contents.model).tensor_digest

@@ -36,11 +36,11 @@ from bipline.values.figures import (
     figures_of,
     kind_of,
     label_of,
-    metrics_of,
     row_figures,
     row_names,
     title_of,
 )
+from bipline.values.metrics import metrics_of
 from bipline.values.plan import Budget
 from bipline.values.record import EvaluationRecord, Perplexity, Speed, TaskResult
 from bipline.values.summary import BeforeAfter
@@ -136,17 +136,18 @@ def test_mlflow_is_told_the_values_that_tables_show(
     contents: PackageContents, told: dict[str, EvaluationRecord]
 ) -> None:
     metrics = metrics_of(told, contents.plan, with_recovery(contents).recovery)
-    assert metrics["ratio.reached_blocks"] == contents.plan.budget.reached_blocks
-    assert metrics["recovery.accepted"] == 1.0
+    assert metrics["ratio/reached_blocks"] == contents.plan.budget.reached_blocks
+    assert metrics["recovery/accepted"] == 1.0
     for name in metrics:
-        assert name.split(".")[1] in KINDS
+        assert name.partition("/")[2].partition(".")[0] in KINDS
     for model, record in told.items():
         for name, figure in figures_of(record).items():
-            assert metrics[f"{model}.{name}"] == figure.value
+            assert metrics[f"{model}/{name}"] == figure.value
+            assert metrics.get(f"{model}/{name}.stderr") == figure.error
         for text, found in record.perplexity.items():
-            assert metrics[f"{model}.perplexity.{text}"] == found.value
+            assert metrics[f"{model}/perplexity.{text}"] == found.value
         for task, result in record.tasks.items():
-            assert metrics[f"{model}.acc.{task}"] == result.acc
+            assert metrics[f"{model}/acc.{task}"] == result.acc
 
 
 def test_a_change_against_dense_is_told_where_dense_is_known() -> None:

@@ -22,7 +22,9 @@ from bipline.delivery.registries.journal import (
     state_of,
 )  # fmt: skip
 from bipline.delivery.registries.journal_mlflow import ENTRY_TAG, MlflowRegistry, pointed_at
-from bipline.delivery.registries.mlflow import prepare_tracking, track_and_register
+from bipline.delivery.registries.mlflow import track_and_register
+from bipline.delivery.registries.mlflow_run import RunContent
+from bipline.delivery.registries.mlflow_service import prepare_tracking
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import read_manifest
 from tests.gated import asked, documents, evidence, verdict
@@ -62,7 +64,7 @@ def stored(database: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory)
                 (writer.path / "README.md").write_text(f"# {number}\n")
             track_and_register(
                 package=package, package_digest=read_manifest(package).digest, name="stored",
-                alias="candidate", params={}, metrics={}, artifacts={}, tags={},
+                alias="candidate", content=RunContent(),
             )  # fmt: skip
         client = mlflow.MlflowClient()
         return [client.get_model_version("stored", number) for number in "1234"]

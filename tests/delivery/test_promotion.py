@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import bipline
 from bipline.base.errors import InvalidInput, Refused
 from bipline.delivery.export import PackageContents
 from bipline.delivery.registries.journal_mlflow import MlflowRegistry
-from bipline.delivery.registries.mlflow import prepare_tracking
+from bipline.delivery.registries.mlflow_service import prepare_tracking, tracking_uri
 from bipline.settings.compress import PromoteSettings
 from bipline.stages.export import Account
 from bipline.stages.promote import gate_of, parts_of, promote, registry_address
@@ -61,8 +62,6 @@ class Registered:
     """One registered model of its own, what a run does with a package, and the commands."""
 
     def __init__(self, state: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
-        from bipline.delivery.registries.mlflow import tracking_uri
-
         self.state, self.name, self._capfd = state, name, capfd
         self.registry = MlflowRegistry(name, tracking_uri(state))
 
@@ -95,8 +94,6 @@ def registered(
     state: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Registered]:
     import mlflow
-
-    from bipline.delivery.registries.mlflow import tracking_uri
 
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking_uri(state))
@@ -274,6 +271,33 @@ def test_a_champion_that_cannot_be_read_is_one_without_metrics(
     assert registered.aliases["production"] == "1"
 
 
+def test_intervals_are_those_of_the_packages_own_items(
+    registered: Registered, package: Path, contents: PackageContents, tmp_path: Path
+) -> None:
+    path = tmp_path / "interval.yaml"
+    limit = "{figure: perplexity.held-out, against: dense, worse_at_most: 1000.0}"
+    path.write_text(f"limits:\n  - {limit}\n", encoding="utf-8")
+    told = registered.run(package, contents, "production", path)
+    assert told.verdict and told.verdict.passed, told.refusal
+    numbers = told.verdict.checks[-1].numbers
+    dense, pruned = (contents.records[name].perplexity["held-out"] for name in ("dense", "pruned"))
+    low, loss, high = (float(numbers[key] or 0) for key in ("loss_low", "loss", "loss_high"))
+    assert low < loss < high
+    assert loss == pytest.approx(pruned.value / dense.value - 1, rel=1e-6, abs=1e-9)
+
+
+def test_a_registry_that_is_not_there(registered: Registered, tmp_path: Path) -> None:
+    registered.command("history", "nobody").assert_one_line(2, "knows no model 'nobody'")
+    absent = f"sqlite:///{tmp_path}/none.db"
+    registered.command("history", "a", "--registry", absent).assert_one_line(2, "no registry at")
+    assert not (tmp_path / "none.db").exists()
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        down = f"http://127.0.0.1:{held.getsockname()[1]}"
+    asked = ["promote", "a", "--to", "production", "--gate", "lenient", "--registry", down]
+    registered.command(*asked).assert_one_line(3, down)
+
+
 def test_names_of_versions() -> None:
     assert parts_of("a", "@candidate") == ("a", "@candidate")
     assert parts_of("models:/a@b", "") == ("a", "@b")
@@ -289,6 +313,9 @@ def test_which_registry_is_meant(state: Path, monkeypatch: pytest.MonkeyPatch) -
     usual = state / "nowhere"
     assert registry_address("http://a", state, usual) == "http://a"
     assert registry_address(None, state, usual) == f"sqlite:///{state}/mlflow/mlflow.db"
+    for odd in ("nonsense", "s3://bucket/x"):
+        with pytest.raises(InvalidInput, match="give MLflow's address"):
+            registry_address(odd, None, usual)
     with pytest.raises(InvalidInput, match="no registry there"):
         registry_address(None, None, usual)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://b")

@@ -14,12 +14,12 @@ import pytest
 
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.delivery.registries.mlflow import (
-    LONGEST_PARAM,
     Registration,
     check_stored_copy,
-    prepare_tracking,
     track_and_register,
 )
+from bipline.delivery.registries.mlflow_run import RunContent
+from bipline.delivery.registries.mlflow_service import LONGEST_PARAM, prepare_tracking
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import read_manifest, verify_directory
 
@@ -61,7 +61,7 @@ def register(
 ) -> Registration:
     values: dict[str, Any] = {
         "params": {"ratio": "0.2", "long": "x" * 7000},
-        "metrics": {"perplexity.held-out": 12.5},
+        "final": {"perplexity.held-out": 12.5},
         "artifacts": {"plan.json": "{}"},
         "tags": {"criterion": "llm-bip-glu"},
     }
@@ -70,8 +70,15 @@ def register(
         package_digest=read_manifest(package).digest,
         name=name,
         alias=alias,
-        **{**values, **more},
+        content=RunContent(**{**values, **more}),
     )
+
+
+def logged_model(name: str, version: str) -> Any:
+    import mlflow
+
+    source = mlflow.MlflowClient().get_model_version(name, version).source
+    return mlflow.get_logged_model(source.removeprefix("models:/"))
 
 
 def stored_models(state: Path) -> list[Path]:
@@ -119,7 +126,7 @@ def test_what_is_logged_with_the_run(tracking: Path, tmp_path: Path) -> None:
     assert run.data.tags["package_digest"] == read_manifest(package).digest
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/plan.json") == "{}"
     version = mlflow.MlflowClient().get_model_version("logged", registration.version)
-    model = mlflow.get_logged_model(version.source.removeprefix("models:/"))
+    model = logged_model("logged", registration.version)
     assert version.tags["package_digest"] == model.tags["package_digest"]
     assert [metric.value for metric in model.metrics] == [12.5]
 
@@ -141,7 +148,7 @@ def test_a_download_by_alias_has_the_digests_of_the_package(tracking: Path, tmp_
     there = mlflow.artifacts.download_artifacts(
         "models:/download@candidate", dst_path=str(tmp_path / "there")
     )
-    assert verify_directory(Path(there)).digest == read_manifest(package).digest
+    assert verify_directory(Path(there) / "package").digest == read_manifest(package).digest
 
 
 def test_a_flipped_byte_in_the_stored_copy_is_found(tracking: Path, tmp_path: Path) -> None:
@@ -159,8 +166,9 @@ def test_a_flipped_byte_in_the_stored_copy_is_found(tracking: Path, tmp_path: Pa
     assert "\n" not in str(refused.value)
     with pytest.raises(mlflow.MlflowException):
         mlflow.MlflowClient().get_model_version_by_alias("flipped", "champion")
+    model = logged_model("flipped", "1")
     with pytest.raises(Refused):
-        check_stored_copy(str(stored.parents[1]), read_manifest(package).digest)
+        check_stored_copy(model, read_manifest(package).digest)
 
 
 def test_a_package_damaged_before_the_upload_gets_no_version(
@@ -197,10 +205,7 @@ def test_another_digest_than_the_packages_is_refused(tracking: Path, tmp_path: P
             package_digest="0" * 64,
             name="digest",
             alias="candidate",
-            params={},
-            metrics={},
-            artifacts={},
-            tags={},
+            content=RunContent(),
         )
 
 

@@ -10,11 +10,9 @@ import pytest
 
 from bipline.base.errors import BiplineError, InvalidInput, Refused
 from bipline.delivery.registries import mlflow_source
-from bipline.delivery.registries.mlflow import (
-    prepare_tracking,
-    track_and_register,
-    tracking_uri,
-)
+from bipline.delivery.registries.mlflow import track_and_register
+from bipline.delivery.registries.mlflow_run import RunContent
+from bipline.delivery.registries.mlflow_service import prepare_tracking, tracking_uri
 from bipline.delivery.registries.mlflow_source import download_version, find_version
 from bipline.stages.resolve import resolve_model
 from bipline.storage.manifest import read_manifest
@@ -31,7 +29,7 @@ def registry(package: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         mlflow.set_experiment("source")
         track_and_register(
             package=package, package_digest=read_manifest(package).digest, name="tiny",
-            alias="candidate", params={}, metrics={}, artifacts={}, tags={},
+            alias="candidate", content=RunContent(),
         )  # fmt: skip
         mlflow.set_tracking_uri(before)
         patch.undo()

@@ -11,9 +11,9 @@ from bipline.delivery import pictures
 from bipline.delivery.contents import PackageContents, portable
 from bipline.delivery.page import Part
 from bipline.delivery.report import PARTS, render_report
-from bipline.values.figures import side_by_side
 from bipline.values.record import Speed, TaskResult
 from bipline.values.resolution import Resolution
+from bipline.values.side_by_side import side_by_side
 from tests.delivery.conftest import altered, with_recovery
 
 HOSTILE = '<script>alert("1")</script>'
@@ -139,8 +139,9 @@ def test_speed_and_tasks_become_rows(contents: PackageContents) -> None:
         for stage, record in hostile(contents).records.items()
     }
     rows = {line.title: line for line in side_by_side(records, "pruned")}
-    assert rows["Prefill, tokens/s (median)"].change == "\N{MULTIPLICATION SIGN} 1.50"
-    assert rows["Prefill, tokens/s (median)"].texts["pruned"] == "150 (140)"
+    prefill = rows["Prefill, tokens/s (median)"]
+    assert prefill.change == "\N{MULTIPLICATION SIGN} 1.56 [1.40, 1.67]"
+    assert prefill.texts["pruned"] == "140 [140, 150], best 150"
     assert rows[f"Accuracy, {HOSTILE}|"].texts["dense"] == "50.0 % ± 10.0 %"
     assert rows[f"Accuracy, {HOSTILE}|"].change == "0.0 points"
     assert f"Normalised accuracy, {HOSTILE}|" in rows

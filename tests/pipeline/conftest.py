@@ -99,3 +99,19 @@ def inside(folder: Path) -> Iterator[Any]:
 def first(run: Run) -> RunSummary:
     """The first run, in which nothing is known yet."""
     return run()
+
+
+def client_of(folder: Path) -> Any:
+    """MLflow's client of the state that the runs of ``folder`` wrote."""
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{folder / 'state' / 'mlflow' / 'mlflow.db'}")
+
+
+def named(folder: Path, name: str) -> list[Any]:
+    """The MLflow runs of one pipeline run."""
+    client = client_of(folder)
+    [experiment] = [each for each in client.search_experiments() if each.name == "compress"]
+    query = f"tags.mlflow.runName = '{name}'"
+    found = client.search_runs([experiment.experiment_id], query)
+    return [client.get_run(each.info.run_id) for each in found]  # with the models, too

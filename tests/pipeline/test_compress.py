@@ -18,7 +18,7 @@ from bipline.storage.manifest import MANIFEST_NAME, verify_directory
 from bipline.storage.stage_key import PROJECT_ROOT
 from bipline.values.plan import read_plan
 from bipline.values.summary import RunSummary
-from tests.pipeline.conftest import Run, configuration, inside
+from tests.pipeline.conftest import Run, client_of, configuration, inside, named
 
 STEPS = [
     "resolve", "calibrate", "score", "allocate", "compensate", "prune", "recover",
@@ -84,12 +84,18 @@ def test_everything_lies_below_the_state_folder(first: RunSummary, folder: Path)
     assert first.package.location.startswith(str(folder / "state"))
 
 
-def test_second_run_skips_all_that_is_known(first: RunSummary, run: Run) -> None:
+def test_second_run_skips_all_that_is_known(first: RunSummary, run: Run, folder: Path) -> None:
     second = run()
     assert ran(second) == NEVER_CACHED
     assert second.package.digest == first.package.digest
     assert second.registration.version == first.registration.version
     assert second.registration.reused
+    [tracked] = named(folder, second.run_name)
+    timed = {name for name in tracked.data.metrics if name.startswith("seconds/")}
+    assert timed == {"seconds/resolve"}, "a stage that was not run took no time to tell of"
+    version = client_of(folder).get_model_version("tiny", second.registration.version)
+    # What the version said first stands, though another run came to it.
+    assert second.registration.mlflow_run_id not in version.description
 
 
 def test_changed_section_runs_its_stage_and_what_follows(first: RunSummary, run: Run) -> None:
@@ -160,9 +166,16 @@ def test_more_parts_than_chunks_are_refused(first: RunSummary, run: Run) -> None
         run(score={"parts": 2})
 
 
-def test_error_of_a_step_reaches_the_caller(first: RunSummary, run: Run) -> None:
+def test_error_of_a_step_reaches_the_caller_and_mlflow(
+    first: RunSummary, run: Run, folder: Path
+) -> None:
     with pytest.raises(InvalidInput, match="ratio 7"):
         run(allocate={"ratio": 7.0})
+    experiment = named(folder, first.run_name)[0].info.experiment_id
+    [failed] = client_of(folder).search_runs([experiment], "params.`allocate.ratio` = '7.0'")
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["failure"].startswith("ratio 7.0: must lie between")
+    assert len(failed.inputs.dataset_inputs) == 3
 
 
 @pytest.mark.slow

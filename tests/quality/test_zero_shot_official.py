@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.zero_shot import by_lm_eval, compared, published
+from benchmarks.zero_shot import by_lm_eval, compared, configuration_of, published
 from bipline.base.errors import InvalidInput
 from bipline.model.loading import load_model
 from bipline.model.tokenizer import load_tokenizer
@@ -76,9 +76,9 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def asked(task: Any) -> tuple[list[Any], list[int], list[str]]:
-    """What is asked of a task's first row, the right answers, and by what it is measured."""
-    document = task.eval_docs[0]
+def asked(task: Any, document: Any = None) -> tuple[list[Any], list[int], list[str]]:
+    """What is asked of a task's row (its first), the right answers, by what it is measured."""
+    document = document or task.eval_docs[0]
     context = task.fewshot_context(document, num_fewshot=0, gen_prefix=None)
     requests = task.construct_requests(doc=document, ctx=context, metadata=("", 0, 1))
     right = right_answers(task, document, task.doc_to_choice(document))
@@ -91,6 +91,7 @@ def test_rows_ask_what_the_official_template_asks(name: str, tmp_path: Path) -> 
     ours = task_of(name, written(tmp_path / "rows.jsonl", [row, row]))
     theirs = task_of(name, written(tmp_path / "official.jsonl", [official]))
     assert asked(ours) == asked(theirs)
+    assert ours.VERSION == theirs.VERSION
     assert ("acc_norm" in theirs.aggregation()) == (name not in ("boolq", "winogrande"))
 
 
@@ -100,12 +101,18 @@ def test_usual_tasks_lie_where_lm_eval_keeps_them() -> None:
         assert file is not None and f"task: {name}\n" in file.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def forty(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Forty rows of every usual task."""
-    folder = tmp_path_factory.mktemp("forty")
-    rows = {name: read_task_rows(data / "tasks" / f"{name}.jsonl")[1][:40] for name in USUAL}
-    return {name: written(folder / f"{name}.jsonl", some) for name, some in rows.items()}
+@pytest.mark.slow
+@pytest.mark.parametrize("name", USUAL)
+def test_all_rows_ask_what_the_official_template_asks(data: Path, name: str) -> None:
+    from lm_eval.api.task import ConfigurableTask
+
+    place = data / "tasks" / f"{name}.jsonl"
+    columns = [published(name, row) for row in read_task_rows(place)[1]]
+    ours = task_of(name, place)
+    theirs = ConfigurableTask(config=configuration_of(name, columns))
+    pairs = zip(ours.doc_iterator(), theirs.doc_iterator(), strict=True)
+    for (row, one), (_, other) in pairs:
+        assert asked(ours, one) == asked(theirs, other), row
 
 
 def by_lm_eval_alone(model: Path, tasks: dict[str, Path], rows: dict[str, list[int]]) -> Any:
@@ -118,23 +125,31 @@ def by_lm_eval_alone(model: Path, tasks: dict[str, Path], rows: dict[str, list[i
 
 
 @pytest.mark.parametrize(
-    "name", ["stories260K", pytest.param("reference-llm", marks=pytest.mark.slow)]
+    ("name", "count"),
+    [
+        ("stories260K", 8),
+        pytest.param("stories260K", 40, marks=pytest.mark.slow),
+        pytest.param("reference-llm", 40, marks=pytest.mark.slow),
+    ],
 )
-def test_forty_rows_of_the_seven_tasks_are_answered_as_lm_eval_answers_them(
-    data: Path, forty: dict[str, Path], name: str
+def test_the_first_rows_of_the_seven_tasks_are_answered_as_lm_eval_answers_them(
+    data: Path, name: str, count: int
 ) -> None:
     """In memory and block by block: accuracies, choices, and log-likelihoods to 1e-4."""
     model = data / "models" / name
-    whole, streamed = (measured(model, forty, by, max_excluded=0.3) for by in (False, True))
+    tasks = {task: data / "tasks" / f"{task}.jsonl" for task in USUAL}
+    whole, streamed = (
+        measured(model, tasks, by, max_excluded=0.3, limit=count) for by in (False, True)
+    )
     rows = {task: [item.row for item in items] for task, (_, items) in whole.items()}
-    alone = by_lm_eval_alone(model, forty, rows)
+    alone = by_lm_eval_alone(model, tasks, rows)
     assert set(alone) == set(USUAL)
     for task, (metrics, samples) in alone.items():
         for found in (whole[task], streamed[task]):
             assert compared(found, metrics, samples) <= 1e-4
         result = whole[task][0]
-        assert result.n + (result.excluded or 0) == 40
-        assert sorted([*(result.excluded_rows or ()), *rows[task]]) == list(range(40))
+        assert result.n + (result.excluded or 0) == count
+        assert sorted([*(result.excluded_rows or ()), *rows[task]]) == list(range(count))
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet", "splits", "saved", "saved split"])

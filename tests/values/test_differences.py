@@ -9,10 +9,10 @@ import pytest
 
 from bipline.base.errors import Refused
 from bipline.values.differences import check_comparable, paired_differences
-from bipline.values.figures import side_by_side
 from bipline.values.items import EvaluationItems, TaskItem
 from bipline.values.paired import paired_answers, paired_difference
 from bipline.values.record import EvaluationRecord, Perplexity, TaskResult
+from bipline.values.side_by_side import side_by_side
 
 PROTOCOL: dict[str, Any] = {
     "seqlen": 128, "bos": "none", "dtype": "float32", "texts": {"t": "aa"}, "tasks": {"q": "bb"},
@@ -69,7 +69,7 @@ def test_a_change_shows_its_interval_and_none_inside_it() -> None:
     ends = (f"{100 * math.expm1(end):+.1f} %" for end in (pair.low, pair.high))
     told = f"{100 * math.expm1(pair.difference):+.1f} % ({' to '.join(ends)})"
     assert change(PRUNED) == told
-    assert change((3.1, 3.4, 2.4, 3.3)).startswith("no difference (\N{MINUS SIGN}")
+    assert change((3.1, 3.4, 2.4, 3.3)).startswith("no difference told (\N{MINUS SIGN}")
 
 
 @pytest.mark.parametrize(

@@ -9,26 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bipline.base.errors import Refused
+from bipline.base.errors import InvalidInput, Refused
 from bipline.base.extras import require
 from bipline.delivery.evidence import Evidence, read_evidence
 from bipline.delivery.registries.mlflow import (
     DIGEST_TAG,
-    WORK_LIMITS,
-    _limited,
-    _logged_model,
-    _mlflow,
-    _translated,
     check_stored_copy,
+    logged_model,
 )
-from bipline.delivery.registries.mlflow_source import SCHEME, find_version
+from bipline.delivery.registries.mlflow_flavors import PACKAGE
+from bipline.delivery.registries.mlflow_service import (
+    WORK_LIMITS,
+    limited,
+    mlflow_library,
+    probe,
+    translated,
+)
+from bipline.delivery.registries.mlflow_source import SCHEME, _refuse_absent, find_version
 from bipline.storage.strict_json import parse_object
 from bipline.values.promotion import JournalEntry
 from bipline.values.reading import typed
@@ -41,13 +45,17 @@ PAGE = 1000
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version of a package: its number, digest, and where its files lie."""
+    """A registered version of a package: its number, digest, and where the package's files lie.
+
+    ``model`` is MLflow's logged model that holds it.
+    """
 
     number: str
     package_digest: str
     location: str
     run_id: str
     evaluated_at: datetime | None
+    model: Any = field(compare=False, repr=False)
 
 
 class MlflowRegistry:
@@ -56,6 +64,7 @@ class MlflowRegistry:
     def __init__(self, name: str, address: str | None = None) -> None:
         self.name = name
         self._address = address
+        self._answers = False
 
     def entries(self) -> dict[int, JournalEntry]:
         """The whole journal by number. Raises Refused for a version that is no entry."""
@@ -82,9 +91,15 @@ class MlflowRegistry:
             return int(made.version)
 
     def aliases(self) -> dict[str, str]:
-        """Versions by alias, as they are now."""
+        """Versions by alias, as they are now. Raises InvalidInput where there is no such model."""
+        failure = require("mlflow.exceptions", "pipeline").MlflowException
         with self._asked() as client:
-            found = client.get_registered_model(self.name).aliases
+            try:
+                found = client.get_registered_model(self.name).aliases
+            except failure as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                raise InvalidInput(f"the registry knows no model {self.name!r}") from None
             return {alias: str(version) for alias, version in found.items()}
 
     def point(self, alias: str, version: str | None) -> None:
@@ -103,14 +118,16 @@ class MlflowRegistry:
         separator = "" if wanted.startswith("@") else "/"
         found = find_version(f"{SCHEME}{self.name}{separator}{wanted}", self._address)
         with self._asked() as client:
-            model = _logged_model(client, found.source, self.name, str(found.version))
+            model = logged_model(client, found.source, self.name, str(found.version))
+            location = _package_in(model.artifact_location)
         told = found.tags.get(EVALUATED_TAG)
         return Version(
             number=str(found.version),
             package_digest=found.tags[DIGEST_TAG],
-            location=model.artifact_location,
+            location=location,
             run_id=model.source_run_id,
             evaluated_at=_time(told),
+            model=model,
         )
 
     def evidence(self, version: Version) -> Evidence:
@@ -128,7 +145,7 @@ class MlflowRegistry:
     def check(self, version: Version) -> str:
         """Hash every stored file of a version again; its digest. Raises Refused for a change."""
         with self._asked():
-            check_stored_copy(version.location, version.package_digest)
+            check_stored_copy(version.model, version.package_digest)
         return version.package_digest
 
     def keep(self, version: Version, verdict: Verdict) -> None:
@@ -156,7 +173,7 @@ class MlflowRegistry:
     def _pointed(self, client: Any, version: str) -> tuple[str, str]:
         """The logged model of a version, as a source, and its run."""
         found = client.get_model_version(self.name, version)
-        model = _logged_model(client, found.source, self.name, version)
+        model = logged_model(client, found.source, self.name, version)
         return f"{SCHEME}{model.model_id}", model.source_run_id
 
     def _make_journal(self, client: Any) -> None:
@@ -172,8 +189,12 @@ class MlflowRegistry:
     @contextmanager
     def _asked(self) -> Iterator[Any]:
         """A client, with MLflow pointed at the address; errors are of one line."""
-        mlflow = _mlflow()
-        with _translated("MLflow"), _limited(WORK_LIMITS), pointed_at(self._address):
+        mlflow = mlflow_library()
+        with translated("MLflow"), limited(WORK_LIMITS), pointed_at(self._address):
+            if not self._answers:
+                _refuse_absent(self.name, mlflow.get_tracking_uri())
+                probe(mlflow)
+                self._answers = True
             yield mlflow.MlflowClient()
 
 
@@ -196,9 +217,16 @@ def pointed_at(address: str | None) -> Iterator[None]:
         variable.set(before)
 
 
+def _package_in(location: str) -> str:
+    """Where a stored version has its package; versions of before MLmodel are the package itself."""
+    found = mlflow_library().artifacts.list_artifacts(artifact_uri=location)
+    names = {Path(each.path).name for each in found}
+    return f"{location}/{PACKAGE}" if PACKAGE in names else location
+
+
 def _download(location: str, folder: Path, name: str) -> bytes:
     """One file of a package. What MLflow cannot find is a package without it."""
-    mlflow = _mlflow()
+    mlflow = mlflow_library()
     local = "://" not in location or location.startswith("file://")
     path = mlflow.artifacts.download_artifacts(
         artifact_uri=f"{location}/{name}", dst_path=None if local else str(folder)

@@ -12,15 +12,15 @@ from typing import Any
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.extras import require
 from bipline.base.progress import note
-from bipline.delivery.registries.mlflow import (
-    DIGEST_TAG,
+from bipline.delivery.registries.mlflow import DIGEST_TAG, logged_model
+from bipline.delivery.registries.mlflow_flavors import package_in
+from bipline.delivery.registries.mlflow_service import (
     PROBE_LIMITS,
     SQLITE,
     WORK_LIMITS,
-    _limited,
-    _logged_model,
-    _mlflow,
-    _translated,
+    limited,
+    mlflow_library,
+    translated,
 )
 from bipline.storage.manifest import verify_directory
 
@@ -33,9 +33,9 @@ def find_version(source: str, registry: str | None = None) -> Any:
     Raises InvalidInput for one that is not there or is no package, EnvironmentFailure where the
     registry does not answer.
     """
-    mlflow, (name, wanted) = _mlflow(), _parts(source)
+    mlflow, (name, wanted) = mlflow_library(), _parts(source)
     failure = require("mlflow.exceptions", "pipeline").MlflowException
-    with _translated("MLflow"), _limited(PROBE_LIMITS):
+    with translated("MLflow"), limited(PROBE_LIMITS):
         address = registry or mlflow.get_tracking_uri()
         _refuse_absent(source, address)
         client = mlflow.MlflowClient(tracking_uri=address, registry_uri=address)
@@ -75,16 +75,16 @@ def download_version(source: str, downloads: Path, registry: str | None = None) 
 
 
 def _fetch(version: Any, target: Path, registry: str | None) -> None:
-    mlflow = _mlflow()
+    mlflow = mlflow_library()
     address = registry or mlflow.get_tracking_uri()
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
-        _translated("MLflow"),
-        _limited(WORK_LIMITS),
+        translated("MLflow"),
+        limited(WORK_LIMITS),
         TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary,
     ):
         client = mlflow.MlflowClient(tracking_uri=address, registry_uri=address)
-        model = _logged_model(client, version.source, version.name, version.version)
+        model = logged_model(client, version.source, version.name, version.version)
         whole = Path(temporary) / "package"
         whole.mkdir()
         mlflow.artifacts.download_artifacts(
@@ -99,8 +99,8 @@ def _fetch(version: Any, target: Path, registry: str | None) -> None:
 def _package_in(folder: Path) -> Path:
     """The folder with the manifest: MLflow keeps the last name of what it fetched."""
     inner = [path for path in folder.iterdir() if path.is_dir()]
-    manifest = folder / "manifest.json"
-    return inner[0] if len(inner) == 1 and not manifest.is_file() else folder
+    fetched = any((folder / name).is_file() for name in ("manifest.json", "MLmodel"))
+    return package_in(inner[0] if len(inner) == 1 and not fetched else folder)
 
 
 def _refuse_absent(source: str, address: str) -> None:

@@ -56,7 +56,6 @@ def promote_version(
     check_alias(alias)
     state = settle(registry, alias)
     if state.champion == version.number:
-        note(f"{registry.name}: version {version.number} is {alias} already; no gate was asked")
         return _promotion(registry, state, changed=state.repaired)
     candidate = Candidate(registry.name, version.number, alias, evidence)
     incumbent = _incumbent(registry, state)
@@ -71,7 +70,6 @@ def promote_version(
         by=override.by if override else None,
     )  # fmt: skip
     now = move(registry, state, entry)
-    note(f"{registry.name}: version {version.number} is now {alias}{_told(now)}")
     return _promotion(registry, now, changed=True, verdict=verdict)
 
 
@@ -92,7 +90,6 @@ def roll_back_alias(
         return registry.check(registry.version(version))
 
     state, changed = roll_back(registry, alias, check, expected, reason=reason, by=by)
-    note(f"{registry.name}: version {state.champion} is {alias}{_told(state)}")
     return _promotion(registry, state, changed)
 
 
@@ -106,10 +103,6 @@ def _incumbent(registry: MlflowRegistry, state: State) -> Incumbent | None:
         note(f"version {state.champion}, the champion, cannot be read: {error}")
         evidence = None
     return Incumbent(state.champion, evidence)
-
-
-def _told(state: State) -> str:
-    return f"; version {state.previous} was before" if state.previous else ""
 
 
 def _promotion(

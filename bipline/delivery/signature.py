@@ -1,0 +1,110 @@
+"""Signatures of manifests, by the ``model_signing`` package: an elliptic curve key, offline.
+
+A manifest lists every file with its sha256, so who signs it signs them all. The signature lies
+beside it, a Sigstore bundle over an in-toto statement; no digest covers it. Without bipline it is
+verified by ``model_signing verify key manifest.json --signature manifest.json.sig --public_key K``,
+the files then by their sha256.
+"""
+
+from __future__ import annotations
+
+import json
+from binascii import Error as NotBase64
+from pathlib import Path
+
+from bipline.base.errors import InvalidInput, Refused
+from bipline.base.extras import require
+from bipline.storage.digests import digest_file
+from bipline.storage.directory import write_text
+from bipline.storage.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, verify_directory
+
+EXTRA = "sign"
+
+
+def is_signed(directory: Path) -> bool:
+    """Whether a signature lies beside the manifest; whose it is, is not looked at."""
+    return (directory / SIGNATURE_NAME).is_file()
+
+
+def sign(directory: Path, key: Path) -> Manifest:
+    """Sign a directory by a private key in PEM, once all its files were verified.
+
+    An earlier signature is replaced. Raises InvalidInput for a key that cannot sign, Refused where
+    a file is not as listed.
+    """
+    signing = require("model_signing.signing", EXTRA)
+    config = signing.Config()
+    try:
+        config.use_elliptic_key_signer(private_key=key)
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidInput(f"{key}: not a private elliptic curve key: {_line(error)}") from None
+    manifest = verify_directory(directory)
+    unfinished = directory / f".{SIGNATURE_NAME}.signing"
+    try:
+        config.sign(directory / MANIFEST_NAME, unfinished)
+        write_text(directory / SIGNATURE_NAME, unfinished.read_text(encoding="utf-8"))
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return manifest
+
+
+def verify(directory: Path, key: Path | None = None, digest: str | None = None) -> Manifest:
+    """Re-hash every file; with ``key``, a public one in PEM, also verify the signature.
+
+    ``digest`` is what somebody else keeps of the directory: all of it, or 12 digits at least.
+    Raises Refused at the first difference, InvalidInput for a key or digest that is none.
+    """
+    if digest is not None:
+        _check_digest(digest)
+    if key is not None:
+        _verify_signature(directory, key)
+    manifest = verify_directory(directory)
+    if digest is not None and not manifest.digest.startswith(digest):
+        raise Refused(f"{directory}: has digest {manifest.digest}, not {digest}")
+    return manifest
+
+
+def _check_digest(digest: str) -> None:
+    if not (12 <= len(digest) <= 64 and set(digest) <= set("0123456789abcdef")):
+        raise InvalidInput(f"digest {digest!r}: give 12 to 64 digits of 0-9 and a-f")
+
+
+def _verify_signature(directory: Path, key: Path) -> None:
+    verifying = require("model_signing.verifying", EXTRA)
+    config = verifying.Config()
+    try:
+        config.use_elliptic_key_verifier(public_key=key)
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidInput(f"{key}: not a public elliptic curve key: {_line(error)}") from None
+    if not is_signed(directory):
+        raise Refused(f"{directory}: is not signed: there is no {SIGNATURE_NAME}")
+    if (signed := _signed_digest(directory)) != (found := digest_file(directory / MANIFEST_NAME)):
+        raise Refused(
+            f"{directory}: {SIGNATURE_NAME} is of another {MANIFEST_NAME}: {signed[:12]}, "
+            f"this one is {found[:12]}"
+        )
+    try:
+        config.verify(directory / MANIFEST_NAME, directory / SIGNATURE_NAME)
+    except Exception as error:
+        # What its libraries raise is not one class; to the reader all of it means the same.
+        reason = _line(error)
+        raise Refused(f"{directory}: {SIGNATURE_NAME} is not by {key}: {reason}") from None
+
+
+def _signed_digest(directory: Path) -> str:
+    """The sha256 of the manifest that the signature claims to be of."""
+    import base64
+
+    path = directory / SIGNATURE_NAME
+    try:
+        payload = json.loads(path.read_bytes())["dsseEnvelope"]["payload"]
+        statement = json.loads(base64.b64decode(payload, validate=True))
+        (resource,) = statement["predicate"]["resources"]
+        return str(resource["digest"])
+    except (ValueError, KeyError, TypeError, NotBase64, RecursionError):
+        raise Refused(f"{path}: not a signature of a manifest") from None
+
+
+def _line(error: Exception) -> str:
+    """What a library says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,65 @@
+"""What a compress run tells a tracker: figures in groups, figures of the final model, curves.
+
+Names are those of :mod:`bipline.values.figures`; a tracker groups them by what stands before ``/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from bipline.values.figures import Figure, figures_of
+from bipline.values.plan import PruningPlan
+from bipline.values.record import EvaluationRecord
+from bipline.values.recovery import RecoveryRecord
+
+Records = Mapping[str, EvaluationRecord]
+
+
+def metrics_of(
+    records: Records, plan: PruningPlan, recovery: RecoveryRecord | None
+) -> dict[str, float]:
+    """Every figure of a compress run by group, such as ``pruned/perplexity.TEXT``.
+
+    A standard error stands beside its figure under its name and ``.stderr``.
+    """
+    told = {
+        "ratio/reached_blocks": plan.budget.reached_blocks,
+        "ratio/reached_total": plan.budget.reached_total,
+    }
+    if recovery is not None:
+        told["recovery/accepted"] = float(recovery.accepted)
+    for model in records:
+        told |= _named(_figures(records, model), f"{model}/")
+    return told
+
+
+def final_metrics(records: Records, packaged: str) -> dict[str, float]:
+    """The figures of the packaged model under plain names, with standard errors."""
+    return _named(_figures(records, packaged))
+
+
+def curves_of(plan: PruningPlan) -> dict[str, list[float]]:
+    """By block: what every block keeps, and its error without and with compensation."""
+    widths = [block.widths for block in plan.blocks]
+    curves = {
+        "blocks/attention_groups": [float(groups) for groups, _ in widths],
+        "blocks/ffn_channels": [float(channels) for _, channels in widths],
+    }
+    if record := plan.compensated:
+        curves["blocks/error_without"] = [block.error_without for block in record.blocks]
+        curves["blocks/error"] = [block.error for block in record.blocks]
+    return curves
+
+
+def _figures(records: Records, model: str) -> Iterable[Figure]:
+    dense = None if model == "dense" else records.get("dense")
+    return figures_of(records[model], dense).values()
+
+
+def _named(figures: Iterable[Figure], prefix: str = "") -> dict[str, float]:
+    told = {}
+    for figure in figures:
+        told[f"{prefix}{figure.name}"] = figure.value
+        if figure.error is not None:
+            told[f"{prefix}{figure.name}.stderr"] = figure.error
+    return told

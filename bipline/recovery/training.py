@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from bipline.base.progress import note, ticking
 from bipline.model.devices import CPU
@@ -180,6 +186,7 @@ class _Trainer(Trainer):
             model, arguments, data_collator=torch.utils.data.default_collate,
             train_dataset=learned, eval_dataset=held, callbacks=callbacks,
         )  # fmt: skip
+        self.remove_callback(PrinterCallback)  # what is shown is the listener's affair
         self.recipe, self.teacher, self.watch = recipe, teacher, watch
         # A step's tokens are counted over all its parts and processes, so parts weigh alike.
         self.model_accepts_loss_kwargs = True

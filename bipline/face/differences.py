@@ -20,9 +20,10 @@ def diff(
     json_file: options.JsonFile = None,
     state: options.State = STATE,
 ) -> None:
-    """What two measured models differ in, with 95 % intervals; B less A.
+    """What two measured models differ in, with 95 % intervals.
 
-    Both were measured under one protocol; a difference inside its interval is told as none.
+    It is B less A. Both were measured under one protocol; a difference inside its interval is told
+    as none.
     """
     from bipline.face import api
     from bipline.face.console import working

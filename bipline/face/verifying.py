@@ -21,7 +21,7 @@ def verify(
         str | None, typer.Option(help="the digest that a registry keeps of it")
     ] = None,
 ) -> None:
-    """Re-hash every file of a directory against its manifest; say what vouches for that."""
+    """Re-hash every file of a directory; say what vouches for that."""
     from bipline.delivery.signature import is_signed
     from bipline.face import api
 
@@ -40,7 +40,10 @@ def sign(
     directory: Annotated[Path, DIRECTORY],
     key: Annotated[Path, typer.Option(help="private elliptic curve key (PEM)", show_default=False)],
 ) -> None:
-    """Verify a directory, then sign its manifest; the signature lies beside it."""
+    """Sign the manifest of a directory by a private key.
+
+    The directory is verified first; the signature lies beside the manifest.
+    """
     from bipline.face import api
 
     manifest = api.sign(directory, key)

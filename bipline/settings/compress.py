@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bipline.settings.base import Settings
 from bipline.settings.line import STATE, LineSettings
-from bipline.settings.named_protocol import expand_protocol
 from bipline.settings.protocol import Protocol
 from bipline.settings.recipes import LoraRecipe, Recipe
 from bipline.storage.names import is_plain_name
@@ -95,11 +94,6 @@ class CompressSettings(LineSettings):
     evaluate: EvaluateSettings = EvaluateSettings()
     export: ExportSettings = ExportSettings()
     promote: PromoteSettings = PromoteSettings()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_protocol(cls, values: Any) -> Any:
-        return expand_protocol(values)
 
     @model_validator(mode="after")
     def _names_exist(self) -> CompressSettings:

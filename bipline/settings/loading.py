@@ -17,6 +17,8 @@ from pydantic_core import ErrorDetails
 from bipline.base.errors import InvalidInput
 from bipline.settings.base import Settings
 from bipline.settings.compress import CompressSettings
+from bipline.settings.named_protocol import expand_protocol
+from bipline.settings.recipes import RECIPES
 from bipline.settings.sweep import SweepSettings
 from bipline.settings.yaml_reading import LARGEST_TEXT, read_yaml
 
@@ -35,6 +37,8 @@ def load(kind: type[Configuration], path: Path, overrides: tuple[str, ...] = ())
     for override in overrides:
         _override(values, override)
     try:
+        if kind is CompressSettings:
+            values = expand_protocol(values)
         # Through JSON, because YAML gives lists and strict mode wants tuples.
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
@@ -97,7 +101,8 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _first_problem(error: ValidationError, kind: type[BaseModel]) -> str:
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    # Of several recipes the one that was meant is among the parts, and no key of the file.
+    where = ".".join(str(part) for part in problem["loc"] if part not in RECIPES)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where!r}{_nearest(problem, kind)}"
     if problem["type"] == "value_error":

@@ -75,21 +75,23 @@ def _with_assets(protocol: NamedProtocol) -> NamedProtocol:
     return protocol.model_copy(update=changed)
 
 
-def expand_protocol(values: Any) -> Any:
+def expand_protocol(values: dict[str, Any]) -> dict[str, Any]:
     """A configuration whose ``evaluate.protocol`` is a name, or a mapping with one, in full.
 
     The protocol's texts and tasks stand beside those that are listed, which come first; they are
-    what is measured where ``evaluate`` names none. Raises ValueError for no such protocol.
+    what is measured where ``evaluate`` names none. Raises InvalidInput for no such protocol.
     """
-    section = values.get("evaluate") if isinstance(values, Mapping) else None
-    given = section.get("protocol") if isinstance(section, Mapping) else None
+    section = values.get("evaluate")
+    if not isinstance(section, Mapping):
+        return values
+    given = section.get("protocol")
     given = {"name": given} if isinstance(given, str) else given
     if not isinstance(given, Mapping) or "name" not in given or "version" in given:
         return values
     try:
         named = load_protocol(str(given["name"]))
     except InvalidInput as error:
-        raise ValueError(f"evaluate.protocol: {error}") from None
+        raise InvalidInput(f"evaluate.protocol: {error}") from None
     changed = {name: value for name, value in given.items() if name != "name"}
     evaluate = {"texts": tuple(named.texts), "tasks": tuple(named.task_sources), **section}
     tasks = values.get("tasks", {})

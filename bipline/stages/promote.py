@@ -76,7 +76,7 @@ def promote(
             **metrics_of(records, plan, account.recovery),
         },
         final=final_metrics(records, packaged),
-        curves=curves_of(plan),
+        curves=curves_of(plan, account.recovery),
         artifacts={
             "pruning_plan.json": plan.to_json(),
             "evaluation.json": _json(

@@ -13,6 +13,8 @@ from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
 
 Records = Mapping[str, EvaluationRecord]
+# Values by block or by step.
+Curve = list[tuple[int, float]]
 
 
 def metrics_of(
@@ -38,17 +40,26 @@ def final_metrics(records: Records, packaged: str) -> dict[str, float]:
     return _named(_figures(records, packaged))
 
 
-def curves_of(plan: PruningPlan) -> dict[str, list[float]]:
-    """By block: what every block keeps, and its error without and with compensation."""
+def curves_of(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> dict[str, Curve]:
+    """What every block keeps, its error without and with compensation; the training's losses."""
     widths = [block.widths for block in plan.blocks]
     curves = {
-        "blocks/attention_groups": [float(groups) for groups, _ in widths],
-        "blocks/ffn_channels": [float(channels) for _, channels in widths],
+        "blocks/attention_groups": _by_block(groups for groups, _ in widths),
+        "blocks/ffn_channels": _by_block(channels for _, channels in widths),
     }
     if record := plan.compensated:
-        curves["blocks/error_without"] = [block.error_without for block in record.blocks]
-        curves["blocks/error"] = [block.error for block in record.blocks]
+        curves["blocks/error_without"] = _by_block(each.error_without for each in record.blocks)
+        curves["blocks/error"] = _by_block(each.error for each in record.blocks)
+    points = recovery.curve if recovery else ()
+    for name in ("loss", "learning_rate", "validation"):
+        told = [(point.step, getattr(point, name)) for point in points]
+        if found := [(step, value) for step, value in told if value is not None]:
+            curves[f"recovery/{name}"] = found
     return curves
+
+
+def _by_block(values: Iterable[float]) -> Curve:
+    return [(block, float(value)) for block, value in enumerate(values)]
 
 
 def _figures(records: Records, model: str) -> Iterable[Figure]:

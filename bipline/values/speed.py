@@ -23,12 +23,16 @@ class _Frozen(BaseModel):
 
 
 class Spread(_Frozen):
-    """What repeats came to: their median, the quartiles around it, and the best of them."""
+    """What repeats came to: their median, the quartiles around it, and the best of them.
+
+    ``count`` is how many there were, None where a record does not tell.
+    """
 
     median: float
     lower: float
     upper: float
     best: float
+    count: int | None = ADDED
 
     @classmethod
     def of(cls, values: Sequence[float], higher_is_better: bool = True) -> Spread:
@@ -37,13 +41,17 @@ class Spread(_Frozen):
         if len(values) >= FEWEST:
             low, _, high = quantiles(values, n=4, method="inclusive")
         best = max(values) if higher_is_better else min(values)
-        return cls(median=median(values), lower=low, upper=high, best=best)
+        count = len(values)
+        return cls(median=median(values), lower=low, upper=high, best=best, count=count)
 
     def factor_over(self, other: Spread) -> Spread | None:
         """This by another, with the least and most that the quartiles allow.
 
-        None where the ranges overlap: then no difference is told.
+        None where the ranges overlap, or either is of fewer than five repeats, whose range says
+        nothing: then no difference is told.
         """
+        if min(self.count or FEWEST, other.count or FEWEST) < FEWEST:
+            return None
         if self.lower <= other.upper and other.lower <= self.upper:
             return None
         return Spread(
@@ -106,7 +114,7 @@ class Speed(_Frozen):
         best = getattr(self, f"{name}_tokens_per_second")
         middle = getattr(self, f"{name}_median_tokens_per_second")
         low, high = getattr(self, f"{name}_quartiles") or (middle, best)
-        return Spread(median=middle, lower=low, upper=high, best=best)
+        return Spread(median=middle, lower=low, upper=high, best=best, count=self.repeats)
 
 
 class Speeds(_Frozen):

@@ -104,6 +104,12 @@ class MlflowRegistry:
 
     def point(self, alias: str, version: str | None) -> None:
         """Set an alias, or remove it."""
+        try:
+            self._point(alias, version)
+        except InvalidInput:  # another that settles this alias wrote it at the same moment
+            self._point(alias, version)
+
+    def _point(self, alias: str, version: str | None) -> None:
         with self._asked() as client:
             if version is None:
                 client.delete_registered_model_alias(self.name, alias)

@@ -50,7 +50,7 @@ class RunContent:
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     final: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     artifacts: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     version_tags: Mapping[str, str] = field(default_factory=dict)
@@ -151,9 +151,9 @@ def log_metrics(
     _log_points(client, run_id, [(name, value, 0) for name, value in metrics.items()], model_id)
 
 
-def log_curves(client: Any, run_id: str, curves: Mapping[str, Sequence[float]]) -> None:
-    """Metrics by step, the first at 0."""
-    points = [(n, value, step) for n, values in curves.items() for step, value in enumerate(values)]
+def log_curves(client: Any, run_id: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Metrics by step: pairs of a step and the value there."""
+    points = [(name, value, step) for name, pairs in curves.items() for step, value in pairs]
     _log_points(client, run_id, points)
 
 

@@ -135,14 +135,14 @@ class Figure:
 
     @property
     def text(self) -> str:
-        """The value as it reads, with its standard error, or quartiles and the best repeat."""
+        """The value as it reads, with its standard error or its quartiles."""
         show = kind_of(self.name).text
         error = f" ± {show(self.error)}" if self.error else ""
         return show(self.value) + error + (_spread_text(self.spread, show) if self.spread else "")
 
 
 def _spread_text(spread: Spread, show: Callable[[float], str]) -> str:
-    return f" [{show(spread.lower)}, {show(spread.upper)}], best {show(spread.best)}"
+    return f" [{show(spread.lower)}, {show(spread.upper)}]"
 
 
 def kind_of(name: str) -> Kind:

@@ -58,6 +58,7 @@ def run(block: str, own: dict[str, Any]) -> None:
     exec(compile(block, "docs/python.md", "exec"), own)
 
 
+@pytest.mark.slow
 def test_the_page_runs_and_changes_nothing_of_the_process(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

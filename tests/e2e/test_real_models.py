@@ -33,7 +33,7 @@ print(sum(p.numel() for p in model.parameters()), output.shape[1] - prompt["inpu
             "auto",
             marks=pytest.mark.slow,
         ),
-        ("stories260K", "tinystories.train.txt", "tinystories.valid.txt", "wanda-sp"),
+        ("stories260K", "tinystories.train.txt", "tinystories.valid.txt", "magnitude"),
         # auto takes a minute and more here; benchmarks.quality measures it.
         pytest.param(
             "reference-mha",

@@ -129,6 +129,7 @@ def test_killed_anywhere_and_run_again(runs: Runs, model: Path, tmp_path: Path) 
         assert {path.name for path in folder.iterdir()} == set(WRITTEN), events[number]
 
 
+@pytest.mark.slow
 def test_killed_twice_in_one_job(runs: Runs, model: Path, tmp_path: Path) -> None:
     """Going on from what a run that itself went on had left."""
     assert runs.run(arguments(model, tmp_path / "whole")) == 0

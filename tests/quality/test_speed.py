@@ -14,7 +14,7 @@ from bipline.quality.speed import Sample, measure_speed, prompts_of, summary, ta
 from bipline.quality.speed_remarks import remarks, tile
 from bipline.settings.protocol import Protocol
 from bipline.values.record import EvaluationRecord
-from bipline.values.speed import Speed, Spread
+from bipline.values.speed import FEWEST, Speed, Spread
 from tests.tiny import tiny_model
 
 RATES = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=9)
@@ -56,11 +56,13 @@ def test_rates_are_of_all_sequences_together() -> None:
     batches = [prompts_of(1, 8, 96), prompts_of(2, 8, 96)]
     samples = [[Sample(1.0, 2.0), Sample(2.0, 4.0), Sample(4.0, 8.0)]] * 2
     told = summary(samples, batches, SHORT, ["model"])
-    assert told.prefill == Spread(median=4.0, lower=2.0, upper=8.0, best=8.0)
+    repeats = told.repeats
+    assert told.prefill == Spread(median=4.0, lower=2.0, upper=8.0, best=8.0, count=repeats)
     assert told.filled is not None and told.filled.batch_size == 2
     assert told.filled.prefill.median == 8.0
     assert told.filled.decode.best == 2.0
-    assert told.first_token_seconds == Spread(median=2.0, lower=1.0, upper=4.0, best=1.0)
+    first = Spread(median=2.0, lower=1.0, upper=4.0, best=1.0, count=3)
+    assert told.first_token_seconds == first
     assert told.taking_turns is None
 
 
@@ -72,7 +74,7 @@ def test_a_factor_is_told_only_of_ranges_that_are_apart(
     assert min(one) <= spread.lower <= spread.median <= spread.upper <= spread.best
     factor = spread.factor_over(dense)
     apart = spread.lower > dense.upper or spread.upper < dense.lower
-    assert (factor is not None) == apart
+    assert (factor is not None) == (apart and min(len(one), len(other)) >= FEWEST)
     if factor:
         assert factor.lower <= factor.median <= factor.upper
         assert (factor.lower > 1) == (spread.lower > dense.upper)
@@ -120,7 +122,9 @@ def test_a_tile_divides_a_width(width: int, expected: int) -> None:
 def test_an_older_speed_stays_readable_and_keeps_its_bytes() -> None:
     speed = Speed.model_validate(OLD)
     assert speed.model_dump(mode="json") == OLD
-    assert speed.prefill == Spread(median=90.0, lower=90.0, upper=100.0, best=100.0)
+    assert speed.prefill == Spread(
+        median=90.0, lower=90.0, upper=100.0, best=100.0, count=speed.repeats
+    )
     record = EvaluationRecord(
         tensor_digest="0", parameters=1, file_bytes=1, speed=speed, protocol={}, environment={}
     )

@@ -22,26 +22,14 @@ print(sum(p.numel() for p in model.parameters()), output.shape[1] - prompt["inpu
 """
 
 
-@pytest.mark.parametrize("ratio", [pytest.param(0.2, marks=pytest.mark.slow), 0.5])
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [0.2, 0.5])
 @pytest.mark.parametrize(
     ("name", "text", "held_out", "method"),
     [
-        pytest.param(
-            "stories260K",
-            "tinystories.train.txt",
-            "tinystories.valid.txt",
-            "auto",
-            marks=pytest.mark.slow,
-        ),
-        ("stories260K", "tinystories.train.txt", "tinystories.valid.txt", "magnitude"),
+        ("stories260K", "tinystories.train.txt", "tinystories.valid.txt", "auto"),
         # auto takes a minute and more here; benchmarks.quality measures it.
-        pytest.param(
-            "reference-mha",
-            "novels.calibration.txt",
-            "novel.hound.txt",
-            "wanda-sp",
-            marks=pytest.mark.slow,
-        ),
+        ("reference-mha", "novels.calibration.txt", "novel.hound.txt", "wanda-sp"),
     ],
 )
 def test_prune_then_load_with_plain_transformers(

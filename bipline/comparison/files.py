@@ -32,6 +32,7 @@ OF_MODEL = (
     "corrected", "block_error_without", "block_error",
 )  # fmt: skip
 OF_TEXT = ("perplexity", "nll", "perplexity_increase", "nll_increase")
+WITH_ERRORS = ("perplexity", "nll", "nll_increase")
 CAME_OF_IT = (
     "seconds", "peak_bytes", "peak_device_bytes", "sums_from", "plan_digest", "tensor_digest",
     "directory",
@@ -85,7 +86,8 @@ def comparison_csv(comparison: Comparison) -> str:
 
     Figures have their names of :mod:`bipline.values.figures`.
     """
-    of_texts = (f"{kind}.{text}" for text in comparison.texts for kind in OF_TEXT)
+    of_texts = [f"{kind}.{text}" for text in comparison.texts for kind in OF_TEXT]
+    of_texts += [f"{kind}.{text}.stderr" for text in comparison.texts for kind in WITH_ERRORS]
     seconds = (f"seconds.{stage}" for stage in ROW_STAGES)
     columns, out = [*TRIED, *OF_MODEL, *of_texts, *seconds, *CAME_OF_IT], io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")

@@ -81,7 +81,8 @@ class Repeated:
     def text(self, name: str, ranged: bool = True) -> str:
         """A figure for tables: the mean, ``ranged`` with how far the seeds part; the highest peak.
 
-        A star says that the seconds of scoring count elsewhere.
+        One row alone is told with its standard error. A star says that the seconds of scoring
+        count elsewhere.
         """
         spread, show = self.over(name), kind_of(name).text
         if spread is None:
@@ -89,6 +90,8 @@ class Repeated:
         if name == "peak_bytes":
             return show(spread.most)
         star = "*" if name == "seconds" and self.shares_sums else ""
+        if len(self.figures) == 1:
+            return self.figures[0][name].text + star
         return (spread.text(show) if ranged else show(spread.mean)) + star
 
 

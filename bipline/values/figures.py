@@ -137,7 +137,7 @@ class Figure:
     def text(self) -> str:
         """The value as it reads, with its standard error or its quartiles."""
         show = kind_of(self.name).text
-        error = f" ± {show(self.error)}" if self.error else ""
+        error = f" ± {show(self.error).lstrip('+')}" if self.error else ""
         return show(self.value) + error + (_spread_text(self.spread, show) if self.spread else "")
 
 

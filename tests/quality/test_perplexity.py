@@ -110,3 +110,26 @@ def test_record_of_a_real_text(data: Path) -> None:
     assert 4 < record.perplexity["tinystories"].value < 6
     assert record.protocol["texts"]["tinystories"]
     assert record.environment["torch"]
+
+
+@pytest.mark.slow
+def test_word_perplexity_is_that_of_lm_evals_wikitext(reference: Path) -> None:
+    """A page of one window, with the BOS that lm-eval conditions on."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
+
+    page = wikitext_detokenizer({"page": " = Oaks = \n\n" + TEXT[:900]})
+    model, tokenizer = load_model(reference, torch.float32), load_tokenizer(reference)
+    harness = HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=512, add_bos_token=False
+    )
+    request = Instance("loglikelihood_rolling", {"page": page}, (page,), 0)
+    told = process_results({"page": page}, harness.loglikelihood_rolling([request]))
+    tokens = len(tokenizer(page, add_special_tokens=False)["input_ids"])
+    windows = text_windows(tokenizer, [page], tokens + 1, "window")
+    measured = perplexity(BlockLoop(open_checkpoint(reference)), windows, "page")
+    loglikelihood, words = told["word_perplexity"]
+    assert measured.tokens == tokens
+    ours = math.exp(measured.nll * measured.tokens / words)
+    assert ours == pytest.approx(math.exp(-loglikelihood / words), rel=1e-5)

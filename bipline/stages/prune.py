@@ -8,7 +8,7 @@ from pathlib import Path
 from bipline.compression import prune as core
 from bipline.compression.corrections import open_corrections
 from bipline.compression.criteria import needs_of
-from bipline.delivery.prune_card import told_origin, write_prune_card
+from bipline.delivery.prune_card import write_prune_card
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import LineSettings, PruneSettings
 from bipline.stages.stage import Context, Lines, Stage
@@ -39,8 +39,6 @@ def prune(
     if corrections:
         inputs["corrections"] = corrections.digest
         fitted = [*fitted, context.store.open(corrections)]
-    if origin := told_origin(model):
-        inputs["origin"] = digest_json(origin)
     known = _fitted(context.opened(model).folder, plan, fitted)
     if known is not None:
         inputs["fitted text"] = digest_json(known.model_dump(mode="json"))

@@ -35,6 +35,7 @@ KINDS = {
     "write .model.safetensors.index.json.partial", "replace model.safetensors.index.json",
     "write .config.json.partial", "replace config.json",
     "write .pruning_plan.json.partial", "replace pruning_plan.json",
+    "write .README.md.partial", "replace README.md",
     "write generation_config.json", "write tokenizer.json", "write tokenizer_config.json",
     "write .manifest.json.partial", "replace manifest.json", "rename corrections", "rename out",
 }  # fmt: skip

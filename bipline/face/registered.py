@@ -36,11 +36,11 @@ def promote(
     promoted with ``override`` alone, which needs ``reason`` and ``by``; both stay in verdict and
     journal. Raises Refused where the gate does, or another promotion came first.
     """
-    from bipline.stages.promote import promote_registered, registry_address
+    from bipline.stages.promote import promote_registered
 
     answer = _override(override, reason, by)
     named_places.check_registered(gate, json_file=json_file, command="promote", state=state)
-    address = registry_address(registry, Path(state) if state else None, Path(STATE))
+    address = _address(registry, state)
     chosen = None if gate is None else str(gate)
     result = promote_registered(model, to, chosen, answer, address)
     write_json(json_file, "promote", result.model_dump(mode="json"))
@@ -62,10 +62,10 @@ def rollback(
     With ``expected`` only that version is rolled back: the same call twice does it once. Raises
     Refused where there is no version before, or another one moved the alias first.
     """
-    from bipline.stages.promote import registry_address, roll_back
+    from bipline.stages.promote import roll_back
 
     named_places.check_registered(None, json_file=json_file, command="rollback", state=state)
-    address = registry_address(registry, Path(state) if state else None, Path(STATE))
+    address = _address(registry, state)
     result = roll_back(model, expected, reason, by, address)
     write_json(json_file, "rollback", result.model_dump(mode="json"))
     return result
@@ -80,13 +80,19 @@ def history(
 ) -> History:
     """Who moved which alias of a registered model when, and why; where aliases point beside it."""
     from bipline.stages.promote import history as read_history
-    from bipline.stages.promote import registry_address
 
     named_places.check_registered(None, json_file=json_file, command="history", state=state)
-    address = registry_address(registry, Path(state) if state else None, Path(STATE))
+    address = _address(registry, state)
     result = read_history(name, address)
     write_json(json_file, "history", result.model_dump(mode="json"))
     return result
+
+
+def _address(registry: str | None, state: Place | None) -> str | None:
+    """The registry that is meant: the one named, else the state folder's."""
+    from bipline.stages.promote import registry_address
+
+    return registry_address(registry, Path(state) if state else None, Path(STATE))
 
 
 def _override(asked: bool, reason: str | None, by: str | None) -> Override | None:

@@ -63,13 +63,38 @@ def promote(
     """
     heading("promote")
     _check_gate(settings)
-    place, records, plan = context.store.open(package), account.records, account.plan
+    place = context.store.open(package)
+    registered = core.track_and_register(
+        package=place,
+        package_digest=package.digest,
+        name=settings.name,
+        alias=CANDIDATE,
+        content=_content(package, place, account, tags, seconds),
+    )
+    registry = MlflowRegistry(settings.name)
+    if evaluated_at is not None:
+        registry.tell_evaluated(registered.version, evaluated_at)
+    if gate is None:
+        return registered
+    chosen = Gate(gate, gate_name(str(settings.gate)))
+    return _gated(registry, place, registered, settings.alias, chosen)
+
+
+def _content(
+    package: Handle,
+    place: Path,
+    account: Account,
+    tags: Mapping[str, str],
+    seconds: Mapping[str, float],
+) -> RunContent:
+    """What the tracker is told of the run and of its package, which lies at ``place``."""
+    records, plan = account.records, account.plan
     packaged = str(package.info["packaged"])
     model = read_resolution(place / "resolution.json").model
     documents = {
         name: (place / name).read_text(encoding="utf-8") for name in ("report.html", "README.md")
     }
-    content = RunContent(
+    return RunContent(
         params=flattened(account.config),
         metrics={
             **{f"seconds/{stage}": each for stage, each in seconds.items()},
@@ -95,20 +120,6 @@ def promote(
         },
         summary=version_summary(records, plan, packaged, model),
     )
-    registered = core.track_and_register(
-        package=place,
-        package_digest=package.digest,
-        name=settings.name,
-        alias=CANDIDATE,
-        content=content,
-    )
-    registry = MlflowRegistry(settings.name)
-    if evaluated_at is not None:
-        registry.tell_evaluated(registered.version, evaluated_at)
-    if gate is None:
-        return registered
-    chosen = Gate(gate, gate_name(str(settings.gate)))
-    return _gated(registry, place, registered, settings.alias, chosen)
 
 
 def _gated(

@@ -25,8 +25,8 @@ from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.perplexity import measure_text, text_windows
+from bipline.recovery.place import Place
 from bipline.recovery.recover import Request, recover
-from bipline.recovery.training import Place
 from bipline.settings.recipes import RECIPES
 from bipline.storage.directory import atomic_directory
 from bipline.storage.documents import read_documents

@@ -36,8 +36,8 @@ from bipline.quality.perplexity import measure_text, text_windows
 from bipline.recovery.adapter import MERGE_TOLERANCE, merged, prepared, save_adapter
 from bipline.recovery.examples import Examples, examples_of
 from bipline.recovery.objectives import Teacher
+from bipline.recovery.place import Place, Trained, random_state_kept
 from bipline.recovery.teachers import KeptTeacher, LiveTeacher, keep_predictions
-from bipline.recovery.training import Place, Trained, train
 from bipline.settings.recipes import TAUGHT, DistillRecipe, Schedule
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.documents import read_documents
@@ -165,11 +165,15 @@ def _trained(
 def _train(
     request: Request, source: Checkpoint, examples: Examples, place: Place
 ) -> tuple[Any, Trained]:
+    # The Trainer brings datasets, pandas and accelerate: only what trains waits for them.
+    from bipline.recovery.training import train
+
     recipe = request.recipe
-    torch.manual_seed(recipe.seed)
-    model = prepared(load_model(source, place.dtype).to(place.device), recipe)
-    teacher = _teacher(request, examples, place)
-    return model, train(model, examples, recipe, teacher, place)
+    with random_state_kept():
+        torch.manual_seed(recipe.seed)
+        model = prepared(load_model(source, place.dtype).to(place.device), recipe)
+        teacher = _teacher(request, examples, place)
+        return model, train(model, examples, recipe, teacher, place)
 
 
 def _teacher(request: Request, examples: Examples, place: Place) -> Teacher | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sized
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ from transformers import (
 )
 
 from bipline.base.progress import note, ticking
-from bipline.model.devices import CPU
 from bipline.recovery.examples import NOT_LEARNED, Examples
 from bipline.recovery.objectives import Teacher, objective, token_losses
+from bipline.recovery.place import Place, Trained
 from bipline.recovery.sealed import hold_to_seal, is_sealed, seal
 from bipline.settings.recipes import FullRecipe, Schedule
 from bipline.values.recovery import TrainingPoint
@@ -37,28 +36,6 @@ NOTES = 10
 
 class NotFiniteError(Exception):
     """A loss or a gradient became NaN or infinite; the step it belongs to was not taken."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How a training ended: ``reason`` is empty where it went well."""
-
-    curve: tuple[TrainingPoint, ...]
-    steps: int
-    reason: str = ""
-    best_step: int | None = None
-    last_good: Path | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a training runs, and the private folder of its checkpoints."""
-
-    folder: Path
-    device: torch.device = CPU
-    dtype: torch.dtype = torch.float32
-    rank: int = 0
-    processes: int = 1
 
 
 def train(

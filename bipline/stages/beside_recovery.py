@@ -19,7 +19,7 @@ from bipline.compression.workers import Workers, joined_workers
 from bipline.model.devices import choose_device, torch_dtype
 from bipline.model.opening import open_checkpoint
 from bipline.recovery import recover as core
-from bipline.recovery.training import Place
+from bipline.recovery.place import Place
 from bipline.settings.line import ComputeSettings
 from bipline.settings.recipes import Schedule
 from bipline.stages import recover as stage

@@ -18,7 +18,7 @@ from bipline.compression.prune import KIND
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
 from bipline.recovery import recover as core
-from bipline.recovery.training import Place
+from bipline.recovery.place import Place
 from bipline.settings.compress import CompressSettings, RecoverSettings
 from bipline.settings.recipes import Schedule
 from bipline.stages.stage import Context, Lines, Stage

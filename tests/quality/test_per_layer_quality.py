@@ -19,8 +19,8 @@ from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.evaluate import evaluate
 from bipline.quality.perplexity import perplexity, text_windows
+from bipline.recovery.place import Place
 from bipline.recovery.recover import Request, recover
-from bipline.recovery.training import Place
 from bipline.settings.protocol import Protocol
 from bipline.settings.recipes import LoraRecipe
 from bipline.storage.directory import atomic_directory

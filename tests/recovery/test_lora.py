@@ -12,8 +12,8 @@ from bipline.compression.prune import prune
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.recovery.adapter import MERGE_TOLERANCE, with_adapter
+from bipline.recovery.place import Place
 from bipline.recovery.recover import Request, recover
-from bipline.recovery.training import Place
 from bipline.settings.recipes import LoraRecipe
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import verify_directory

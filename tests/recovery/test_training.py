@@ -25,8 +25,8 @@ from bipline.model.tokenizer import load_tokenizer
 from bipline.recovery import training
 from bipline.recovery.examples import NOT_LEARNED, examples_of
 from bipline.recovery.objectives import Predictions, divergence
+from bipline.recovery.place import Place
 from bipline.recovery.recover import Request, recover
-from bipline.recovery.training import Place
 from bipline.settings.recipes import RECIPES, LoraRecipe, Recipe
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import verify_directory

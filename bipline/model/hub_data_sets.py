@@ -12,6 +12,7 @@ from bipline.base.errors import InvalidInput
 from bipline.base.extras import check, require
 from bipline.base.progress import note
 from bipline.model.hub import TIMEOUT_SECONDS, commit_of, first_lines, hub_failures
+from bipline.storage.documents import CHAT_FIELDS
 
 
 def dataset_commit(repository: str, revision: str) -> str:
@@ -46,6 +47,36 @@ def download_documents(
     """
     commit = dataset_commit(repository, revision)
     what = f"hf:{repository}@{revision}"
+    with _first_rows(what, repository, commit, subset, split, data_files, documents) as rows:
+        found = list(_texts(what, rows, field))
+    whole = [text for text in found if text is not None]
+    if len(whole) < len(found):
+        note(f"{what}: {len(found) - len(whole)} rows whose text is null were left out")
+    return whole, commit
+
+
+def download_chats(
+    repository: str,
+    revision: str,
+    subset: str | None = None,
+    split: str = "train",
+    documents: int | None = None,
+    data_files: str | None = None,
+) -> list[dict[str, Any]]:
+    """The first rows of a data set of chats or instructions, the columns alone that make them.
+
+    Raises InvalidInput and EnvironmentFailure as :func:`download_documents`.
+    """
+    what = f"hf:{repository}@{revision}"
+    with _first_rows(what, repository, revision, subset, split, data_files, documents) as rows:
+        return [_chat_fields(what, row) for row in rows]
+
+
+@contextmanager
+def _first_rows(
+    what: str, repository: str, commit: str, subset: str | None, split: str,
+    data_files: str | None, count: int | None,
+) -> Iterator[Iterator[dict[str, Any]]]:  # fmt: skip
     note(f"reading {what} (commit {commit[:12]})")
     # An empty cache: the library would fall back to what an earlier run left in the user's.
     with (
@@ -53,12 +84,7 @@ def download_documents(
         _data_set_failures(what, data_files),
         TemporaryDirectory() as cache,
     ):
-        rows = _stream(repository, commit, subset, split, data_files, cache)
-        found = list(_texts(what, islice(rows, documents), field))
-        whole = [text for text in found if text is not None]
-        if len(whole) < len(found):
-            note(f"{what}: {len(found) - len(whole)} rows whose text is null were left out")
-        return whole, commit
+        yield islice(_stream(repository, commit, subset, split, data_files, cache), count)
 
 
 def download_rows(
@@ -107,6 +133,14 @@ def _texts(what: str, rows: Iterable[dict[str, Any]], field: str) -> Iterator[st
         if not isinstance(text, str | None):
             raise InvalidInput(f"{what}: field {field!r} holds {type(text).__name__}, not text")
         yield text
+
+
+def _chat_fields(what: str, row: dict[str, Any]) -> dict[str, Any]:
+    found = {name: row[name] for name in CHAT_FIELDS if name in row}
+    if not found:
+        has = ", ".join(sorted(row))
+        raise InvalidInput(f"{what}: no field 'messages' or 'instruction'; its fields: {has}")
+    return found
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from bipline.model.shard_digests import digest_shards
 from bipline.model.side_files import is_licence, is_model_file, is_tokenizer_file
 from bipline.storage.digests import digest_bytes, digest_file, digest_json, digest_listing
 from bipline.storage.directory import environment_failure, write_text
-from bipline.storage.documents import CHAT, read_documents, text_file, write_documents
+from bipline.storage.documents import CHAT, read_documents, text_file, write_rows
 from bipline.storage.folder import S3_SCHEME, Folder, LocalFolder, open_folder
 from bipline.storage.task_rows import read_task_rows
 from bipline.values.resolution import ResolvedModel, ResolvedTask, ResolvedText
@@ -37,7 +37,8 @@ from bipline.values.resolution import ResolvedModel, ResolvedTask, ResolvedText
 HUB = "hf:"
 PLACES = "a directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-TEXT_QUERY = ("subset", "split", "field", "documents", "data_files")
+TEXT_QUERY = ("subset", "split", "field", "documents", "data_files", "rows")
+CHAT_ROWS = "chat"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -160,7 +161,8 @@ def resolve_text(source: str, downloads: Path) -> ResolvedText:
     """Resolve a file (see :mod:`bipline.storage.documents`), or a data set of the hub.
 
     ``hf:org/name@revision?subset=...&split=...&field=...&documents=...&data_files=...`` takes
-    the first ``documents`` rows of a split; every key may be left out.
+    the first ``documents`` rows of a split; every key may be left out. With ``rows=chat`` rows
+    are those that ``chat:FILE`` reads: of messages, or of Alpaca's three columns.
     Raises InvalidInput for what cannot be used, EnvironmentFailure when the hub does not answer
     or the disk is full.
     """
@@ -189,24 +191,39 @@ def _resolved_data_set(source: str, downloads: Path) -> ResolvedText:
     name = digest_json([parsed.repository, commit, selection])
     path = downloads / "texts" / f"{name}.jsonl"
     receipt = path.with_suffix(".sha256")
+    chats = "rows" in selection
     if not (path.is_file() and receipt.is_file()):
-        documents, _ = hub_data_sets.download_documents(parsed.repository, commit, **selection)
-        if not any(document.strip() for document in documents):
-            raise InvalidInput(f"{source}: holds no text")
-        _write_whole(path, documents)
+        read = _chats_of_hub if chats else _texts_of_hub
+        _write_whole(path, read(source, parsed.repository, commit, selection))
         write_text(receipt, f"{digest_file(path)}\n")
-    text = _resolved_text(source, str(path), commit)
+    text = _resolved_text(source, f"{CHAT if chats else ''}{path}", commit)
     if receipt.read_text(encoding="utf-8", errors="replace").strip() != text.sha256:
         raise Refused(f"{path}: changed since it was downloaded; delete it and {receipt.name}")
     return text
 
 
-def _write_whole(path: Path, documents: list[str]) -> None:
+def _texts_of_hub(
+    source: str, repository: str, commit: str, selection: dict[str, Any]
+) -> list[dict[str, Any]]:
+    documents, _ = hub_data_sets.download_documents(repository, commit, **selection)
+    if not any(document.strip() for document in documents):
+        raise InvalidInput(f"{source}: holds no text")
+    return [{"text": document} for document in documents]
+
+
+def _chats_of_hub(
+    source: str, repository: str, commit: str, selection: dict[str, Any]
+) -> list[dict[str, Any]]:
+    asked = {key: value for key, value in selection.items() if key not in ("field", "rows")}
+    return hub_data_sets.download_chats(repository, commit, **asked)
+
+
+def _write_whole(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write under a name of this process, then rename: no reader sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_documents(temporary, documents)
+        write_rows(temporary, rows)
         temporary.replace(path)
     except OSError as error:
         raise environment_failure(error) or error from None
@@ -256,6 +273,10 @@ def _selection(source: str, query: list[tuple[str, str]]) -> dict[str, Any]:
         if not value:
             raise InvalidInput(f"{source}: key {key!r} has no value; leave it out or give one")
         selection[key] = _number_of_documents(source, value) if key == "documents" else value
+    if selection.get("rows", CHAT_ROWS) != CHAT_ROWS:
+        raise InvalidInput(f"{source}: rows={selection['rows']!r} is unknown; give {CHAT_ROWS}")
+    if "rows" in selection and "field" in dict(query):
+        raise InvalidInput(f"{source}: rows={CHAT_ROWS} reads its own columns; leave field out")
     if selection["data_files"]:
         _refuse_outside(source, selection["data_files"])
     return selection

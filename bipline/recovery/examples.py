@@ -1,7 +1,7 @@
 """What a recovery trains on: windows of token ids, and which of the tokens are learned.
 
-Of plain text every token is. Of chats, packed one after the other into full windows, the
-assistant's answers alone are.
+Of plain text every token is. Of chats and Alpaca's instructions, packed one after the other into
+full windows, the answers alone are.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from bipline.base.progress import note
 from bipline.model.token_ids import token_ids
 from bipline.quality.perplexity import text_windows
 from bipline.settings.recipes import Schedule
-from bipline.storage.documents import Chat, read_documents
+from bipline.storage.documents import Chat, Instruction, read_documents
 
 NOT_LEARNED = -100
 # Where a tokenizer has no chat template: the headings that Alpaca's prompts use.
 HEADINGS = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}
 END = "\n\n"
+# Alpaca's prompts, as LLM-Pruner's training writes them (arXiv 2305.11627).
+ASKED = "Below is an instruction that describes a task"
+PAIRED = ", paired with an input that provides further context"
+WRITE = ". Write a response that appropriately completes the request."
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ def _packed(tokenizer: Any, documents: list[str], seqlen: int) -> Examples:
 def _pieces(tokenizer: Any, chat: Chat) -> list[tuple[str, bool]]:
     """A chat's text in pieces, and whether each is learned: an answer with what ends it."""
     if not getattr(tokenizer, "chat_template", None):
-        return _headed(tokenizer, chat)
+        return (
+            _asked(tokenizer, chat) if isinstance(chat, Instruction) else _headed(tokenizer, chat)
+        )
     pieces, before = [], ""
     for number, message in enumerate(chat.messages, start=1):
         if message["role"] == "assistant":
@@ -124,3 +130,11 @@ def _headed(tokenizer: Any, chat: Chat) -> list[tuple[str, bool]]:
         pieces.append((HEADINGS.get(message["role"], ""), False))
         pieces.append((message["content"] + (ends if learned else "") + END, learned))
     return pieces
+
+
+def _asked(tokenizer: Any, row: Instruction) -> list[tuple[str, bool]]:
+    parts = [ASKED + (PAIRED if row.given else "") + WRITE, f"### Instruction:\n{row.instruction}"]
+    if row.given:
+        parts.append(f"### Input:\n{row.given}")
+    prompt = END.join([*parts, HEADINGS["assistant"]])
+    return [(prompt, False), (row.answer + (tokenizer.eos_token or END), True)]

@@ -2,7 +2,8 @@
 
 A ``.txt`` file holds documents between lines of ``<|endoftext|>`` (or is one document). JSON
 Lines, JSON, CSV and Parquet hold one document a row, under ``text``. ``chat:FILE`` reads rows of
-messages instead, for the tokenizer's chat template. Every row is looked at before one is used.
+messages instead, for the tokenizer's chat template, or Alpaca's rows of an instruction, an input
+and an output. Every row is looked at before one is used.
 Perplexity joins documents, calibration keeps them apart.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check, require
@@ -31,6 +32,8 @@ from bipline.storage.rows import (
 SEPARATOR = "<|endoftext|>"
 CHAT = "chat:"
 MESSAGES = "messages"
+INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
+CHAT_FIELDS = (MESSAGES, INSTRUCTION, INPUT, OUTPUT)
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".jsonl": json_lines, ".json": json_values, ".csv": csv_rows,
@@ -42,10 +45,26 @@ class Chat(str):
 
     messages: list[dict[str, str]]
 
-    def __new__(cls, messages: list[dict[str, str]]) -> Chat:
+    def __new__(cls, messages: list[dict[str, str]]) -> Self:
         """The messages are ``{"role": ..., "content": ...}``."""
         chat = super().__new__(cls, "\n".join(message["content"] for message in messages))
         chat.messages = messages
+        return chat
+
+
+class Instruction(Chat):
+    """A chat of one question and its answer, from a row in Alpaca's form."""
+
+    instruction: str
+    given: str
+    answer: str
+
+    def __new__(cls, instruction: str, given: str, answer: str) -> Self:
+        """``given`` is what the instruction is about, empty where it says all itself."""
+        question = f"{instruction}\n\n{given}" if given else instruction
+        messages = [("user", question), ("assistant", answer)]
+        chat = super().__new__(cls, [{"role": role, "content": said} for role, said in messages])
+        chat.instruction, chat.given, chat.answer = instruction, given, answer
         return chat
 
 
@@ -77,9 +96,9 @@ def read_documents(source: str | Path, tell: bool = False) -> list[str]:
     return documents
 
 
-def write_documents(path: Path, documents: list[str]) -> None:
-    """Write documents as JSON Lines, which holds any text unchanged."""
-    lines = (json.dumps({"text": document}, ensure_ascii=False) for document in documents)
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as JSON Lines, which hold any text unchanged."""
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -121,7 +140,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise InvalidInput(f"{path}: no such text file")
     try:
         table = require("pyarrow.parquet", "hub").ParquetFile(path)
-        wanted = [name for name in table.schema_arrow.names if name in ("text", MESSAGES)]
+        wanted = [name for name in table.schema_arrow.names if name in ("text", *CHAT_FIELDS)]
         if not wanted:
             raise InvalidInput(f"{path}: no column 'text'; it has {table.schema_arrow.names}")
         rows = (row for batch in table.iter_batches(columns=wanted) for row in batch.to_pylist())
@@ -136,18 +155,36 @@ def _document(path: Path, row: Row, chats: bool) -> str | None:
     number, value = row
     if not isinstance(value, dict):
         raise refusal(path, number, f'is {kind_of(value)}, not an object with "text"')
+    if chats and INSTRUCTION in value and MESSAGES not in value:
+        return _instruction(path, number, value)
+    chat = f"; a chat is read where it is given as {CHAT}{path.name}"
     name = MESSAGES if MESSAGES in value and (chats or "text" not in value) else "text"
     if name not in value:
-        raise refusal(path, number, f'has no "text"; it has {names_of(value)}')
+        hint = chat if INSTRUCTION in value else ""
+        raise refusal(path, number, f'has no "text"; it has {names_of(value)}{hint}')
     if (given := value[name]) is None:
         return None
     if chats:
         return Chat(_messages(path, number, given))
     if isinstance(given, str):
         return given
-    chat = f"; a chat is read where it is given as {CHAT}{path.name}"
     hint = chat if isinstance(given, list) else "; leave the row out or give a string"
     raise refusal(path, number, f"has {kind_of(given)} for {name!r}, which is no text{hint}")
+
+
+def _instruction(path: Path, number: int, row: dict[str, Any]) -> Instruction:
+    """A row in Alpaca's form, held to its texts; ``input`` may be missing, null or empty."""
+    said = {INSTRUCTION: row[INSTRUCTION], INPUT: row.get(INPUT), OUTPUT: row.get(OUTPUT)}
+    if said[INPUT] is None:
+        said[INPUT] = ""
+    for name, text in said.items():
+        if name not in row and name != INPUT:
+            raise refusal(path, number, f'has no "{name}"; it has {names_of(row)}')
+        if not isinstance(text, str):
+            raise refusal(path, number, f"has {kind_of(text)} for {name!r}, which is no text")
+        if not text.strip() and name != INPUT:
+            raise refusal(path, number, f"has nothing for {name!r}; leave the row out")
+    return Instruction(*said.values())
 
 
 def _messages(path: Path, number: int, given: Any) -> list[dict[str, str]]:

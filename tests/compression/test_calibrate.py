@@ -10,7 +10,7 @@ import torch
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.calibrate import CalibrationSet, calibrate
-from bipline.storage.documents import SEPARATOR, read_documents, write_documents
+from bipline.storage.documents import SEPARATOR, read_documents, write_rows
 from bipline.storage.folder import open_folder
 from bipline.storage.ngrams import check_overlap, ngrams_of, overlap_of
 
@@ -131,7 +131,7 @@ def test_weights_must_be_positive(llama: Path, tmp_path: Path, weight: float) ->
     "documents", [["plain"], ["two\nlines", "\u2028 odd separators \x85\u2029", "three"], ["  x "]]
 )
 def test_json_lines_hold_any_document(tmp_path: Path, documents: list[str]) -> None:
-    write_documents(tmp_path / "a.jsonl", documents)
+    write_rows(tmp_path / "a.jsonl", [{"text": document} for document in documents])
     assert read_documents(tmp_path / "a.jsonl") == documents
 
 

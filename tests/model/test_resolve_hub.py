@@ -25,7 +25,7 @@ from bipline.base import errors
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.model.opening import open_checkpoint
 from bipline.model.resolve import resolve_model
-from bipline.storage.documents import read_documents
+from bipline.storage.documents import Instruction, read_documents
 from bipline.values.resolution import (
     Resolution,
     ResolvedModel,
@@ -144,6 +144,11 @@ def _put_data_sets(data_sets: Path) -> None:
     stories.mkdir()
     rows = [json.dumps({"story": f"story {index}"}) for index in range(5)]
     (stories / "train.jsonl").write_text("\n".join(rows))
+    (data_sets / "alpaca").mkdir()
+    table = pyarrow.table(
+        {"instruction": ["Add", "Say"], "input": ["1, 2", ""], "output": ["3", "so"]}
+    )
+    pyarrow.parquet.write_table(table, data_sets / "alpaca" / "train.parquet")
 
 
 def _declare(repository: Path, subsets: dict[str, tuple[str, str]]) -> None:
@@ -260,6 +265,13 @@ def test_fields_and_plain_json_lines(hub: HubProcess, tmp_path: Path) -> None:
     assert read_documents(Path(text.location)) == [f"story {index}" for index in range(5)]
 
 
+def test_instructions_are_read_where_they_are_asked_for(hub: HubProcess, tmp_path: Path) -> None:
+    text = hub.text("hf:acme/alpaca?rows=chat&documents=1", tmp_path)
+    [row] = read_documents(text.location)
+    assert isinstance(row, Instruction)
+    assert (row.instruction, row.given, row.answer, text.documents) == ("Add", "1, 2", "3", 1)
+
+
 def test_a_text_is_written_once_and_hashed_every_time(hub: HubProcess, tmp_path: Path) -> None:
     source = "hf:acme/stories?field=story&documents=3"
     first = hub.text(source, tmp_path)
@@ -288,6 +300,9 @@ def test_a_text_is_written_once_and_hashed_every_time(hub: HubProcess, tmp_path:
         ("c4?subset=en&split=test", "['train']"),
         ("c4?data_files=en/absent.json.gz", "no data file 'en/absent.json.gz'"),
         ("stories?field=tale", "its fields: story"),
+        ("stories?rows=chat", "no field 'messages' or 'instruction'; its fields: story"),
+        ("alpaca?rows=alpaca", "rows='alpaca' is unknown; give chat"),
+        ("alpaca?rows=chat&field=output", "leave field out"),
     ],
 )
 def test_data_sets_that_cannot_be_used_are_refused(

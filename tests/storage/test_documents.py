@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from bipline.base import extras
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import listening
 from bipline.model.resolve import resolve_text
-from bipline.storage.documents import CHAT, TEXT_SUFFIXES, Chat, read_documents
+from bipline.storage.documents import CHAT, TEXT_SUFFIXES, Chat, Instruction, read_documents
 
 BOM = b"\xef\xbb\xbf"
 CHATTING = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
@@ -67,6 +68,7 @@ REFUSED = {
     "object.jsonl": (b'{"text": {"a": 1}}', "line 1 has an object"),
     "chat.jsonl": (json.dumps({"text": CHATTING}).encode(), "chat:chat.jsonl"),
     "messages.jsonl": (json.dumps({"messages": CHATTING}).encode(), "chat:messages.jsonl"),
+    "asked.jsonl": (b'{"instruction": "a", "output": "b"}', "is given as chat:asked.jsonl"),
     "other key.jsonl": (b'{"content": "one"}', "has no \"text\"; it has 'content'"),
     "no object.jsonl": (b'["one"]', "line 1 is a list"),
     "string.jsonl": (ROW + b'\n"two"', "line 2 is a string"),
@@ -178,6 +180,44 @@ def test_what_is_no_chat_is_refused(given: object, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": CHATTING}) + "\n" + json.dumps({"text": given}))
     with pytest.raises(InvalidInput, match="line 2 has a"):
+        read_documents(f"{CHAT}{path}")
+
+
+ASKED = {"instruction": "Add.", "input": "1, 2", "output": "3"}
+
+
+@pytest.mark.parametrize("given", ["1, 2", "", None, ...])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_instructions_are_chats_of_two(given: Any, suffix: str, tmp_path: Path) -> None:
+    """Alpaca's rows, whose ``text`` is not read; an input may be empty, null or missing."""
+    path = tmp_path / f"a{suffix}"
+    row = {**ASKED, "text": "all of it", "input": given}
+    path.write_text(json.dumps({name: each for name, each in row.items() if each is not ...}))
+    [chat] = read_documents(f"{CHAT}{path}")
+    assert isinstance(chat, Instruction)
+    said = given if isinstance(given, str) else ""
+    assert (chat.instruction, chat.given, chat.answer) == ("Add.", said, "3")
+    question = "Add.\n\n1, 2" if said else "Add."
+    assert [each["content"] for each in chat.messages] == [question, "3"]
+    assert read_documents(path) == ["all of it"]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"output": None}, "has null for 'output'"), ({"output": " "}, "has nothing for 'output'"),
+        ({"output": 3}, "has a number for 'output'"), ({"output": ...}, 'has no "output"; it has'),
+        ({"input": ["1"]}, "has a list for 'input'"), ({"instruction": ""}, "has nothing for"),
+        ({"instruction": {}}, "has an object for 'instruction'"),
+    ],
+)  # fmt: skip
+def test_an_instruction_that_is_none_is_refused_with_its_line(
+    change: dict[str, Any], word: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    row = {name: each for name, each in {**ASKED, **change}.items() if each is not ...}
+    path.write_text(json.dumps(ASKED) + "\n\n" + json.dumps(row))
+    with pytest.raises(InvalidInput, match=f"line 3 {word}"):
         read_documents(f"{CHAT}{path}")
 
 

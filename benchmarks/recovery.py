@@ -35,6 +35,7 @@ from bipline.values.paired import paired_difference
 TEXTS = {"text": "novels.calibration.txt", "judge": "novel.hound.txt"}
 TOLD = "novel.treasure-island.txt"
 SHORT, LONG = 300_000, 2_000_000
+LONGER = ("glu", "dense")
 # Small models take larger steps than the defaults, which are LLM-Pruner's for 7 B parameters.
 ADAPTED = {"learning_rate": 2e-3, "rank": 32, "alpha": 64, "dropout": 0.0}
 TAUGHT = {**ADAPTED, "teacher_weight": 0.7, "top_k": 64}
@@ -121,12 +122,13 @@ def rows(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every run by its name, in the order of what they are worth."""
     out, dense, texts = arguments.out, arguments.model, arguments.texts
     out.mkdir(parents=True, exist_ok=True)
-    runs = {f"glu-{name}": ("glu", each, SHORT) for name, each in RECIPE_SETTINGS.items()}
-    runs["glu-distill-long"] = ("glu", RECIPE_SETTINGS["distill"], LONG)
     # What the same training does to the dense model: without it a gain may be the texts' alone.
-    runs["dense-distill"] = ("dense", RECIPE_SETTINGS["distill"], SHORT)
-    runs["dense-distill-long"] = ("dense", RECIPE_SETTINGS["distill"], LONG)
-    runs |= {f"auto-{name}": ("auto", each, SHORT) for name, each in RECIPE_SETTINGS.items()}
+    runs = {
+        f"{start}-{name}": (start, each, SHORT)
+        for start in ("glu", "auto", "dense")
+        for name, each in RECIPE_SETTINGS.items()
+    }
+    runs |= {f"{start}-distill-long": (start, RECIPE_SETTINGS["distill"], LONG) for start in LONGER}
     for name, (start, settings, tokens) in runs.items():
         if arguments.only and name not in arguments.only:
             continue

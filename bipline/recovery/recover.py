@@ -73,27 +73,34 @@ def recover(request: Request, place: Place, writer: DirectoryWriter) -> Recovery
     check_teacher(source, request.dense, recipe)
     tokenizer = load_tokenizer(request.pruned)
     judge = text_windows(tokenizer, read_documents(request.held_out), recipe.seqlen, "none")
-    measured, losses = measure_text(
-        BlockLoop(source, device=place.device), judge, "held-out text before recovery"
-    )
-    dense = _of_dense(request.dense, judge, place)
+    record, losses = _before(request, source, judge, place)
+    found, weights = _trained(request, source, tokenizer, place)
+    record = record.model_copy(update=found)
+    if weights is not None:
+        write_merged(source, weights, writer)
+        del weights  # as large as the model in float32, and not needed to judge it
+        record = record.model_copy(update=_judged(writer.path, judge, losses, record, place))
+    note(f"recovery {'accepted' if record.accepted else 'refused'}: {record.reason}")
+    return record
+
+
+def _before(
+    request: Request, source: Checkpoint, judge: Tensor, place: Place
+) -> tuple[RecoveryRecord, tuple[float, ...]]:
+    """The record of a recovery that has not trained yet, and the judge's losses by window."""
+    loop = BlockLoop(source, device=place.device)
+    measured, losses = measure_text(loop, judge, "held-out text before recovery")
     record = RecoveryRecord(
         accepted=False,
         reason="",
         held_out_perplexity_before=measured.value,
         held_out_perplexity_after=None,
         merge_difference=None,
-        recipe=recipe.model_dump(mode="json"),
-        tokens=recipe.trained_tokens,
-        held_out_perplexity_dense=dense,
+        recipe=request.recipe.model_dump(mode="json"),
+        tokens=request.recipe.trained_tokens,
+        held_out_perplexity_dense=_of_dense(request.dense, judge, place),
     )
-    found, weights = _trained(request, source, tokenizer, place)
-    record = record.model_copy(update=found)
-    if weights is not None:
-        write_merged(source, weights, writer)
-        record = record.model_copy(update=_judged(writer.path, judge, losses, record, place))
-    note(f"recovery {'accepted' if record.accepted else 'refused'}: {record.reason}")
-    return record
+    return record, losses
 
 
 def help_to_train(request: Request, place: Place) -> None:

@@ -16,6 +16,7 @@ from torch import distributed
 from bipline.base import extras
 from bipline.base.progress import note
 from bipline.compression.workers import Workers, joined_workers
+from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device, torch_dtype
 from bipline.model.opening import open_checkpoint
 from bipline.recovery import recover as core
@@ -66,35 +67,56 @@ def recover_to(
     device = choose_device(compute.device)
     with joined_workers() as workers:
         stage.check_processes(recipe, workers.count)
-        model = resolve_model(places.model, places.downloads)
-        dense = resolve_model(places.teacher, places.downloads) if places.teacher else None
-        texts = resolve_texts({"text": places.text, "judge": places.judge}, places.downloads)
-        pruned = local_copy(model, places.downloads)
-        opened = open_checkpoint(pruned)
-        core.check_teacher(opened, open_checkpoint(dense.location) if dense else None, recipe)
-        core.check_inputs(opened.folder, texts["text"].location, texts["judge"].location, recipe)
+        inputs = _resolved(places)
+        _check(inputs, recipe)
         note(f"device {device}, dtype {compute.dtype}")
-        if not workers.leads:
-            teacher = open_checkpoint(dense.location) if dense else None
-            sources = texts["text"].location, texts["judge"].location
-            request = core.Request(pruned, *sources, recipe, teacher)
-            _help(request, device, torch_dtype(compute.dtype), workers)
-            return None
-        with work_directory(places.out.with_name(f"{places.out.name}.work")) as work:
-            context = Context(LocalStore(work), compute, workers=workers)
-            inputs = stage.Inputs(
-                model.identity, lambda: pruned, texts["text"], texts["judge"], dense
-            )
-            stored, record = stage.recovered(
-                context, inputs, recipe, places.adapter_out, lambda folder: _tell(folder, workers)
-            )
-            made = context.store.open(stored)
-            if record.accepted:
-                copy_directory(made, places.out)
-            elif (made / core.LAST_GOOD).is_dir():
-                shutil.copytree(made / core.LAST_GOOD, places.last_good, dirs_exist_ok=True)
-                note(f"the last good state is kept in {places.last_good}")
+        if workers.leads:
+            return _led(places, inputs, recipe, compute, workers)
+        _help(inputs.request(recipe, _dense(inputs)), device, torch_dtype(compute.dtype), workers)
+    return None
+
+
+def _resolved(places: RecoveryPlaces) -> stage.Inputs:
+    """The model, the texts and the dense model by their digests, what is remote fetched."""
+    model = resolve_model(places.model, places.downloads)
+    dense = resolve_model(places.teacher, places.downloads) if places.teacher else None
+    texts = resolve_texts({"text": places.text, "judge": places.judge}, places.downloads)
+    pruned = local_copy(model, places.downloads)
+    return stage.Inputs(model.identity, lambda: pruned, texts["text"], texts["judge"], dense)
+
+
+def _dense(inputs: stage.Inputs) -> Checkpoint | None:
+    return open_checkpoint(inputs.dense.location) if inputs.dense else None
+
+
+def _check(inputs: stage.Inputs, recipe: Schedule) -> None:
+    """Raise InvalidInput for a dense model or texts that the recipe cannot use."""
+    pruned = open_checkpoint(inputs.place())
+    core.check_teacher(pruned, _dense(inputs), recipe)
+    core.check_inputs(pruned.folder, *inputs.sources, recipe)
+
+
+def _led(
+    places: RecoveryPlaces, inputs: stage.Inputs, recipe: Schedule, compute: ComputeSettings,
+    workers: Workers,
+) -> RecoveryRecord:  # fmt: skip
+    """Train in OUT.work, and take out of it what the record says."""
+    with work_directory(places.out.with_name(f"{places.out.name}.work")) as work:
+        context = Context(LocalStore(work), compute, workers=workers)
+        stored, record = stage.recovered(
+            context, inputs, recipe, places.adapter_out, lambda folder: _tell(folder, workers)
+        )
+        _take(context.store.open(stored), record, places)
     return record
+
+
+def _take(made: Path, record: RecoveryRecord, places: RecoveryPlaces) -> None:
+    """The model into OUT, or what was trained before a loss that was NaN beside it."""
+    if record.accepted:
+        copy_directory(made, places.out)
+    elif (made / core.LAST_GOOD).is_dir():
+        shutil.copytree(made / core.LAST_GOOD, places.last_good, dirs_exist_ok=True)
+        note(f"the last good state is kept in {places.last_good}")
 
 
 def _tell(folder: Path, workers: Workers) -> None:

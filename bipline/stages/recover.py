@@ -44,6 +44,24 @@ class Inputs:
     judge: ResolvedText
     dense: ResolvedModel | None = None
 
+    @property
+    def sources(self) -> tuple[str, str]:
+        """Where the text and the judge lie."""
+        return self.text.location, self.judge.location
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What a recovery is stored under, of what it starts from."""
+        dense = {} if self.dense is None else {"dense": self.dense.identity}
+        texts = {"text": self.text.sha256, "held_out": self.judge.sha256}
+        return {"pruned": self.digest, **texts, **dense}
+
+    def request(
+        self, recipe: Schedule, dense: Checkpoint | None, adapter_out: Path | None = None
+    ) -> core.Request:
+        """What is asked of the training, beside the dense model as it was opened."""
+        return core.Request(self.place(), *self.sources, recipe, dense, adapter_out)
+
 
 def recover(
     context: Context,
@@ -75,38 +93,50 @@ def recovered(
 
     ``tell`` is given the folder of the checkpoints before the training, for processes that help.
     """
-    _check_overlap(given.text.location, given.judge.location, [])
-    sources, dense = (given.text.location, given.judge.location), given.dense
-    inputs = {
-        "pruned": given.digest, "text": given.text.sha256, "held_out": given.judge.sha256,
-    }  # fmt: skip
-    if dense is not None:
-        inputs["dense"] = dense.identity
-    computing = {"device": context.device.type, "dtype": context.compute.dtype}
-    if context.workers.count > 1:
-        computing["processes"] = str(context.workers.count)
+    _check_overlap(*given.sources, [])
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
         place = place_of(context, work)
         place.folder.mkdir(exist_ok=True)
         tell(place.folder)
-        request = core.Request(
-            given.place(), *sources, recipe,
-            context.opened(dense) if dense else None, adapter_out,
-        )  # fmt: skip
+        dense = context.opened(given.dense) if given.dense else None
+        request = given.request(recipe, dense, adapter_out)
         record = core.recover(request, place, writer)
-        if not record.accepted:
-            _discard(writer)
-            core.keep_last_good(record, place, writer)
-        else:
-            known = [FittedText.of(read_documents(source)) for source in sources]
-            before = read_fitted([request.pruned]) or FittedText()
-            write_text(writer.path / FITTED_NAME, FittedText.joined([before, *known]).to_json())
+        keep = _keep_accepted if record.accepted else _keep_refused
+        keep(request, record, place, writer)
         writer.info = {**writer.info, "recovery": record.model_dump(mode="json")}
 
-    key = STAGE.key(inputs, recipe.model_dump(mode="json"), computing)
+    key = STAGE.key(given.digests, recipe.model_dump(mode="json"), _computing(context))
     stored = STAGE.run(context, key, produce)
     return stored, RecoveryRecord.model_validate(stored.info["recovery"])
+
+
+def _computing(context: Context) -> dict[str, str]:
+    """What of the machine's use decides the bytes; several processes add up in another order."""
+    computing = {"device": context.device.type, "dtype": context.compute.dtype}
+    if context.workers.count > 1:
+        computing["processes"] = str(context.workers.count)
+    return computing
+
+
+def _keep_accepted(
+    request: core.Request, record: RecoveryRecord, place: Place, writer: DirectoryWriter
+) -> None:
+    """The model stays, with all text that it or the pruned one was fitted on."""
+    known = [FittedText.of(read_documents(each)) for each in (request.text, request.held_out)]
+    before = read_fitted([request.pruned]) or FittedText()
+    write_text(writer.path / FITTED_NAME, FittedText.joined([before, *known]).to_json())
+
+
+def _keep_refused(
+    request: core.Request, record: RecoveryRecord, place: Place, writer: DirectoryWriter
+) -> None:
+    """Nothing of the training stays but its last good state, where it has one."""
+    for path in writer.path.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    writer.kind = REFUSED_KIND
+    writer.info = {}
+    core.keep_last_good(record, place, writer)
 
 
 def place_of(context: Context, work: Path) -> Place:
@@ -128,14 +158,6 @@ def check_processes(recipe: Schedule, processes: int) -> None:
 def _check_overlap(text: str, judge: str, evaluation: list[str]) -> None:
     check_overlap([Path(text), Path(judge)], list(map(Path, evaluation)), "recover")
     check_overlap([Path(text)], [Path(judge)], "recover")
-
-
-def _discard(writer: DirectoryWriter) -> None:
-    """Nothing of the training stays."""
-    for path in writer.path.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    writer.kind = REFUSED_KIND
-    writer.info = {}
 
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:

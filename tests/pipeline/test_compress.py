@@ -14,6 +14,7 @@ import pytest
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.auto import CHOSEN
+from bipline.recovery import training
 from bipline.storage.manifest import MANIFEST_NAME, verify_directory
 from bipline.storage.stage_key import PROJECT_ROOT
 from bipline.values.plan import read_plan
@@ -146,6 +147,32 @@ def test_refused_recovery_leaves_its_record_alone(first: RunSummary, run: Run) -
     assert ran(refused) == {"recover", "export"} | NEVER_CACHED
     stored = [sorted(path.name for path in place.iterdir()) for place in _stored(first, "recover")]
     assert [MANIFEST_NAME] in stored
+
+
+def test_a_recovery_that_became_nan_hands_on_the_pruned_model(
+    first: RunSummary, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, seen = training.objective, []
+
+    def poisoned(*given: Any) -> Any:
+        seen.append(1)
+        return objective(*given) * (float("nan") if len(seen) == 3 else 1.0)
+
+    monkeypatch.setattr(training, "objective", poisoned)
+    recipe = {"rank": 2, "steps": 4, "batch_size": 4, "seqlen": 16, "learning_rate": 0.019}
+    section = {"enabled": True, "text": "calibration", "held_out": "judge", "recipe": recipe}
+    summary = run(recover=section)
+    assert len(seen) == 3
+    assert summary.recovery is not None and not summary.recovery.accepted
+    assert summary.recovery.last_good_step == 1
+    assert set(summary.records) == {"dense", "pruned"}
+    assert summary.records["pruned"].perplexity == first.records["pruned"].perplexity
+    assert summary.package.info["packaged"] == "pruned"
+    reason = "the loss became NaN or infinite at step 3; the last good state is that of step 1"
+    assert summary.recovery.reason == reason
+    assert reason in Path(summary.report).read_text(encoding="utf-8")
+    kept = [place for place in _stored(first, "recover") if (place / "last-good").is_dir()]
+    assert len(kept) == 1
 
 
 def test_flipped_byte_stops_the_next_stage(first: RunSummary, run: Run) -> None:

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class _Told:
         print(" ", text, flush=True)
 
 
+@cache
 def measured(model: Path, texts: Path) -> tuple[float, tuple[float, ...]]:
     """Perplexity on the text that is told, and nats per token of each window."""
     windows = text_windows(load_tokenizer(model), read_documents(texts / TOLD), 128, "none")
@@ -109,7 +111,7 @@ def pruned(arguments: argparse.Namespace, start: str) -> Path:
     """The model pruned by llm-bip-glu without compensation, or by auto."""
     place: Path = arguments.out / start
     criterion = {"glu": "llm-bip-glu"}.get(start, start)
-    options = {"compensation": "none"} if start == "glu" else {}
+    options: dict[str, Any] = {"compensation": "none"} if start == "glu" else {}
     if not place.is_dir():
         prune(
             arguments.model, place, calibration=arguments.texts / TEXTS["text"],

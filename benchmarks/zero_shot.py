@@ -4,7 +4,8 @@
 ``bipline evaluate --tasks`` does, and then by lm-eval alone: its own task configurations on the
 rows put back into the columns of the published data sets, its own model class, its own loop. Every
 accuracy and every choice must be the same, every log-likelihood within 1e-4. ``--streamed`` runs
-bipline's part through the block loop.
+bipline's part through the block loop. ``--twice STORE`` runs the stage of ``bipline compress``
+instead, and again, which must find the record there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.zero_shot import Measured, model_questions, zero_shot
 from bipline.quality.zero_shot_tasks import USUAL, official
+from bipline.settings.compress import CompressSettings
 from bipline.settings.protocol import Protocol
+from bipline.stages.evaluate import evaluate_dense
+from bipline.stages.resolve import resolve
+from bipline.stages.stage import Context
+from bipline.storage.local_store import LocalStore
 from bipline.storage.task_rows import read_task_rows
 
 NEAR = 1e-4
@@ -135,6 +141,25 @@ def measure(
     return table
 
 
+def twice(directory: Path, folder: Path, names: list[str], protocol: Protocol, store: Path) -> str:
+    """The seconds of the evaluation's stage, and of the same stage run again."""
+    values = {
+        "model": str(directory), "tasks": {name: str(folder / f"{name}.jsonl") for name in names},
+        "calibrate": {"texts": {}}, "evaluate": {"texts": (), "tasks": tuple(names)},
+    }  # fmt: skip
+    settings = CompressSettings.model_validate(values)
+    context = Context(LocalStore(store), settings.compute, settings.seed)
+    found, seconds = [], []
+    for _ in range(2):
+        start = time.perf_counter()
+        given = resolve(settings, store / "downloads")
+        found.append(evaluate_dense(context, given, protocol))
+        seconds.append(time.perf_counter() - start)
+    if found[0] != found[1]:
+        raise SystemExit(f"{directory}: the second run tells other figures")
+    return f"{directory.name}: {seconds[0]:.1f} s, again {seconds[1]:.2f} s"
+
+
 def main() -> None:
     """Measure the models that are named, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -143,11 +168,15 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(USUAL))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--streamed", action="store_true")
+    parser.add_argument("--twice", type=Path, metavar="STORE")
     given = parser.parse_args()
     # Every row that fits is compared, however many do not.
     protocol = Protocol(limit=given.limit, max_excluded=1.0)
     names = given.tasks.split(",")
     for directory in given.models:
+        if given.twice:
+            print(twice(directory, given.rows, names, protocol, given.twice))
+            continue
         start = time.perf_counter()
         for line in measure(directory, given.rows, names, protocol, given.streamed):
             norm = "" if line["acc_norm"] is None else f"{line['acc_norm']:.4f}"

@@ -58,7 +58,11 @@ def with_adapter(model: Any, recipe: LoraRecipe) -> Any:
 @torch.no_grad()
 def merged(adapted: Any, windows: Tensor) -> tuple[dict[str, Tensor], float]:
     """The merged weights in float32, and how far merging moved the logits, of the largest."""
-    adapted = adapted.to("cpu").float().eval()
+    adapted = adapted.to("cpu")
+    for parameter in adapted.parameters():
+        # Weights as they were loaded share one mapping of their file, which none gives back alone.
+        parameter.data = parameter.data.clone()
+    adapted = adapted.float().eval()
     windows = windows[:PROOF_WINDOWS]
     expected = adapted(input_ids=windows).logits
     plain = adapted.merge_and_unload() if hasattr(adapted, "merge_and_unload") else adapted

@@ -87,8 +87,8 @@ def _parts(contents: PackageContents, files: Mapping[str, FileEntry]) -> dict[st
     tools = require("cyclonedx.model.tool", EXTRA).ToolRepository(components=[own])
     made = bom.Bom(metadata=bom.BomMetaData(component=subject, tools=tools), components=data)
     made.register_dependency(subject, data)
-    form = schema.OutputFormat.JSON, schema.SchemaVersion.V1_6
-    value: dict[str, Any] = json.loads(writing.make_outputter(made, *form).output_as_string())
+    written = schema.OutputFormat.JSON, schema.SchemaVersion.V1_6
+    value: dict[str, Any] = json.loads(writing.make_outputter(made, *written).output_as_string())
     return value
 
 

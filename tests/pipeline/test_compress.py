@@ -14,7 +14,8 @@ import pytest
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.auto import CHOSEN
-from bipline.storage.manifest import MANIFEST_NAME, verify_directory
+from bipline.delivery.vouching import verify
+from bipline.storage.manifest import LINEAGE, MANIFEST_NAME, verify_directory
 from bipline.storage.stage_key import PROJECT_ROOT
 from bipline.values.plan import read_plan
 from bipline.values.summary import RunSummary
@@ -76,6 +77,30 @@ def test_zenml_and_mlflow_name_each_other(first: RunSummary, folder: Path) -> No
         metadata = run.steps["promote"].run_metadata
         assert metadata["registration"]["mlflow_run_id"] == first.registration.mlflow_run_id
         assert run.run_metadata["git.commit"] == tracked.data.tags["git.commit"]
+
+
+def test_the_lineage_names_run_and_keys_here_and_in_the_registry(
+    first: RunSummary, folder: Path
+) -> None:
+    """The registered copy was made in this run, so it has this run's lineage."""
+    package = Path(first.package.location)
+    name = f"runs/{first.run_id}.json"
+    told = json.loads((package / LINEAGE / name).read_bytes())
+    assert told["run_name"] == first.run_name and told["host"]
+    # The step that writes it has not ended yet.
+    assert set(told["stages"]) == set(STEPS) - {"promote"}
+    assert told["stages"]["export"]["digest"] == first.package.digest
+    assert told["stages"]["export"]["key"].startswith(package.name)
+    found = [each.parent for each in (folder / "state").rglob(f"{LINEAGE}/provenance.json")]
+    assert len(found) > 1
+    for each in found:
+        assert (each / name).is_file()
+        lines = " ".join(verify(each.parent).told)
+        assert "SLSA provenance v1, valid" in lines and "CycloneDX 1.6, valid" in lines
+    statement = json.loads((package / LINEAGE / "provenance.json").read_bytes())
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["configuration"]["allocate"]["ratio"] == 0.3
+    assert definition["internalParameters"]["stages"]["prune"]
 
 
 def test_everything_lies_below_the_state_folder(first: RunSummary, folder: Path) -> None:

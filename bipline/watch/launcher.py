@@ -62,7 +62,7 @@ class Run:
                 f"source {release.source}: its runs would register versions of the "
                 f"{source.registered} that it watches; set promote.name to another"
             )
-        state = Path(settings.state) if settings.state else None
+        state = None if settings.state is None else settings.folder
         return cls(release, source.compress, overrides, state)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -123,7 +124,7 @@ def _resolved_folder(source: str, folder: Folder, commit: str | None) -> Resolve
         config_digest=_config_digest(folder),
         files=files,
         tokenizer_digest=tokenizer,
-        licence=_licence(folder),
+        licence=next(licences_of(folder), None),
     )
 
 
@@ -142,20 +143,26 @@ def _config_digest(folder: Folder) -> str | None:
     return config_digest(config) if SECTION in config else None
 
 
-def _licence(folder: Folder) -> str | None:
-    """The first line of the licence file, or what the front matter of README.md declares."""
+def licences_of(folder: Folder) -> Iterator[str]:
+    """What a model says of its licence: the first line of its file, and README.md's front matter.
+
+    Either may be missing.
+    """
     names = folder.names()
-    for name in names:
-        if is_licence(name):
-            lines = folder.read(name).decode("utf-8", "replace").splitlines()
-            named = [line.strip() for line in lines if line.strip()]
-            if named:
-                return named[0]
+    lines = (line for name in names if is_licence(name) for line in _lines(folder.read(name)))
+    if first := next(lines, None):
+        yield first
     readme = folder.read("README.md") if "README.md" in names else b""
-    return _declared_licence(readme.decode("utf-8", "replace"))
+    if declared := _in_front_matter(readme.decode("utf-8", "replace")):
+        yield declared
 
 
-def _declared_licence(text: str) -> str | None:
+def _lines(file: bytes) -> list[str]:
+    lines = (line.strip() for line in file.decode("utf-8", "replace").splitlines())
+    return [line for line in lines if line]
+
+
+def _in_front_matter(text: str) -> str | None:
     front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     try:
         declared = yaml.safe_load(front_matter.group(1)) if front_matter else None

@@ -114,7 +114,7 @@ def test_second_run_skips_all_that_is_known(first: RunSummary, run: Run, folder:
     assert ran(second) == NEVER_CACHED
     assert second.package.digest == first.package.digest
     assert second.registration.version == first.registration.version
-    assert second.registration.reused
+    assert second.registration.reused and second.unchanged and not first.unchanged
     [tracked] = named(folder, second.run_name)
     timed = {name for name in tracked.data.metrics if name.startswith("seconds/")}
     assert timed == {"seconds/resolve"}, "a stage that was not run took no time to tell of"

@@ -5,10 +5,10 @@ ZenML takes several outputs apart only where the ``return`` itself names them.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 from zenml import ArtifactConfig, get_step_context, log_metadata, step
-from zenml.client import Client
 from zenml.enums import ArtifactType
 
 from bipline.base.progress import heading
@@ -46,6 +46,7 @@ from steps.stage import (
     evaluated_at,
     stage_summary,
     step_runs,
+    tracking_uri,
 )
 
 # By these names ZenML finds what its cache must follow.
@@ -71,13 +72,13 @@ def resolve(
 ]:
     """Resolve everything, and hand each stage only what it reads."""
     heading("resolve")
-    tracker = Client().active_stack.experiment_tracker
-    registry = tracker.config.tracking_uri if tracker else None
+    address = tracking_uri()
+    registry = settings.promote.registry_uri or os.environ.get("MLFLOW_REGISTRY_URI") or address
     whole = line.resolve.resolve(settings, default_downloads(), registry)
     log_metadata({"output_digest": whole.digest})
-    if registry:
+    if address:
         run = get_step_context()
-        tracking = Tracking(registry, run.pipeline.name, run.pipeline_run.name)
+        tracking = Tracking(address, run.pipeline.name, run.pipeline_run.name)
         line.promote.track_inputs(tracking, settings, whole)
     recover, evaluate = settings.recover, settings.evaluate
     return (

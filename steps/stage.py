@@ -37,6 +37,15 @@ def store() -> Store:
     return open_store(f"{Client().active_stack.artifact_store.path}/bipline")
 
 
+def tracking_uri() -> str | None:
+    """Where the stack's tracker tells runs; its credentials are this process's from here on."""
+    tracker = Client().active_stack.experiment_tracker
+    if tracker is None:
+        return None
+    tracker.configure_mlflow()
+    return str(tracker.get_tracking_uri())
+
+
 def context(compute: ComputeSettings | None = None, seed: int = 0) -> Context:
     """What a step hands to its stage; what the stage tells is logged as the step's metadata."""
     return Context(store(), compute or ComputeSettings(), seed, report=_log)

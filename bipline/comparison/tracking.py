@@ -40,7 +40,7 @@ def track_comparison(
     files["config.json"] = json.dumps(config, indent=1, sort_keys=True) + "\n"
     mlflow = mlflow_library()
     with translated("MLflow"):
-        probe(mlflow)
+        probe(mlflow.get_tracking_uri())
         with limited(WORK_LIMITS), run_of(mlflow) as run:
             log_run(mlflow, run.info.run_id, flattened(config), files, tags)
             for model in comparison.models.values():

@@ -60,6 +60,16 @@ def validated(kind: type[Configuration], values: Mapping[str, Any]) -> Configura
         raise InvalidInput(f"--{flag} {problem['input']!r}: {problem['msg'].lower()}") from None
 
 
+def placed(settings: Configuration, state: Path | str | None, stack: str | None) -> Configuration:
+    """The settings with where they run, as far as it is given.
+
+    Raises InvalidInput where both a folder and a stack are meant.
+    """
+    given = {"state": state and str(state), "stack": stack}
+    given = {name: value for name, value in given.items() if value is not None}
+    return validated(type(settings), {**dict(settings), **given}) if given else settings
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = read_yaml(_content(path).decode("utf-8-sig"))

@@ -20,7 +20,7 @@ from bipline.delivery.registries import mlflow as core
 from bipline.delivery.registries.journal import check_alias, history_of
 from bipline.delivery.registries.journal_mlflow import SUFFIX, MlflowRegistry
 from bipline.delivery.registries.mlflow_run import RunContent, Tracking
-from bipline.delivery.registries.mlflow_service import tracking_uri
+from bipline.delivery.registries.mlflow_service import registry_at, tracking_uri
 from bipline.delivery.registries.promotion import (
     Gate,
     GateRefused,
@@ -64,20 +64,21 @@ def promote(
     heading("promote")
     _check_gate(settings)
     place = context.store.open(package)
-    registered = core.track_and_register(
-        package=place,
-        package_digest=package.digest,
-        name=settings.name,
-        alias=CANDIDATE,
-        content=_content(package, place, account, tags, seconds),
-    )
-    registry = MlflowRegistry(settings.name)
-    if evaluated_at is not None:
-        registry.tell_evaluated(registered.version, evaluated_at)
-    if gate is None:
-        return registered
-    chosen = Gate(gate, gate_name(str(settings.gate)))
-    return _gated(registry, place, registered, settings.alias, chosen)
+    with registry_at(settings.registry_uri):
+        registered = core.track_and_register(
+            package=place,
+            package_digest=package.digest,
+            name=settings.name,
+            alias=CANDIDATE,
+            content=_content(package, place, account, tags, seconds),
+        )
+        registry = MlflowRegistry(settings.name)
+        if evaluated_at is not None:
+            registry.tell_evaluated(registered.version, evaluated_at)
+        if gate is None:
+            return registered
+        chosen = Gate(gate, gate_name(str(settings.gate)))
+        return _gated(registry, place, registered, settings.alias, chosen)
 
 
 def _content(

@@ -199,7 +199,7 @@ class MlflowRegistry:
         with translated("MLflow"), limited(WORK_LIMITS), pointed_at(self._address):
             if not self._answers:
                 _refuse_absent(self.name, mlflow.get_tracking_uri())
-                probe(mlflow)
+                probe(mlflow.get_tracking_uri())
                 self._answers = True
             yield mlflow.MlflowClient()
 

@@ -56,11 +56,11 @@ class Axis:
 def axis_over(values: Sequence[float]) -> Axis:
     """The axis that shows these scores: logarithmic where they span more than a factor of 20."""
     least, high = min(values), max(*values, 0.0)
-    if least < 0:
+    if least < -LEAST:
         return Axis(least, max(high, least * 0.99), False)
-    if high == 0:
+    if high < LEAST:
         return Axis(0.0, 1.0, False)
-    low = min(value for value in values if value > 0)
+    low = max(LEAST, min(value for value in values if value > 0))
     if high / low > LOG_FACTOR:
         return Axis(low / 1.15, high * 1.15, True)
     return Axis(0.0, high * 1.05, False)
@@ -75,7 +75,8 @@ def axis_around(values: Sequence[float]) -> Axis:
     if low > 0 and high / low > AROUND_FACTOR:
         reach = math.exp(MARGIN * math.log(high / low))
         return Axis(max(low / reach, LEAST), min(high * reach, MOST), True)
-    reach = MARGIN * (high - low) or abs(high) * MARGIN or 1.0
+    span = next(each for each in (high - low, abs(high), 1.0) if each > LEAST)
+    reach = MARGIN * span
     return Axis(low - reach, high + reach, False)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from markupsafe import Markup
 
 from bipline.delivery.axes import Axis, axis_around, number_text
+from bipline.values.figures import TIMES
 
 Subject = TypeVar("Subject")
 TEMPLATE = "page.html.j2"
@@ -86,7 +87,16 @@ def table(rows: Rows, head: Sequence[str] = (), numeric: bool = False, caption: 
     many columns is scrolled instead, beside its first column.
     """
     look = ("wide" if len(head) > MOST_COLUMNS else "numeric") if numeric else "pairs"
-    return _macro("table", head, list(rows), look, caption)
+    cells = [[cell if isinstance(cell, Markup) else _unbroken(str(cell)) for cell in row]
+             for row in rows]  # fmt: skip
+    return _macro("table", head, cells, look, caption)
+
+
+def _unbroken(text: str) -> str:
+    """A number, its error and its unit stay in one line: blanks between them do not break."""
+    for blank in (" %", " ± ", f"{TIMES} "):
+        text = text.replace(blank, blank.replace(" ", "\N{NO-BREAK SPACE}"))
+    return text
 
 
 def lanes(caption: str, rows: Sequence[Lane], unit: str) -> Markup:

@@ -186,9 +186,8 @@ def importance_part(contents: PackageContents) -> Content:
 
 def compensation_part(contents: PackageContents) -> Content:
     """What was done to the weights that stay, and what it did to each block."""
-    lead, *more = compensation_lines(contents.plan)
-    lead = ". ".join([lead.replace("`", "").removesuffix("."), *more])
-    lead = f"{lead[0].upper()}{lead[1:]}."
+    lines = [line.replace("`", "").removesuffix(".") for line in compensation_lines(contents.plan)]
+    lead = " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
     if (record := contents.plan.compensated) is None:
         return lead, Markup("")
     picture = errors_picture(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -13,10 +15,13 @@ from bipline.delivery.axes import axis_around, axis_over
 from bipline.delivery.contents import PackageContents
 from bipline.delivery.page import Lane, lanes, render_page, told_of_run
 from bipline.delivery.report import PARTS, render_report
+from bipline.delivery.run_facts import run_facts, version_facts
 from bipline.delivery.samples import PROMPTS, continued
 from bipline.model.tokenizer import load_tokenizer
 from bipline.values.compensation import BlockRecord, CompensationRecord
 from bipline.values.recovery import TrainingPoint
+from bipline.values.summary import Registration
+from bipline.values.verdict import Check, Verdict
 from tests.delivery.conftest import altered, with_recovery
 from tests.delivery.test_report import HOSTILE, Page
 
@@ -142,3 +147,38 @@ def test_what_compensation_did_to_each_block_is_drawn(contents: PackageContents)
     text = part("compensation", altered(contents, plan=plan))
     assert text.count('class="ring"') == text.count('<circle class="kept"') == 3
     assert "block 2: 0.5 without, 0.08333 with compensation" in text
+
+
+def test_facts_of_a_run_link_to_a_server_alone() -> None:
+    info = SimpleNamespace(run_id="f00", experiment_id="7", start_time=1_700_000_000_000)
+    tags = {"zenml.run_name": "compress-1"}
+    told = run_facts(SimpleNamespace(info=info), tags, "http://host:5000/")
+    assert told == [
+        ("Run on", "2023-11-14 22:13 UTC", ""), ("ZenML run", "compress-1", ""),
+        ("MLflow run", "f00", "http://host:5000/#/experiments/7/runs/f00"),
+    ]  # fmt: skip
+    assert run_facts(SimpleNamespace(info=info), tags, "sqlite:///x.db")[-1][2] == ""
+
+
+def test_the_verdict_is_told_with_its_reasons() -> None:
+    check = Check(name="perplexity", answer="fail", sentence="too high")
+    verdict = Verdict(
+        model="m", version="3", alias="production", package_digest="0", gate="small",
+        gate_digest="0", champion=None, records={}, judged_at="", passed=False, checks=(check,),
+    )  # fmt: skip
+    registered = Registration(
+        mlflow_run_id="f00", model_name="m", version="3", alias="candidate", reused=False
+    )
+    measured = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    assert version_facts(registered, measured) == [
+        ("Measured", "2026-01-02 03:04 UTC", ""), ("Version", "m 3", ""),
+        ("Verdict", "no gate was asked", ""),
+    ]  # fmt: skip
+    refused = registered.model_copy(update={"verdict": verdict, "refusal": "it is"})
+    told = {name: value for name, value, _ in version_facts(refused, None)}
+    assert told["Verdict"] == "refused by gate small for @production (perplexity: fail)"
+    passed = verdict.model_copy(
+        update={"passed": True, "checks": (check.model_copy(update={"answer": "pass"}),)}
+    )
+    promoted = registered.model_copy(update={"verdict": passed, "alias": "production"})
+    assert version_facts(promoted, None)[-1][1] == "passed by gate small for @production"

@@ -71,6 +71,12 @@ def test_zenml_and_mlflow_name_each_other(first: RunSummary, folder: Path) -> No
     assert tracked.data.params["allocate.ratio"] == "0.3"
     assert tracked.data.tags["git.commit"]
     assert tracked.info.artifact_uri.startswith((folder / "state").as_uri())
+    page = Path(tracked.info.artifact_uri.removeprefix("file://"), "report.html").read_text("utf-8")
+    told = [first.run_name, first.registration.mlflow_run_id, "<b>Verdict</b>", "<b>Measured</b>"]
+    assert all(each in page for each in told), (
+        "the run's copy of the report says what no package does"
+    )
+    assert not any(each in Path(first.report).read_text("utf-8") for each in told)
     with inside(folder) as client:
         run = client.get_pipeline_run(first.run_id)
         metadata = run.steps["promote"].run_metadata

@@ -22,7 +22,7 @@ from bipline.model.token_ids import refusing_failures, token_ids
 from bipline.model.tokenizer import load_tokenizer
 
 PROMPTS = ("Once upon a time", "The most important thing to know about water is")
-NEW_TOKENS = 40
+NEW_TOKENS = 32
 BYTES_OF_FLOAT32 = 4
 
 

@@ -14,7 +14,10 @@ import pytest
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.auto import CHOSEN
+from bipline.delivery.registries.mlflow_service import tracking_uri
+from bipline.stages.storing import prune_stored
 from bipline.storage.manifest import MANIFEST_NAME, verify_directory
+from bipline.storage.sharing import cloned
 from bipline.storage.stage_key import PROJECT_ROOT
 from bipline.values.plan import read_plan
 from bipline.values.summary import RunSummary
@@ -133,6 +136,33 @@ def test_an_edit_runs_nothing_before_its_stage(
 
 
 @pytest.mark.slow
+def test_model_package_and_version_are_one_copy(first: RunSummary, folder: Path) -> None:
+    [model] = _stored(first, "recover")
+    package = Path(first.package.location)
+    if cloned(package / "README.md", folder / "probe"):
+        pytest.skip("this file system shares blocks, which no inode tells")
+    weights = (model / "model.safetensors").stat()
+    versions = list((folder / "state" / "mlflow").rglob("package/hf/model.safetensors"))
+    for path in (package / "hf" / "model.safetensors", *versions):
+        assert os.path.samestat(weights, path.stat())
+    assert len(versions) == 1 and weights.st_nlink == 3
+    assert weights.st_mode & 0o777 == 0o444
+
+
+def test_a_store_knows_the_run_and_the_version_that_point_at_each_entry(
+    first: RunSummary, folder: Path
+) -> None:
+    state = folder / "state"
+    found = prune_stored(state, tracking_uri(state), keep_registered=True, dry_run=True)
+    assert found.removed == ()
+    stages = {entry.stage for entry in found.entries}
+    assert {"score", "prune", "recover", "evaluate", "export"} <= stages
+    version = first.registration
+    for entry in found.entries:
+        assert first.run_name in entry.runs, entry.name
+        assert entry.versions == (f"{version.model_name} {version.version} @{version.alias}",)
+
+
 def test_deleted_package_is_made_again_from_the_store(first: RunSummary, run: Run) -> None:
     shutil.rmtree(first.package.location)
     again = run()

@@ -82,7 +82,17 @@ def application(arguments: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     config.command("schema")(schema)
     config.callback()(lambda: None)
     app.add_typer(config, name="config")
+    app.add_typer(_store("store" in arguments), name="store")
     return app
+
+
+def _store(asked_for: bool) -> typer.Typer:
+    """The commands on a Store, whole where they are asked for."""
+    store = typer.Typer(no_args_is_help=True, help="What lies in the Store of pipeline runs.")
+    for name, function in (("list", "list_"), ("prune", "prune")):
+        found = getattr(import_module("bipline.face.storing"), function) if asked_for else None
+        store.command(name)(found or _not_asked_for)
+    return store
 
 
 def _not_asked_for() -> None:

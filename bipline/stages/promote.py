@@ -19,7 +19,7 @@ from bipline.delivery.evidence import read_evidence
 from bipline.delivery.lineage import record_run, record_verdict
 from bipline.delivery.registries import mlflow as core
 from bipline.delivery.registries.journal import check_alias, history_of
-from bipline.delivery.registries.journal_mlflow import SUFFIX, MlflowRegistry
+from bipline.delivery.registries.journal_mlflow import REPORT, SUFFIX, MlflowRegistry
 from bipline.delivery.registries.mlflow_run import RunContent, Tracking
 from bipline.delivery.registries.mlflow_service import registry_at, tracking_uri
 from bipline.delivery.registries.promotion import (
@@ -28,6 +28,7 @@ from bipline.delivery.registries.promotion import (
     promote_version,
     roll_back_alias,
 )
+from bipline.delivery.run_facts import version_facts
 from bipline.delivery.version_summary import base_model, version_summary
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import flattened
@@ -81,10 +82,13 @@ def promote(
         registry = MlflowRegistry(settings.name)
         if evaluated_at is not None:
             registry.tell_evaluated(registered.version, evaluated_at)
-        if gate is None:
-            return registered
-        chosen = Gate(gate, gate_name(str(settings.gate)))
-        return _gated(registry, place, registered, settings.alias, chosen)
+        if gate is not None:
+            chosen = Gate(gate, gate_name(str(settings.gate)))
+            registered = _gated(registry, place, registered, settings.alias, chosen)
+        page = (place / REPORT).read_text(encoding="utf-8")
+        facts = version_facts(registered, evaluated_at)
+        registry.tell_report(registered.mlflow_run_id, page, facts)
+        return registered
 
 
 def _content(
@@ -98,9 +102,7 @@ def _content(
     records, plan = account.records, account.plan
     packaged = str(package.info["packaged"])
     model = read_resolution(place / "resolution.json").model
-    documents = {
-        name: (place / name).read_text(encoding="utf-8") for name in ("report.html", "README.md")
-    }
+    documents = {name: (place / name).read_text(encoding="utf-8") for name in (REPORT, "README.md")}
     return RunContent(
         params=flattened(account.config),
         metrics={

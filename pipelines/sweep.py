@@ -17,6 +17,7 @@ from zenml.models import StepRunResponse
 from bipline.comparison.plan import sweep_rows
 from bipline.settings.compress import CompressSettings, EvaluateSettings
 from bipline.settings.line import CompensateSettings
+from bipline.settings.stack import WHERE
 from bipline.settings.sweep import SweepSettings
 from bipline.values.combination import Combination
 from pipelines.provenance import provenance
@@ -56,7 +57,7 @@ def sweep(settings: SweepSettings) -> None:
     comparison, report = collect(
         outcomes, dense_record, calibration_inputs, tried, settings.calibrate
     )
-    described = settings.model_dump(mode="json", exclude={"state"})
+    described = settings.model_dump(mode="json", exclude={*WHERE})
     track(comparison, report, settings.select, described, provenance())
 
 

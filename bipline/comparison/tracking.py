@@ -44,7 +44,7 @@ def track_comparison(
     files["config.json"] = json.dumps(config, indent=1, sort_keys=True) + "\n"
     mlflow = mlflow_library()
     with translated("MLflow"):
-        probe(mlflow)
+        probe(mlflow.get_tracking_uri())
         with limited(WORK_LIMITS), run_of(mlflow) as run:
             facts = run_facts(run, dict(tags), mlflow.get_tracking_uri())
             if PAGE in files:

@@ -39,6 +39,7 @@ COMMANDS = {
         "runs",
         "Run the sweep pipeline: score once per criterion, measure every row, pick the best.",
     ),
+    "watch": ("watching", "Watch for new releases; each starts its compress run exactly once."),
     "prune": (
         "models",
         "Prune a model block by block, without ZenML or MLflow; killed, it goes on from OUT.work.",
@@ -113,9 +114,9 @@ def _options(
 
 
 def schema(
-    of: Annotated[str, typer.Argument(help="compress or sweep")] = "compress",
+    of: Annotated[str, typer.Argument(help="compress, sweep or watch")] = "compress",
 ) -> None:
-    """Print the JSON schema of a compress or a sweep configuration."""
+    """Print the JSON schema of a compress, a sweep or a watch configuration."""
     from bipline.settings.loading import schema_of
 
     typer.echo(json.dumps(schema_of(of), indent=2))

@@ -13,7 +13,6 @@ from bipline.settings.base import SeedNumber, Settings
 from bipline.settings.compress import all_known
 from bipline.settings.line import (
     MODEL,
-    STATE,
     TEXTS,
     CalibrateSettings,
     CommonSettings,
@@ -21,6 +20,7 @@ from bipline.settings.line import (
     Layout,
 )
 from bipline.settings.protocol import Protocol
+from bipline.settings.stack import StackSettings
 from bipline.values.combination import Choice, Method
 from bipline.values.figures import row_names
 
@@ -111,12 +111,11 @@ class ComparisonSettings(Settings):
     evaluate: MeasureSettings = MeasureSettings()
 
 
-class SweepSettings(ComparisonSettings):
+class SweepSettings(StackSettings, ComparisonSettings):
     """One sweep: a model, its texts, the grid, and what the best row must be."""
 
     model: str = Field(description=MODEL)
     texts: dict[str, str] = Field(description=TEXTS)
-    state: str = Field(default=".bipline", description=STATE)
     select: Selection | None = Field(
         default=None, description="which row is the best, and within which limits"
     )

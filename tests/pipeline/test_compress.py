@@ -15,8 +15,9 @@ import pytest
 from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.auto import CHOSEN
 from bipline.delivery.registries.mlflow_service import tracking_uri
+from bipline.delivery.vouching import verify
 from bipline.stages.storing import prune_stored
-from bipline.storage.manifest import MANIFEST_NAME, verify_directory
+from bipline.storage.manifest import LINEAGE, MANIFEST_NAME, verify_directory
 from bipline.storage.sharing import cloned
 from bipline.storage.stage_key import PROJECT_ROOT
 from bipline.values.plan import read_plan
@@ -87,6 +88,30 @@ def test_zenml_and_mlflow_name_each_other(first: RunSummary, folder: Path) -> No
         assert run.run_metadata["git.commit"] == tracked.data.tags["git.commit"]
 
 
+def test_the_lineage_names_run_and_keys_here_and_in_the_registry(
+    first: RunSummary, folder: Path
+) -> None:
+    """The registered copy was made in this run, so it has this run's lineage."""
+    package = Path(first.package.location)
+    name = f"runs/{first.run_id}.json"
+    told = json.loads((package / LINEAGE / name).read_bytes())
+    assert told["run_name"] == first.run_name and told["host"]
+    # The step that writes it has not ended yet.
+    assert set(told["stages"]) == set(STEPS) - {"promote"}
+    assert told["stages"]["export"]["digest"] == first.package.digest
+    assert told["stages"]["export"]["key"].startswith(package.name)
+    found = [each.parent for each in (folder / "state").rglob(f"{LINEAGE}/provenance.json")]
+    assert len(found) > 1
+    for each in found:
+        assert (each / name).is_file()
+        lines = " ".join(verify(each.parent).told)
+        assert "SLSA provenance v1, valid" in lines and "CycloneDX 1.6, valid" in lines
+    statement = json.loads((package / LINEAGE / "provenance.json").read_bytes())
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["configuration"]["allocate"]["ratio"] == 0.3
+    assert definition["internalParameters"]["stages"]["prune"]
+
+
 def test_everything_lies_below_the_state_folder(first: RunSummary, folder: Path) -> None:
     assert not list((folder / "elsewhere").iterdir())
     assert not (folder / "foreign").exists()
@@ -98,7 +123,7 @@ def test_second_run_skips_all_that_is_known(first: RunSummary, run: Run, folder:
     assert ran(second) == NEVER_CACHED
     assert second.package.digest == first.package.digest
     assert second.registration.version == first.registration.version
-    assert second.registration.reused
+    assert second.registration.reused and second.unchanged and not first.unchanged
     [tracked] = named(folder, second.run_name)
     timed = {name for name in tracked.data.metrics if name.startswith("seconds/")}
     assert timed == {"seconds/resolve"}, "a stage that was not run took no time to tell of"

@@ -71,14 +71,22 @@ class MlflowRegistry:
 
     def entries(self) -> dict[int, JournalEntry]:
         """The whole journal by number. Raises Refused for a version that is no entry."""
+        found = self._versions_of(f"{self.name}{SUFFIX}")
+        return {int(each.version): self._entry(each) for each in found}
+
+    def versions(self) -> list[Any]:
+        """MLflow's records of all versions of the model."""
+        return self._versions_of(self.name)
+
+    def _versions_of(self, name: str) -> list[Any]:
+        found: list[Any] = []
+        token: str | None = None
         with self._asked() as client:
-            found: dict[int, JournalEntry] = {}
-            token: str | None = None
             while True:
                 page = client.search_model_versions(
-                    f"name = '{self.name}{SUFFIX}'", max_results=PAGE, page_token=token
+                    f"name = '{name}'", max_results=PAGE, page_token=token
                 )
-                found |= {int(each.version): self._entry(each) for each in page}
+                found += page
                 if not (token := page.token):
                     return found
 
@@ -209,7 +217,7 @@ class MlflowRegistry:
         with translated("MLflow"), limited(WORK_LIMITS), pointed_at(self._address):
             if not self._answers:
                 _refuse_absent(self.name, mlflow.get_tracking_uri())
-                probe(mlflow)
+                probe(mlflow.get_tracking_uri())
                 self._answers = True
             yield mlflow.MlflowClient()
 

@@ -85,7 +85,7 @@ def track_and_register(
             raise Refused(f"{package}: is not the package {package_digest[:12]} to be registered")
         # MLflow follows links: a file from outside would be uploaded before it is compared.
         compare_names(str(package), relative_files(package), manifest)
-        probe(mlflow)
+        probe(mlflow.get_tracking_uri())
         with limited(WORK_LIMITS), run_of(mlflow) as run:
             client = mlflow.MlflowClient()
             registry = _Registry(mlflow, client, run, package, package_digest, name, content)

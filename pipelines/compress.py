@@ -16,6 +16,7 @@ from zenml.models import StepRunResponse
 
 from bipline.compression.auto import applies
 from bipline.settings.compress import CompressSettings
+from bipline.settings.stack import WHERE
 from bipline.stages.compensate import has_corrections
 from bipline.stages.export import records_of
 from bipline.stages.line import runs_windows
@@ -53,7 +54,7 @@ def compress(settings: CompressSettings) -> None:
         )
     pruned = subject = line.prune(model, plan, settings.prune, **corrected, **windows)
     # Where the run's state lies, and what the model is called afterwards, change no package.
-    config = settings.model_dump(mode="json", exclude={"state", "promote"})
+    config = settings.model_dump(mode="json", exclude={*WHERE, "promote"})
     account: dict[str, Any] = {"plan": plan, "config": config}
     if settings.recover.enabled:
         subject, account["recovery"] = line.recover(

@@ -10,16 +10,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from bipline.delivery.registries.mlflow_service import tracking_uri
-from bipline.storage.stage_key import PROJECT_ROOT
+from pipelines.process_state import Attribute, changed, of_every_run
 
 if TYPE_CHECKING:
     from zenml.enums import StackComponentType
 
 STACK = "bipline-local"
+CREDENTIALS = frozenset(
+    {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+     "MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH"}
+)  # fmt: skip
 # Settings by which the environment would lead to another stack, server or run.
 FOREIGN = (
     "ZENML_STORE_", "ZENML_SECRETS_STORE_", "ZENML_BACKUP_SECRETS_STORE_", "ZENML_ACTIVE_",
@@ -28,32 +32,26 @@ FOREIGN = (
 
 
 @contextmanager
-def isolated(state: Path) -> Iterator[None]:
+def isolated(state: Path, tracking_uri: str | None = None) -> Iterator[None]:
     """Point this process at the ZenML state below ``state`` for the length of the block.
+
+    Runs are told to ``tracking_uri`` where it is given, with the credentials of MLflow's variables.
 
     Afterwards the environment, and what ZenML and MLflow remember of it, are the caller's again:
     stack and client, tracking store, experiment and run.
     """
-    before, held = dict(os.environ), []
-    try:
-        _lead(state)
-        for owner, name, value in _remembered():
-            held.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, value)
+    kept = CREDENTIALS if tracking_uri else frozenset[str]()
+    with changed(lambda: _lead(state, kept), lambda: _remembered(tracking_uri)):
         yield
-    finally:
-        for place in held:
-            setattr(*place)
-        os.environ.clear()
-        os.environ.update(before)
 
 
-def _lead(state: Path) -> None:
+def _lead(state: Path, kept: frozenset[str]) -> None:
     """Set the environment for the libraries that are imported from here on, and for children."""
     home = state / "zenml"
     home.mkdir(parents=True, exist_ok=True)
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
-        del os.environ[name]
+        if name not in kept:
+            del os.environ[name]
     os.environ.update(
         ZENML_CONFIG_PATH=str(home / "config"),
         ZENML_LOCAL_STORES_PATH=str(home / "stores"),
@@ -70,32 +68,25 @@ def _lead(state: Path) -> None:
     )
 
 
-def _remembered() -> list[tuple[Any, str, Any]]:
-    """Where ZenML and MLflow keep in memory what they are pointed at, and what to put there.
+def _remembered(tracking_uri: str | None) -> list[Attribute]:
+    """Where ZenML keeps in memory what it is pointed at, beside what every run changes.
 
-    ZenML would import every framework that MLflow knows, only to switch off its logging.
+    A server's address is not written into the stack: ZenML would want its credentials there too.
     """
-    from mlflow.tracking import fluent
-    from mlflow.tracking._model_registry import utils as registry
-    from mlflow.tracking._tracking_service import utils as tracking
-    from mlflow.utils.thread_utils import ThreadLocalVariable
     from zenml.client import Client
     from zenml.config.global_config import GlobalConfiguration
     from zenml.integrations.mlflow.experiment_trackers import MLFlowExperimentTracker
     from zenml.stack import stack
-    from zenml.utils import source_utils
 
+    elsewhere: list[Attribute] = [
+        (MLFlowExperimentTracker, "get_tracking_uri", lambda self, **_: tracking_uri)
+    ]
     return [
+        *of_every_run(),
+        *(elsewhere if tracking_uri else ()),
         (GlobalConfiguration, "_global_config", None),
         (Client, "_global_client", None),
         (stack, "_STACK_CACHE", {}),
-        (source_utils, "_CUSTOM_SOURCE_ROOT", str(PROJECT_ROOT)),
-        (MLFlowExperimentTracker, "disable_autologging", lambda self: None),
-        (tracking, "_tracking_uri", None),
-        (registry, "_registry_uri", None),
-        (fluent, "_active_experiment_id", None),
-        (fluent, "_active_run_stack", ThreadLocalVariable(list)),
-        (fluent, "_last_active_run_id", ThreadLocalVariable(lambda: None)),
     ]
 
 

@@ -6,6 +6,7 @@ ZenML is imported only after this process was pointed at the run's own state (se
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +15,29 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
 from bipline.compression.auto import settled_settings
 from bipline.delivery.registries.mlflow_run import Tracking
-from bipline.delivery.registries.mlflow_service import prepare_tracking, tracking_uri
+from bipline.delivery.registries.mlflow_service import (
+    WORK_LIMITS,
+    limited,
+    prepare_experiment,
+    prepare_tracking,
+    probe,
+    translated,
+)
 from bipline.settings.base import flattened
-from bipline.settings.compress import CompressSettings
+from bipline.settings.compress import CompressSettings, PromoteSettings
+from bipline.settings.stack import WHERE
 from bipline.settings.sweep import SweepSettings
 from bipline.storage.locks import locked
 from bipline.storage.store import StoredGone
 from bipline.values.comparison import SweepSummary
 from bipline.values.summary import RunSummary
 from pipelines.local_stack import activate_local_stack, close_tracking, isolated
+from pipelines.own_stack import own_stack
 from pipelines.provenance import provenance
 
 if TYPE_CHECKING:
@@ -58,40 +69,82 @@ def _run(name: str, settings: CompressSettings | SweepSettings) -> dict[str, Any
     Where ZenML's cache answers with a directory that was deleted since, the Store alone is asked
     what is known.
     """
-    with local_stack(Path(settings.state), name):
+    with stack_of(settings, name) as address:
         try:
-            return _ended(name, settings)
+            return _ended(name, settings, address)
         except StoredGone as gone:
             note(f"{gone}; asking the Store for every stage")
-            return _ended(name, settings, enable_cache=False)
+            return _ended(name, settings, address, enable_cache=False)
 
 
 @contextmanager
-def local_stack(place: Path, experiment: str) -> Iterator[None]:
+def stack_of(settings: CompressSettings | SweepSettings, experiment: str) -> Iterator[str]:
+    """The stack that a run's settings mean, with its experiment; gives the MLflow it tells.
+
+    Raises before any work: InvalidInput for a stack that cannot be used, EnvironmentFailure where
+    a server does not answer.
+    """
+    promote = settings.promote if isinstance(settings, CompressSettings) else PromoteSettings()
+    if settings.state is not None:
+        opened = local_stack(Path(settings.state), experiment, promote.tracking_uri)
+    else:
+        opened = own_stack(settings.stack, promote.tracking_uri)
+    with opened as address:
+        if settings.state is None or promote.tracking_uri:
+            prepare_experiment(address, experiment)
+        if promote.registry_uri:
+            probe(promote.registry_uri)
+        with limited(WORK_LIMITS), tracker_failures():
+            yield address
+
+
+@contextmanager
+def tracker_failures() -> Iterator[None]:
+    """Raise EnvironmentFailure where MLflow fails under ZenML's own tracker."""
+    try:
+        yield
+    except Exception as error:
+        failure = _in_chain(error, import_module("mlflow.exceptions").MlflowException)
+        if failure is None or isinstance(error, BiplineError):
+            raise
+        with translated("MLflow"):
+            raise failure from error
+
+
+@contextmanager
+def local_stack(place: Path, experiment: str, tracking_uri: str | None = None) -> Iterator[str]:
     """The isolated stack of a state folder, held by this process for the length of the block."""
     state = place.absolute()
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        if os.environ.get(name) and not tracking_uri:
+            note(
+                f"{name} is set and not followed: state {place} means a stack of its own; without "
+                "it, or with promote.tracking_uri, the run is told elsewhere"
+            )
     try:
         state.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"{state}: no folder for a run's state: {error.strerror}") from None
     with (
-        isolated(state),
+        isolated(state, tracking_uri),
         database_failures(state),
         locked(state, f"{state}: another run is using this state folder"),
     ):
-        activate_local_stack(state)
         # ZenML names the experiment after the pipeline.
-        prepare_tracking(state, experiment)
-        yield
+        address = tracking_uri or prepare_tracking(state, experiment)
+        activate_local_stack(state)
+        if tracking_uri:
+            note(f"stack in {place}; MLflow {without_secrets(tracking_uri)}")
+        yield address
 
 
 def _ended(
-    pipeline: str, settings: CompressSettings | SweepSettings, **options: bool
+    pipeline: str, settings: CompressSettings | SweepSettings, address: str, **options: bool
 ) -> dict[str, Any]:
     """One run of a pipeline: how it ended, its steps, and its module's ``summary`` of them."""
     name = f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%S-%fZ}"
     module = import_module(f"pipelines.{pipeline}")
-    tracking = Tracking(tracking_uri(Path(settings.state)), pipeline, name)
+    tracking = Tracking(address, pipeline, name)
     tracking.begin(_told(settings), provenance())
     try:
         module.configured(settings, run_name=name, **options)(settings)
@@ -119,7 +172,7 @@ def _ended(
 
 def _told(settings: CompressSettings | SweepSettings) -> dict[str, str]:
     """The configuration as parameters, without where this machine keeps its state."""
-    return flattened(settings.model_dump(mode="json", exclude={"state"}))
+    return flattened(settings.model_dump(mode="json", exclude={*WHERE}))
 
 
 def _tell_failure(tracking: Tracking, error: BaseException) -> None:

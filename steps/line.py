@@ -5,10 +5,10 @@ ZenML takes several outputs apart only where the ``return`` itself names them.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 from zenml import ArtifactConfig, get_step_context, log_metadata, step
-from zenml.client import Client
 from zenml.enums import ArtifactType
 
 from bipline.base.progress import heading
@@ -44,8 +44,10 @@ from steps.stage import (
     cached_by,
     context,
     evaluated_at,
+    run_lineage,
     stage_summary,
     step_runs,
+    tracking_uri,
 )
 
 # By these names ZenML finds what its cache must follow.
@@ -71,13 +73,13 @@ def resolve(
 ]:
     """Resolve everything, and hand each stage only what it reads."""
     heading("resolve")
-    tracker = Client().active_stack.experiment_tracker
-    registry = tracker.config.tracking_uri if tracker else None
+    address = tracking_uri()
+    registry = settings.promote.registry_uri or os.environ.get("MLFLOW_REGISTRY_URI") or address
     whole = line.resolve.resolve(settings, default_downloads(), registry)
     log_metadata({"output_digest": whole.digest})
-    if registry:
+    if address:
         run = get_step_context()
-        tracking = Tracking(registry, run.pipeline.name, run.pipeline_run.name)
+        tracking = Tracking(address, run.pipeline.name, run.pipeline_run.name)
         line.promote.track_inputs(tracking, settings, whole)
     recover, evaluate = settings.recover, settings.evaluate
     return (
@@ -323,8 +325,9 @@ def promote(
     records = records_of(dense_record, pruned_record, recovered_record, recovery, speeds)
     account = Account(plan, records, recovery, config)
     registered = line.promote.promote(
-        context(), package, account, settings, gate, tags, seconds, evaluated_at(run.id)
-    )
+        context(), package, account, settings, gate, tags, seconds, evaluated_at(run.id),
+        run_lineage(run, provenance),
+    )  # fmt: skip
     told = registered.model_dump(mode="json", exclude={"verdict"})
     log_metadata({"output_digest": package.digest, "registration": told})
     return registered

@@ -22,6 +22,8 @@ from bipline.face.keywords import (
     line_settings,
     measurement,
     named_texts,
+    task_names,
+    task_source,
 )
 from bipline.face.output import write_json
 from bipline.face.recovering import recover
@@ -30,7 +32,7 @@ from bipline.settings.base import MethodOptions
 from bipline.settings.compress import CompressSettings
 from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import ComputeSettings
-from bipline.settings.loading import KINDS, load, validated
+from bipline.settings.loading import KINDS, load, placed, validated
 from bipline.settings.protocol import Protocol
 from bipline.settings.sweep import SweepSettings
 
@@ -146,6 +148,8 @@ def compare(
     *,
     calibration: Place | Sequence[Place] = (),
     texts: Mapping[str, Place] | None = None,
+    tasks: str | Sequence[str] = (),
+    task_data: Place | None = None,
     jobs: int = 1,
     keep: bool = False,
     json_file: Place | None = None,
@@ -158,7 +162,9 @@ def compare(
 
     ``settings`` are the fields of :class:`bipline.settings.sweep.GridSettings` (criteria, methods,
     ratios, seeds, ..., each a sequence or a text with commas), of the common ones of an
-    allocation, of calibrate and compute, and ``evaluation_seqlen`` and ``bos``.
+    allocation, of calibrate and compute, of :class:`bipline.settings.protocol.Protocol` (such as
+    ``bos``, ``limit`` and ``speed``), and ``evaluation_seqlen``. ``tasks`` and ``task_data`` are
+    those of :func:`evaluate`.
     """
     from bipline.comparison.engine import compare as compare_all
     from bipline.comparison.files import results_in, write_results
@@ -172,11 +178,13 @@ def compare(
     calibration = [calibration] if isinstance(calibration, (str, Path)) else calibration
     calibrations = named("--calibration", [str(each) for each in calibration])
     evaluation = named_texts(texts)
+    rows = {name: task_source(name, task_data) for name in task_names(tasks)}
     copies = {"json": json_file, "csv": csv_file, "html": html_file}
-    read = [*calibration, *evaluation.values()]
+    read = [*calibration, *evaluation.values(), *rows.values()]
     named_places.check_compare(sources, read, out=out, files=copies, state=state)
     downloads = Path(state) / "downloads"
-    inputs = resolve_inputs(named_models, calibrations, evaluation, downloads)
+    shots = chosen.evaluate.protocol.num_fewshot
+    inputs = resolve_inputs(named_models, calibrations, evaluation, downloads, rows, shots)
     comparison = compare_all(chosen, inputs, Path(out), jobs, keep)
     write_results(comparison, results_in(Path(out)))
     write_results(comparison, {suffix: Path(file) for suffix, file in copies.items() if file})
@@ -189,9 +197,13 @@ def compress(
     *,
     json_file: Place | None = None,
     state: Place | None = None,
+    stack: str | None = None,
 ) -> RunSummary:
-    """Run the compress pipeline from a configuration: a file or settings, with overrides."""
-    summary: RunSummary = _run("compress", config, overrides, json_file, state)
+    """Run the compress pipeline from a configuration: a file or settings, with overrides.
+
+    On a stack in the folder ``state``, else on the ZenML stack named, else on the active one.
+    """
+    summary: RunSummary = _run("compress", config, overrides, json_file, state, stack)
     return summary
 
 
@@ -201,9 +213,13 @@ def sweep(
     *,
     json_file: Place | None = None,
     state: Place | None = None,
+    stack: str | None = None,
 ) -> SweepSummary:
-    """Run the sweep pipeline: score once per criterion, measure every row, pick the best."""
-    summary: SweepSummary = _run("sweep", config, overrides, json_file, state)
+    """Run the sweep pipeline: score once per criterion, measure every row, pick the best.
+
+    Where it runs is said as for :func:`compress`.
+    """
+    summary: SweepSummary = _run("sweep", config, overrides, json_file, state, stack)
     return summary
 
 
@@ -228,14 +244,14 @@ def _run(
     overrides: Sequence[str],
     json_file: Place | None,
     state: Place | None,
+    stack: str | None,
 ) -> Any:
     """What the runner of a pipeline, which lies beside this package, answers."""
     kind = KINDS[pipeline]
     sets = (overrides,) if isinstance(overrides, str) else tuple(overrides)
     settings = config if isinstance(config, kind) else load(kind, Path(config), sets)
-    if state is not None:
-        settings = settings.model_copy(update={"state": str(state)})
     check_extra("pipeline", pipeline)
+    settings = placed(settings, state, stack)
     checked(settings, json_file=json_file)  # before ZenML is imported, and anything started
     summary = getattr(import_module("pipelines.run"), f"run_{pipeline}")(settings)
     write_json(json_file, pipeline, summary.model_dump(mode="json"))
@@ -300,16 +316,17 @@ def speed(
 def verify(directory: Place, *, key: Place | None = None, digest: str | None = None) -> Manifest:
     """Re-hash every file of a directory against its manifest. Raises Refused where one differs.
 
-    ``key`` is a public key (PEM) that must have signed the manifest, ``digest`` what a registry
-    keeps of the directory.
+    Lineage, provenance and BOM of a package are held to what they are about too. ``key`` is a
+    public key (PEM) that must have signed the manifest, and the lineage's; ``digest`` what a
+    registry keeps of the directory.
     """
-    from bipline.delivery import signature
+    from bipline.delivery import vouching
 
-    return signature.verify(Path(directory), Path(key) if key else None, digest)
+    return vouching.verify(Path(directory), Path(key) if key else None, digest).manifest
 
 
 def sign(directory: Place, key: Place) -> Manifest:
-    """Verify a directory and sign its manifest by a private key (PEM); nothing else changes."""
+    """Verify a directory and sign its manifest, and its lineage's, by a private key (PEM)."""
     from bipline.delivery import signature
 
     return signature.sign(Path(directory), Path(key))

@@ -108,7 +108,7 @@ def check_compare(
 
     named = [
         *(("MODEL", model, Use.READ_FOLDER) for model in models),
-        *(("--calibration or --text", text, Use.READ_FILE) for text in texts),
+        *(("--calibration, --text or --tasks", text, Use.READ_FILE) for text in texts),
         ("--out", out, Use.KEPT), ("--state", state, Use.STATE),
     ]  # fmt: skip
     _check(named, {f"--{name}": (file, is_comparison) for name, file in files.items()})
@@ -116,11 +116,11 @@ def check_compare(
 
 def check_pipeline(settings: Any, command: str, json_file: Any) -> None:
     """As :func:`check_prune`, for a configuration of compress or sweep."""
-    if set("#?%") & set(str(Path(settings.state).absolute())):
+    if settings.state is not None and set("#?%") & set(str(Path(settings.state).absolute())):
         reason = "ZenML and MLflow take #, ? and % for parts of an address; give another folder"
         raise InvalidInput(f"state {settings.state}: {reason}")
     read = _of_line(settings) if isinstance(settings, LineSettings) else _sources(settings)
-    named = [*read, ("state", settings.state, Use.STATE)]
+    named = [*read, ("state", settings.folder, Use.STATE)]
     _check(named, {"--json": (json_file, is_result(command))})
 
 

@@ -11,8 +11,18 @@ import typer
 from bipline.base.errors import Refused
 from bipline.base.printable import printable
 from bipline.face import options
+from bipline.face.options import MACHINE, option
 from bipline.face.output import log_file
 
+RunState = Annotated[
+    Path | None,
+    option("folder of a stack of the run's own, with its store, registry and logs", MACHINE),
+]
+Local = Annotated[bool, option("a stack of the run's own in .bipline", MACHINE)]
+Stack = Annotated[
+    str | None,
+    option("registered ZenML stack; default: the active one, its servers are used", MACHINE),
+]
 ASSETS = "assets/"
 QUICK = (
     "a quick method and a short recovery, about two minutes; `bipline demo --full` takes the "
@@ -43,21 +53,28 @@ def demo(
 def compress(
     config: Annotated[Path, typer.Argument(help="YAML file; see `bipline config schema`")],
     set_: options.Set = None,
+    state: RunState = None,
+    local: Local = False,
+    stack: Stack = None,
     dry_run: options.DryRun = False,
     json_file: options.JsonFile = None,
 ) -> None:
     """Run the compress pipeline: from a model and its texts to a registered package."""
-    _compress(_loaded("compress", config, set_), json_file, dry_run)
+    settings = _on_stack(_loaded("compress", config, set_), state, local, stack)
+    _compress(settings, json_file, dry_run)
 
 
 def sweep(
     config: Annotated[Path, typer.Argument(help="YAML file; see `bipline config schema sweep`")],
     set_: options.Set = None,
+    state: RunState = None,
+    local: Local = False,
+    stack: Stack = None,
     dry_run: options.DryRun = False,
     json_file: options.JsonFile = None,
 ) -> None:
     """Run the sweep pipeline: score once per criterion, measure every row, pick the best."""
-    settings = _loaded("sweep", config, set_)
+    settings = _on_stack(_loaded("sweep", config, set_), state, local, stack)
     summary = _run("sweep", settings, json_file, dry_run)
     if summary and settings.select and summary.best is None:
         raise Refused(SWEPT)
@@ -76,6 +93,16 @@ def _loaded(pipeline: str, config: Path, overrides: list[str] | None) -> Any:
     return load(KINDS[pipeline], config, tuple(overrides or ()))
 
 
+def _on_stack(settings: Any, state: Path | None, local: bool, stack: str | None) -> Any:
+    """The settings with where the flags say that they run."""
+    from bipline.settings.loading import placed
+    from bipline.settings.stack import USUAL_STATE
+
+    if local and state is None:
+        state = Path(settings.state or USUAL_STATE)
+    return placed(settings, state, stack)
+
+
 def _run(pipeline: str, settings: Any, json_file: Path | None, dry_run: bool = False) -> Any:
     """Run a pipeline and print what it came to; a dry run prints what it would do."""
     from bipline.face import api, tables
@@ -85,7 +112,7 @@ def _run(pipeline: str, settings: Any, json_file: Path | None, dry_run: bool = F
         for stage, text in api.checked(settings, thorough=True, json_file=json_file):
             typer.echo(printable(f"{stage:<11}{text}"))
         return None
-    with working(log := log_file(Path(settings.state), pipeline)) as console:
+    with working(log := log_file(settings.folder, pipeline)) as console:
         summary = getattr(api, pipeline)(settings, json_file=json_file)
         tables.print_ended(console, summary, log)
     return summary

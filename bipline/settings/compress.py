@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from bipline.settings.base import Settings
-from bipline.settings.line import STATE, LineSettings
+from bipline.settings.line import LineSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.recipes import LoraRecipe, Recipe
+from bipline.settings.stack import StackSettings
 from bipline.storage.names import is_plain_name
 
 # What a new version is called that no gate has passed.
@@ -68,6 +69,15 @@ class PromoteSettings(Settings):
         description="what decides whether it does: strict, lenient, or a YAML file; null: nothing "
         "may move an alias that is served",
     )
+    tracking_uri: str | None = Field(
+        default=None,
+        description="MLflow server that the run is told to; null: the stack's experiment tracker",
+    )
+    registry_uri: str | None = Field(
+        default=None,
+        description="MLflow server that holds the registered model; null: MLFLOW_REGISTRY_URI, or "
+        "where the run is told to",
+    )
 
 
 def _of_the_hub(value: Any) -> Any:
@@ -78,18 +88,17 @@ def _of_the_hub(value: Any) -> Any:
     return dict.fromkeys(value, "hf:")
 
 
+TASKS = (
+    "name: .jsonl file of zero-shot rows, lm-eval's data set on disk, or hf:; a list of lm-eval's "
+    "names is hf: for each"
+)
 Tasks = Annotated[dict[str, str], BeforeValidator(_of_the_hub)]
 
 
-class CompressSettings(LineSettings):
+class CompressSettings(StackSettings, LineSettings):
     """One compress run: a model, its texts and tasks, and a section per stage."""
 
-    tasks: Tasks = Field(
-        default={},
-        description="name: .jsonl file of zero-shot rows, lm-eval's data set on disk, or hf:; a "
-        "list of lm-eval's names is hf: for each",
-    )
-    state: str = Field(default=".bipline", description=STATE)
+    tasks: Tasks = Field(default={}, description=TASKS)
     recover: RecoverSettings = RecoverSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     export: ExportSettings = ExportSettings()

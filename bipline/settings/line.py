@@ -23,7 +23,6 @@ DtypeName = Literal["float32", "bfloat16", "float64"]
 CompensationName = Literal["none", "bias", "least-squares", "obs"]
 MODEL = "model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
 TEXTS = "name: .txt, .jsonl, .json, .csv or .parquet file, chat:FILE, or hf:org/name?split=..."
-STATE = "folder for the store, ZenML's and MLflow's state, logs"
 
 
 def _known(value: Any) -> Any:

@@ -20,9 +20,12 @@ from bipline.settings.compress import CompressSettings
 from bipline.settings.named_protocol import expand_protocol
 from bipline.settings.recipes import RECIPES
 from bipline.settings.sweep import SweepSettings
+from bipline.settings.watch import WatchSettings
 from bipline.settings.yaml_reading import LARGEST_TEXT, read_yaml
 
-KINDS: dict[str, type[Settings]] = {"compress": CompressSettings, "sweep": SweepSettings}
+KINDS: dict[str, type[Settings]] = {
+    "compress": CompressSettings, "sweep": SweepSettings, "watch": WatchSettings,
+}  # fmt: skip
 Configuration = TypeVar("Configuration", bound=BaseModel)
 # Fields whose flag has another name than they have.
 FLAGS = {"evaluate.protocol.seqlen": "evaluation_seqlen"}
@@ -37,7 +40,7 @@ def load(kind: type[Configuration], path: Path, overrides: tuple[str, ...] = ())
     for override in overrides:
         _override(values, override)
     try:
-        if kind is CompressSettings:
+        if kind in KINDS.values():
             values = expand_protocol(values)
         # Through JSON, because YAML gives lists and strict mode wants tuples.
         return kind.model_validate_json(json.dumps(values))
@@ -58,6 +61,16 @@ def validated(kind: type[Configuration], values: Mapping[str, Any]) -> Configura
         names = [part for part in problem["loc"] if isinstance(part, str)]
         flag = FLAGS.get(".".join(names), names[-1] if names else "").replace("_", "-")
         raise InvalidInput(f"--{flag} {problem['input']!r}: {problem['msg'].lower()}") from None
+
+
+def placed(settings: Configuration, state: Path | str | None, stack: str | None) -> Configuration:
+    """The settings with where they run, as far as it is given.
+
+    Raises InvalidInput where both a folder and a stack are meant.
+    """
+    given = {"state": state and str(state), "stack": stack}
+    given = {name: value for name, value in given.items() if value is not None}
+    return validated(type(settings), {**dict(settings), **given}) if given else settings
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

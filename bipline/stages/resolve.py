@@ -120,17 +120,33 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     Raises InvalidInput for a model, text or task that cannot be had or used.
     """
     if settings.model.startswith(REGISTRY):
-        from bipline.delivery.registries.mlflow_service import tracking_uri
         from bipline.delivery.registries.mlflow_source import find_version
 
-        state = getattr(settings, "state", None)  # a run asks the registry of its own state
-        find_version(settings.model, tracking_uri(Path(state)) if state else None)
+        known, registry = _registry(settings)
+        if known:
+            find_version(settings.model, registry)
     later = " (to be downloaded)" if settings.model.startswith((REGISTRY, core.HUB)) else ""
     lines = [("resolve", f"{settings.model}{_size(checkpoint)}{later}")]
     lines += [(" text", f"{name}: {_text(source)}") for name, source in settings.texts.items()]
     for name, source in settings.tasks.items() if isinstance(settings, CompressSettings) else ():
         zero_shot_sources.check_task(name, source, Path())
     return lines
+
+
+def _registry(settings: LineSettings) -> tuple[bool, str | None]:
+    """Whether it is known before a run starts which registry it asks, and its address.
+
+    No address is what MLflow's variables say. What a stack of the user's tells is known only when
+    it is opened.
+    """
+    if not isinstance(settings, CompressSettings):
+        return True, None
+    from bipline.delivery.registries.mlflow_service import tracking_uri
+
+    promote, state = settings.promote, settings.state
+    if named := promote.registry_uri or promote.tracking_uri:
+        return True, named
+    return state is not None, tracking_uri(Path(state)) if state is not None else None
 
 
 def _size(checkpoint: Checkpoint | None) -> str:

@@ -1,4 +1,8 @@
-"""The journal in a real MLflow: versions as entries, the race, kills, and what tags are worth."""
+"""The journal in a real MLflow: versions as entries, the race, kills, and what tags are worth.
+
+Each test runs on a database in a file; and, among the slow ones, on a server over PostgreSQL whose
+artifacts lie in S3.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +28,27 @@ from bipline.delivery.registries.journal import (
 from bipline.delivery.registries.journal_mlflow import ENTRY_TAG, MlflowRegistry, pointed_at
 from bipline.delivery.registries.mlflow import track_and_register
 from bipline.delivery.registries.mlflow_run import RunContent
-from bipline.delivery.registries.mlflow_service import prepare_tracking
+from bipline.delivery.registries.mlflow_service import prepare_experiment, prepare_tracking
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import read_manifest
 from tests.gated import asked, documents, evidence, verdict
+from tests.servers import object_of, team_servers
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ALIAS, BACK = "production", "previous-production"
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+@pytest.fixture(scope="module", params=["file", pytest.param("server", marks=pytest.mark.slow)])
+def database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, str]]:
     state = tmp_path_factory.mktemp("journal")
-    return state, prepare_tracking(state, "compress")
+    if request.param == "file":
+        yield state, prepare_tracking(state, "compress")
+        return
+    with team_servers(state) as address:
+        prepare_experiment(address, "compress")
+        yield state, address
 
 
 @pytest.fixture
@@ -78,7 +90,13 @@ def registry(tracking: Path, stored: list[Any], tmp_path: Path) -> MlflowRegistr
     client, name = mlflow.MlflowClient(), f"tiny-{tmp_path.name}"
     client.create_registered_model(name)
     for each in stored:
-        client.create_model_version(name, each.source, run_id=each.run_id, tags=dict(each.tags))
+        client.create_model_version(
+            name,
+            each.source,
+            run_id=each.run_id,
+            tags=dict(each.tags),
+            model_id=each.source.removeprefix("models:/"),
+        )
     client.set_registered_model_alias(name, "candidate", "4")
     return MlflowRegistry(name)
 
@@ -184,6 +202,46 @@ def test_killed_at_every_call_and_run_again(
     assert registry.aliases() == {"candidate": "4", ALIAS: "2", BACK: "1"}
 
 
+@pytest.mark.parametrize("call", range(8))
+def test_another_promotes_between_any_two_calls(
+    registry: MlflowRegistry, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Whoever appends first wins; the other loses in one line, and every alias is the winner's."""
+    promote(registry, "1")
+    state, other = settle(registry, ALIAS), MlflowRegistry(registry.name)
+    made, outcomes = 0, []
+
+    def attempt(who: MlflowRegistry, version: str) -> None:
+        try:
+            promote(who, version, state)
+            outcomes.append((version, None))
+        except Refused as error:
+            outcomes.append((version, str(error)))
+
+    def interrupted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            nonlocal made
+            made += 1
+            if made - 1 == call:
+                attempt(other, "3")
+            return real(*arguments)
+
+        return run
+
+    for name in CALLS:
+        monkeypatch.setattr(registry, name, interrupted(getattr(registry, name)))
+    attempt(registry, "2")
+    if len(outcomes) == 1:
+        assert call >= made, "the other was to run"
+        return
+    [winner] = [version for version, refused in outcomes if refused is None]
+    [line] = [refused for _, refused in outcomes if refused is not None]
+    assert line and "another one came first" in line and "\n" not in line
+    settled = settle(MlflowRegistry(registry.name), ALIAS)
+    assert settled.versions == ("1", winner)
+    assert registry.aliases() == {"candidate": "4", ALIAS: winner, BACK: "1"}
+
+
 def test_a_verdict_is_kept_beside_its_version(registry: MlflowRegistry) -> None:
     import mlflow
 
@@ -238,14 +296,14 @@ def test_a_deleted_entry_is_missed(registry: MlflowRegistry) -> None:
 def test_a_flipped_byte_is_not_pointed_at(registry: MlflowRegistry) -> None:
     promote(registry, "1")
     version = registry.version("2")
-    stored = Path(version.location.removeprefix("file://")) / "README.md"
-    whole = stored.read_bytes()
-    stored.write_text("# other\n")
+    stored = object_of(version.location, "README.md")
+    whole = stored.read()
+    stored.write(b"# other\n")
     try:
         with pytest.raises(Refused, match=r"README\.md"):
             promote(registry, "2")
     finally:
-        stored.write_bytes(whole)
+        stored.write(whole)
     assert registry.aliases()[ALIAS] == "1"
     assert state_of(registry.name, registry.entries(), ALIAS).head == 1
 

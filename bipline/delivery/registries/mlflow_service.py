@@ -42,13 +42,25 @@ def prepare_tracking(state: Path, experiment: str) -> str:
     with translated("MLflow"):
         folder.mkdir(parents=True, exist_ok=True)
         _probe_sqlite(uri)
-        client = mlflow_library().MlflowClient(tracking_uri=uri)
+    prepare_experiment(uri, experiment, (folder / "artifacts").as_uri())
+    return uri
+
+
+def prepare_experiment(uri: str, experiment: str, artifacts: str | None = None) -> None:
+    """Make an experiment where there is none; its artifacts lie where the server says, or given.
+
+    Raises InvalidInput and EnvironmentFailure as :func:`prepare_tracking`, the latter within
+    seconds where no server answers.
+    """
+    mlflow = mlflow_library()
+    with translated("MLflow"):
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        probe(uri)
         existing = client.get_experiment_by_name(experiment)
         if existing is None:
-            client.create_experiment(experiment, artifact_location=(folder / "artifacts").as_uri())
+            client.create_experiment(experiment, artifact_location=artifacts)
         elif existing.lifecycle_stage != "active":
             raise InvalidInput(f"experiment {experiment!r} was deleted; restore it or rename it")
-    return uri
 
 
 def tracking_uri(state: Path) -> str:
@@ -75,14 +87,14 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def probe(mlflow: ModuleType) -> None:
+def probe(uri: str) -> None:
     """One short question, so that a server that is down is known in seconds."""
-    uri = mlflow.get_tracking_uri()
+    mlflow = mlflow_library()
     if uri.startswith(SQLITE):
         _probe_sqlite(uri)
     with limited(PROBE_LIMITS):
         try:
-            mlflow.MlflowClient().search_experiments(max_results=1)
+            mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
         except mlflow.MlflowException as error:
             # How MLflow says that there was no answer at all; an answer has a code of its own.
             if "failed with exception" not in str(error):
@@ -105,6 +117,22 @@ def _probe_sqlite(uri: str) -> None:
         raise EnvironmentFailure(f"{path}: the MLflow database cannot be used: {error}") from None
     finally:
         connection.close()
+
+
+@contextmanager
+def registry_at(address: str | None) -> Iterator[None]:
+    """MLflow asks this registry for the length of the block; None leaves it as it is."""
+    if address is None:
+        yield
+        return
+    from mlflow.tracking._model_registry import utils
+
+    before = utils._registry_uri
+    try:
+        mlflow_library().set_registry_uri(address)
+        yield
+    finally:
+        utils._registry_uri = before
 
 
 @contextmanager

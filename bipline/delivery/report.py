@@ -243,8 +243,9 @@ def versions_part(contents: PackageContents) -> Content:
         versions = flat({"bipline": __version__, **record.environment})
         shown.append(folded(f"Versions and machine, {name} model", versions))
     lead = (
-        "No time, run or verdict is told here, so that the same inputs give the same bytes; "
-        "the copy of this page in MLflow has them in the line of its title."
+        "No time, run or verdict is told here, so that the same inputs give the same bytes. "
+        "The folder lineage beside this file has them, and the copy of this page in MLflow in "
+        "the line of its title."
     )
     return lead, joined(shown)
 

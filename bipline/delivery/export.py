@@ -8,30 +8,27 @@ inputs give the same bytes. Every format is loaded again and compared before it 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
-from bipline.base.errors import InvalidInput, Refused
-from bipline.base.progress import track
+from bipline.base.errors import Refused
 from bipline.compression.prune import PLAN_NAME
 from bipline.delivery.card import render_card
 from bipline.delivery.contents import PackageContents, check_contents, portable_resolution
+from bipline.delivery.formats.directory import write_format
+from bipline.delivery.formats.interface import Subject
+from bipline.delivery.formats.registry import format_of
 from bipline.delivery.report import render_report
-from bipline.delivery.verification import verify_hf
+from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import PICKLED, open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
-from bipline.storage.directory import DirectoryWriter, copy_listed, write_text
-from bipline.storage.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    compare_names,
-    read_manifest,
-    relative_files,
-)
+from bipline.storage.directory import DirectoryWriter, write_text
+from bipline.storage.manifest import Manifest, read_manifest, relative_files
+from bipline.values.export import ExportRecord, Origin
 
-__all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
+__all__ = ["KIND", "PackageContents", "write_package"]
 
 KIND = "package"
 SCHEMA_VERSION = 1
@@ -47,32 +44,45 @@ def write_package(contents: PackageContents, writer: DirectoryWriter) -> None:
     the one its manifest lists, when the model is an adapter, or when a format that was loaded
     again differs; InvalidInput for an unknown format or a missing record.
     """
-    if unknown := sorted(set(contents.formats) - set(FORMATS)):
-        raise InvalidInput(f"format {unknown[0]!r} is unknown; known: {', '.join(FORMATS)}")
+    for name in contents.formats:
+        format_of(name)
     manifest = read_manifest(contents.model)
     _refuse_unfit(contents.model)
-    tensor_digest = open_checkpoint(contents.model).tensor_digest
-    check_contents(contents, tensor_digest)
-    for name in dict.fromkeys(contents.formats):
-        FORMATS[name](contents, manifest, writer)
+    checkpoint = open_checkpoint(contents.model)
+    check_contents(contents, checkpoint.tensor_digest)
+    contents = replace(contents, exports=_write_formats(contents, checkpoint, writer))
     _write_documents(contents, writer)
-    writer.info = _declared(contents, manifest, tensor_digest)
+    writer.info = _declared(contents, manifest, checkpoint.tensor_digest)
 
 
-def _write_hf(contents: PackageContents, manifest: Manifest, writer: DirectoryWriter) -> None:
-    """The model's own files, byte for byte, and its manifest: the folder alone verifies too."""
-    present = relative_files(contents.model)
-    compare_names(str(contents.model), present, manifest)
-    for name in track(present, "copy hf"):
-        copy_listed(contents.model / name, writer, f"hf/{name}", manifest.files[name])
-    listing = (contents.model / MANIFEST_NAME).read_text(encoding="utf-8")
-    write_text(writer.path / "hf" / MANIFEST_NAME, listing)
-    verify_hf(writer.path / "hf", contents.model, contents.dense)
+def _write_formats(
+    contents: PackageContents, checkpoint: Checkpoint, writer: DirectoryWriter
+) -> dict[str, ExportRecord]:
+    """Write each format into a folder of its name, with what engines said of theirs."""
+    measured = contents.records[contents.packaged].perplexity
+    found = contents.resolution.texts
+    texts = {name: Path(found[name].location) for name in measured if name in found}
+    subject = Subject(checkpoint, _origin(contents, checkpoint), texts, contents.dense)
+    exports = {}
+    for name in dict.fromkeys(contents.formats):
+        settings = contents.format_settings.get(name)
+        record = write_format(writer, name, subject, format_of(name), settings)
+        if record is not None:
+            exports[name] = record
+    return exports
 
 
-FORMATS: dict[str, Callable[[PackageContents, Manifest, DirectoryWriter], None]] = {
-    "hf": _write_hf,
-}
+def _origin(contents: PackageContents, checkpoint: Checkpoint) -> Origin:
+    """Where the packaged model came from: the dense model under its name, and the plan."""
+    dense = contents.resolution.model
+    return Origin(
+        name=f"{contents.source_name} pruned",
+        revision=dense.revision,
+        licence=dense.licence,
+        tensor_digest=checkpoint.tensor_digest,
+        plan_digest=contents.plan.digest,
+        base_tensor_digest=contents.plan.tensor_digest,
+    )
 
 
 def _refuse_unfit(model: Path) -> None:
@@ -107,11 +117,13 @@ def _write_documents(contents: PackageContents, writer: DirectoryWriter) -> None
 
 def _evaluation(contents: PackageContents) -> dict[str, Any]:
     recovery = contents.recovery
+    formats = {name: each.model_dump(mode="json") for name, each in contents.exports.items()}
     return {
         "schema_version": SCHEMA_VERSION,
         "packaged": contents.packaged,
         "records": {model: record.to_json_value() for model, record in contents.measured.items()},
         "recovery": None if recovery is None else recovery.model_dump(mode="json"),
+        **({"formats": formats} if formats else {}),
     }
 
 

@@ -13,13 +13,21 @@ from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
+from bipline.base.code import commit, version
 from bipline.base.errors import Refused
 from bipline.compression.prune import PLAN_NAME
+from bipline.delivery import bom
 from bipline.delivery.card import render_card
-from bipline.delivery.contents import PackageContents, check_contents, portable_resolution
+from bipline.delivery.contents import (
+    PackageContents,
+    check_contents,
+    portable,
+    portable_resolution,
+)
 from bipline.delivery.formats.directory import write_format
 from bipline.delivery.formats.interface import Subject
 from bipline.delivery.formats.registry import format_of
+from bipline.delivery.origin import named_config
 from bipline.delivery.report import render_report
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import PICKLED, open_checkpoint, read_config
@@ -34,6 +42,8 @@ KIND = "package"
 SCHEMA_VERSION = 1
 # What single windows and rows gave, by model.
 ITEMS_NAME = "items.json"
+# What the run was asked for, without paths.
+CONFIGURATION_NAME = "configuration.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -51,7 +61,7 @@ def write_package(contents: PackageContents, writer: DirectoryWriter) -> None:
     checkpoint = open_checkpoint(contents.model)
     check_contents(contents, checkpoint.tensor_digest)
     contents = replace(contents, exports=_write_formats(contents, checkpoint, writer))
-    _write_documents(contents, writer)
+    _write_documents(contents, manifest, writer)
     writer.info = _declared(contents, manifest, checkpoint.tensor_digest)
 
 
@@ -62,7 +72,9 @@ def _write_formats(
     measured = contents.records[contents.packaged].perplexity
     found = contents.resolution.texts
     texts = {name: Path(found[name].location) for name in measured if name in found}
-    subject = Subject(checkpoint, _origin(contents, checkpoint), texts, contents.dense)
+    subject = Subject(
+        checkpoint, _origin(contents, checkpoint), texts, contents.dense, named_config(contents)
+    )
     exports = {}
     for name in dict.fromkeys(contents.formats):
         settings = contents.format_settings.get(name)
@@ -77,11 +89,14 @@ def _origin(contents: PackageContents, checkpoint: Checkpoint) -> Origin:
     dense = contents.resolution.model
     return Origin(
         name=f"{contents.source_name} pruned",
-        revision=dense.revision,
         licence=dense.licence,
         tensor_digest=checkpoint.tensor_digest,
         plan_digest=contents.plan.digest,
         base_tensor_digest=contents.plan.tensor_digest,
+        base_model=contents.source_name,
+        base_revision=dense.revision,
+        version=version(),
+        git_commit=commit(),
     )
 
 
@@ -102,8 +117,12 @@ def _refuse_unfit(model: Path) -> None:
                 )
 
 
-def _write_documents(contents: PackageContents, writer: DirectoryWriter) -> None:
+def _write_documents(
+    contents: PackageContents, manifest: Manifest, writer: DirectoryWriter
+) -> None:
     documents = {
+        bom.NAME: bom.bom_text(contents, manifest, writer.manifest().files),
+        CONFIGURATION_NAME: _json(portable(contents.config)),
         PLAN_NAME: contents.plan.to_json(),
         "evaluation.json": _json(_evaluation(contents)),
         ITEMS_NAME: _json(_items(contents)),

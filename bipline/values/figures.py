@@ -56,15 +56,19 @@ def _points(dense: float, value: float) -> str:
     return _signed(100 * (value - dense), " points")
 
 
+def _nats(dense: float, value: float) -> str:
+    return _signed(value - dense, "", 4)
+
+
 def seconds_text(value: float) -> str:
     """Seconds, or milliseconds where it is less than one."""
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
-def _signed(number: float, unit: str) -> str:
-    text = f"{number:+,.1f}"
+def _signed(number: float, unit: str, decimals: int = 1) -> str:
+    text = f"{number:+,.{decimals}f}"
     # A change that rounds to nothing has no sign.
-    return f"{'0.0' if float(text.replace(',', '')) == 0 else text.replace('-', MINUS)}{unit}"
+    return f"{text[1:] if float(text.replace(',', '')) == 0 else text.replace('-', MINUS)}{unit}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ KINDS: dict[str, Kind] = {
     "block_error_without": Kind("Block errors without", "sum over blocks", "{:.4f}".format),
     "block_error": Kind("Block errors", "sum over blocks", "{:.4f}".format),
     "perplexity": Kind("Perplexity", "per token", perplexity_text, "lower", _relative, True),
-    "nll": Kind("NLL", "nats per token", "{:.4f}".format),
+    "nll": Kind("NLL", "nats per token", "{:.4f}".format, "lower", _nats),
     "perplexity_increase": Kind("Perplexity increase", "share of dense", percent),
     "nll_increase": Kind("NLL change", "nats per token", "{:+.3f}".format),
     "acc": Kind("Accuracy", "share of rows", percent, "higher", _points, True),
@@ -137,7 +141,7 @@ class Figure:
     def text(self) -> str:
         """The value as it reads, with its standard error or its quartiles."""
         show = kind_of(self.name).text
-        error = f" ± {show(self.error).lstrip('+')}" if self.error else ""
+        error = f" ± {show(self.error).lstrip('+')}" if self.error is not None else ""
         return show(self.value) + error + (_spread_text(self.spread, show) if self.spread else "")
 
 
@@ -185,8 +189,8 @@ def row_figures(row: Row) -> dict[str, Figure]:
 def values(figures: Mapping[str, Figure], prefix: str = "") -> dict[str, float]:
     """The bare numbers of figures, by their names behind a prefix; errors as ``NAME.stderr``."""
     found = {f"{prefix}{name}": figure.value for name, figure in figures.items()}
-    errors = {name: figure.error for name, figure in figures.items()}
-    return found | {f"{prefix}{name}.stderr": error for name, error in errors.items() if error}
+    told = [(figure.name, figure.error) for figure in figures.values()]
+    return found | {f"{prefix}{name}.stderr": error for name, error in told if error is not None}
 
 
 def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iterator[Figure]:

@@ -172,7 +172,7 @@ def test_a_tracker_that_goes_away_is_the_environment(
     from mlflow.exceptions import MlflowException
     from zenml.integrations.mlflow.experiment_trackers import MLFlowExperimentTracker
 
-    def gone(self: object, *_: object) -> None:
+    def gone(self: object, **_: object) -> None:
         raise MlflowException("API request to http://x failed with exception: refused")
 
     monkeypatch.setattr(MLFlowExperimentTracker, "prepare_step_run", gone)

@@ -10,9 +10,18 @@ from bipline.delivery.formats.interface import Layout, Subject
 from bipline.delivery.verification import verify_hf
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import check_generation
+from bipline.storage.digests import digest_file
 from bipline.storage.directory import DirectoryWriter, copy_listed, write_text
-from bipline.storage.manifest import MANIFEST_NAME, compare_names, read_manifest, relative_files
+from bipline.storage.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    compare_names,
+    read_manifest,
+    relative_files,
+)
 from bipline.values.plan import Layout as PlanLayout
+from bipline.values.resolution import CONFIG
 
 PLAIN = "The folder `{file}` is a plain transformers checkpoint; no code of its own is needed."
 WITH_CODE = (
@@ -33,17 +42,18 @@ class Hf:
         return Layout(str(checkpoint.config["architectures"][0]))
 
     def write(self, subject: Subject, writer: DirectoryWriter, folder: str, settings: None) -> Path:
-        """The model's own files and its manifest, so that the folder alone verifies too.
+        """The model's own files, but for a config that the subject brings, and a manifest of them.
 
-        Raises Refused where a byte is not the one that the manifest lists.
+        So the folder alone verifies too. Raises Refused where a byte is not the one that the manifest lists.
         """
         model = subject.checkpoint.directory
         manifest, present = read_manifest(model), relative_files(model)
         compare_names(str(model), present, manifest)
         for name in track(present, f"copy {folder}"):
             copy_listed(model / name, writer, f"{folder}/{name}", manifest.files[name])
-        listing = (model / MANIFEST_NAME).read_text(encoding="utf-8")
-        write_text(writer.path / folder / MANIFEST_NAME, listing)
+        if subject.config is not None:
+            manifest = _with_config(manifest, subject.config, writer, folder)
+        write_text(writer.path / folder / MANIFEST_NAME, manifest.to_json())
         return writer.path / folder
 
     def verify(self, file: Path, subject: Subject, settings: None) -> None:
@@ -66,3 +76,11 @@ class Hf:
             "and its tensors, logits, token ids and greedy decoding with and without a KV cache "
             "were compared with its source."
         )
+
+
+def _with_config(manifest: Manifest, text: str, writer: DirectoryWriter, folder: str) -> Manifest:
+    path = writer.path / folder / CONFIG
+    write_text(path, text)
+    entry = FileEntry(size=path.stat().st_size, sha256=digest_file(path))
+    writer.add_hashed(f"{folder}/{CONFIG}", entry.size, entry.sha256)
+    return manifest.model_copy(update={"files": {**manifest.files, CONFIG: entry}})

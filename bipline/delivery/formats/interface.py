@@ -22,13 +22,14 @@ class Subject:
     """A model that is written in a format, where it came from, and what it is measured on.
 
     ``texts`` are files by name; ``dense`` is the model whose tokenizer it must have, where one is
-    known.
+    known, and ``config`` the text of a config.json in place of the model's own.
     """
 
     checkpoint: Checkpoint
     origin: Origin
     texts: Mapping[str, Path] = field(default_factory=dict)
     dense: Path | None = None
+    config: str | None = None
 
 
 @dataclass(frozen=True)

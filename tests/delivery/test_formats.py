@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from bipline.base.errors import InvalidInput
+from bipline.base.errors import InvalidInput, Refused
+from bipline.delivery import verification
 from bipline.delivery.export import PackageContents
 from bipline.delivery.formats.registry import FORMATS
 from bipline.model.opening import open_checkpoint
@@ -67,6 +70,32 @@ def test_a_package_holds_a_quantised_gguf_with_figures_of_its_own(
     # What stands beside it is what a package without it holds.
     alone = {name for name in manifest.files if not name.startswith("gguf/")}
     assert alone == {*verify_directory(package).files}
+
+
+def test_a_model_that_memory_does_not_hold_is_compared_block_by_block(
+    contents: PackageContents, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(verification, "free_memory", lambda: 1000)
+    monkeypatch.setattr(verification, "load_model", lambda *_: pytest.fail("it was loaded whole"))
+    monkeypatch.setattr(verification, "note", told.append)
+    verification.verify_hf(package / "hf", contents.model, contents.dense)
+    assert "not loaded whole" in told[-1]
+    assert "tensor digests, token ids and logits block by block agree" in told[-1]
+    wrong = tmp_path / "hf"
+    for change, words in (("o_proj", "does not hold the values"), ("", "in the package or")):
+        shutil.copytree(package / "hf", wrong, dirs_exist_ok=True)
+        tensors = load_file(wrong / "model.safetensors")
+        name = f"model.layers.1.self_attn.{change}.weight"
+        if change:
+            tensors[name] = tensors[name].flip(0).contiguous()
+        else:
+            config = json.loads((wrong / "config.json").read_text())
+            (wrong / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+            tensors = {each: held for each, held in tensors.items() if "layers.2." not in each}
+        save_file(tensors, wrong / "model.safetensors", {"format": "pt"})
+        with pytest.raises(Refused, match=words):
+            verification.verify_hf(wrong, contents.model, contents.dense)
 
 
 def test_a_package_names_hf_and_each_format_once() -> None:

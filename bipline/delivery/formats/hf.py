@@ -44,7 +44,8 @@ class Hf:
     def write(self, subject: Subject, writer: DirectoryWriter, folder: str, settings: None) -> Path:
         """The model's own files, but for a config that the subject brings, and a manifest of them.
 
-        So the folder alone verifies too. Raises Refused where a byte is not the one that the manifest lists.
+        So the folder alone verifies too. Raises Refused where a byte is not the one that the
+        model's own manifest lists.
         """
         model = subject.checkpoint.directory
         manifest, present = read_manifest(model), relative_files(model)
@@ -72,9 +73,10 @@ class Hf:
             f'model = AutoModelForCausalLM.from_pretrained("{file}"{allowed})\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{file}"{denied})\n'
             "```\n\n"
-            f"Before it was packaged it was loaded {'by the same code' if own else 'this way'}, "
-            "and its tensors, logits, token ids and greedy decoding with and without a KV cache "
-            "were compared with its source."
+            "Before it was packaged its tensors, logits and token ids were compared with its "
+            f"source; where memory holds it whole, it was loaded "
+            f"{'by the same code' if own else 'this way'}, and decoded greedily with and without "
+            "a KV cache, which gave the same tokens."
         )
 
 

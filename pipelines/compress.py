@@ -48,11 +48,17 @@ def compress(settings: CompressSettings) -> None:
         )
     else:
         plan = line.given_plan(model, settings.allocate)
+    held: dict[str, Any] = {}
+    if set(settings.export.formats) != {"hf"}:  # which holds whatever a plan makes
+        held["after"] = line.check_formats(
+            model, plan, settings.export, settings.compensate, **corrected
+        )
     if settings.compensate.chosen != "none":
         plan, corrected["corrections"] = line.compensate(
-            model, plan=plan, settings=settings.compensate, compute=compute, seed=seed, **windows
-        )
-    pruned = subject = line.prune(model, plan, settings.prune, **corrected, **windows)
+            model, plan=plan, settings=settings.compensate, compute=compute, seed=seed,
+            **windows, **held,
+        )  # fmt: skip
+    pruned = subject = line.prune(model, plan, settings.prune, **corrected, **windows, **held)
     # Where the run's state lies, and what the model is called afterwards, change no package.
     config = settings.model_dump(mode="json", exclude={*WHERE, "promote"})
     account: dict[str, Any] = {"plan": plan, "config": config}

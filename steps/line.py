@@ -29,7 +29,7 @@ from bipline.settings.line import (
     ScoreSettings,
 )
 from bipline.settings.protocol import Protocol
-from bipline.stages import line
+from bipline.stages import formats, line
 from bipline.stages import speed as timing
 from bipline.stages.export import Account, records_of
 from bipline.storage.store import Handle, default_downloads
@@ -178,6 +178,18 @@ def given_corrections(
     """Corrections in a directory, and the plan they belong to."""
     plan, corrections = line.planned(context(), model.model, allocate, settings)
     return plan, _needed(corrections)
+
+
+@step(enable_cache=False)
+def check_formats(
+    model: Resolution,
+    plan: PruningPlan,
+    settings: Parameter[ExportSettings],
+    compensate: Parameter[CompensateSettings],
+    corrections: Handle | None = None,
+) -> Annotated[dict[str, str], "architectures"]:
+    """What each format will call the model a plan makes; refused where one cannot hold it."""
+    return formats.check_plan(context(), model.model, plan, settings, compensate, corrections)
 
 
 @cached_by(f"{__name__}.compensate_fingerprint")

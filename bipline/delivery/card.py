@@ -15,8 +15,10 @@ from bipline.compression.descriptions import criterion_description
 from bipline.delivery.card_metadata import card_text
 from bipline.delivery.compensation_text import compensation_lines
 from bipline.delivery.contents import NO_SCORES, PackageContents
+from bipline.delivery.formats.registry import format_of, loaded_from
+from bipline.values.export import ExportRecord
 from bipline.values.figures import percent
-from bipline.values.plan import Layout, PruningPlan
+from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
 from bipline.values.side_by_side import side_by_side
 
@@ -27,8 +29,9 @@ def render_card(contents: PackageContents) -> str:
         _opening(contents),
         _comparison(contents),
         _removed(contents),
-        *(_loading(name, contents.plan.layout) for name in dict.fromkeys(contents.formats)),
+        *loading_sections(contents),
         REGISTERED,
+        *(_as_format(record) for record in contents.exports.values()),
         _limitations(contents),
         _provenance(contents),
     ]
@@ -168,13 +171,6 @@ def _of(share: str) -> str:
     return {"blocks": "the blocks' linear weights", "total": "all parameters"}[share]
 
 
-PLAIN = "The folder `hf` is a plain transformers checkpoint; no code of its own is needed."
-WITH_CODE = (
-    "The blocks differ in width, and transformers has no class for that: the folder `hf` brings "
-    "code, which runs only with `trust_remote_code=True`. Its README says what that code does."
-)
-
-
 REGISTERED = (
     "## How to load it from a registry\n\n"
     "```python\n"
@@ -188,25 +184,47 @@ REGISTERED = (
 )
 
 
-def _loading(name: str, layout: Layout) -> str:
-    """How a format of the package is loaded."""
-    if name != "hf":
-        return (
-            f"## How to load {as_code(name)}\n\nThe README in the folder {as_code(name)} says it."
-        )
-    own_code = layout == "per-layer"
-    allowed, denied = (f", trust_remote_code={each}" if own_code else "" for each in (True, False))
-    return (
-        f"## How to load\n\n{WITH_CODE if own_code else PLAIN}\n\n"
-        "```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("hf"{allowed})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("hf"{denied})\n'
-        "```\n\n"
-        f"Before it was packaged it was loaded {'by the same code' if own_code else 'this way'}, "
-        "and its tensors, logits, token ids and greedy decoding with and without a KV cache were "
-        "compared with its source."
-    )
+def loading_sections(contents: PackageContents) -> list[str]:
+    """How each format of the package is loaded, as sections of markdown."""
+    layout, sections = contents.plan.layout, []
+    for name in dict.fromkeys(contents.formats):
+        head = "## How to load" if name == "hf" else f"## How to load {as_code(name)}"
+        told = format_of(name).how_to_load(loaded_from(name), layout).strip()
+        sections.append(f"{head}\n\n{told}")
+    return sections
+
+
+def _as_format(record: ExportRecord) -> str:
+    """What a format's own engine said of it: its figures are of no other format."""
+    check, held = record.check, f"`{record.format}` ({record.type})"
+    lines = [
+        f"## Measured as {held}",
+        f"The figures above are of the tensors in `hf`. {escaped(check.engine)} opened the {held} "
+        f"file as architecture `{record.architecture}` in a process of its own: the same token "
+        f"ids, log-probabilities that differ by at most {check.largest_difference:.1e} nats, a "
+        f"divergence of {check.divergence:.1e} nats from the model in float32.",
+    ]
+    if record.perplexity:
+        lines += [
+            "Perplexity of that file, by that engine, on the first windows of each text:",
+            perplexity_table(record),
+        ]
+    return "\n\n".join([*lines, *(f"* {escaped(note)}" for note in record.notes)])
+
+
+def perplexity_table(record: ExportRecord) -> str:
+    """Perplexity by text, of the file by its engine beside the model's own, as markdown."""
+    rows = [
+        (name, f"{each.engine.value:.4f}", f"{each.model.value:.4f}", f"{each.engine.tokens:,}")
+        for name, each in record.perplexity.items()
+    ]
+    return plain_table(rows, ("perplexity", "of this file", "of the model in float32", "tokens"))
+
+
+def plain_table(rows: Sequence[tuple[object, ...]], head: tuple[str, ...] = ("", "")) -> str:
+    """A markdown table whose cells are plain text."""
+    cells = [tuple(escaped(str(cell)) for cell in row) for row in rows]
+    return "\n".join(_line(list(line)) for line in (head, ("---",) * len(head), *cells))
 
 
 def _limitations(contents: PackageContents) -> str:

@@ -7,7 +7,7 @@ cannot disagree. Nothing here is computed anew: every number was measured by a s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from bipline.compression.statistics import Scores, Statistics, load_statistics
 from bipline.delivery.samples import Sample
 from bipline.model.opening import open_checkpoint
 from bipline.values.differences import check_comparable
+from bipline.values.export import ExportRecord
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
@@ -34,7 +35,8 @@ class PackageContents:
 
     ``model`` is the directory that is packaged, ``dense`` the one it came from; ``records`` has
     the keys ``dense`` and ``pruned``, and ``recovered`` where a recovery was accepted. There are
-    no ``statistics`` where the plan was given rather than made from scores.
+    no ``statistics`` where the plan was given rather than made from scores. ``format_settings``
+    are each format's own by its name, ``exports`` what engines said of what was written for them.
     """
 
     model: Path
@@ -46,6 +48,8 @@ class PackageContents:
     resolution: Resolution
     config: dict[str, Any]
     formats: tuple[str, ...] = ("hf",)
+    format_settings: Mapping[str, Any] = field(default_factory=dict)
+    exports: Mapping[str, ExportRecord] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
 
     @cached_property

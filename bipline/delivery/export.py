@@ -8,13 +8,13 @@ inputs give the same bytes. Every format is loaded again and compared before it 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
-from bipline.base.errors import InvalidInput, Refused
-from bipline.base.progress import track
+from bipline.base.code import commit, version
+from bipline.base.errors import Refused
 from bipline.compression.prune import PLAN_NAME
 from bipline.delivery import bom
 from bipline.delivery.card import render_card
@@ -24,24 +24,19 @@ from bipline.delivery.contents import (
     portable,
     portable_resolution,
 )
+from bipline.delivery.formats.directory import write_format
+from bipline.delivery.formats.interface import Subject
+from bipline.delivery.formats.registry import format_of
 from bipline.delivery.origin import named_config
 from bipline.delivery.report import render_report
-from bipline.delivery.verification import verify_hf
+from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import PICKLED, open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
-from bipline.storage.digests import digest_file
-from bipline.storage.directory import DirectoryWriter, copy_listed, write_text
-from bipline.storage.manifest import (
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    compare_names,
-    read_manifest,
-    relative_files,
-)
-from bipline.values.resolution import CONFIG
+from bipline.storage.directory import DirectoryWriter, write_text
+from bipline.storage.manifest import Manifest, read_manifest, relative_files
+from bipline.values.export import ExportRecord, Origin
 
-__all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
+__all__ = ["KIND", "PackageContents", "write_package"]
 
 KIND = "package"
 SCHEMA_VERSION = 1
@@ -59,39 +54,50 @@ def write_package(contents: PackageContents, writer: DirectoryWriter) -> None:
     the one its manifest lists, when the model is an adapter, or when a format that was loaded
     again differs; InvalidInput for an unknown format or a missing record.
     """
-    if unknown := sorted(set(contents.formats) - set(FORMATS)):
-        raise InvalidInput(f"format {unknown[0]!r} is unknown; known: {', '.join(FORMATS)}")
+    for name in contents.formats:
+        format_of(name)
     manifest = read_manifest(contents.model)
     _refuse_unfit(contents.model)
-    tensor_digest = open_checkpoint(contents.model).tensor_digest
-    check_contents(contents, tensor_digest)
-    for name in dict.fromkeys(contents.formats):
-        FORMATS[name](contents, manifest, writer)
+    checkpoint = open_checkpoint(contents.model)
+    check_contents(contents, checkpoint.tensor_digest)
+    contents = replace(contents, exports=_write_formats(contents, checkpoint, writer))
     _write_documents(contents, manifest, writer)
-    writer.info = _declared(contents, manifest, tensor_digest)
+    writer.info = _declared(contents, manifest, checkpoint.tensor_digest)
 
 
-def _write_hf(contents: PackageContents, manifest: Manifest, writer: DirectoryWriter) -> None:
-    """The model's own files, byte for byte but for its config, which names the base model now.
+def _write_formats(
+    contents: PackageContents, checkpoint: Checkpoint, writer: DirectoryWriter
+) -> dict[str, ExportRecord]:
+    """Write each format into a folder of its name, with what engines said of theirs."""
+    measured = contents.records[contents.packaged].perplexity
+    found = contents.resolution.texts
+    texts = {name: Path(found[name].location) for name in measured if name in found}
+    subject = Subject(
+        checkpoint, _origin(contents, checkpoint), texts, contents.dense, named_config(contents)
+    )
+    exports = {}
+    for name in dict.fromkeys(contents.formats):
+        settings = contents.format_settings.get(name)
+        record = write_format(writer, name, subject, format_of(name), settings)
+        if record is not None:
+            exports[name] = record
+    return exports
 
-    With a manifest of them beside: the folder alone verifies too.
-    """
-    present = relative_files(contents.model)
-    compare_names(str(contents.model), present, manifest)
-    for name in track(present, "copy hf"):
-        copy_listed(contents.model / name, writer, f"hf/{name}", manifest.files[name])
-    config = writer.path / "hf" / CONFIG
-    write_text(config, named_config(contents))
-    entry = FileEntry(size=config.stat().st_size, sha256=digest_file(config))
-    writer.add_hashed(f"hf/{CONFIG}", entry.size, entry.sha256)
-    named = manifest.model_copy(update={"files": {**manifest.files, CONFIG: entry}})
-    write_text(writer.path / "hf" / MANIFEST_NAME, named.to_json())
-    verify_hf(writer.path / "hf", contents.model, contents.dense)
 
-
-FORMATS: dict[str, Callable[[PackageContents, Manifest, DirectoryWriter], None]] = {
-    "hf": _write_hf,
-}
+def _origin(contents: PackageContents, checkpoint: Checkpoint) -> Origin:
+    """Where the packaged model came from: the dense model under its name, and the plan."""
+    dense = contents.resolution.model
+    return Origin(
+        name=f"{contents.source_name} pruned",
+        licence=dense.licence,
+        tensor_digest=checkpoint.tensor_digest,
+        plan_digest=contents.plan.digest,
+        base_tensor_digest=contents.plan.tensor_digest,
+        base_model=contents.source_name,
+        base_revision=dense.revision,
+        version=version(),
+        git_commit=commit(),
+    )
 
 
 def _refuse_unfit(model: Path) -> None:
@@ -130,11 +136,13 @@ def _write_documents(
 
 def _evaluation(contents: PackageContents) -> dict[str, Any]:
     recovery = contents.recovery
+    formats = {name: each.model_dump(mode="json") for name, each in contents.exports.items()}
     return {
         "schema_version": SCHEMA_VERSION,
         "packaged": contents.packaged,
         "records": {model: record.to_json_value() for model, record in contents.measured.items()},
         "recovery": None if recovery is None else recovery.model_dump(mode="json"),
+        **({"formats": formats} if formats else {}),
     }
 
 

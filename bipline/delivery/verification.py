@@ -9,18 +9,21 @@ cache.
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bipline.base.errors import InvalidInput, Refused
+from bipline.base.machine import free_memory
 from bipline.base.progress import note
 from bipline.delivery.beside_weights import compare_templates
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
 from bipline.model.loading import check_generation, load_model
+from bipline.model.memory import SHARE_OF_AVAILABLE, gigabytes
 from bipline.model.opening import open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
 from bipline.model.shapes import ModelShape
@@ -47,19 +50,31 @@ E = mc², 1/2 ≠ ½, x₁ ≤ 10⁻³... [see: https://example.org/a_b?c=d&e=%2
 """
 
 
+@torch.no_grad()
 def verify_hf(package_hf: Path, source: Path, dense: Path) -> None:
     """Load the hf format by transformers and compare it with the model it was made from.
 
+    One that memory does not hold whole is compared block by block instead, and that is said.
     ``source`` is the model directory with its manifest, ``dense`` the model whose tokenizer the
     package must have. Raises Refused, in one line, at the first difference.
     """
     _check_code(package_hf)
     manifest = read_manifest(source)
     checkpoint = open_checkpoint(source)
+    needed = checkpoint.parameters * torch.float32.itemsize
+    if needed > (free := int(free_memory() * SHARE_OF_AVAILABLE)):
+        window = _window(_compared_token_ids(package_hf, dense), checkpoint)
+        _compare_in_pieces(package_hf, checkpoint, manifest, window)
+        _check_settings(package_hf)
+        note(
+            f"hf: not loaded whole, which takes {gigabytes(needed)}, free are {gigabytes(free)}; "
+            "sizes, tensor digests, token ids and logits block by block agree"
+        )
+        return
     model = _loaded(package_hf)
     _compare_tensors(model, checkpoint, manifest)
     window = _window(_compared_token_ids(package_hf, dense), checkpoint)
-    _compare_logits(model, checkpoint, window)
+    _compare_logits(checkpoint, window, model(window).logits)
     _compare_greedy(model, window)
     _check_settings(package_hf)
     note("hf: reloaded by transformers; sizes, tensors, logits, token ids and decoding agree")
@@ -105,26 +120,48 @@ def _declared_shapes(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, tu
     return tensor_shapes(checkpoint.family, checkpoint.config, shape)
 
 
+def _compare_in_pieces(
+    package_hf: Path, checkpoint: Checkpoint, manifest: Manifest, window: torch.Tensor
+) -> None:
+    """What :func:`verify_hf` compares, with a block in memory at a time."""
+    try:
+        packaged = open_checkpoint(package_hf)
+    except InvalidInput as error:
+        raise Refused(f"hf: {error}") from error
+    shapes = {name: packaged.tensor_header(name)[1] for name in packaged.tensors}
+    _compare_shapes(shapes, checkpoint, manifest)
+    logits = BlockLoop(packaged).logits(window)
+    if packaged.tensor_digest != checkpoint.tensor_digest:
+        raise Refused("hf: does not hold the values of the model it was made from")
+    _compare_logits(checkpoint, window, logits)
+
+
 def _compare_tensors(model: Any, checkpoint: Checkpoint, manifest: Manifest) -> None:
     # Named parameters list a tied output matrix once, as the checkpoint does.
     loaded = dict(model.named_parameters())
+    shapes = {name: tuple(each.shape) for name, each in loaded.items()}
+    _compare_shapes(shapes, checkpoint, manifest)
+    for name, parameter in loaded.items():
+        if not torch.equal(parameter.data, checkpoint.tensor(name).to(parameter.dtype)):
+            raise Refused(f"hf: {name} does not hold the values of the model it was made from")
+
+
+def _compare_shapes(
+    shapes: dict[str, tuple[int, ...]], checkpoint: Checkpoint, manifest: Manifest
+) -> None:
+    """The package's tensors by name against what the source's manifest declares."""
     declared = _declared_shapes(checkpoint, manifest)
-    if odd := sorted(set(loaded) ^ set(declared)):
+    if odd := sorted(set(shapes) ^ set(declared)):
         raise Refused(f"hf: tensor {odd[0]} is in the package or in the manifest, not in both")
     for name, shape in declared.items():
-        if tuple(loaded[name].shape) != shape:
-            raise Refused(
-                f"hf: {name} has shape {tuple(loaded[name].shape)}, the manifest declares {shape}"
-            )
-    parameters = sum(parameter.numel() for parameter in loaded.values())
+        if shapes[name] != shape:
+            raise Refused(f"hf: {name} has shape {shapes[name]}, the manifest declares {shape}")
+    parameters = sum(prod(shape) for shape in shapes.values())
     if parameters != manifest.info.get("parameters"):
         raise Refused(
             f"hf: the package has {parameters} parameters, "
             f"the manifest declares {manifest.info.get('parameters')}"
         )
-    for name, parameter in loaded.items():
-        if not torch.equal(parameter.data, checkpoint.tensor(name).to(parameter.dtype)):
-            raise Refused(f"hf: {name} does not hold the values of the model it was made from")
 
 
 def _compared_token_ids(package_hf: Path, dense: Path) -> list[int]:
@@ -171,10 +208,8 @@ def _window(token_ids: list[int], checkpoint: Checkpoint) -> torch.Tensor:
     return torch.tensor([token_ids[:longest]])
 
 
-@torch.no_grad()
-def _compare_logits(model: Any, checkpoint: Checkpoint, window: torch.Tensor) -> None:
+def _compare_logits(checkpoint: Checkpoint, window: torch.Tensor, actual: torch.Tensor) -> None:
     expected = BlockLoop(checkpoint).logits(window)
-    actual = model(window).logits
     difference = float((actual - expected).abs().max() / expected.abs().max())
     # Written so that a NaN refuses too.
     if not difference <= LOGIT_TOLERANCE:

@@ -61,6 +61,8 @@ class Family(_Table):
     build: str
     architecture: str
     heads_must_divide_hidden_size: bool
+    # Engines that take hidden_size / heads for head_dim, whatever a config says: llama.cpp, vLLM.
+    head_dim_from_hidden_size: bool = False
     always_biased: tuple[str, ...] = ()
     bias_flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     head_norms: bool
@@ -166,9 +168,9 @@ def exported_config(
 
     ``kept_blocks`` are the blocks that stay, ascending; None for all of them. The family stays
     where its class holds the new head count; else the same tensors go under an alternative
-    family's name (LLaMA becomes Mistral, or SeedOss where there are biases). Sizes and head_dim
-    are written out; transformers_version stays, because a Mistral config without one makes
-    transformers rewrite the tokenizer.
+    family's name (LLaMA becomes Mistral, or SeedOss where there are biases; Qwen2 becomes SeedOss).
+    Sizes and head_dim are written out; transformers_version stays, because a Mistral config
+    without one makes transformers rewrite the tokenizer.
     Raises InvalidInput when no class of the table holds the result, or a block that stays is
     narrower than that already.
     """
@@ -194,8 +196,8 @@ def exported_config(
     if model_type == config["model_type"]:
         return pruned
     source = family_of(config["model_type"])
-    for flag in source.bias_flags:
-        pruned.pop(flag, None)
+    for name in (*source.bias_flags, *(source.keys.keys() - family.keys.keys())):
+        pruned.pop(name, None)
     flags = family.flags_for(source.bias_places(config)) or {}
     return {**pruned, **family.when_converted, **flags}
 
@@ -267,14 +269,25 @@ def with_blocks(config: Mapping[str, Any], kept_blocks: Sequence[int]) -> dict[s
 def _holding_class(config: Mapping[str, Any], num_attention_heads: int) -> str:
     model_type = str(config["model_type"])
     source = family_of(model_type)
-    divides = shape_of(config).hidden_size % num_attention_heads == 0
+    shape = shape_of(config)
+    divides = shape.hidden_size % num_attention_heads == 0
+    whole = shape.hidden_size == num_attention_heads * shape.head_dim
     for name in (model_type, *source.alternatives):
         family = family_of(name)
         if family.heads_must_divide_hidden_size and not divides:
             continue
+        if family.head_dim_from_hidden_size and not (whole or _slides(config)):
+            continue  # transformers alone would load it
         if name == model_type or family.flags_for(source.bias_places(config)) is not None:
             return name
     raise InvalidInput(
         f"no transformers class holds a {model_type} with {num_attention_heads} heads of "
-        f"head_dim {shape_of(config).head_dim}; choose another ratio"
+        f"head_dim {shape.head_dim}; choose another ratio"
+    )
+
+
+def _slides(config: Mapping[str, Any]) -> bool:
+    """Whether a block may attend to a window alone, which not every class can do."""
+    return bool(config.get("use_sliding_window")) or "sliding_attention" in (
+        config.get("layer_types") or ()
     )

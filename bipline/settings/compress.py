@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from bipline.settings.base import Settings
+from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import LineSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.recipes import LoraRecipe, Recipe
@@ -16,6 +17,7 @@ from bipline.storage.names import is_plain_name
 
 # What a new version is called that no gate has passed.
 CANDIDATE = "candidate"
+FormatName = Literal["hf", "gguf"]
 FIGURE_NAME = re.compile(r"(?=\S)[\w .:/-]{1,100}(?<=\S)")
 
 
@@ -45,12 +47,17 @@ class EvaluateSettings(Settings):
 class ExportSettings(Settings):
     """Which formats the package holds."""
 
-    formats: tuple[Literal["hf"], ...] = Field(
-        default=("hf",), min_length=1, description="hf: transformers"
+    formats: tuple[FormatName, ...] = Field(
+        default=("hf",), description="hf: transformers, in every package; gguf: llama.cpp"
+    )
+    gguf: GgufSettings = Field(
+        default=GgufSettings(), description="how the gguf is stored and measured"
     )
 
     @model_validator(mode="after")
     def _each_once(self) -> ExportSettings:
+        if "hf" not in self.formats:
+            raise ValueError("export.formats: add hf, which a registered version is loaded from")
         if len(set(self.formats)) < len(self.formats):
             raise ValueError(f"export.formats: {', '.join(self.formats)}: one stands twice")
         return self

@@ -11,14 +11,16 @@ from bipline.base import extras
 from bipline.base.progress import heading
 from bipline.delivery import export as core
 from bipline.delivery.contents import packaged_of
-from bipline.delivery.formats.directory import export_to, format_of
+from bipline.delivery.formats.directory import export_to, origin_of
+from bipline.delivery.formats.interface import Subject
+from bipline.delivery.formats.registry import engine_format
 from bipline.delivery.samples import continued
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.loading import check_generation
 from bipline.model.opening import open_checkpoint
 from bipline.quality.evaluate import fitted_shares
 from bipline.settings.base import Settings
 from bipline.settings.compress import CompressSettings, ExportSettings
+from bipline.stages import formats
 from bipline.stages.resolve import local_copy, resolve_model, resolve_texts
 from bipline.stages.speed import with_speeds
 from bipline.stages.stage import Context, Lines, Stage
@@ -94,6 +96,7 @@ def export(
             resolution=resolution,
             **vars(account),
             formats=settings.formats,
+            format_settings={name: getattr(settings, name, None) for name in settings.formats},
             samples=continued({"dense": dense, packaged_of(account.records): place}),
         )
         core.write_package(contents, writer)
@@ -110,22 +113,22 @@ def export_model(
     downloads: Path,
 ) -> ExportRecord:
     """Write a model in one format to a directory of its own: sources of the model and of texts."""
-    format_ = format_of(name)
+    format_ = engine_format(name)
     refuse_occupied(out)
     heading("resolve")
     model = resolve_model(source, downloads)
     files = {text: Path(t.location) for text, t in resolve_texts(texts, downloads).items()}
     checkpoint = open_checkpoint(model.location, model.tensor_digest)
     fitted_shares(checkpoint, files, remedy="measure on other text")
-    return export_to(model, checkpoint, out, format_, files, settings)
+    subject = Subject(checkpoint, origin_of(model, checkpoint), files)
+    return export_to(out, subject, format_, settings)
 
 
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
     """The formats. Raises InvalidInput where no package can be made.
 
-    That is for want of what draws reports, or by settings that nobody could load it with.
+    That is for want of what draws reports, or for a format that cannot hold the smaller model.
     """
     extras.check("pipeline", "a package's report")
-    if thorough and checkpoint:
-        check_generation(checkpoint.folder)
-    return [("export", ", ".join(settings.export.formats))]
+    told = formats.check_settings(settings, checkpoint, thorough) if checkpoint else []
+    return [("export", ", ".join(settings.export.formats)), *told]

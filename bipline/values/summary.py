@@ -16,7 +16,7 @@ SCHEMA_VERSION: Literal[1] = 1
 # Version 1 called a compensation's name its form.
 PRUNE_SCHEMA_VERSION: Literal[2] = 2
 # Stages of a pipeline that are not skipped, so that changed bytes and lost versions are seen.
-ALWAYS_RUN = {"resolve", "promote"}
+ALWAYS_RUN = {"resolve", "check_formats", "promote"}
 StageStatus = Literal["completed", "cached", "reused"]
 
 

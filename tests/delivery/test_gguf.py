@@ -19,15 +19,18 @@ import bipline
 from bipline.base import extras
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.compression.prune import prune
-from bipline.delivery.formats.directory import FORMATS, origin_of
+from bipline.delivery.formats.directory import origin_of
 from bipline.delivery.formats.gguf import verification
 from bipline.delivery.formats.gguf.architectures import architecture_of, written_widths
 from bipline.delivery.formats.gguf.tensors import converted, interleaved
+from bipline.delivery.formats.interface import Subject
+from bipline.delivery.formats.registry import FORMATS
 from bipline.model import checkpoint as reading
 from bipline.model.opening import open_checkpoint
 from bipline.model.resolve import resolve_model
 from bipline.settings.gguf import GgufSettings
 from bipline.storage.digests import digest_file
+from bipline.storage.directory import DirectoryWriter
 from tests import command
 from tests.gguf_tokenizers import REFUSED, VOCAB_SIZE, byte_level, save
 from tests.per_layer import kept, plan_of
@@ -46,7 +49,8 @@ def written(model: Path, out: Path, type_: str = "f32") -> gguf.GGUFReader:
     origin = origin_of(resolve_model(str(model), out), checkpoint)
     chosen = GgufSettings(type=type_)  # type: ignore[arg-type]
     FORMATS["gguf"].check(checkpoint, {}, chosen)
-    return gguf.GGUFReader(FORMATS["gguf"].write(checkpoint, origin, out, chosen))
+    writer = DirectoryWriter(out, "export")
+    return gguf.GGUFReader(FORMATS["gguf"].write(Subject(checkpoint, origin), writer, "", chosen))
 
 
 def key(file: gguf.GGUFReader, name: str) -> Any:

@@ -13,7 +13,8 @@ import pytest
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.prune import prune
-from bipline.delivery.export import PackageContents, verify_hf
+from bipline.delivery.export import PackageContents
+from bipline.delivery.verification import verify_hf
 from bipline.model.opening import open_checkpoint
 from bipline.quality.evaluate import evaluate
 from bipline.settings.protocol import Protocol

@@ -15,11 +15,12 @@ from bipline.compression.slicing import kept_indices
 from bipline.compression.statistics import empty_statistics
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import exported_config
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import BlockPlan, PruningPlan
-from tests.tiny import token_windows
+from tests.tiny import config_of, token_windows
 
 CLASS_OF_CUT = {
     # 8 query heads of 4 in a hidden size of 32: 6 heads do not divide it any more.
@@ -27,6 +28,9 @@ CLASS_OF_CUT = {
     "llama-gqa-scaled-rope": "MistralForCausalLM",
     "llama-gqa-biased": "SeedOssForCausalLM",
     "llama-mqa": "LlamaForCausalLM",
+    # Engines take hidden_size / heads for a Qwen2's head_dim.
+    "qwen2-gqa": "SeedOssForCausalLM",
+    "qwen2-mqa": "Qwen2ForCausalLM",
 }
 
 
@@ -94,6 +98,20 @@ def test_export_class_holds_what_llama_cannot(family_model: Path, tmp_path: Path
     cut = open_checkpoint(tmp_path / "pruned")
     assert cut.config["head_dim"] == checkpoint.shape.head_dim
     assert cut.parameters == manifest.info["parameters"]
+
+
+def test_a_qwen2_stays_one_where_its_heads_make_up_hidden_size_or_it_slides() -> None:
+    whole = exported_config(config_of("qwen2-gqa"), 24, 4)
+    assert (whole["model_type"], whole["num_attention_heads"]) == ("qwen2", 8)
+    cut = exported_config(
+        config_of("qwen2-gqa", sliding_window=64, use_sliding_window=False), 24, 3
+    )
+    assert (cut["model_type"], cut["attention_bias"]) == ("seed_oss", True)
+    assert not {"sliding_window", "use_sliding_window", "max_window_layers"} & cut.keys()
+    for sliding in ({"use_sliding_window": True}, {"layer_types": ["sliding_attention"] * 2}):
+        slides = exported_config(config_of("qwen2-gqa", sliding_window=8, **sliding), 24, 3)
+        assert slides["model_type"] == "qwen2"
+        assert sliding.items() <= slides.items()
 
 
 def test_mqa_keeps_its_attention(tmp_path: Path, family_model: Path) -> None:

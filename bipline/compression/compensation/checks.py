@@ -59,7 +59,7 @@ def check_compensation_settings(
     if compensation == "none":
         return
     check_compensation(checkpoint, samples, seqlen, compensation, options)
-    if options.bias == "on" or (compensation, options.bias) == ("bias", "auto"):
+    if adds_output_biases(settings):
         with_output_biases(checkpoint.config)
     need = needed_bytes(checkpoint, settings, samples, seqlen)
     if max_memory is not None and need > max_memory:
@@ -68,6 +68,14 @@ def check_compensation_settings(
             f"than the limit of {gigabytes(max_memory)}; raise --max-memory, or use a simpler "
             "compensation"
         )
+
+
+def adds_output_biases(settings: CompensateSettings) -> bool:
+    """Whether biases are added at o_proj and down_proj, whether or not the model has some."""
+    if settings.chosen == "none":
+        return False
+    bias = compensation_options(settings).bias
+    return bias == "on" or (settings.chosen, bias) == ("bias", "auto")
 
 
 def needed_bytes(

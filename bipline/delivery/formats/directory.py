@@ -5,17 +5,14 @@ Nothing in it depends on where the model lay or when it was written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bipline.base.code import commit, version
-from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note
 from bipline.compression.prune import PLAN_NAME
-from bipline.delivery.card import escaped
-from bipline.delivery.formats.gguf.format import Gguf
-from bipline.delivery.formats.interface import Format
+from bipline.delivery.card import escaped, perplexity_table, plain_table
+from bipline.delivery.formats.interface import Format, Subject
 from bipline.delivery.origin import model_origin
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import Settings
@@ -23,59 +20,73 @@ from bipline.storage.directory import DirectoryWriter, atomic_directory, write_t
 from bipline.storage.places import is_elsewhere
 from bipline.storage.strict_json import parse_object
 from bipline.values.export import ExportRecord, Origin
+from bipline.values.plan import Layout as PlanLayout
 from bipline.values.plan import PruningPlan
 from bipline.values.reading import typed
 from bipline.values.resolution import ResolvedModel
 
 KIND = "export"
 RECORD_NAME = "export.json"
-FORMATS: dict[str, Format] = {each.name: each for each in (Gguf(),)}
 
 
-def format_of(name: str) -> Format:
-    """A format by name. Raises InvalidInput for an unknown one."""
-    if name not in FORMATS:
-        raise InvalidInput(f"--format {name!r} is unknown; known: {', '.join(FORMATS)}")
-    return FORMATS[name]
-
-
-def export_to(
-    model: ResolvedModel,
-    checkpoint: Checkpoint,
-    out: Path,
-    format_: Format,
-    texts: Mapping[str, Path],
-    settings: Settings,
-) -> ExportRecord:
+def export_to(out: Path, subject: Subject, format_: Format, settings: Settings) -> ExportRecord:
     """Write a model into the directory ``out``, which appears once the engine has verified it.
 
     Raises InvalidInput before any work for what the format cannot hold, Refused where the engine
     says otherwise than the model.
     """
     heading("check")
-    layout = format_.check(checkpoint, texts, settings)
+    layout = format_.check(subject.checkpoint, subject.texts, settings)
     for line in layout.notes:
         note(line)
-    origin = origin_of(model, checkpoint)
     with atomic_directory(out, KIND) as writer:
-        heading("write")
-        file = format_.write(checkpoint, origin, writer.path, settings)
-        _ = checkpoint.tensor_digest  # refuses weights that changed since they were resolved
-        heading("verify")
-        verification = format_.verify(file, checkpoint, texts, settings)
-        record = ExportRecord(
-            format=format_.name,
-            type=str(settings.model_dump().get("type", "")),
-            architecture=layout.architecture,
-            origin=origin,
-            parameters=checkpoint.parameters,
-            file_bytes=file.stat().st_size,
-            notes=layout.notes,
-            check=verification.check,
-            perplexity=verification.perplexity,
-        )
-        _write_documents(writer, record, format_.how_to_load(file.name))
+        record = write_format(writer, "", subject, format_, settings)
+        if record is None:
+            raise RuntimeError(f"{format_.name} has no engine of its own")
+        writer.info = {
+            "tensor_digest": record.origin.tensor_digest,
+            "format": record.format,
+            "type": record.type,
+            "architecture": record.architecture,
+            "parameters": record.parameters,
+        }
     return record
+
+
+def write_format(
+    writer: DirectoryWriter, folder: str, subject: Subject, format_: Format, settings: Any
+) -> ExportRecord | None:
+    """Write a model in a format into a folder of an open directory, and verify it there.
+
+    With what its engine said of it, which lies beside it; None where that is transformers, of
+    which the file's own account says all. Raises as the format's own methods do.
+    """
+    checkpoint = subject.checkpoint
+    layout = format_.check(checkpoint, subject.texts, settings)
+    heading(f"write {format_.name}")
+    file = format_.write(subject, writer, folder, settings)
+    _ = checkpoint.tensor_digest  # refuses weights that changed since they were resolved
+    heading(f"verify {format_.name}")
+    verification = format_.verify(file, subject, settings)
+    if verification is None:
+        return None
+    record = ExportRecord(
+        format=format_.name,
+        type=str(settings.model_dump().get("type", "")),
+        architecture=layout.architecture,
+        origin=subject.origin,
+        parameters=checkpoint.parameters,
+        file_bytes=sum(each.stat().st_size for each in file.parent.glob(f"{file.name}*")),
+        notes=layout.notes,
+        check=verification.check,
+        perplexity=verification.perplexity,
+    )
+    _write_documents(file.parent, record, format_.how_to_load(file.name, _layout(checkpoint)))
+    return record
+
+
+def _layout(checkpoint: Checkpoint) -> PlanLayout:
+    return "per-layer" if checkpoint.shape.per_layer else "uniform"
 
 
 def origin_of(model: ResolvedModel, checkpoint: Checkpoint) -> Origin:
@@ -105,16 +116,9 @@ def _plan_of(checkpoint: Checkpoint) -> PruningPlan | None:
     return typed(value, PruningPlan, where, name)
 
 
-def _write_documents(writer: DirectoryWriter, record: ExportRecord, how_to_load: str) -> None:
-    write_text(writer.path / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
-    write_text(writer.path / "README.md", readme(record, how_to_load))
-    writer.info = {
-        "tensor_digest": record.origin.tensor_digest,
-        "format": record.format,
-        "type": record.type,
-        "architecture": record.architecture,
-        "parameters": record.parameters,
-    }
+def _write_documents(folder: Path, record: ExportRecord, how_to_load: str) -> None:
+    write_text(folder / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
+    write_text(folder / "README.md", readme(record, how_to_load))
 
 
 def readme(record: ExportRecord, how_to_load: str) -> str:
@@ -127,7 +131,7 @@ def readme(record: ExportRecord, how_to_load: str) -> str:
         "## How to load it",
         how_to_load.strip(),
         "## Where it came from",
-        _table([(name.replace("_", " "), value) for name, value in _origin(record)]),
+        plain_table([(name.replace("_", " "), value) for name, value in _origin(record)]),
         "## What was verified",
         f"Opened by {check.engine} in a process of its own, beside the model in float32. Token ids "
         f"of a test page: the same ({check.page_tokens} tokens; with special tokens: "
@@ -138,23 +142,9 @@ def readme(record: ExportRecord, how_to_load: str) -> str:
         *(f"* {escaped(line)}" for line in record.notes),
     ]
     if record.perplexity:
-        lines += [_perplexity_table(record)]
+        lines += [perplexity_table(record)]
     return "\n\n".join(lines) + "\n"
 
 
 def _origin(record: ExportRecord) -> list[tuple[str, Any]]:
     return list(record.origin.model_dump(exclude_none=True).items())
-
-
-def _perplexity_table(record: ExportRecord) -> str:
-    rows = [
-        (name, f"{each.engine.value:.4f}", f"{each.model.value:.4f}", f"{each.engine.tokens:,}")
-        for name, each in record.perplexity.items()
-    ]
-    return _table(rows, ("perplexity", "of this file", "of the model in float32", "tokens"))
-
-
-def _table(rows: list[tuple[Any, ...]], head: tuple[str, ...] = ("", "")) -> str:
-    cells = [tuple(escaped(str(cell)) for cell in row) for row in rows]
-    lines = [head, ("---",) * len(head), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -8,10 +8,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bipline.model.checkpoint import Checkpoint
+from bipline.storage.directory import DirectoryWriter
 from bipline.values.export import EngineCheck, Origin, TextCheck
+from bipline.values.plan import Layout as PlanLayout
 
-# A format's own class of settings, such as :class:`bipline.settings.gguf.GgufSettings`.
+# A format's own class of settings, such as :class:`bipline.settings.gguf.GgufSettings`; None for
+# a format that has none.
 SettingsOf = Any
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is written in a format, where it came from, and what it is measured on.
+
+    ``texts`` are files by name; ``dense`` is the model whose tokenizer it must have, where one is
+    known, and ``config`` the text of a config.json in place of the model's own.
+    """
+
+    checkpoint: Checkpoint
+    origin: Origin
+    texts: Mapping[str, Path] = field(default_factory=dict)
+    dense: Path | None = None
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,24 +49,33 @@ class Layout:
 
 
 class Format(Protocol):
-    """A way to write a model for an engine. One more is a folder, and a line in ``directory``."""
+    """A way to write a model for an engine. One more is a file, and a line in ``registry``.
+
+    ``file`` is what is loaded, in the format's folder; empty where it is the folder itself.
+    """
 
     name: str
+    file: str
 
     def check(
         self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: SettingsOf
     ) -> Layout:
-        """Refuse what the engine cannot hold, before any work, and name the nearest choice."""
+        """Refuse what the engine cannot hold, before any work, and name the nearest choice.
+
+        Before the first stage and right after a plan was made this is asked of what the plan will
+        make of the model: a checkpoint with a config and no tensors.
+        """
 
     def write(
-        self, checkpoint: Checkpoint, origin: Origin, out: Path, settings: SettingsOf
+        self, subject: Subject, writer: DirectoryWriter, folder: str, settings: SettingsOf
     ) -> Path:
-        """Write the model below ``out``, tensor by tensor; the path of its main file."""
+        """Write the model into a folder of the writer's directory; the path of what is loaded."""
 
-    def verify(
-        self, file: Path, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: SettingsOf
-    ) -> Verification:
-        """Open the file by its engine in a fresh process and compare it with the model."""
+    def verify(self, file: Path, subject: Subject, settings: SettingsOf) -> Verification | None:
+        """Load what was written as its users will and compare it with the model.
 
-    def how_to_load(self, file: str) -> str:
-        """Markdown that says how users load the file."""
+        An engine of its own does so in a fresh process, and what it said is given back.
+        """
+
+    def how_to_load(self, file: str, layout: PlanLayout) -> str:
+        """Markdown that says how users load the file, of a model whose plan has this layout."""

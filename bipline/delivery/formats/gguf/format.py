@@ -13,13 +13,14 @@ from bipline.delivery.formats.gguf.architectures import architecture_of, context
 from bipline.delivery.formats.gguf.keys import add_origin, add_rope, add_sizes
 from bipline.delivery.formats.gguf.tensors import entries, write_tensors
 from bipline.delivery.formats.gguf.tokenizer import add_vocabulary, vocabulary_of
-from bipline.delivery.formats.interface import Layout, Verification
+from bipline.delivery.formats.interface import Layout, Subject, Verification
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import text_windows
 from bipline.settings.gguf import GgufSettings
+from bipline.storage.directory import DirectoryWriter
 from bipline.storage.documents import read_documents
-from bipline.values.export import Origin
+from bipline.values.plan import Layout as PlanLayout
 
 FILE = "model.gguf"
 
@@ -27,7 +28,7 @@ FILE = "model.gguf"
 class Gguf:
     """One file for llama.cpp (:class:`bipline.delivery.formats.interface.Format`)."""
 
-    name = "gguf"
+    name, file = "gguf", FILE
 
     def check(
         self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
@@ -46,26 +47,26 @@ class Gguf:
         return layout
 
     def write(
-        self, checkpoint: Checkpoint, origin: Origin, out: Path, settings: GgufSettings
+        self, subject: Subject, writer: DirectoryWriter, folder: str, settings: GgufSettings
     ) -> Path:
         """See the interface."""
+        checkpoint, file = subject.checkpoint, writer.path / folder / FILE
+        file.parent.mkdir(exist_ok=True)
         architecture, _ = architecture_of(checkpoint)
         vocabulary = vocabulary_of(tokenizer_of(checkpoint.folder), checkpoint.shape.vocab_size)
-        writer = require("gguf", "gguf").GGUFWriter(out / FILE, architecture.name)
-        add_origin(writer, checkpoint, origin, settings.type)
-        add_sizes(writer, checkpoint, architecture)
-        add_rope(writer, checkpoint)
-        add_vocabulary(writer, vocabulary)
-        write_tensors(writer, entries(checkpoint, architecture), settings.type)
-        return out / FILE
+        model = require("gguf", "gguf").GGUFWriter(file, architecture.name)
+        add_origin(model, checkpoint, subject.origin, settings.type)
+        add_sizes(model, checkpoint, architecture)
+        add_rope(model, checkpoint)
+        add_vocabulary(model, vocabulary)
+        write_tensors(model, entries(checkpoint, architecture), settings.type)
+        return file
 
-    def verify(
-        self, file: Path, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
-    ) -> Verification:
+    def verify(self, file: Path, subject: Subject, settings: GgufSettings) -> Verification:
         """See the interface and :func:`bipline.delivery.formats.gguf.verification.verify`."""
-        return verification.verify(file, checkpoint, texts, settings)
+        return verification.verify(file, subject.checkpoint, subject.texts, settings)
 
-    def how_to_load(self, file: str) -> str:
+    def how_to_load(self, file: str, layout: PlanLayout) -> str:
         """See the interface."""
         return (
             f"```sh\nllama-cli -m {file} -p 'Once upon a time'\nllama-server -m {file}\n```\n\n"

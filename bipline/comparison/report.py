@@ -8,7 +8,12 @@ from markupsafe import Markup
 
 from bipline import __version__
 from bipline.comparison.curves import Span, by_method, curves_of, is_one_ratio, spans
-from bipline.comparison.spread import STARRED, table_lines
+from bipline.comparison.spread import (
+    BESIDE,
+    STARRED,
+    beside_lines,
+    table_lines,
+)
 from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import IDEAS
 from bipline.delivery.contents import portable
@@ -70,7 +75,7 @@ def table_part(comparison: Comparison) -> Content:
     names = [
         "parameters", "parameters_ratio", "file_bytes",
         *(f"{kind}.{t}" for kind in ("perplexity", "nll_increase") for t in comparison.texts),
-        "seconds", "peak_bytes",
+        *(f"acc.{task}" for task in comparison.tasks), "seconds", "peak_bytes",
     ]  # fmt: skip
     head = ["Compensation", "Ratio", *map(title_of, names)]
     tables = [
@@ -82,6 +87,20 @@ def table_part(comparison: Comparison) -> Content:
     ]  # fmt: skip
     starred = any(row.cost.sums_from for row in comparison.rows)
     return f"{lead}{f' {STARRED}.' if starred else ''}", joined(tables)
+
+
+def beside_part(comparison: Comparison) -> Content:
+    """Accuracies and speeds of every row beside the dense model's, where they were measured."""
+    lead = (
+        "Answers are compared row by row, with the 95 % interval; speeds by repeats that took "
+        "turns with the dense model. A difference inside its interval is none."
+    )
+    tables = [
+        table(lines, [model, *BESIDE[1:]], numeric=True)
+        for model in comparison.models
+        if (lines := beside_lines(comparison, model))
+    ]
+    return (lead, joined(tables)) if tables else ("Neither was measured.", Markup(""))
 
 
 def curves_part(comparison: Comparison) -> Content:
@@ -208,6 +227,7 @@ def protocol_part(comparison: Comparison) -> Content:
 
 PARTS: tuple[Part[Comparison], ...] = (
     Part("table", "All combinations", table_part),
+    Part("beside", "Tasks and speed", beside_part),
     Part("curves", "Quality against size", curves_part),
     Part("cost", "What it costs", cost_part),
     Part("methods", "Criteria and compensations", methods_part),

@@ -37,8 +37,8 @@ def add_to_lineage(package: Path, documents: Mapping[str, str]) -> None:
     What is there stays, unless it has the same name.
     """
     folder, digest = package / LINEAGE, read_manifest(package).digest
-    with waiting_lock(package.with_name(f".{package.name}.lineage.lock")):
-        folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    with waiting_lock(folder):
         (folder / SIGNATURE_NAME).unlink(missing_ok=True)
         for leftover in folder.rglob(".*.partial"):  # of a run that was killed here
             leftover.unlink()

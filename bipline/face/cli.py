@@ -34,12 +34,18 @@ COMMANDS = {
         "runs", "Run the compress pipeline: from a model and its texts to a registered package.",
     ),
     "verify": ("verifying", "Re-hash every file of a directory; say what vouches for that."),
-    "sign": ("verifying", "Sign the manifest of a directory by a private key."),
+    "sign": (
+        "verifying",
+        "Sign the manifest of a directory by a private key, and that of its lineage.",
+    ),
     "sweep": (
         "runs",
         "Run the sweep pipeline: score once per criterion, measure every row, pick the best.",
     ),
-    "watch": ("watching", "Watch for new releases; each starts its compress run exactly once."),
+    "watch": (
+        "watching",
+        "Watch for new releases of models; each starts its compress run exactly once.",
+    ),
     "prune": (
         "models",
         "Prune a model block by block, without ZenML or MLflow; killed, it goes on from OUT.work.",

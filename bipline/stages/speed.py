@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,14 +44,15 @@ def speed(
         return Speeds(models=measure_speed(models, protocol, context.device))
 
     inputs = {"dense": dense.identity, **{name: each.content for name, each in made.items()}}
-    asked = protocol.model_dump(mode="json", include={"dtype", *_OWN}) | {
-        "speed_batch": protocol.speed_batch
-    }
-    key = STAGE.key(inputs, asked, {"device": context.device.type})
+    key = STAGE.key(inputs, speed_settings(protocol), {"device": context.device.type})
     return STAGE.value(context, key, Speeds, measure)
 
 
-_OWN = {name for name in Protocol.model_fields if name.startswith("speed")}
+def speed_settings(protocol: Protocol) -> dict[str, Any]:
+    """What of a protocol decides how speed is measured."""
+    own = {name for name in Protocol.model_fields if name.startswith("speed")}
+    told = protocol.model_dump(mode="json", include={"dtype", *own})
+    return {**told, "speed_batch": protocol.speed_batch}
 
 
 def measured(models: Mapping[str, Checkpoint], protocol: Protocol, device: torch.device) -> Speeds:

@@ -96,11 +96,20 @@ def _fields(before: EvaluationRecord, after: EvaluationRecord) -> dict[str, tupl
     """Every field of either protocol with both values, in the order of its declaration."""
     one, other = dict(_flat(before.protocol)), dict(_flat(after.protocol))
     names = [*one, *(name for name in other if name not in one)]
-    found = {name: (one.get(name, NOT_TOLD), other.get(name, NOT_TOLD)) for name in names}
+    # A setting at its default is not in a protocol; the record may tell it all the same.
+    found = {
+        name: (one.get(name, _told(before, name)), other.get(name, _told(after, name)))
+        for name in names
+    }
     if before.tasks or after.tasks:
         library = [record.environment.get(TASK_LIBRARY, NOT_TOLD) for record in (before, after)]
         found[f"the version of {TASK_LIBRARY}"] = library[0], library[1]
     return found
+
+
+def _told(record: EvaluationRecord, name: str) -> Any:
+    value = {"stride": record.stride, "fewshot_seed": record.seed}.get(name)
+    return NOT_TOLD if value is None else value
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bipline.base.errors import Refused
+from bipline.settings.protocol import Protocol
 from bipline.values.differences import check_comparable, paired_differences
 from bipline.values.figures import figures_of, values
 from bipline.values.items import EvaluationItems, TaskItem
@@ -92,6 +93,26 @@ def test_other_protocols_do_not_compare(field: str, changed: dict[str, Any]) -> 
     with pytest.raises(Refused, match=f"do not compare: {field}"):
         check_comparable(one, other)
     check_comparable(other, other)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"stride": 32}, "stride is 128 in one and 32 in the other"),
+        ({"fewshot_seed": 7}, "fewshot_seed is 1234 in one and 7 in the other"),
+    ],
+)
+def test_another_stride_or_seed_does_not_compare(changed: dict[str, int], told: str) -> None:
+    """A default is in no protocol, so that older records compare; the record tells it."""
+    older = record(DENSE)
+    assert Protocol().described({}, {}) == Protocol(stride=None, fewshot_seed=1234).described(
+        {}, {}
+    )
+    one = older.model_copy(update={"stride": 128, "seed": 1234})
+    check_comparable(older, one)
+    other = one.model_copy(update={"protocol": {**PROTOCOL, **changed}})
+    with pytest.raises(Refused, match=told):
+        check_comparable(one, other)
 
 
 def test_another_lm_eval_does_not_compare_where_tasks_were_measured() -> None:

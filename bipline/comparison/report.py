@@ -96,7 +96,12 @@ def beside_part(comparison: Comparison) -> Content:
         "turns with the dense model. A difference inside its interval is none."
     )
     tables = [
-        table(lines, [model, *BESIDE[1:]], numeric=True)
+        table(
+            lines,
+            [model, *BESIDE[1:]],
+            numeric=True,
+            caption=f"{model}: accuracies and speeds beside the dense model's",
+        )
         for model in comparison.models
         if (lines := beside_lines(comparison, model))
     ]

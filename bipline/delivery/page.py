@@ -25,6 +25,8 @@ TEMPLATE = "page.html.j2"
 RUN_MARK = "<!--run-->"
 # A table with more is too long as a list of its rows.
 MOST_COLUMNS = 6
+# One with more than these is printed on a sheet that lies on its side.
+UPRIGHT_COLUMNS = 10
 # Bars end before their axis, whose last value is written around its place.
 ROOM = 1.06
 Rows = Iterable[Sequence[Any]]
@@ -87,6 +89,7 @@ def table(rows: Rows, head: Sequence[str] = (), numeric: bool = False, caption: 
     many columns is scrolled instead, beside its first column.
     """
     look = ("wide" if len(head) > MOST_COLUMNS else "numeric") if numeric else "pairs"
+    look += " turned" if numeric and len(head) > UPRIGHT_COLUMNS else ""
     cells = [[cell if isinstance(cell, Markup) else _unbroken(str(cell)) for cell in row]
              for row in rows]  # fmt: skip
     return _macro("table", head, cells, look, caption)

@@ -62,7 +62,10 @@ def prune(
 
 
 def _check(json_file: Path | None, state: Path, command: str) -> None:
+    from bipline.stages.storing import root_of
+
     named_places.check_registered(None, json_file=json_file, command=command, state=state)
+    root_of(state)  # before a log would make the folder
 
 
 def _address(registry: str | None, state: Path) -> str | None:

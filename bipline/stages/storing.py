@@ -33,14 +33,20 @@ WHERE run_metadata.key = 'stage_key'
 ENDED = {"completed", "cached", "failed", "stopped"}
 
 
+def root_of(state: Path) -> Path:
+    """Where pipeline runs of a state folder keep their Store. Raises InvalidInput for none."""
+    root = state / ROOT
+    if not root.is_dir():
+        raise InvalidInput(f"{state}: no Store of pipeline runs lies there; give its --state")
+    return root
+
+
 def stored(state: Path, registry: str | None) -> Stored:
     """What lies in the Store of a state folder; ``registry`` is where its versions are.
 
     Raises InvalidInput where there is none, EnvironmentFailure where a database cannot be read.
     """
-    root = state / ROOT
-    if not root.is_dir():
-        raise InvalidInput(f"{state}: no Store of pipeline runs lies there; give its --state")
+    root = root_of(state)
     runs, versions = _runs(state / DATABASE), _versions(registry)
     entries = tuple(_told(entry, runs, versions) for entry in entries_of(root))
     return Stored(root=str(root), entries=entries)
@@ -52,8 +58,7 @@ def prune_stored(state: Path, registry: str | None, keep_registered: bool, dry_r
     No run can begin meanwhile. Raises InvalidInput while one is in progress, and where
     ``keep_registered`` finds no version to keep.
     """
-    if not state.is_dir():
-        raise InvalidInput(f"{state}: no such folder; give its --state")
+    root_of(state)
     with locked(state, f"{state}: a run is using this state folder; prune when it has ended"):
         found = stored(state, registry)
         if keep_registered and not any(entry.versions for entry in found.entries):

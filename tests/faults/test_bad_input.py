@@ -326,7 +326,7 @@ def test_verify_says_what_it_cannot_verify(
 
 
 def test_no_command_prints_the_help(capfd: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["config"]):
+    for arguments in ([], ["config"], ["store"]):
         outcome = run(capfd, *arguments)
         assert outcome.code == 2
         assert "Usage" in outcome.output + outcome.errors

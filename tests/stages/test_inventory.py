@@ -12,13 +12,13 @@ import pytest
 from bipline.base.errors import EnvironmentFailure, InvalidInput
 from bipline.delivery.registries import registered_runs
 from bipline.delivery.registries.registered_runs import RegisteredVersion
-from bipline.face.cli import _run
 from bipline.stages.inventory import entries_of
 from bipline.stages.storing import DATABASE, ROOT, prune_stored, stored
 from bipline.storage.directory import write_text
 from bipline.storage.local_store import LocalStore
 from bipline.storage.locks import locked
 from bipline.storage.manifest import read_manifest
+from tests.command import run
 
 # Of each stage key: which runs point at it.
 POINTED = {"1" * 64: ["old"], "2" * 64: ["old", "registered"], "3" * 64: [], "4" * 64: ["killed"]}
@@ -151,15 +151,24 @@ def test_a_damaged_manifest_is_listed(state: Path) -> None:
     assert kinds["1"] == "damaged"
 
 
-def test_the_commands_say_it(
-    state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_say_it(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = state.parent / "out.json"
-    for arguments in (["list"], ["prune", "--dry-run", "--json", str(out)], ["prune"]):
-        monkeypatch.setattr("sys.argv", ["bipline", "store", *arguments, "--state", str(state)])
-        _run()
-    said = capfd.readouterr().out
+    said = ""
+    for arguments in (["list"], ["prune", "--dry-run", "--json", out], ["prune"]):
+        outcome = run(capfd, "store", *arguments, "--state", state)
+        assert outcome.code == 0
+        said += outcome.output
     assert "unfinished work" in said and "nobody" in said and "killed" in said
     assert "1 of 5 would be removed" in said and "1 of 5 removed" in said
     assert json.loads(out.read_text())["removed"] == [f"score/{'3' * 32}"]
     assert left(state) == set("1245")
+
+
+@pytest.mark.parametrize("command", ["list", "prune"])
+def test_a_folder_without_a_store_is_refused_and_not_made(
+    tmp_path: Path, command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    away = tmp_path / "away"
+    outcome = run(capfd, "store", command, "--state", away)
+    outcome.assert_one_line(2, "no Store of pipeline runs lies there")
+    assert not away.exists()

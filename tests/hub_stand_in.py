@@ -2,8 +2,9 @@
 
 It serves ``ROOT/models/ORG/NAME`` and ``ROOT/datasets/ORG/NAME`` as repositories. The one
 branch is ``main``; its commit is made of the content, so a changed file is a new commit and the
-old one is gone. Weights, archives and parquet files are listed as large files, as on the hub,
-but served without a redirect. While ``ROOT/out-of-service`` exists every answer is 503.
+old one is gone. Models are listed by owner, two a page. Weights, archives and parquet files are
+listed as large files, as on the hub, but served without a redirect. While
+``ROOT/out-of-service`` exists every answer is 503.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -21,6 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = {".safetensors", ".bin", ".gz", ".parquet"}
 OUT_OF_SERVICE = "out-of-service"
+PAGE = 2
 API = re.compile(
     r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(.*))?"
 )
@@ -100,7 +103,10 @@ def _sibling(name: str, path: Path) -> dict[str, Any]:
 
 def _info(repository: Path, name: str) -> dict[str, Any]:
     siblings = [_sibling(file, path) for file, path in _files(repository).items()]
-    state = {"private": False, "gated": False, "disabled": False, "tags": []}
+    tags = ["text-generation"]
+    state: dict[str, Any] = {"private": False, "gated": False, "disabled": False, "tags": tags}
+    changed = max(path.stat().st_mtime for path in _files(repository).values())
+    state["lastModified"] = f"{datetime.fromtimestamp(changed, UTC):%Y-%m-%dT%H:%M:%S.000Z}"
     return {"id": name, "sha": commit_of(repository), "siblings": siblings, **state}
 
 
@@ -134,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         if (self.repositories / OUT_OF_SERVICE).exists():
             self._send(503, b"")
+        elif url.path == "/api/models":
+            self._answer_list(parse_qs(url.query))
         elif api := API.fullmatch(url.path):
             self._answer_api(api, parse_qs(url.query), body)
         elif file := FILE.fullmatch(url.path):
@@ -151,6 +159,20 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             return folder
         return None
+
+    def _answer_list(self, query: dict[str, list[str]]) -> None:
+        """A page of an owner's models; the next one is named as the hub names it."""
+        [author], [start] = query["author"], query.get("start", ["0"])
+        folder = self.repositories / "models" / author
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        page = names[int(start) : int(start) + PAGE]
+        infos = [_info(folder / name, f"{author}/{name}") for name in page]
+        headers = {"Content-Type": "application/json"}
+        if int(start) + PAGE < len(names):
+            host, after = self.headers["Host"], int(start) + PAGE
+            link = f"http://{host}/api/models?author={author}&full=True&start={after}"
+            headers["Link"] = f'<{link}>; rel="next"'
+        self._send(200, json.dumps(infos).encode(), headers)
 
     def _answer_api(self, api: re.Match[str], query: dict[str, list[str]], body: bytes) -> None:
         kind, name, request, revision, below = api.groups()

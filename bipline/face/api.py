@@ -316,16 +316,17 @@ def speed(
 def verify(directory: Place, *, key: Place | None = None, digest: str | None = None) -> Manifest:
     """Re-hash every file of a directory against its manifest. Raises Refused where one differs.
 
-    ``key`` is a public key (PEM) that must have signed the manifest, ``digest`` what a registry
-    keeps of the directory.
+    Lineage, provenance and BOM of a package are held to what they are about too. ``key`` is a
+    public key (PEM) that must have signed the manifest, and the lineage's; ``digest`` what a
+    registry keeps of the directory.
     """
-    from bipline.delivery import signature
+    from bipline.delivery import vouching
 
-    return signature.verify(Path(directory), Path(key) if key else None, digest)
+    return vouching.verify(Path(directory), Path(key) if key else None, digest).manifest
 
 
 def sign(directory: Place, key: Place) -> Manifest:
-    """Verify a directory and sign its manifest by a private key (PEM); nothing else changes."""
+    """Verify a directory and sign its manifest, and its lineage's, by a private key (PEM)."""
     from bipline.delivery import signature
 
     return signature.sign(Path(directory), Path(key))

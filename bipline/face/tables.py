@@ -211,6 +211,8 @@ def _compress_lines(summary: RunSummary) -> dict[str, str]:
     known = "the same version as before" if registration.reused else "new"
     if registration.verdict is not None:
         lines["gate"] = verdict_line(registration.verdict)
+    if summary.unchanged:
+        lines["unchanged"] = "the same files, configuration and code as before; nothing was made"
     return {
         **lines,
         "package": _shown(summary.package.location),

@@ -20,6 +20,7 @@ from typing import Any
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.extras import require
 from bipline.base.progress import note
+from bipline.base.waiting import asks_to_wait
 from bipline.model.families import family_of
 from bipline.model.opening import ADAPTER_FILE, PICKLED, read_config
 from bipline.model.side_files import is_model_file
@@ -70,8 +71,39 @@ def list_model(repository: str, revision: str) -> tuple[dict[str, int], str]:
         )
         sizes = _sizes(info, what)
     commit = commit_of(info, what)
+    if COMMIT.fullmatch(revision) and commit != revision:
+        raise EnvironmentFailure(f"{what}: {_endpoint()} gives {commit} for it, another commit")
     _refuse_unsafe(what, list(sizes))
     return sizes, commit
+
+
+def confirm_commit(repository: str, commit: str) -> frozenset[str]:
+    """The tags of a model whose branch main is at this commit, as it is asked for in three ways.
+
+    Raises EnvironmentFailure where the hub says something else: the branch moved meanwhile, or the
+    hub contradicts itself.
+    """
+    hub = require("huggingface_hub", "hub")
+    what = f"hf:{repository}@{commit}"
+    with hub_failures(what, "model"):
+        api = hub.HfApi()
+        main = api.model_info(repository, timeout=TIMEOUT_SECONDS)
+        itself = api.model_info(repository, revision=commit, timeout=TIMEOUT_SECONDS)
+        file = hub.get_hf_file_metadata(
+            hub.hf_hub_url(repository, "config.json", revision=commit), timeout=TIMEOUT_SECONDS
+        )
+        told = {
+            "its branch main": commit_of(main, what), "the commit": commit_of(itself, what),
+            "its config.json": file.commit_hash,
+        }  # fmt: skip
+        tags = frozenset(map(str, main.tags or ()))
+    for asked, answer in told.items():
+        if answer != commit:
+            raise EnvironmentFailure(
+                f"{what}: asked for {asked}, {_endpoint()} answers with {answer!a:.60}; the branch "
+                "moved just now, or the hub is not to be trusted"
+            )
+    return tags
 
 
 def folder_name(repository: str, commit: str) -> str:
@@ -239,8 +271,10 @@ def _unreachable(error: Exception, what: str) -> EnvironmentFailure | None:
     broke_off = isinstance(error, OSError) and error.errno is None
     if isinstance(error, (*transport, ConnectionError, TimeoutError)) or broke_off:
         said = first_lines(error, lines=1)
+        response = getattr(error, "response", None)
+        wait = asks_to_wait(response.headers) if response is not None else ""
         return EnvironmentFailure(
-            f"{what}: {_endpoint()} did not serve it ({said}); try again later"
+            f"{what}: {_endpoint()} did not serve it ({said}); try again later{wait}"
         )
     if isinstance(error, MISSHAPEN):
         return EnvironmentFailure(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,8 +32,10 @@ from bipline.storage.digests import digest_bytes, digest_file, digest_json, dige
 from bipline.storage.directory import environment_failure, write_text
 from bipline.storage.documents import CHAT, read_documents, text_file, write_documents
 from bipline.storage.folder import S3_SCHEME, Folder, LocalFolder, open_folder
+from bipline.storage.strict_json import parse_object
 from bipline.storage.task_rows import read_task_rows
-from bipline.values.resolution import ResolvedModel, ResolvedTask, ResolvedText
+from bipline.values.origin import SECTION, config_digest
+from bipline.values.resolution import CONFIG, ResolvedModel, ResolvedTask, ResolvedText
 
 HUB = "hf:"
 PLACES = "a directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
@@ -118,9 +121,10 @@ def _resolved_folder(source: str, folder: Folder, commit: str | None) -> Resolve
         revision=commit,
         location=str(Path(folder.location).absolute()) if local else folder.location,
         tensor_digest=checkpoint.tensor_digest,
+        config_digest=_config_digest(folder),
         files=files,
         tokenizer_digest=tokenizer,
-        licence=_licence(folder),
+        licence=next(licences_of(folder), None),
     )
 
 
@@ -133,20 +137,32 @@ def _digests(folder: Folder, shards: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _licence(folder: Folder) -> str | None:
-    """The first line of the licence file, or what the front matter of README.md declares."""
+def _config_digest(folder: Folder) -> str | None:
+    """The digest of a config.json without its origin; None where it names none."""
+    config = parse_object(folder.read(CONFIG), f"{folder.location}/{CONFIG}", "config", "")
+    return config_digest(config) if SECTION in config else None
+
+
+def licences_of(folder: Folder) -> Iterator[str]:
+    """What a model says of its licence: the first line of its file, and README.md's front matter.
+
+    Either may be missing.
+    """
     names = folder.names()
-    for name in names:
-        if is_licence(name):
-            lines = folder.read(name).decode("utf-8", "replace").splitlines()
-            named = [line.strip() for line in lines if line.strip()]
-            if named:
-                return named[0]
+    lines = (line for name in names if is_licence(name) for line in _lines(folder.read(name)))
+    if first := next(lines, None):
+        yield first
     readme = folder.read("README.md") if "README.md" in names else b""
-    return _declared_licence(readme.decode("utf-8", "replace"))
+    if declared := _in_front_matter(readme.decode("utf-8", "replace")):
+        yield declared
 
 
-def _declared_licence(text: str) -> str | None:
+def _lines(file: bytes) -> list[str]:
+    lines = (line.strip() for line in file.decode("utf-8", "replace").splitlines())
+    return [line for line in lines if line]
+
+
+def _in_front_matter(text: str) -> str | None:
     front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     try:
         declared = yaml.safe_load(front_matter.group(1)) if front_matter else None

@@ -2,7 +2,7 @@
 
 Within a window every token but the first is predicted; token losses are float32, their sum is
 float64. The tokens after the last whole window are left out, as in LLM-Pruner's protocol. With a
-stride windows overlap, and the loss of their last ``stride`` tokens counts: all count alike.
+stride windows overlap, and the loss of their last ``stride`` tokens counts; all count alike.
 """
 
 from __future__ import annotations

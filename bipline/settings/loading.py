@@ -20,9 +20,12 @@ from bipline.settings.compress import CompressSettings
 from bipline.settings.named_protocol import expand_protocol
 from bipline.settings.recipes import RECIPES
 from bipline.settings.sweep import SweepSettings
+from bipline.settings.watch import WatchSettings
 from bipline.settings.yaml_reading import LARGEST_TEXT, read_yaml
 
-KINDS: dict[str, type[Settings]] = {"compress": CompressSettings, "sweep": SweepSettings}
+KINDS: dict[str, type[Settings]] = {
+    "compress": CompressSettings, "sweep": SweepSettings, "watch": WatchSettings,
+}  # fmt: skip
 Configuration = TypeVar("Configuration", bound=BaseModel)
 # Fields whose flag has another name than they have.
 FLAGS = {"evaluate.protocol.seqlen": "evaluation_seqlen"}

@@ -34,16 +34,16 @@ def speed(
 
     Two names of one model, as after a refused recovery, are measured once.
     """
-    names = {handle.digest: name for name, handle in reversed(list(made.items()))}
+    names = {handle.content: name for name, handle in reversed(list(made.items()))}
 
     def measure(work: Path) -> Speeds:
         models = {"dense": open_checkpoint(local_copy(dense, context.downloads))}
         for name, handle in made.items():
-            if names[handle.digest] == name:
+            if names[handle.content] == name:
                 models[name] = open_checkpoint(context.store.open(handle))
         return Speeds(models=measure_speed(models, protocol, context.device))
 
-    inputs = {"dense": dense.identity, **{name: each.digest for name, each in made.items()}}
+    inputs = {"dense": dense.identity, **{name: each.content for name, each in made.items()}}
     key = STAGE.key(inputs, speed_settings(protocol), {"device": context.device.type})
     return STAGE.value(context, key, Speeds, measure)
 

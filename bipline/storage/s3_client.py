@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, BinaryIO
 
@@ -79,17 +80,36 @@ class S3Place:
 
         Raises EnvironmentFailure for a listing without an end, or of what cannot lie there.
         """
+        return sorted(name for name, _ in self._entries(delimiter))
+
+    def entries(self) -> list[tuple[str, str, datetime]]:
+        """All objects below the prefix: name, size and ETag as one text, and the last change.
+
+        Those that stand for a folder in a browser are left out.
+        """
+        with failures(self.location):
+            return [
+                (name, f"{entry['Size']}:{entry['ETag']}", entry["LastModified"])
+                for name, entry in self._entries("", "/")
+            ]
+
+    def _entries(self, delimiter: str, without: str = "\0") -> list[tuple[str, dict[str, Any]]]:
         asked = {"Bucket": self.bucket, "Prefix": self.prefix, "Delimiter": delimiter}
-        keys: list[str] = []
+        entries: list[dict[str, Any]] = []
         with failures(self.location):
             pages = self.client.get_paginator("list_objects_v2").paginate(**asked)
             for number, page in enumerate(pages):
                 # A page of HTML is read as a listing of nothing; S3 always says this.
                 _ = page["IsTruncated"]
-                keys += [entry["Key"] for entry in page.get("Contents", [])]
+                entries += [{**entry, "Key": entry["Key"]} for entry in page.get("Contents", [])]
                 if number == MOST_PAGES:
                     raise ValueError(f"{number} pages of a listing and no end")
-        return sorted(self._name_of(key) for key in keys if key != self.prefix)
+        own = [
+            entry
+            for entry in entries
+            if entry["Key"] != self.prefix and not entry["Key"].endswith(without)
+        ]
+        return [(self._name_of(entry["Key"]), entry) for entry in own]
 
     def _name_of(self, key: str) -> str:
         """An object's name below the prefix: it becomes that of a file, so it must be one."""

@@ -22,6 +22,10 @@ LEASE_SECONDS = 60.0
 CLOCK_SECONDS = 1.0
 
 
+class HeldByAnother(InvalidInput):
+    """Another process holds the lease."""
+
+
 class Lease:
     """The right to work, for as long as it is renewed. ``holder`` is this holding's own name."""
 
@@ -41,7 +45,7 @@ class Lease:
         """Take the lease; who held it before, or empty where nobody left it.
 
         A lease that ``previous`` left is taken at once: the caller knows that this holder is dead.
-        Raises InvalidInput while another one holds it.
+        Raises HeldByAnother while another one holds it.
         """
         where = self._place.where(self._name)
         there = self._place.head(self._name)
@@ -50,7 +54,7 @@ class Lease:
             free = there is None or before == previous or _expired(there)
             etag = str(there["ETag"]) if there else ""
         if not free or not self._put(etag, self._seconds):
-            raise InvalidInput(
+            raise HeldByAnother(
                 f"{where}: another process is working on this output; "
                 f"if it was killed, its lease ends within {self._seconds:g} seconds"
             )

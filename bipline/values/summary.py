@@ -15,6 +15,8 @@ from bipline.values.verdict import Verdict
 SCHEMA_VERSION: Literal[1] = 1
 # Version 1 called a compensation's name its form.
 PRUNE_SCHEMA_VERSION: Literal[2] = 2
+# Stages of a pipeline that are not skipped, so that changed bytes and lost versions are seen.
+ALWAYS_RUN = {"resolve", "promote"}
 StageStatus = Literal["completed", "cached", "reused"]
 
 
@@ -110,6 +112,12 @@ class RunSummary(_Frozen):
     package: Handle
     registration: Registration
     report: str
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether all was known: the same bytes, configuration, and meaning of the code."""
+        made = {stage.name for stage in self.stages if stage.status == "completed"}
+        return self.registration.reused and made <= ALWAYS_RUN
 
     def stage(self, name: str) -> StageSummary:
         """The stage of this name."""

@@ -1,0 +1,1 @@
+"""New releases of models become compress runs, each exactly once."""

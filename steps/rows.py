@@ -10,7 +10,7 @@ from bipline.base.progress import heading, note
 from bipline.comparison.files import STAGE as COLLECT
 from bipline.comparison.files import store_results
 from bipline.comparison.inputs import comparison_of
-from bipline.comparison.rows import STAGE as ROW
+from bipline.comparison.rows import SPEED as ROW  # with all that may be measured of a row
 from bipline.comparison.rows import RowInputs, dense_record, measure_row, score_rows
 from bipline.comparison.selection import best
 from bipline.comparison.tracking import track_comparison

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from bipline.values.speed import Speed, Speeds
 from tests.comparing import SAMPLES, SEQLEN, Bench
 from tests.comparison.test_comparison_report import comparison, row
 
-SPEED = {"speed": True, "speed_repeats": 2, "speed_decoded_tokens": 2, "speed_batch": 2}
+SPEED: dict[str, Any] = {
+    "speed": True, "speed_repeats": 2, "speed_decoded_tokens": 2, "speed_batch": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +51,19 @@ def compare(bench: Bench, **asked: Any) -> Comparison:
 def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What is measured: texts by name, ``tasks`` and ``speed``."""
     seen: list[str] = []
-    text, tasks, speed = core.measure_text, core.zero_shot, timing.measure_speed
 
-    def measure_text(loop: Any, windows: Any, name: str, *more: Any) -> Any:
-        seen.append(name)
-        return text(loop, windows, name, *more)
+    def watched(module: Any, name: str, told: Callable[..., str]) -> None:
+        actual = getattr(module, name)
 
-    monkeypatch.setattr(core, "measure_text", measure_text)
-    monkeypatch.setattr(core, "zero_shot", lambda *a: seen.append("tasks") or tasks(*a))
-    monkeypatch.setattr(timing, "measure_speed", lambda *a: seen.append("speed") or speed(*a))
+        def call(*given: Any) -> Any:
+            seen.append(told(*given))
+            return actual(*given)
+
+        monkeypatch.setattr(module, name, call)
+
+    watched(core, "measure_text", lambda loop, windows, name, *more: str(name))
+    watched(core, "zero_shot", lambda *given: "tasks")
+    watched(timing, "measure_speed", lambda *given: "speed")
     yield seen
 
 
@@ -177,7 +183,7 @@ def test_a_selection_that_cannot_be(selection: dict[str, Any], words: str) -> No
 
 
 @pytest.mark.parametrize("given", [{}, {"minimise": "parameters", "maximise": "acc.q"}])
-def test_one_figure_decides(given: dict[str, str]) -> None:
+def test_one_figure_decides(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give one of minimise and maximise"):
         Selection(**given)
 

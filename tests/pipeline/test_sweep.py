@@ -174,6 +174,27 @@ def test_another_selection_runs_nothing(first: SweepSummary, sweep: Sweep) -> No
 
 
 @pytest.mark.slow
+def test_rows_with_tasks_are_those_of_compare_and_decide(
+    sweep: Sweep, bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    swept = sweep(
+        tasks={"cloze": str(bench.task_data / "cloze.jsonl")},
+        grid={"criteria": ("wanda-sp", "magnitude"), "ratios": (0.3,)},
+        evaluate={"texts": ("one", "two"), "tasks": ("cloze",), "protocol": {"seqlen": 16}},
+        select={"maximise": "acc.cloze", "at_least": {"acc_change.cloze": -1.0}},
+    )
+    arguments = bench.arguments("with-tasks", samples=16, tasks="cloze", task_data=bench.task_data)
+    assert command(capfd, *arguments).code == 0
+    compared = json.loads((bench.folder / "with-tasks" / "comparison.json").read_text())
+    rows = figures(swept.comparison)
+    for ours, theirs in zip(rows, figures(compared), strict=True):
+        assert {**ours, "sums_from": None} == {**theirs, "sums_from": None}
+    shares = [row["measured"]["tasks"]["cloze"]["acc"] for row in rows]
+    assert swept.best and swept.best.value == max(shares)
+    assert swept.best.maximised == "acc.cloze" and swept.best.minimised is None
+
+
+@pytest.mark.slow
 def test_nothing_qualified_is_a_refusal(
     first: SweepSummary, bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:

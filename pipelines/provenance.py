@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from bipline.base.code import git
 from bipline.storage.digests import digest_file
 from bipline.storage.stage_key import PROJECT_ROOT, library_versions
 
@@ -16,27 +15,13 @@ UNKNOWN = "unknown"
 
 def provenance(root: Path = PROJECT_ROOT) -> dict[str, str]:
     """What a run logs about its own code, by dotted name."""
-    changes = _git(root, "status", "--porcelain")
+    changes = git(root, "status", "--porcelain")
     constraints = root / "constraints.txt"
     libraries = {**library_versions(), "zenml": version("zenml"), "mlflow": version("mlflow")}
     return {
-        "git.commit": _git(root, "rev-parse", "HEAD") or UNKNOWN,
+        "git.commit": git(root, "rev-parse", "HEAD") or UNKNOWN,
         "git.dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),
         "constraints.sha256": digest_file(constraints) if constraints.is_file() else UNKNOWN,
         "python": platform.python_version(),
         **{f"library.{name}": found for name, found in libraries.items()},
     }
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git answers, or None where there is no git or no repository."""
-    command = ["git", "-C", str(root), *arguments]
-    # A question about the tree must not lock the index against somebody who is committing.
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, check=True, env=environment
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

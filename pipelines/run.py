@@ -21,9 +21,12 @@ from bipline.base.progress import note
 from bipline.compression.auto import settled_settings
 from bipline.delivery.registries.mlflow_run import Tracking
 from bipline.delivery.registries.mlflow_service import (
+    WORK_LIMITS,
+    limited,
     prepare_experiment,
     prepare_tracking,
     probe,
+    translated,
 )
 from bipline.settings.base import flattened
 from bipline.settings.compress import CompressSettings, PromoteSettings
@@ -91,7 +94,21 @@ def stack_of(settings: CompressSettings | SweepSettings, experiment: str) -> Ite
             prepare_experiment(address, experiment)
         if promote.registry_uri:
             probe(promote.registry_uri)
-        yield address
+        with limited(WORK_LIMITS), tracker_failures():
+            yield address
+
+
+@contextmanager
+def tracker_failures() -> Iterator[None]:
+    """Raise EnvironmentFailure where MLflow fails under ZenML's own tracker."""
+    try:
+        yield
+    except Exception as error:
+        failure = _in_chain(error, import_module("mlflow.exceptions").MlflowException)
+        if failure is None or isinstance(error, BiplineError):
+            raise
+        with translated("MLflow"):
+            raise failure from error
 
 
 @contextmanager

@@ -14,15 +14,14 @@ from zenml import pipeline
 from zenml.enums import ExecutionMode
 from zenml.models import StepRunResponse
 
-from bipline.comparison.plan import sweep_rows
-from bipline.settings.compress import CompressSettings, EvaluateSettings
+from bipline.comparison.plan import sources_of, sweep_rows
 from bipline.settings.line import CompensateSettings
 from bipline.settings.stack import WHERE
 from bipline.settings.sweep import SweepSettings
 from bipline.values.combination import Combination
 from pipelines.provenance import provenance
-from steps.line import calibrate, evaluate_dense, resolve
-from steps.rows import collect, row, score_criterion, track
+from steps.line import calibrate, resolve
+from steps.rows import collect, dense, row, score_criterion, track
 from steps.stage import output, store
 
 
@@ -43,8 +42,8 @@ def sweep(settings: SweepSettings) -> None:
         name: score_criterion(evaluation_inputs, windows[each.seed], each, compute, id=name)
         for name, each in scorings(rows)
     }
-    dense_record = evaluate_dense(
-        evaluation_inputs, protocol, compute, after=[*statistics.values()]
+    dense_record = dense(
+        evaluation_inputs, protocol, compute, id="evaluate_dense", after=[*statistics.values()]
     )
     outcomes = [
         row(
@@ -75,16 +74,6 @@ def scoring_name(row: Combination) -> str:
     """The id of a row's scoring step: letters of the criterion, its options, and the seed."""
     label = "".join(letter if letter.isalnum() else "_" for letter in row.criterion.label)
     return f"score_{label}_seed_{row.seed}"
-
-
-def sources_of(settings: SweepSettings) -> CompressSettings:
-    """What is resolved: every name of the sweep, and which stage reads which text."""
-    return CompressSettings(
-        model=settings.model,
-        texts=settings.texts,
-        calibrate=settings.calibrate,
-        evaluate=EvaluateSettings(texts=settings.evaluate.texts),
-    )
 
 
 def summary(steps: Mapping[str, StepRunResponse]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from steps.stage import (
     cached_by,
     context,
     evaluated_at,
+    run_lineage,
     stage_summary,
     step_runs,
     tracking_uri,
@@ -324,8 +325,9 @@ def promote(
     records = records_of(dense_record, pruned_record, recovered_record, recovery, speeds)
     account = Account(plan, records, recovery, config)
     registered = line.promote.promote(
-        context(), package, account, settings, gate, tags, seconds, evaluated_at(run.id)
-    )
+        context(), package, account, settings, gate, tags, seconds, evaluated_at(run.id),
+        run_lineage(run, provenance),
+    )  # fmt: skip
     told = registered.model_dump(mode="json", exclude={"verdict"})
     log_metadata({"output_digest": package.digest, "registration": told})
     return registered

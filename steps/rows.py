@@ -11,7 +11,7 @@ from bipline.comparison.files import STAGE as COLLECT
 from bipline.comparison.files import store_results
 from bipline.comparison.inputs import comparison_of
 from bipline.comparison.rows import STAGE as ROW
-from bipline.comparison.rows import RowInputs, measure_row, score_rows
+from bipline.comparison.rows import RowInputs, dense_record, measure_row, score_rows
 from bipline.comparison.selection import best
 from bipline.comparison.tracking import track_comparison
 from bipline.settings.line import CalibrateSettings, ComputeSettings
@@ -39,6 +39,16 @@ def score_criterion(
     here = context(compute, combination.seed)
     [statistics] = score_rows(here, model, calibration, (combination,))
     return statistics
+
+
+@cached_by("steps.line.evaluate_fingerprint")
+def dense(
+    evaluation_inputs: Resolution,
+    protocol: Parameter[Protocol],
+    compute: Parameter[ComputeSettings],
+) -> Annotated[EvaluationRecord, "dense_record"]:
+    """The dense model's texts and its tasks, each found where they were measured before."""
+    return dense_record(context(compute), evaluation_inputs, protocol)
 
 
 @cached_by(f"{__name__}.row_fingerprint")

@@ -7,8 +7,9 @@ quick; the second is exact, and holds when ZenML's database is new or a run was 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -17,13 +18,14 @@ from zenml import log_metadata, step
 from zenml.client import Client
 from zenml.config.cache_policy import CachePolicy
 from zenml.enums import ExecutionStatus
-from zenml.models import StepRunResponse
+from zenml.models import PipelineRunResponse, StepRunResponse
 
 import materializers  # noqa: F401  (its import tells ZenML how our types are stored)
 from bipline.settings.base import tuples
 from bipline.settings.line import ComputeSettings
 from bipline.stages.stage import Context, StageReport, ended_at
 from bipline.storage.store import Store, open_store
+from bipline.values.lineage import RunLineage, StageLineage
 from bipline.values.summary import StageStatus, StageSummary
 
 Value = TypeVar("Value")
@@ -89,6 +91,37 @@ def evaluated_at(run_id: UUID) -> datetime | None:
             found.append(ended_at(store(), "evaluate", key))
     times = [time for time in found if time is not None]
     return min(times) if times and len(times) == len(found) else None
+
+
+def run_lineage(run: PipelineRunResponse, code: Mapping[str, str]) -> RunLineage:
+    """When and where a run's finished steps ran, by which keys; ``code`` is what ran."""
+    steps = {name: each for name, each in step_runs(run.id).items() if each.end_time}
+    now = datetime.now(UTC).replace(microsecond=0)
+    return RunLineage(
+        run_name=run.name,
+        run_id=str(run.id),
+        host=platform.node(),
+        started=_utc(run.start_time) or now,
+        ended=now,
+        code=dict(code),
+        stages={name: _stage_lineage(each) for name, each in steps.items()},
+    )
+
+
+def _stage_lineage(step: StepRunResponse) -> StageLineage:
+    told, summary = step.run_metadata, stage_summary(step)
+    names = {"key": "stage_key", "digest": "output_digest"}
+    return StageLineage(
+        status=summary.status,
+        **{field: str(told[name]) for field, name in names.items() if name in told},
+        seconds=summary.seconds,
+        ended=_utc(step.end_time),
+    )
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """ZenML's times are UTC and do not say so."""
+    return moment and moment.replace(tzinfo=UTC, microsecond=0)
 
 
 def stage_summary(step: StepRunResponse) -> StageSummary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ class Bench:
     @property
     def texts(self) -> dict[str, str]:
         return {name: str(self.folder / f"{name}.txt") for name in ("one", "two")}
+
+    @property
+    def task_data(self) -> Path:
+        """A folder with the rows of a task, ``cloze``."""
+        folder = self.folder / "task-data"
+        folder.mkdir(exist_ok=True)
+        asked = zip(prose(4).split(". "), prose(5).split(". "), strict=False)
+        rows = [
+            {"query": one[:40], "choices": [one[40:60] or "a", other[40:60] or "b"], "gold": n % 2}
+            for n, (one, other) in enumerate(asked)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows[:12])
+        (folder / "cloze.jsonl").write_text(lines, encoding="utf-8")
+        return folder
 
     def inputs(self) -> Inputs:
         calibrations = named("--calibration", [str(self.folder / "calibration.txt")])

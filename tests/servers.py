@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ def team_servers(folder: Path) -> Iterator[str]:
     """An MLflow server on PostgreSQL whose artifacts lie in S3; gives its address."""
     import boto3
 
-    with running_server(), postgres(folder / "postgres") as database:
+    with running_server(), postgres(folder / "postgres.log") as database:
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         with mlflow_server(folder, database, f"s3://{BUCKET}") as address:
             yield address
@@ -72,23 +73,27 @@ def postgres_program(name: str) -> str:
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """A PostgreSQL server in ``folder``; gives the address of an empty database."""
+def postgres(log: Path) -> Iterator[str]:
+    """A PostgreSQL server with an empty database; gives the address of that.
+
+    Its data lie where another user reaches them, which pytest's own folders are not.
+    """
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        yield from _postgres(Path(folder), log)
+
+
+def _postgres(folder: Path, log: Path) -> Iterator[str]:
     port = free_port()
     # It refuses to run as root; Debian's package brings a user for it.
     user = "postgres" if os.geteuid() == 0 else None
-    folder.mkdir(mode=0o700)
     if user:
         account = pwd.getpwnam(user)
         os.chown(folder, account.pw_uid, account.pw_gid)
-        for parent in folder.parents:
-            if parent.owner() == pwd.getpwuid(0).pw_name and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
     initdb = [postgres_program("initdb"), "-D", folder / "data", "-U", "mlflow", "-A", "trust"]
     subprocess.run([*initdb, "-E", "UTF8"], check=True, user=user, cwd="/", capture_output=True)
     options = ["-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
     command = [postgres_program("postgres"), "-D", folder / "data", *options, "-c", "fsync=off"]
-    with running(command, folder.parent / "postgres.log", user=user, cwd="/"):
+    with running(command, log, user=user, cwd="/"):
         _wait(lambda: _accepts(port))
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
 

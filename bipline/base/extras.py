@@ -27,7 +27,7 @@ class Extra:
 
 
 EXTRAS = {
-    "pipeline": Extra("a pipeline", ("zenml", "mlflow")),
+    "pipeline": Extra("a pipeline", ("zenml", "mlflow", "cyclonedx", "in_toto_attestation")),
     "eval": Extra("a zero-shot task", ("lm_eval", "accelerate")),
     "recover": Extra("recovery", ("peft", "accelerate")),
     "s3": Extra("an s3:// address", ("boto3",)),

@@ -20,20 +20,28 @@ from bipline.comparison.folder import MODELS, comparison_folder
 from bipline.comparison.grid import combinations, refusal_of
 from bipline.comparison.inputs import Inputs, check_windows, comparison_of
 from bipline.comparison.pool import Perform, Task, performing, processes_for, threads_for
-from bipline.comparison.rows import RowInputs, families, is_measured, measure_row, score_rows
+from bipline.comparison.rows import (
+    RowInputs,
+    dense_record,
+    families,
+    is_measured,
+    measure_row,
+    score_rows,
+)
 from bipline.compression.calibrate import load_calibration
 from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
+from bipline.model.tokenizer import tokenizer_of
+from bipline.quality.zero_shot import check_tasks, model_questions
 from bipline.settings.line import CompensateSettings, ComputeSettings
 from bipline.settings.sweep import ComparisonSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES, calibrate
-from bipline.stages.evaluate import evaluate_dense
 from bipline.stages.stage import Context
 from bipline.storage.store import Handle, Store
 from bipline.values.combination import Combination
 from bipline.values.comparison import Comparison, Outcome, Row
 from bipline.values.record import EvaluationRecord
-from bipline.values.resolution import Resolution, ResolvedText
+from bipline.values.resolution import Resolution, ResolvedTask, ResolvedText
 
 
 def compare(
@@ -47,6 +55,8 @@ def compare(
     rows = combinations(settings, list(inputs.models), list(inputs.calibrations))
     if jobs < 1:
         raise InvalidInput(f"jobs {jobs}: must be at least 1")
+    if jobs > 1 and settings.evaluate.protocol.speed:
+        raise InvalidInput(f"jobs {jobs}: speed is measured by one process alone; leave out --jobs")
     if jobs > 1 and choose_device(settings.compute.device).type != "cpu":
         raise InvalidInput(f"jobs {jobs}: several processes run on the CPU only; give --device cpu")
     # Threads are part of a key, and jobs decide how many there are.
@@ -113,13 +123,16 @@ class _Model:
         windows = [
             load_calibration(self.store.open(handle)).token_ids for handle in self.windows.values()
         ]
-        texts = list(given.texts.values())
+        texts, tasks = list(given.texts.values()), _places(given.tasks)
+        protocol, tokenizer = self.settings.evaluate.protocol, tokenizer_of(checkpoint.folder)
+        check_tasks(tasks)
+        model_questions(checkpoint, tokenizer, tasks, protocol)
         return check_windows(checkpoint, texts, self.settings, self._pending, windows)
 
     def run(self, perform: Perform) -> None:
         """Dense record, statistics and rows, as far as they are not finished."""
         heading(self.name)
-        dense = self._task(evaluate_dense, 0, self.given, self.settings.evaluate.protocol)
+        dense = self._task(dense_record, 0, self.given, self.settings.evaluate.protocol)
         [(_, self.dense)] = perform({self.name: dense})
         scoring = {
             tuple(row.scoring for row in family): self._task(
@@ -175,6 +188,10 @@ class _Model:
 
     def _task(self, act: Callable[..., Any], seed: int, *arguments: Any) -> Task:
         return Task(act, arguments, self.store, self.compute, seed)
+
+
+def _places(tasks: Mapping[str, ResolvedTask]) -> dict[str, Path]:
+    return {name: Path(task.location) for name, task in tasks.items()}
 
 
 def _place(row: Combination) -> str:

@@ -17,7 +17,14 @@ from bipline.storage.directory import DirectoryWriter, environment_failure, writ
 from bipline.storage.store import Handle
 from bipline.storage.strict_json import LARGEST_BYTES
 from bipline.values.comparison import Comparison, Row
-from bipline.values.figures import figures_of, row_figures, values
+from bipline.values.differences import kind_name
+from bipline.values.figures import (
+    SPEED_FIGURES,
+    TASK_FIGURES,
+    figures_of,
+    row_figures,
+    values,
+)
 
 STAGE = Stage("collect", "comparison", ("bipline.comparison.report",))
 # The stages whose seconds a row has.
@@ -32,6 +39,7 @@ OF_MODEL = (
     "corrected", "block_error_without", "block_error",
 )  # fmt: skip
 OF_TEXT = ("perplexity", "nll", "perplexity_increase", "nll_increase")
+OF_TASKS_AND_SPEED = {*TASK_FIGURES, *SPEED_FIGURES}
 WITH_ERRORS = ("perplexity", "nll", "nll_increase")
 CAME_OF_IT = (
     "seconds", "peak_bytes", "peak_device_bytes", "sums_from", "plan_digest", "tensor_digest",
@@ -89,13 +97,15 @@ def comparison_csv(comparison: Comparison) -> str:
     of_texts = [f"{kind}.{text}" for text in comparison.texts for kind in OF_TEXT]
     of_texts += [f"{kind}.{text}.stderr" for text in comparison.texts for kind in WITH_ERRORS]
     seconds = (f"seconds.{stage}" for stage in ROW_STAGES)
-    columns, out = [*TRIED, *OF_MODEL, *of_texts, *seconds, *CAME_OF_IT], io.StringIO()
-    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
     lines = [
         *(_dense(comparison, name) for name in comparison.models),
         *map(_line, comparison.rows),
     ]
+    told = dict.fromkeys(name for line in lines for name in line)
+    more = [name for name in told if kind_name(name) in OF_TASKS_AND_SPEED]
+    columns, out = [*TRIED, *OF_MODEL, *of_texts, *more, *seconds, *CAME_OF_IT], io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
 
@@ -108,6 +118,7 @@ def _cell(value: Any) -> Any:
 
 def _spread(each: Repeated) -> dict[str, Any]:
     texts = next((row.measured.perplexity for row in each.rows if row.measured), {})
+    tasks = next((row.measured.tasks for row in each.rows if row.measured), None)
 
     def over(name: str) -> Any:
         found = each.over(name)
@@ -121,6 +132,7 @@ def _spread(each: Repeated) -> dict[str, Any]:
         "seconds": over("seconds"),
         "perplexity": {text: over(f"perplexity.{text}") for text in texts},
         "nll_change": {text: over(f"nll_increase.{text}") for text in texts},
+        **({"accuracy": {task: over(f"acc.{task}") for task in tasks}} if tasks else {}),
     }
 
 

@@ -27,7 +27,7 @@ from bipline.quality.perplexity import text_windows
 from bipline.settings.line import CalibrateSettings
 from bipline.settings.sweep import ComparisonSettings
 from bipline.stages.calibrate import DEFAULT_SAMPLES
-from bipline.stages.resolve import resolve_model, resolve_texts
+from bipline.stages.resolve import resolve_model, resolve_tasks, resolve_texts
 from bipline.storage.digests import digest_json
 from bipline.storage.documents import TEXT_SUFFIXES, read_documents
 from bipline.values.combination import Combination
@@ -38,7 +38,7 @@ from bipline.values.resolution import Resolution, ResolvedModel, ResolvedText
 
 @dataclass(frozen=True)
 class Inputs:
-    """Models with the evaluation texts, and calibration texts, by the names of the grid."""
+    """Models with evaluation texts and tasks, and calibration texts, by the names of the grid."""
 
     models: dict[str, Resolution]
     calibrations: dict[str, ResolvedText]
@@ -69,15 +69,21 @@ def short_name(source: str) -> str:
 
 
 def resolve_inputs(
-    models: dict[str, str], calibrations: dict[str, str], texts: dict[str, str], downloads: Path
+    models: dict[str, str],
+    calibrations: dict[str, str],
+    texts: dict[str, str],
+    downloads: Path,
+    tasks: Mapping[str, str] | None = None,
+    num_fewshot: int = 0,
 ) -> Inputs:
     """Resolve all of it; what is remote is downloaded. Raises as :mod:`bipline.stages.resolve`."""
     if not texts:
         raise InvalidInput("no evaluation text: give --text NAME=FILE")
     evaluation = resolve_texts(texts, downloads)
+    asked = resolve_tasks(tasks or {}, downloads, num_fewshot)
     return Inputs(
         {
-            name: Resolution(model=resolve_model(source, downloads), texts=evaluation)
+            name: Resolution(model=resolve_model(source, downloads), texts=evaluation, tasks=asked)
             for name, source in models.items()
         },
         resolve_texts(calibrations, downloads),
@@ -133,7 +139,9 @@ def check_windows(
     tokenizer, needs = tokenizer_of(checkpoint.folder), []
     for text in texts:
         documents = read_documents(Path(text.location))
-        windows = text_windows(tokenizer, documents, protocol.seqlen, protocol.bos)
+        windows = text_windows(
+            tokenizer, documents, protocol.seqlen, protocol.bos, stride=protocol.stride
+        )
         loop.check(windows)
         needs.append(memory_need(loop, windows, logits=True).total)
     backwards = any(needs_of(each.criterion.name).backward for each in tried)

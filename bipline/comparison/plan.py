@@ -5,9 +5,9 @@ from __future__ import annotations
 from bipline.comparison.grid import combinations, refusal_of
 from bipline.comparison.inputs import short_name
 from bipline.model.devices import choose_device
-from bipline.settings.line import LineSettings
-from bipline.settings.sweep import SweepSettings
-from bipline.stages import resolve
+from bipline.settings.compress import CompressSettings, EvaluateSettings
+from bipline.settings.sweep import Selection, SweepSettings
+from bipline.stages import evaluate, resolve
 from bipline.stages.calibrate import DEFAULT_SAMPLES
 from bipline.stages.resolve import known_checkpoint
 from bipline.values.combination import Combination
@@ -19,19 +19,35 @@ def sweep_rows(settings: SweepSettings) -> list[Combination]:
     return combinations(settings, [short_name(settings.model)], [calibration])
 
 
+def sources_of(settings: SweepSettings) -> CompressSettings:
+    """What is resolved: every name of the sweep, and which stage reads which text and task."""
+    section = settings.evaluate
+    return CompressSettings(
+        model=settings.model,
+        texts=settings.texts,
+        tasks=settings.tasks,
+        calibrate=settings.calibrate,
+        evaluate=EvaluateSettings(
+            texts=section.texts, tasks=section.tasks, protocol=section.protocol
+        ),
+    )
+
+
 def check_sweep(settings: SweepSettings) -> list[tuple[str, str]]:
     """One line per stage, those that are refused last. Raises InvalidInput for what must fail."""
     rows, checkpoint = sweep_rows(settings), known_checkpoint(settings.model)
     choose_device(settings.compute.device)
-    source = LineSettings(model=settings.model, texts=settings.texts)
+    source = sources_of(settings)
     resolved = resolve.check(source, checkpoint, thorough=False)
-    section, select, seeds = settings.calibrate, settings.select, len(settings.grid.seeds)
+    evaluate.check(source, checkpoint, thorough=False)
+    section, seeds = settings.calibrate, len(settings.grid.seeds)
     samples = section.samples or DEFAULT_SAMPLES
     criteria = len({row.criterion.label for row in rows})
     texts = ", ".join(settings.evaluate.texts)
     corrected = sum(row.compensates for row in rows)
-    limits = [f"{name} at most {most:g}" for name, most in select.at_most.items()] if select else []
-    picked = ", ".join([f"least {select.minimise}", *limits]) if select else "off"
+    picked = _picked(settings.select) if settings.select else "off"
+    tasks = f"; tasks: {', '.join(settings.evaluate.tasks)}" if settings.evaluate.tasks else ""
+    tasks += "; speed beside the dense model" if settings.evaluate.protocol.speed else ""
     refused = [
         ("refused", f"{row.label}: {reason}")
         for row in rows
@@ -44,9 +60,16 @@ def check_sweep(settings: SweepSettings) -> list[tuple[str, str]]:
         (
             "evaluate",
             f"the dense model, then {len(rows)} rows, {corrected} of them compensated; perplexity "
-            f"on {texts}",
+            f"on {texts}{tasks}",
         ),
         ("collect", "table, report, one MLflow run a row"),
         ("select", picked),
         *refused,
     ]
+
+
+def _picked(select: Selection) -> str:
+    way = "least" if select.minimise else "most"
+    most = [f"{name} at most {limit:g}" for name, limit in select.at_most.items()]
+    least = [f"{name} at least {limit:g}" for name, limit in select.at_least.items()]
+    return ", ".join([f"{way} {select.figure}", *most, *least])

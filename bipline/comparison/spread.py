@@ -11,9 +11,14 @@ from pydantic import BaseModel
 
 from bipline.values.combination import Combination
 from bipline.values.comparison import Comparison, Row
-from bipline.values.figures import Figure, figures_of, kind_of, row_figures
+from bipline.values.figures import Figure, figures_of, kind_of, label_of, row_figures
+from bipline.values.side_by_side import beside_dense
 
 STARRED = "* scored from the sums of another criterion's pass, whose seconds count there"
+
+
+# The head of a table of tasks and speed.
+BESIDE = ("method", "ratio", "", "dense", "pruned", "change (95 %)", "McNemar's p")
 
 
 class Spread(BaseModel, frozen=True, extra="forbid"):
@@ -74,9 +79,9 @@ class Repeated:
         return any(row.cost.sums_from for row in self.rows)
 
     def over(self, name: str) -> Spread | None:
-        """The spread of a figure over the measured rows; None without one."""
-        values = [figures[name].value for figures in self.figures]
-        return Spread.of(values) if values else None
+        """The spread of a figure over the measured rows; None where one of them lacks it."""
+        values = [figures[name].value for figures in self.figures if name in figures]
+        return Spread.of(values) if values and len(values) == len(self.figures) else None
 
     def text(self, name: str, ranged: bool = True) -> str:
         """A figure for tables: the mean, ``ranged`` with how far the seeds part; the highest peak.
@@ -145,4 +150,23 @@ def table_lines(
         for each in ranked(comparison, model)
         if each.figures
     ]
+    return lines
+
+
+def beside_lines(comparison: Comparison, model: str) -> list[list[str]]:
+    """Tasks and speed of every row beside the dense model's, a line a figure, as :data:`BESIDE`.
+
+    The change is told with its interval. Method and ratio stand in a row's first line, the seed
+    where there are several.
+    """
+    record, lines = comparison.models[model].record, []
+    for each in ranked(comparison, model):
+        for row in each.rows:
+            tried = row.combination
+            name = f"{tried.method}, seed {tried.seed}" if len(each.rows) > 1 else tried.method
+            about = [named(comparison, tried, name), f"{tried.ratio:g}"]
+            for line in beside_dense(row, record):
+                told = [label_of(line.name), line.dense, line.text, line.change, line.p_value]
+                lines.append([*about, *told])
+                about = ["", ""]
     return lines

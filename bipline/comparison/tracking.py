@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bipline.delivery.page import told_of_run
 from bipline.delivery.registries.mlflow_run import log_run, run_of
 from bipline.delivery.registries.mlflow_service import (
     LONGEST_TAG,
@@ -23,9 +24,12 @@ from bipline.delivery.registries.mlflow_service import (
     probe,
     translated,
 )
+from bipline.delivery.run_facts import run_facts
 from bipline.settings.base import flattened
 from bipline.values.comparison import Comparison, Row
 from bipline.values.figures import figures_of, row_figures, values
+
+PAGE = "comparison.html"
 
 
 def track_comparison(
@@ -42,6 +46,9 @@ def track_comparison(
     with translated("MLflow"):
         probe(mlflow.get_tracking_uri())
         with limited(WORK_LIMITS), run_of(mlflow) as run:
+            facts = run_facts(run, dict(tags), mlflow.get_tracking_uri())
+            if PAGE in files:
+                files[PAGE] = told_of_run(files[PAGE], facts)
             log_run(mlflow, run.info.run_id, flattened(config), files, tags)
             for model in comparison.models.values():
                 dense = values(figures_of(model.record), "dense.")

@@ -30,7 +30,10 @@ from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter, atomic_directory, is_finished, write_text
 from bipline.storage.folder import Folder
 from bipline.storage.manifest import Manifest, read_manifest
+from bipline.storage.strict_json import read_json
+from bipline.values.origin import ModelOrigin, config_digest
 from bipline.values.plan import PruningPlan
+from bipline.values.resolution import CONFIG
 
 KIND = "model"
 JOURNAL_NAME = "shards.json"
@@ -74,13 +77,21 @@ def write_pruned(
     slicer = Slicer(checkpoint, plan, config, corrections)
     specs = slicer.specs()
     with ticking("write tensors", len(specs)) as tick:
-        write_weights(writer, specs, lambda names: slicer.pieces(names, tick), shard_bytes)
+        origin = ModelOrigin.of_plan(plan)
+        tensor_digest = write_weights(
+            writer,
+            specs,
+            lambda names: slicer.pieces(names, tick),
+            shard_bytes,
+            origin.metadata(),
+        )
     check_identity(checkpoint, plan)
-    write_json(writer, "config.json", config)
+    write_config(writer, config, origin, tensor_digest)
     write_text(writer.path / PLAN_NAME, plan.to_json())
     copy_side_files(checkpoint.folder, writer.path)
     write_shipped_files(config, writer.path)
-    writer.info = declared(config, sum(_count(spec) for spec in specs), len(specs))
+    parameters = sum(_count(spec) for spec in specs)
+    writer.info = declared(config, parameters, len(specs), tensor_digest)
 
 
 def pruned_config(
@@ -182,9 +193,38 @@ def write_shipped_files(config: Mapping[str, Any], target: Path) -> None:
         (target / name).write_bytes(content)
 
 
-def declared(config: dict[str, object], parameters: int, tensors: int) -> dict[str, object]:
-    """What a model directory's manifest declares: class, sizes and counts."""
+def write_config(
+    writer: DirectoryWriter, config: Mapping[str, Any], origin: ModelOrigin, tensor_digest: str
+) -> None:
+    """Write config.json with the section that says where the tensors came from."""
+    told = origin.model_copy(update={"tensor_digest": tensor_digest})
+    write_json(writer, CONFIG, {**config, **told.section()})
+
+
+def declare_content(writer: DirectoryWriter) -> None:
+    """Declare the digest of what the directory holds, apart from which code wrote it.
+
+    Covers every file and the size of the weights: what measures a model is keyed by it.
+    """
+    files = {name: entry.sha256 for name, entry in writer.manifest().files.items()}
+    shards = [name for name in files if name.endswith(".safetensors")]
+    for name in (CONFIG, *shards):
+        del files[name]
+    content = {
+        "files": files,
+        "config": config_digest(read_json(writer.path / CONFIG, "config")),
+        "tensors": writer.info["tensor_digest"],
+        "weight_bytes": sum((writer.path / name).stat().st_size for name in shards),
+    }
+    writer.info["content"] = digest_json(content)
+
+
+def declared(
+    config: dict[str, object], parameters: int, tensors: int, tensor_digest: str
+) -> dict[str, object]:
+    """What a model directory's manifest declares: class, sizes, counts and tensors."""
     return {
+        "tensor_digest": tensor_digest,
         "architecture": config["architectures"][0],  # type: ignore[index]
         "parameters": parameters,
         "tensors": tensors,

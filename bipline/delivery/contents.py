@@ -15,6 +15,7 @@ from typing import Any
 from bipline.base.addresses import without_secrets
 from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.statistics import Scores, Statistics, load_statistics
+from bipline.delivery.samples import Sample
 from bipline.model.opening import open_checkpoint
 from bipline.values.differences import check_comparable
 from bipline.values.plan import PruningPlan
@@ -45,6 +46,7 @@ class PackageContents:
     resolution: Resolution
     config: dict[str, Any]
     formats: tuple[str, ...] = ("hf",)
+    samples: tuple[Sample, ...] = ()
 
     @cached_property
     def scored(self) -> tuple[Statistics, Scores] | None:
@@ -65,12 +67,17 @@ class PackageContents:
     @property
     def packaged(self) -> str:
         """Which of them the package holds."""
-        return "recovered" if "recovered" in self.records else "pruned"
+        return packaged_of(self.records)
 
     @property
     def source_name(self) -> str:
         """The dense model's name without the path it was read from."""
         return str(portable(self.resolution.model.source)).removeprefix("hf:")
+
+
+def packaged_of(records: Mapping[str, EvaluationRecord]) -> str:
+    """Which model a package with these records holds."""
+    return "recovered" if "recovered" in records else "pruned"
 
 
 def check_contents(contents: PackageContents, tensor_digest: str) -> None:

@@ -16,20 +16,30 @@ from typing import Any
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import track
 from bipline.compression.prune import PLAN_NAME
+from bipline.delivery import bom
 from bipline.delivery.card import render_card
-from bipline.delivery.contents import PackageContents, check_contents, portable_resolution
+from bipline.delivery.contents import (
+    PackageContents,
+    check_contents,
+    portable,
+    portable_resolution,
+)
+from bipline.delivery.origin import named_config
 from bipline.delivery.report import render_report
 from bipline.delivery.verification import verify_hf
 from bipline.model.opening import PICKLED, open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
+from bipline.storage.digests import digest_file
 from bipline.storage.directory import DirectoryWriter, copy_listed, write_text
 from bipline.storage.manifest import (
     MANIFEST_NAME,
+    FileEntry,
     Manifest,
     compare_names,
     read_manifest,
     relative_files,
 )
+from bipline.values.resolution import CONFIG
 
 __all__ = ["KIND", "PackageContents", "verify_hf", "write_package"]
 
@@ -37,6 +47,8 @@ KIND = "package"
 SCHEMA_VERSION = 1
 # What single windows and rows gave, by model.
 ITEMS_NAME = "items.json"
+# What the run was asked for, without paths.
+CONFIGURATION_NAME = "configuration.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -55,18 +67,25 @@ def write_package(contents: PackageContents, writer: DirectoryWriter) -> None:
     check_contents(contents, tensor_digest)
     for name in dict.fromkeys(contents.formats):
         FORMATS[name](contents, manifest, writer)
-    _write_documents(contents, writer)
+    _write_documents(contents, manifest, writer)
     writer.info = _declared(contents, manifest, tensor_digest)
 
 
 def _write_hf(contents: PackageContents, manifest: Manifest, writer: DirectoryWriter) -> None:
-    """The model's own files, byte for byte, and its manifest: the folder alone verifies too."""
+    """The model's own files, byte for byte but for its config, which names the base model now.
+
+    With a manifest of them beside: the folder alone verifies too.
+    """
     present = relative_files(contents.model)
     compare_names(str(contents.model), present, manifest)
     for name in track(present, "copy hf"):
         copy_listed(contents.model / name, writer, f"hf/{name}", manifest.files[name])
-    listing = (contents.model / MANIFEST_NAME).read_text(encoding="utf-8")
-    write_text(writer.path / "hf" / MANIFEST_NAME, listing)
+    config = writer.path / "hf" / CONFIG
+    write_text(config, named_config(contents))
+    entry = FileEntry(size=config.stat().st_size, sha256=digest_file(config))
+    writer.add_hashed(f"hf/{CONFIG}", entry.size, entry.sha256)
+    named = manifest.model_copy(update={"files": {**manifest.files, CONFIG: entry}})
+    write_text(writer.path / "hf" / MANIFEST_NAME, named.to_json())
     verify_hf(writer.path / "hf", contents.model, contents.dense)
 
 
@@ -92,8 +111,12 @@ def _refuse_unfit(model: Path) -> None:
                 )
 
 
-def _write_documents(contents: PackageContents, writer: DirectoryWriter) -> None:
+def _write_documents(
+    contents: PackageContents, manifest: Manifest, writer: DirectoryWriter
+) -> None:
     documents = {
+        bom.NAME: bom.bom_text(contents, manifest, writer.manifest().files),
+        CONFIGURATION_NAME: _json(portable(contents.config)),
         PLAN_NAME: contents.plan.to_json(),
         "evaluation.json": _json(_evaluation(contents)),
         ITEMS_NAME: _json(_items(contents)),

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bipline.delivery.evidence import Measured
-from bipline.delivery.losses import SHARES_OF_ROWS, SPEEDS, Side, Unknown, kind_name, loss_of
+from bipline.delivery.losses import SPEEDS, Side, Unknown, loss_of
 from bipline.settings.gate import EVERY, Limit
+from bipline.values.differences import SHARES_OF_ROWS, kind_name
 from bipline.values.figures import Figure, figures_of, kind_of, label_of
 from bipline.values.verdict import Answer, Check, Number
 

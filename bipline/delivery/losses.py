@@ -11,12 +11,16 @@ import math
 from dataclasses import dataclass
 
 from bipline.delivery.evidence import Measured
+from bipline.values.differences import (
+    SHARES_OF_ROWS,
+    kind_name,
+    outcomes_of,
+    paired_outcomes,
+)
 from bipline.values.figures import Figure, kind_of
-from bipline.values.items import EvaluationItems
-from bipline.values.paired import PairedDifference, paired_answers, paired_difference
+from bipline.values.paired import PairedDifference
 from bipline.values.record import EvaluationRecord
 
-SHARES_OF_ROWS = ("acc", "acc_norm")
 DIFFERENCES = (*SHARES_OF_ROWS, "nll")
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
 # Counted, not measured: they have no interval and no protocol.
@@ -70,11 +74,6 @@ def loss_of(one: Side, other: Side, with_interval: bool) -> Loss:
     return Loss(*ends) if kind == "nll" else Loss(*map(_expm1, ends))
 
 
-def kind_name(figure: str) -> str:
-    """The kind of a figure: what stands before the dot of its name."""
-    return figure.partition(".")[0]
-
-
 def _check_comparable(kind: str, one: Side, other: Side) -> None:
     if kind in EXACT:
         return
@@ -111,38 +110,22 @@ def _range(kind: str, side: Side) -> tuple[float, float]:
 
 def _paired(name: str, one: Side, other: Side) -> PairedDifference:
     """The paired difference, ``one`` less ``other``, of items that are the records' own."""
-    before, after = _items(name, other), _items(name, one)
+    before, after = _outcomes(name, other), _outcomes(name, one)
     if before.keys() != after.keys():
         raise Unknown(f"its items do not pair with those of the {other.model} model")
-    values = [[found[row] for row in sorted(before)] for found in (before, after)]
-    if kind_name(name) in SHARES_OF_ROWS:
-        return paired_answers(*([bool(each) for each in part] for part in values))
-    return paired_difference(*values)
+    return paired_outcomes(name, before, after)
 
 
-def _items(name: str, side: Side) -> dict[int, float]:
+def _outcomes(name: str, side: Side) -> dict[int, float]:
     """What single windows or rows gave. Raises Unknown where they are not the record's own."""
-    items, subject = side.measured.items, name.partition(".")[2]
-    if items is None:
+    if side.measured.items is None:
         raise Unknown(f"the items behind the {side.model} model's record are not at hand")
-    is_share = kind_name(name) in SHARES_OF_ROWS
-    found = _answers(items, name) if is_share else dict(enumerate(items.windows.get(subject, ())))
-    if not found:
+    if not (found := outcomes_of(side.measured.items, name)):
         raise Unknown(f"the items of the {side.model} model hold nothing of it")
     mean, told = sum(found.values()) / len(found), _mean(side.measured.record, name)
     if not abs(mean - told) <= SAME_MEAN * max(1.0, abs(told)):
         raise Unknown(f"the items of the {side.model} model are not those of its record")
     return found
-
-
-def _answers(items: EvaluationItems, name: str) -> dict[int, float]:
-    """1 for a right answer and 0 for a wrong one, by row; nothing where a row tells none."""
-    rows = items.tasks.get(name.partition(".")[2], ())
-    if kind_name(name) == "acc":
-        return {row.row: float(row.is_right) for row in rows}
-    if any(row.choice_norm is None for row in rows):
-        return {}
-    return {row.row: float(row.is_right_norm) for row in rows}
 
 
 def _mean(record: EvaluationRecord, name: str) -> float:

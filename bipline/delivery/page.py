@@ -16,9 +16,33 @@ from typing import Any, Generic, TypeVar
 
 from markupsafe import Markup
 
+from bipline.delivery.axes import Axis, axis_around, number_text
+from bipline.values.figures import TIMES
+
 Subject = TypeVar("Subject")
 TEMPLATE = "page.html.j2"
+# Where a page takes up what only a run knows; no text from outside can hold it unescaped.
+RUN_MARK = "<!--run-->"
+# A table with more is too long as a list of its rows.
+MOST_COLUMNS = 6
+# Bars end before their axis, whose last value is written around its place.
+ROOM = 1.06
 Rows = Iterable[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A row of :func:`lanes`: a value between ``low`` and ``high``, told by ``text``.
+
+    It is a bar from zero where lengths are compared, else a mark.
+    """
+
+    name: str
+    low: float
+    value: float
+    high: float
+    text: str
+    bar: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,14 +58,71 @@ class Part(Generic[Subject]):
         return _macro("part", self.identifier, self.title, *self.content(subject))
 
 
-def render_page(title: str, subtitle: str, parts: Iterable[Part[Subject]], subject: Subject) -> str:
-    """The whole page about a subject."""
-    return str(_macro("page", title, subtitle, [(part, part.html(subject)) for part in parts]))
+def render_page(
+    title: str,
+    subtitle: str,
+    parts: Iterable[Part[Subject]],
+    subject: Subject,
+    facts: Iterable[tuple[str, str]] = (),
+) -> str:
+    """The whole page about a subject; ``facts`` are names and values for the line of its title."""
+    shown = [(part, part.html(subject)) for part in parts]
+    return str(_macro("page", title, subtitle, list(facts), shown))
 
 
-def table(rows: Rows, head: Sequence[str] = (), numeric: bool = False) -> Markup:
-    """A table; in a ``numeric`` one all columns but the first are aligned to the right."""
-    return _macro("table", head, list(rows), numeric)
+def told_of_run(page: str, facts: Iterable[tuple[str, str, str]]) -> str:
+    """A finished page with what only a run knows in the line of its title.
+
+    Each fact is a name, a value and an address, or none. What a digest covers tells no time, run
+    or verdict, so this is for copies beside it.
+    """
+    lines = "\n".join(_macro("fact", *fact) for fact in facts)
+    return page.replace(RUN_MARK, f"{lines}\n{RUN_MARK}", 1)
+
+
+def table(rows: Rows, head: Sequence[str] = (), numeric: bool = False, caption: str = "") -> Markup:
+    """A table; in a ``numeric`` one all columns but the first are aligned to the right.
+
+    On a narrow page a row becomes a list, so it is read without scrolling; a numeric one with
+    many columns is scrolled instead, beside its first column.
+    """
+    look = ("wide" if len(head) > MOST_COLUMNS else "numeric") if numeric else "pairs"
+    cells = [[cell if isinstance(cell, Markup) else _unbroken(str(cell)) for cell in row]
+             for row in rows]  # fmt: skip
+    return _macro("table", head, cells, look, caption)
+
+
+def _unbroken(text: str) -> str:
+    """A number, its error and its unit stay in one line: blanks between them do not break."""
+    for blank in (" %", " ± ", f"{TIMES} "):
+        text = text.replace(blank, blank.replace(" ", "\N{NO-BREAK SPACE}"))
+    return text
+
+
+def lanes(caption: str, rows: Sequence[Lane], unit: str) -> Markup:
+    """A picture made of text: a row a value, with its interval on one axis for all of them."""
+    values = [value for row in rows for value in (row.low, row.value, row.high)]
+    bars = any(row.bar for row in rows)
+    axis = Axis(0.0, ROOM * max(*values, 0.0) or 1.0, False) if bars else axis_around(values)
+    scale = f"{unit}, logarithmic" if axis.logarithmic else unit
+    ticks = [(_place(axis, tick), number_text(tick)) for tick in axis.ticks(3)]
+    return _macro("lanes", caption, [_drawn(axis, row) for row in rows], ticks, scale)
+
+
+def _drawn(axis: Axis, row: Lane) -> dict[str, Any]:
+    low, high = (100 * axis.share(value) for value in (row.low, row.high))
+    reach = (f"{low:.2f}", f"{high - low:.2f}") if row.high > row.low else None
+    place = _place(axis, row.value)
+    return {"name": row.name, "text": row.text, "bar": row.bar, "place": place, "reach": reach}
+
+
+def _place(axis: Axis, value: float) -> str:
+    return f"{100 * axis.share(value):.2f}"
+
+
+def texts(lead: str, columns: Iterable[tuple[str, str]]) -> Markup:
+    """Texts beside each other, each under its name."""
+    return _macro("texts", lead, list(columns))
 
 
 def tiles(items: Iterable[tuple[str, str, str]]) -> Markup:
@@ -52,6 +133,11 @@ def tiles(items: Iterable[tuple[str, str, str]]) -> Markup:
 def details(title: str, body: Markup, opened: bool = False) -> Markup:
     """What unfolds under a title."""
     return _macro("details", title, body, opened)
+
+
+def folded(title: str, rows: Rows, opened: bool = False) -> Markup:
+    """A table of names and values that unfolds under its title."""
+    return details(title, table(rows, caption=title), opened)
 
 
 def figure(

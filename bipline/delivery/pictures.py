@@ -13,12 +13,19 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from bipline.delivery.axes import Axis, axis_over, number_text
+
 # Margins of the drawing area, in SVG units (one unit is about a pixel).
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 8.0, 12.0, 40.0
-LABEL_WIDTH = 26.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 8.0, 34.0, 42.0
+LABEL_WIDTH = 30.0
 BINS = 40
-# Positive scores that span more than this factor are drawn on a logarithmic axis.
-LOG_FACTOR = 20.0
+IMPORTANCE = "importance (score of the criterion)"
+# A picture is as wide as its blocks need, between these; texts of 12.5 units then are 11 pixels
+# high or more on every page: on a narrow one a wide picture is scrolled.
+LEAST_WIDTH, MOST_WIDTH, SLOT = 440.0, 920.0, 44.0
+LEAST_SCALE, MOST_SCALE = 0.88, 1.15
+# Of so few blocks two pictures stand beside each other.
+FEW_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -30,40 +37,19 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A vertical axis from ``low`` to ``high``; zeros lie on the floor of a logarithmic one."""
-
-    low: float
-    high: float
-    logarithmic: bool
-
-    def share(self, value: float) -> float:
-        """How high a value lies, from 0 at the floor to 1."""
-        if self.logarithmic:
-            if value <= self.low:
-                return 0.0
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def ticks(self) -> list[float]:
-        """Values to write beside the axis: few, and round ones."""
-        if not self.logarithmic:
-            return _linear_ticks(self.low, self.high)
-        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        factors = (1, 2, 5) if last - first <= 3 else (1,)
-        step = max(1, math.ceil((last - first) / 8))
-        values = [f * 10.0**e for e in range(first, last + 1, step) for f in factors]
-        return [value for value in values if self.low <= value <= self.high * 1.0001]
-
-
-@dataclass(frozen=True)
 class Canvas:
     """A drawing area with a column (slot) per block and a vertical axis."""
 
-    width: float
     height: float
     blocks: int
     axis: Axis
+    slot_width: float = SLOT
+
+    @property
+    def width(self) -> float:
+        """As wide as the blocks need."""
+        needed = LEFT + RIGHT + self.blocks * self.slot_width
+        return min(MOST_WIDTH, max(LEAST_WIDTH, needed))
 
     @property
     def slot(self) -> float:
@@ -84,22 +70,9 @@ class Canvas:
         return self.floor - self.axis.share(value) * (self.floor - TOP)
 
 
-def axis_over(values: Sequence[float]) -> Axis:
-    """The axis that shows these scores: logarithmic where they span more than a factor of 20."""
-    positive = [value for value in values if value > 0]
-    if not positive:
-        return Axis(0.0, 1.0, False)
-    low, high = min(positive), max(positive)
-    if min(values) < 0:
-        return Axis(min(values), max(high, min(values) + 1e-12), False)
-    if high / low > LOG_FACTOR:
-        return Axis(low / 1.15, high * 1.15, True)
-    return Axis(0.0, high * 1.05, False)
-
-
 def widths_picture(kept: Sequence[int], dense: int | None, unit: str) -> Markup:
     """Bars per block: what is kept, solid, of the dense width behind it where that is known."""
-    canvas = Canvas(450.0, 210.0, len(kept), Axis(0.0, float(dense or max(*kept, 1)), False))
+    canvas = Canvas(220.0, len(kept), Axis(0.0, float(dense or max(*kept, 1)), False), 12.0)
     width = max(1.0, min(28.0, canvas.slot * 0.7))
     shapes = []
     for block, count in enumerate(kept):
@@ -109,13 +82,13 @@ def widths_picture(kept: Sequence[int], dense: int | None, unit: str) -> Markup:
         kept_bar = _rectangle("kept", left, top, width, canvas.floor - top)
         title = f"block {block}: {count}{f' of {dense}' if dense else ''} {unit} kept"
         shapes.append(f"<g><title>{title}</title>{dense_bar}{kept_bar}</g>")
-    return _picture(f"{unit} kept per block", canvas, "".join(shapes))
+    return _picture(f"{unit} kept per block", canvas, "".join(shapes), f"{unit} kept")
 
 
 def dots_picture(blocks: Sequence[Group], unit: str) -> Markup:
     """One mark per group and block: a disc where it is kept, a cross where it is removed."""
     axis = axis_over([score for block in blocks for score in block.scores])
-    canvas = Canvas(920.0, 300.0, len(blocks), axis)
+    canvas = Canvas(320.0, len(blocks), axis)
     radius = max(1.6, min(3.6, canvas.slot / 9))
     shapes = []
     for number, block in enumerate(blocks):
@@ -126,19 +99,36 @@ def dots_picture(blocks: Sequence[Group], unit: str) -> Markup:
             state = "kept" if group in block.kept else "removed"
             title = f"block {number}, {unit} {group}: {score:.4g}, {state}"
             shapes.append(_mark(x, canvas.level(score), radius, state, title))
-    return _picture(f"importance of each {unit}, by block", canvas, "".join(shapes))
+    return _picture(f"importance of each {unit}, by block", canvas, "".join(shapes), IMPORTANCE)
 
 
 def histogram_picture(blocks: Sequence[Group], unit: str) -> Markup:
     """One histogram per block, standing on its middle line; its width is the count."""
     axis = axis_over([score for block in blocks for score in block.scores])
-    canvas = Canvas(920.0, 300.0, len(blocks), axis)
+    canvas = Canvas(320.0, len(blocks), axis)
     shapes = []
     for number, block in enumerate(blocks):
         title = f"block {number}: {len(block.kept)} of {len(block.scores)} {unit} kept"
         bars = _histogram(canvas, canvas.middle(number), *_counts(block, axis))
         shapes.append(f"<g><title>{title}</title>{bars}</g>")
-    return _picture(f"importance of {unit}, by block", canvas, "".join(shapes))
+    return _picture(f"importance of {unit}, by block", canvas, "".join(shapes), IMPORTANCE)
+
+
+def errors_picture(without: Sequence[float], errors: Sequence[float]) -> Markup:
+    """What is left of each block's error: a ring without compensation, a disc with it."""
+    canvas = Canvas(260.0, len(errors), axis_over([*without, *errors]), 24.0)
+    shapes = []
+    for block, (before, after) in enumerate(zip(without, errors, strict=True)):
+        x, high, low = canvas.middle(block), canvas.level(before), canvas.level(after)
+        title = f"block {block}: {before:.4g} without, {after:.4g} with compensation"
+        shapes.append(
+            f"<g><title>{title}</title>"
+            f'<path class="reached" d="M{x:.1f} {high:.1f}V{low:.1f}"/>'
+            f'<circle class="ring" cx="{x:.1f}" cy="{high:.1f}" r="4.4"/>'
+            f'<circle class="kept" cx="{x:.1f}" cy="{low:.1f}" r="4.0"/></g>'
+        )
+    label = "error of each block without and with compensation"
+    return _picture(label, canvas, "".join(shapes), "error on held-out windows")
 
 
 def _counts(block: Group, axis: Axis) -> tuple[list[int], list[int]]:
@@ -181,11 +171,14 @@ def _mark(x: float, y: float, radius: float, state: str, title: str) -> str:
 
 
 def svg(width: float, height: float, label: str, inside: str) -> Markup:
-    """An SVG of its own; without a label it is an ornament.
+    """An SVG of its own, as wide as its texts can be read; without a label it is an ornament.
 
-    ``inside`` is drawn by this module's functions or escaped by its maker.
+    ``inside`` is drawn by this room's functions or escaped by its maker.
     """
-    told = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
+    told = 'aria-hidden="true"'
+    if label:
+        sizes = f"min-width:{width * LEAST_SCALE:.0f}px;max-width:{width * MOST_SCALE:.0f}px"
+        told = f'role="img" aria-label="{escape(label)}" style="{sizes}"'
     # Safe to mark: every text from outside went through escape, the rest are numbers.
     return Markup(f'<svg viewBox="0 0 {width:.0f} {height:.0f}" {told}>{inside}</svg>')  # noqa: S704
 
@@ -203,36 +196,28 @@ def grid(axis: Axis, level: Callable[[float], float], left: float, right: float)
         y = level(tick)
         ends = f'x1="{left:.0f}" x2="{right:.0f}" y1="{y:.1f}" y2="{y:.1f}"'
         lines.append(f'<line class="grid" {ends}/>')
-        lines.append(words(left - 8, y + 3.5, "end", _number(tick)))
+        lines.append(words(left - 8, y + 4.2, "end", number_text(tick)))
     return "".join(lines)
 
 
-def _picture(label: str, canvas: Canvas, shapes: str) -> Markup:
+def axis_title(axis: Axis, text: str) -> str:
+    """What the vertical axis counts, above it, where it needs no turned letters."""
+    return words(2.0, 14.0, "start", f"{text}, logarithmic" if axis.logarithmic else text)
+
+
+def _picture(label: str, canvas: Canvas, shapes: str, counted: str) -> Markup:
     lines = grid(canvas.axis, canvas.level, LEFT, canvas.width - RIGHT)
-    inside = f"{lines}{shapes}{_block_labels(canvas)}"
+    title = axis_title(canvas.axis, counted)
+    inside = f"{title}{lines}{shapes}{_block_labels(canvas)}"
     return svg(canvas.width, canvas.height, label, inside)
 
 
 def _block_labels(canvas: Canvas) -> str:
     step = max(1, math.ceil(LABEL_WIDTH / canvas.slot))
-    y = canvas.floor + 16
+    y = canvas.floor + 17
     labels = [
         words(canvas.middle(block), y, "middle", str(block))
         for block in range(0, canvas.blocks, step)
     ]
     middle = (LEFT + canvas.width - RIGHT) / 2
-    return "".join([*labels, words(middle, y + 17, "middle", "block")])
-
-
-def _linear_ticks(low: float, high: float) -> list[float]:
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _number(value: float) -> str:
-    if value == 0 or 1e-3 <= abs(value) < 1e7:
-        return f"{value:,.7g}"
-    return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return "".join([*labels, words(middle, y + 19, "middle", "block")])

@@ -5,6 +5,7 @@ Each part is a function of the contents that gives its lead and its body.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,28 +18,35 @@ from bipline.compression.statistics import Scores
 from bipline.delivery.compensation_text import HEADER, compensation_lines, compensation_rows
 from bipline.delivery.contents import NO_SCORES, PackageContents, portable
 from bipline.delivery.page import (
+    Lane,
     Part,
     code,
-    details,
     figure,
     flat,
+    folded,
     joined,
-    plain,
+    lanes,
     render_page,
     swatch,
     table,
+    texts,
     tiles,
 )
 from bipline.delivery.pictures import (
+    FEW_BLOCKS,
     Group,
     dots_picture,
+    errors_picture,
     histogram_picture,
     widths_picture,
 )
+from bipline.delivery.recovery_part import recovery_told
+from bipline.delivery.samples import NEW_TOKENS
+from bipline.values.combination import UNIFORM
 from bipline.values.figures import percent, perplexity_text
-from bipline.values.record import EvaluationRecord
-from bipline.values.recovery import RecoveryRecord
-from bipline.values.side_by_side import side_by_side
+from bipline.values.paired import CONFIDENCE, student_quantile
+from bipline.values.record import EvaluationRecord, Perplexity
+from bipline.values.side_by_side import LARGEST_NATS, side_by_side
 
 # What of a package's figures is seen first, and how many of them.
 TILES, MOST_TILES = {"parameters", "perplexity", "acc", "prefill_tokens_per_second"}, 4
@@ -54,7 +62,21 @@ def render_report(contents: PackageContents) -> str:
         f"{percent(budget.reached_total)} of all parameters were removed. "
         f"The package holds the {contents.packaged} model."
     )
-    return render_page(title, subtitle, PARTS, contents)
+    return render_page(title, subtitle, PARTS, contents, _facts(contents))
+
+
+def _facts(contents: PackageContents) -> list[tuple[str, str]]:
+    """What the line of the title tells; of time, run and verdict no package says anything."""
+    plan, records = contents.plan, contents.records
+    chosen = [plan.criterion, plan.allocation, *([plan.layout] if plan.layout != UNIFORM else [])]
+    after, before = records[contents.packaged].parameters, records["dense"].parameters
+    return [
+        ("Parameters", f"{after:,} of {before:,}"),
+        ("Method", ", ".join([*chosen, plan.compensation])),
+        ("Model", contents.source_name),
+        ("Holds", f"the {contents.packaged} model"),
+        ("bipline", __version__),
+    ]
 
 
 def summary_part(contents: PackageContents) -> Content:
@@ -68,7 +90,48 @@ def summary_part(contents: PackageContents) -> Content:
     rows = [[line.title, *line.texts.values(), line.change] for line in lines]
     head = ["", *(model.capitalize() for model in contents.measured), "Change"]
     lead = f"Change is of the {contents.packaged} model against the dense one, same protocol."
-    return lead, tiles(first[:MOST_TILES]) + table(rows, head, numeric=True)
+    figures = table(rows, head, True, f"The {', '.join(contents.measured)} model, side by side")
+    return lead, joined([tiles(first[:MOST_TILES]), figures, *_intervals(contents)])
+
+
+def _intervals(contents: PackageContents) -> list[Markup]:
+    """Each text's perplexity of each model, with its 95 % interval where the record tells one."""
+    named = {text: None for record in contents.measured.values() for text in record.perplexity}
+    return [
+        lanes(
+            f"Perplexity on {text}: the lower, the better; lines are 95 % intervals of each alone, "
+            "that of the change is narrower.",
+            [
+                _lane(f"{model}, {record.parameters:,} parameters", record.perplexity[text])
+                for model, record in contents.measured.items()
+                if text in record.perplexity
+            ],
+            "perplexity",
+        )
+        for text in sorted(named)
+    ]
+
+
+def _lane(name: str, found: Perplexity) -> Lane:
+    reach = 0.0
+    if found.nll_stderr and found.windows and found.windows > 1:
+        reach = student_quantile(0.5 + CONFIDENCE / 2, found.windows - 1) * found.nll_stderr
+    low, high = (math.exp(min(found.nll + end, LARGEST_NATS)) for end in (-reach, reach))
+    if not reach:
+        low = high = found.value
+    told = f" ({perplexity_text(low)} to {perplexity_text(high)})" if reach else ""
+    return Lane(name, low, found.value, high, f"{perplexity_text(found.value)}{told}")
+
+
+def samples_part(contents: PackageContents) -> Content:
+    """How the dense model and the packaged one go on from the same beginnings."""
+    if not contents.samples:
+        return "None were written.", Markup("")
+    lead = (
+        f"Greedy continuations of at most {NEW_TOKENS} tokens in float32: the likeliest token, "
+        "again and again. What they show is no measurement."
+    )
+    return lead, joined(texts(f"“{each.prompt}”", each.texts.items()) for each in contents.samples)
 
 
 def widths_part(contents: PackageContents) -> Content:
@@ -96,18 +159,21 @@ def importance_part(contents: PackageContents) -> Content:
     scores, plan = contents.scored[1], contents.plan
     heads = _groups(contents, scores, "attention_groups")
     channels = _groups(contents, scores, "ffn_channels")
-    body = figure(
-        "Attention groups.",
-        "One mark per group, from left to right in the order of the groups." + _zeros(heads),
-        dots_picture(heads, "attention group"),
-        [(swatch("kept"), "kept (disc)"), (swatch("removed"), "removed (cross)")],
-    ) + figure(
-        "FFN channels.",
-        "One histogram per block: the wider, the more channels of that importance."
-        + _zeros(channels),
-        histogram_picture(channels, "FFN channels"),
-        [(swatch("kept"), "kept"), (swatch("removed"), "removed")],
-    )
+    pictures = [
+        figure(
+            "Attention groups.",
+            "One mark per group, from left to right in the order of the groups." + _zeros(heads),
+            dots_picture(heads, "attention group"),
+            [(swatch("kept"), "kept (disc)"), (swatch("removed"), "removed (cross)")],
+        ),
+        figure(
+            "FFN channels.",
+            "One histogram per block: the wider, the more channels of that importance."
+            + _zeros(channels),
+            histogram_picture(channels, "FFN channels"),
+            [(swatch("kept"), "kept"), (swatch("removed"), "removed")],
+        ),
+    ]
     told = f", {criterion_description(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
     lead = (
         f"Scores by {plan.criterion}{told} Within a block the highest stay"
@@ -115,55 +181,45 @@ def importance_part(contents: PackageContents) -> Content:
         f"score elsewhere may go, because allocation {plan.allocation} decides what each block "
         "keeps."
     )
-    return lead, body
+    return lead, joined(pictures, "pair" if len(heads) <= FEW_BLOCKS else "")
 
 
 def compensation_part(contents: PackageContents) -> Content:
     """What was done to the weights that stay, and what it did to each block."""
-    lead, *more = compensation_lines(contents.plan)
-    lead = ". ".join([lead.replace("`", "").removesuffix("."), *more])
+    lines = [line.replace("`", "").removesuffix(".") for line in compensation_lines(contents.plan)]
+    lead = " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
+    if (record := contents.plan.compensated) is None:
+        return lead, Markup("")
+    picture = errors_picture(
+        [block.error_without for block in record.blocks], [block.error for block in record.blocks]
+    )
+    shown = figure(
+        "Errors.",
+        "What each block's output differs by from the dense model's, on held-out windows: "
+        "0 is equal, 2 unrelated.",
+        picture,
+        [(swatch("removed"), "without (ring)"), (swatch("kept"), "with compensation (disc)")],
+    )
     rows = compensation_rows(contents.plan)
-    return f"{lead[0].upper()}{lead[1:]}.", table(rows, HEADER, True) if rows else Markup("")
+    return lead, shown + table(rows, HEADER, True, "What each block's matrices took")
 
 
 def evaluation_part(contents: PackageContents) -> Content:
     """The protocol, then every measured number with its details, model by model."""
     protocol = contents.records["dense"].to_json_value()["protocol"]
-    folded = [details("Protocol", table(flat(protocol)), opened=True)]
-    folded += [
-        details(f"{model.capitalize()} model", table(_record_rows(record)))
+    shown = [folded("Protocol", flat(protocol), opened=True)]
+    shown += [
+        folded(f"{model.capitalize()} model", _record_rows(record))
         for model, record in contents.measured.items()
     ]
-    return "All models were measured under this one protocol.", joined(folded)
+    return "All models were measured under this one protocol.", joined(shown)
 
 
 def recovery_part(contents: PackageContents) -> Content:
     """What the recovery training did, or that there was none."""
-    recovery = contents.recovery
-    if recovery is None:
+    if contents.recovery is None:
         return "No recovery training was run.", Markup("")
-    after = recovery.held_out_perplexity_after
-    rows = [
-        ["accepted", "yes" if recovery.accepted else "no"],
-        ["reason", recovery.reason],
-        ["held-out perplexity before", perplexity_text(recovery.held_out_perplexity_before)],
-        ["held-out perplexity after", "" if after is None else perplexity_text(after)],
-        ["tokens trained on", f"{recovery.tokens:,}"],
-        ["logits moved by merging, of the largest", plain(recovery.merge_difference)],
-        *flat(_told(recovery), ""),
-        *flat(recovery.recipe, "recipe"),
-    ]
-    kind = recovery.recipe.get("kind", "lora")
-    lead = f"A training ({kind}), merged into the weights and kept only where it helped."
-    return lead, table(rows)
-
-
-def _told(recovery: RecoveryRecord) -> dict[str, Any]:
-    """What newer records tell, where they do."""
-    told = recovery.model_dump(
-        include={"difference", "held_out_perplexity_dense", "best_step", "last_good_step"}
-    )
-    return {name: value for name, value in told.items() if value is not None}
+    return recovery_told(contents.recovery)
 
 
 def configuration_part(contents: PackageContents) -> Content:
@@ -171,29 +227,32 @@ def configuration_part(contents: PackageContents) -> Content:
     config = portable(contents.config)
     sections = {name: value for name, value in config.items() if isinstance(value, Mapping)}
     general = flat({name: value for name, value in config.items() if name not in sections})
-    folded = [details("General", table(general), opened=True)] if general else []
-    folded += [details(name.capitalize(), table(flat(each))) for name, each in sections.items()]
+    shown = [folded("General", general, opened=True)] if general else []
+    shown += [folded(name.capitalize(), flat(each)) for name, each in sections.items()]
     lead = "As the run read it, with every default written out. Local paths are shortened."
-    return lead, joined(folded)
+    return lead, joined(shown)
 
 
 def versions_part(contents: PackageContents) -> Content:
     """The versions numbers were measured with, and the digests everything is named by."""
     model = contents.resolution.model
-    digests = table([[name, code(digest)] for name, digest in _digests(contents).items()])
+    digests = [[name, code(digest)] for name, digest in _digests(contents).items()]
     source = {"source": contents.source_name, "revision": model.revision, "licence": model.licence}
-    folded = [
-        details("Digests (sha256)", digests, opened=True),
-        details("Source", table(flat(source))),
-    ]
+    shown = [folded("Digests (sha256)", digests, opened=True), folded("Source", flat(source))]
     for name, record in contents.measured.items():
         versions = flat({"bipline": __version__, **record.environment})
-        folded.append(details(f"Versions and machine, {name} model", table(versions)))
-    return "", joined(folded)
+        shown.append(folded(f"Versions and machine, {name} model", versions))
+    lead = (
+        "No time, run or verdict is told here, so that the same inputs give the same bytes. "
+        "The folder lineage beside this file has them, and the copy of this page in MLflow in "
+        "the line of its title."
+    )
+    return lead, joined(shown)
 
 
 PARTS: tuple[Part[PackageContents], ...] = (
     Part("summary", "Summary", summary_part),
+    Part("samples", "Samples of text", samples_part),
     Part("widths", "Widths kept", widths_part),
     Part("importance", "Importance per block", importance_part),
     Part("compensation", "Compensation", compensation_part),

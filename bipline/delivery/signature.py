@@ -1,5 +1,7 @@
 """Signatures of manifests, by the ``model_signing`` package: an elliptic curve key, offline.
 
+A package's lineage has a manifest of its own, so it is signed apart, by the same call.
+
 A manifest lists every file with its sha256, so who signs it signs them all. The signature lies
 beside it, a Sigstore bundle over an in-toto statement; no digest covers it. Without bipline it is
 verified by ``model_signing verify key manifest.json --signature manifest.json.sig --public_key K``,
@@ -11,12 +13,20 @@ from __future__ import annotations
 import json
 from binascii import Error as NotBase64
 from pathlib import Path
+from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.extras import require
+from bipline.delivery.lineage import verify_lineage
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import write_text
-from bipline.storage.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, verify_directory
+from bipline.storage.manifest import (
+    LINEAGE,
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    Manifest,
+    verify_directory,
+)
 
 EXTRA = "sign"
 
@@ -27,10 +37,10 @@ def is_signed(directory: Path) -> bool:
 
 
 def sign(directory: Path, key: Path) -> Manifest:
-    """Sign a directory by a private key in PEM, once all its files were verified.
+    """Sign a directory, and its lineage where it has one, by a private key in PEM.
 
-    An earlier signature is replaced. Raises InvalidInput for a key that cannot sign, Refused where
-    a file is not as listed.
+    All files are verified first. An earlier signature is replaced. Raises InvalidInput for a key
+    that cannot sign, Refused where a file is not as listed.
     """
     signing = require("model_signing.signing", EXTRA)
     config = signing.Config()
@@ -39,17 +49,24 @@ def sign(directory: Path, key: Path) -> Manifest:
     except (OSError, ValueError, TypeError) as error:
         raise InvalidInput(f"{key}: not a private elliptic curve key: {_line(error)}") from None
     manifest = verify_directory(directory)
+    lineage = verify_lineage(directory, manifest)
+    _sign_manifest(config, directory)
+    if lineage is not None:
+        _sign_manifest(config, directory / LINEAGE)
+    return manifest
+
+
+def _sign_manifest(config: Any, directory: Path) -> None:
     unfinished = directory / f".{SIGNATURE_NAME}.signing"
     try:
         config.sign(directory / MANIFEST_NAME, unfinished)
         write_text(directory / SIGNATURE_NAME, unfinished.read_text(encoding="utf-8"))
     finally:
         unfinished.unlink(missing_ok=True)
-    return manifest
 
 
 def verify(directory: Path, key: Path | None = None, digest: str | None = None) -> Manifest:
-    """Re-hash every file; with ``key``, a public one in PEM, also verify the signature.
+    """Re-hash every file, of the lineage too; with ``key``, a public one in PEM, both signatures.
 
     ``digest`` is what somebody else keeps of the directory: all of it, or 12 digits at least.
     Raises Refused at the first difference, InvalidInput for a key or digest that is none.
@@ -58,7 +75,10 @@ def verify(directory: Path, key: Path | None = None, digest: str | None = None) 
         _check_digest(digest)
     if key is not None:
         _verify_signature(directory, key)
+        if (directory / LINEAGE).exists():
+            _verify_signature(directory / LINEAGE, key)
     manifest = verify_directory(directory)
+    verify_lineage(directory, manifest)
     if digest is not None and not manifest.digest.startswith(digest):
         raise Refused(f"{directory}: has digest {manifest.digest}, not {digest}")
     return manifest

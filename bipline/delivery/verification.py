@@ -189,7 +189,7 @@ def _compare_greedy(model: Any, window: torch.Tensor) -> None:
     """Greedy decoding with and without the KV cache must give the same tokens."""
     room = model.config.max_position_embeddings - DECODED_TOKENS
     prompt = window[:, : max(1, min(PROMPT_TOKENS, room))]
-    cached, plain = (_decode(model, prompt, use_cache) for use_cache in (True, False))
+    cached, plain = (decoded(model, prompt, use_cache) for use_cache in (True, False))
     if len(cached) != len(plain) or len(plain) != prompt.shape[1] + DECODED_TOKENS:
         raise Refused(f"hf: decoding {DECODED_TOKENS} tokens gave another number of them")
     for place, (first, second) in enumerate(zip(cached, plain, strict=True)):
@@ -200,22 +200,27 @@ def _compare_greedy(model: Any, window: torch.Tensor) -> None:
         raise Refused(f"hf: decoding with the KV cache gives other tokens from {place} on")
 
 
-def _decode(model: Any, prompt: torch.Tensor, use_cache: bool) -> list[int]:
-    """Greedily, by these settings alone: without an end of text every run is equally long."""
+def decoded(
+    model: Any, prompt: torch.Tensor, use_cache: bool, tokens: int = DECODED_TOKENS
+) -> list[int]:
+    """A prompt ``[1, tokens]`` and what greedily follows, in token ids, by these settings alone.
+
+    Without an end of text every run is equally long.
+    """
     from transformers import GenerationConfig
 
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
         use_cache=use_cache,
-        max_new_tokens=DECODED_TOKENS,
+        max_new_tokens=tokens,
         pad_token_id=0,
     )
     # What a call leaves open is filled from here, be it of the file or of the model's class.
     model.generation_config = GenerationConfig()
     mask = torch.ones_like(prompt)
-    tokens = model.generate(prompt, attention_mask=mask, generation_config=settings)
-    return [int(token) for token in tokens[0]]
+    found = model.generate(prompt, attention_mask=mask, generation_config=settings)
+    return [int(token) for token in found[0]]
 
 
 def _tied(model: Any, prefix: list[int], first: int, second: int) -> bool:

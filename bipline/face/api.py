@@ -22,6 +22,8 @@ from bipline.face.keywords import (
     line_settings,
     measurement,
     named_texts,
+    task_names,
+    task_source,
 )
 from bipline.face.output import write_json
 from bipline.face.recovering import recover
@@ -146,6 +148,8 @@ def compare(
     *,
     calibration: Place | Sequence[Place] = (),
     texts: Mapping[str, Place] | None = None,
+    tasks: str | Sequence[str] = (),
+    task_data: Place | None = None,
     jobs: int = 1,
     keep: bool = False,
     json_file: Place | None = None,
@@ -158,7 +162,9 @@ def compare(
 
     ``settings`` are the fields of :class:`bipline.settings.sweep.GridSettings` (criteria, methods,
     ratios, seeds, ..., each a sequence or a text with commas), of the common ones of an
-    allocation, of calibrate and compute, and ``evaluation_seqlen`` and ``bos``.
+    allocation, of calibrate and compute, of :class:`bipline.settings.protocol.Protocol` (such as
+    ``bos``, ``limit`` and ``speed``), and ``evaluation_seqlen``. ``tasks`` and ``task_data`` are
+    those of :func:`evaluate`.
     """
     from bipline.comparison.engine import compare as compare_all
     from bipline.comparison.files import results_in, write_results
@@ -172,11 +178,13 @@ def compare(
     calibration = [calibration] if isinstance(calibration, (str, Path)) else calibration
     calibrations = named("--calibration", [str(each) for each in calibration])
     evaluation = named_texts(texts)
+    rows = {name: task_source(name, task_data) for name in task_names(tasks)}
     copies = {"json": json_file, "csv": csv_file, "html": html_file}
-    read = [*calibration, *evaluation.values()]
+    read = [*calibration, *evaluation.values(), *rows.values()]
     named_places.check_compare(sources, read, out=out, files=copies, state=state)
     downloads = Path(state) / "downloads"
-    inputs = resolve_inputs(named_models, calibrations, evaluation, downloads)
+    shots = chosen.evaluate.protocol.num_fewshot
+    inputs = resolve_inputs(named_models, calibrations, evaluation, downloads, rows, shots)
     comparison = compare_all(chosen, inputs, Path(out), jobs, keep)
     write_results(comparison, results_in(Path(out)))
     write_results(comparison, {suffix: Path(file) for suffix, file in copies.items() if file})
@@ -308,16 +316,17 @@ def speed(
 def verify(directory: Place, *, key: Place | None = None, digest: str | None = None) -> Manifest:
     """Re-hash every file of a directory against its manifest. Raises Refused where one differs.
 
-    ``key`` is a public key (PEM) that must have signed the manifest, ``digest`` what a registry
-    keeps of the directory.
+    Lineage, provenance and BOM of a package are held to what they are about too. ``key`` is a
+    public key (PEM) that must have signed the manifest, and the lineage's; ``digest`` what a
+    registry keeps of the directory.
     """
-    from bipline.delivery import signature
+    from bipline.delivery import vouching
 
-    return signature.verify(Path(directory), Path(key) if key else None, digest)
+    return vouching.verify(Path(directory), Path(key) if key else None, digest).manifest
 
 
 def sign(directory: Place, key: Place) -> Manifest:
-    """Verify a directory and sign its manifest by a private key (PEM); nothing else changes."""
+    """Verify a directory and sign its manifest, and its lineage's, by a private key (PEM)."""
     from bipline.delivery import signature
 
     return signature.sign(Path(directory), Path(key))

@@ -34,13 +34,19 @@ COMMANDS = {
         "runs", "Run the compress pipeline: from a model and its texts to a registered package.",
     ),
     "verify": ("verifying", "Re-hash every file of a directory; say what vouches for that."),
-    "sign": ("verifying", "Sign the manifest of a directory by a private key."),
+    "sign": (
+        "verifying",
+        "Sign the manifest of a directory by a private key, and that of its lineage.",
+    ),
     "sweep": (
         "runs",
         "Run the sweep pipeline: score once per criterion, measure every row, pick the best.",
     ),
     "runs": ("ran", "What ran on a stack, where it failed, its log, and how to go on."),
-    "watch": ("watching", "Watch for new releases; each starts its compress run exactly once."),
+    "watch": (
+        "watching",
+        "Watch for new releases of models; each starts its compress run exactly once.",
+    ),
     "prune": (
         "models",
         "Prune a model block by block, without ZenML or MLflow; killed, it goes on from OUT.work.",
@@ -83,7 +89,17 @@ def application(arguments: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     config.command("schema")(schema)
     config.callback()(lambda: None)
     app.add_typer(config, name="config")
+    app.add_typer(_store("store" in arguments), name="store")
     return app
+
+
+def _store(asked_for: bool) -> typer.Typer:
+    """The commands on a Store, whole where they are asked for."""
+    store = typer.Typer(no_args_is_help=True, help="What lies in the Store of pipeline runs.")
+    for name, function in (("list", "list_"), ("prune", "prune")):
+        found = getattr(import_module("bipline.face.storing"), function) if asked_for else None
+        store.command(name)(found or _not_asked_for)
+    return store
 
 
 def _not_asked_for() -> None:

@@ -21,6 +21,8 @@ from bipline.storage.task_rows import task_place
 Place = str | Path
 Sources = Place | Sequence[Place] | Mapping[str, float]
 NUMBERS = {"ratios": (float, "numbers"), "seeds": (int, "whole numbers")}
+# Of the others the name is a field of calibrate or compute, or a named protocol's.
+OF_PROTOCOL = Protocol.model_fields.keys() - {"seqlen", "dtype", "name", "version", "join"}
 COMPARED = ("auto", "llm-bip-glu", "wanda-sp", "magnitude", "random")
 
 
@@ -48,8 +50,8 @@ def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
     }
     if not grid.get("criteria") and not grid.get("methods"):
         grid["criteria"] = COMPARED if grid.get("criteria") is None else ()
-    protocol = {"seqlen": rest.pop("evaluation_seqlen", None), "bos": rest.pop("bos", None)}
-    protocol["dtype"] = rest.get("dtype")
+    protocol = {name: rest.pop(name) for name in rest.keys() & OF_PROTOCOL}
+    protocol |= {"seqlen": rest.pop("evaluation_seqlen", None), "dtype": rest.get("dtype")}
     values = sectioned(rest)
     protocol = {name: value for name, value in protocol.items() if value is not None}
     values |= {"grid": grid, "evaluate": {"protocol": protocol}}

@@ -75,11 +75,8 @@ def evaluate(
         ),
     ] = None,
     text: options.Text = None,
-    tasks: Annotated[str, option("comma-separated names of tasks", WHAT)] = "",
-    task_data: Annotated[
-        Path | None,
-        option("folder of NAME.jsonl rows, or of data sets; the hub's where not given", WHAT),
-    ] = None,
+    tasks: options.Tasks = "",
+    task_data: options.TaskData = None,
     baseline: Annotated[str | None, option("model to stand beside", WHAT)] = None,
     speed: Annotated[bool | None, option("measure prefill and decode speed", WHAT)] = None,
     allow_fitted: Annotated[
@@ -104,8 +101,8 @@ def evaluate(
 
 
 @with_settings(
-    CommonSettings, GridSettings, CalibrateSettings, ComputeSettings,
-    leave_out=("texts", "methods", "processes"),
+    CommonSettings, GridSettings, CalibrateSettings, ComputeSettings, Protocol,
+    leave_out=("texts", "methods", "processes", "name", "version", "join"),
 )  # fmt: skip
 def compare(
     models: Annotated[
@@ -116,6 +113,12 @@ def compare(
         list[str] | None, option("text: FILE or hf:NAME; may be repeated", CALIBRATION)
     ] = None,
     text: options.Text = None,
+    tasks: options.Tasks = "",
+    task_data: options.TaskData = None,
+    speed: Annotated[
+        bool | None,
+        option("measure every row's speed in turns with the dense model's; one process", WHAT),
+    ] = None,
     criteria: Annotated[
         str | None,
         option(
@@ -135,7 +138,6 @@ def compare(
     evaluation_seqlen: Annotated[
         int, option("window length in tokens, for perplexity", PROTOCOL)
     ] = 128,
-    bos: Annotated[str, option("for perplexity: none, text or window", PROTOCOL)] = "none",
     jobs: Annotated[
         int, option("processes, as far as memory has room; they share the cores", MACHINE)
     ] = 1,
@@ -157,7 +159,8 @@ def compare(
     with working(log := log_file(state, "compare")) as console:
         comparison = api.compare(
             models, out, calibration=calibration or (), texts=named_sources(text), jobs=jobs,
-            keep=keep, state=state, evaluation_seqlen=evaluation_seqlen, bos=bos, criteria=criteria,
-            methods=method, json_file=json_file, csv_file=csv_file, html_file=html_file, **settings,
+            tasks=tasks, task_data=task_data, speed=speed, keep=keep, state=state,
+            evaluation_seqlen=evaluation_seqlen, criteria=criteria, methods=method,
+            json_file=json_file, csv_file=csv_file, html_file=html_file, **settings,
         )  # fmt: skip
         print_compared(console, comparison, out, log)

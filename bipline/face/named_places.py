@@ -108,7 +108,7 @@ def check_compare(
 
     named = [
         *(("MODEL", model, Use.READ_FOLDER) for model in models),
-        *(("--calibration or --text", text, Use.READ_FILE) for text in texts),
+        *(("--calibration, --text or --tasks", text, Use.READ_FILE) for text in texts),
         ("--out", out, Use.KEPT), ("--state", state, Use.STATE),
     ]  # fmt: skip
     _check(named, {f"--{name}": (file, is_comparison) for name, file in files.items()})

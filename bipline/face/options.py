@@ -129,6 +129,11 @@ Calibration = Annotated[
 ]
 Seed = Annotated[int, option("draws windows, and whatever a method draws", CALIBRATION)]
 Text = Annotated[list[str] | None, option("NAME=FILE to measure on; may be repeated", WHAT)]
+Tasks = Annotated[str, option("comma-separated names of tasks", WHAT)]
+TaskData = Annotated[
+    Path | None,
+    option("folder of NAME.jsonl rows, or of data sets; the hub's where not given", WHAT),
+]
 JsonFile = Annotated[Path | None, option("write the result as JSON here", OUTPUT, "--json")]
 State = Annotated[Path, option("folder for logs and state")]
 Verbose = Annotated[bool, option("also tell how far each stage is from its floor")]

@@ -11,7 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from bipline.base.printable import printable
-from bipline.comparison.spread import STARRED, Repeated, named, ranked, table_lines
+from bipline.comparison.spread import (
+    BESIDE,
+    STARRED,
+    Repeated,
+    beside_lines,
+    named,
+    ranked,
+    table_lines,
+)
 from bipline.values.comparison import Comparison, SweepSummary
 from bipline.values.compensation import counts_text
 from bipline.values.figures import byte_size, kind_of, label_of
@@ -124,6 +132,10 @@ def print_tables(console: Console, comparison: Comparison) -> None:
         console.print(_table(head, lines, left={0, 1}, title=model))
         starred = [STARRED] if any(each.shares_sums for each in found) else []
         print_lines(console, [*starred, *_refused(comparison, found)])
+        if beside := beside_lines(comparison, model):
+            console.print()
+            title = f"{model}: tasks and speed beside dense"
+            console.print(_table(BESIDE, beside, left={0, 2}, title=title))
     console.print()
 
 
@@ -253,8 +265,8 @@ def _entry_line(line: HistoryLine) -> str:
 def _sweep_lines(summary: SweepSummary) -> dict[str, str]:
     best, told = summary.best, "nothing was selected"
     if best is not None:
-        tried, value = best.rows[0].combination, kind_of(best.minimised).text(best.value)
-        told = f"{tried.method}, ratio {tried.ratio:g}: {label_of(best.minimised)} {value}"
+        tried, value = best.rows[0].combination, kind_of(best.figure).text(best.value)
+        told = f"{tried.method}, ratio {tried.ratio:g}: {label_of(best.figure)} {value}"
     known = [stage.status for stage in summary.stages]
     counted = ", ".join(f"{known.count(status)} {status}" for status in dict.fromkeys(known))
     return {

@@ -23,9 +23,10 @@ def verify(
 ) -> None:
     """Re-hash every file of a directory; say what vouches for that."""
     from bipline.delivery.signature import is_signed
-    from bipline.face import api
+    from bipline.delivery.vouching import verify as verify_all
 
-    manifest = api.verify(directory, key=key, digest=digest)
+    verified = verify_all(directory, key, digest)
+    manifest = verified.manifest
     size = manifest.total_bytes / 1e6
     typer.echo(printable(f"{directory}: {len(manifest.files)} files, {size:.1f} MB, all as listed"))
     told = [f"signed by {key}"] if key else []
@@ -34,15 +35,17 @@ def verify(
         signed = "signed, by whom only --key PUB tells" if is_signed(directory) else "unsigned"
         told = [f"{signed}: compare it with the one a registry keeps"]
     typer.echo(printable(f"digest {manifest.digest} ({'; '.join(told)})"))
+    for line in verified.told:
+        typer.echo(printable(line))
 
 
 def sign(
     directory: Annotated[Path, DIRECTORY],
     key: Annotated[Path, typer.Option(help="private elliptic curve key (PEM)", show_default=False)],
 ) -> None:
-    """Sign the manifest of a directory by a private key.
+    """Sign the manifest of a directory by a private key, and that of its lineage.
 
-    The directory is verified first; the signature lies beside the manifest.
+    The directory is verified first; a signature lies beside its manifest.
     """
     from bipline.face import api
 

@@ -20,6 +20,7 @@ from bipline.base.progress import note
 from bipline.model.allowed import Allowed
 from bipline.model.families import family_of
 from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer, shape_of
+from bipline.values.origin import SECTION
 
 SHOWN = 60
 NAMED = 12
@@ -74,7 +75,7 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InvalidInput(f"{where}: model_type is {shown(model_type)}, not a text")
     allowed = allowed_keys(model_type)
     _refuse_named(config, where)
-    _tell_unknown(where, tuple(sorted(set(config) - set(allowed))))
+    _tell_unknown(where, tuple(sorted(set(config) - set(allowed) - {SECTION})))
     known = {key: value for key, value in config.items() if key in allowed}
     for key, value in known.items():
         _check(key, value, allowed[key], where)

@@ -47,13 +47,7 @@ def download_documents(
     commit = dataset_commit(repository, revision)
     what = f"hf:{repository}@{revision}"
     note(f"reading {what} (commit {commit[:12]})")
-    # An empty cache: the library would fall back to what an earlier run left in the user's.
-    with (
-        hub_failures(what, "data set"),
-        _data_set_failures(what, data_files),
-        TemporaryDirectory() as cache,
-    ):
-        rows = _stream(repository, commit, subset, split, data_files, cache)
+    with _rows(what, repository, commit, subset, split, data_files) as rows:
         found = list(_texts(what, islice(rows, documents), field))
         whole = [text for text in found if text is not None]
         if len(whole) < len(found):
@@ -70,33 +64,37 @@ def download_rows(
     """
     what = f"hf:{repository}@{commit[:12]}"
     note(f"reading {what}, split {split}")
-    with (
-        hub_failures(what, "data set"),
-        _data_set_failures(what, None),
-        TemporaryDirectory() as cache,
-    ):
-        return list(_stream(repository, commit, subset, split, None, cache))
+    with _rows(what, repository, commit, subset, split) as rows:
+        return list(rows)
 
 
-def _stream(
+@contextmanager
+def _rows(
+    what: str,
     repository: str,
     commit: str,
     subset: str | None,
     split: str,
-    data_files: str | None,
-    cache: str,
-) -> Iterator[dict[str, Any]]:
-    rows = require("datasets", "hub").load_dataset(
-        # The prefix keeps a local folder of the same name from being read instead.
-        f"hf://datasets/{repository}",
-        name=subset,
-        data_files={split: data_files} if data_files else None,
-        split=split,
-        revision=commit,
-        streaming=True,
-        cache_dir=cache,
-    )
-    return iter(rows)
+    data_files: str | None = None,
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """The rows of a split, streamed within the block; ``what`` names them in errors."""
+    with (
+        hub_failures(what, "data set"),
+        _data_set_failures(what, data_files),
+        # An empty cache: the library would fall back to what an earlier run left in the user's.
+        TemporaryDirectory() as cache,
+    ):
+        rows = require("datasets", "hub").load_dataset(
+            # The prefix keeps a local folder of the same name from being read instead.
+            f"hf://datasets/{repository}",
+            name=subset,
+            data_files={split: data_files} if data_files else None,
+            split=split,
+            revision=commit,
+            streaming=True,
+            cache_dir=cache,
+        )
+        yield iter(rows)
 
 
 def _texts(what: str, rows: Iterable[dict[str, Any]], field: str) -> Iterator[str | None]:

@@ -32,8 +32,10 @@ from bipline.storage.digests import digest_bytes, digest_file, digest_json, dige
 from bipline.storage.directory import environment_failure, write_text
 from bipline.storage.documents import CHAT, read_documents, text_file, write_documents
 from bipline.storage.folder import S3_SCHEME, Folder, LocalFolder, open_folder
+from bipline.storage.strict_json import parse_object
 from bipline.storage.task_rows import read_task_rows
-from bipline.values.resolution import ResolvedModel, ResolvedTask, ResolvedText
+from bipline.values.origin import SECTION, config_digest
+from bipline.values.resolution import CONFIG, ResolvedModel, ResolvedTask, ResolvedText
 
 HUB = "hf:"
 PLACES = "a directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
@@ -119,6 +121,7 @@ def _resolved_folder(source: str, folder: Folder, commit: str | None) -> Resolve
         revision=commit,
         location=str(Path(folder.location).absolute()) if local else folder.location,
         tensor_digest=checkpoint.tensor_digest,
+        config_digest=_config_digest(folder),
         files=files,
         tokenizer_digest=tokenizer,
         licence=next(licences_of(folder), None),
@@ -132,6 +135,12 @@ def _digests(folder: Folder, shards: dict[str, str]) -> dict[str, str]:
         for name in folder.names()
         if is_model_file(name)
     }
+
+
+def _config_digest(folder: Folder) -> str | None:
+    """The digest of a config.json without its origin; None where it names none."""
+    config = parse_object(folder.read(CONFIG), f"{folder.location}/{CONFIG}", "config", "")
+    return config_digest(config) if SECTION in config else None
 
 
 def licences_of(folder: Folder) -> Iterator[str]:

@@ -60,7 +60,25 @@ def read_header(file: ByteFile, where: str) -> dict[str, StoredTensor]:
         raise InvalidInput(f"{where}: not a whole safetensors file: {error}") from None
 
 
+def read_metadata(file: ByteFile) -> dict[str, str]:
+    """The texts in a file's ``__metadata__``; none where it has none. Raises InvalidInput."""
+    try:
+        metadata: dict[str, str] | None = _header(file)[0].get(METADATA)
+        _check_metadata(metadata)
+        return metadata or {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidInput(f"{file.name}: not a whole safetensors file: {error}") from None
+
+
 def _tensors(file: ByteFile) -> dict[str, StoredTensor]:
+    header, start = _header(file)
+    _check_metadata(header.pop(METADATA, None))
+    tensors = {name: _tensor(file, start, name, entry) for name, entry in header.items()}
+    return _covering(tensors, start, file.size)
+
+
+def _header(file: ByteFile) -> tuple[dict[str, Any], int]:
+    """The header as JSON, and where the tensors' bytes begin."""
     if file.size < LENGTH_BYTES:
         raise ValueError("shorter than a header")
     length = int.from_bytes(first := _bytes(file, 0, LENGTH_BYTES), "little")
@@ -75,9 +93,7 @@ def _tensors(file: ByteFile) -> dict[str, StoredTensor]:
     header = json.loads(text, object_pairs_hook=_distinct, parse_int=_whole)
     if not isinstance(header, dict):
         raise TypeError("the header is not an object")
-    _check_metadata(header.pop(METADATA, None))
-    tensors = {name: _tensor(file, start, name, entry) for name, entry in header.items()}
-    return _covering(tensors, start, file.size)
+    return header, start
 
 
 def _check_metadata(metadata: Any) -> None:

@@ -7,10 +7,13 @@ the same bytes: no timestamp, no path, no order that depends on a dictionary.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from bipline.base.errors import InvalidInput
 from bipline.model.checkpoint import FLOAT_DTYPES, tensor_bytes
 from bipline.model.opening import INDEX_FILE, SINGLE_FILE
 from bipline.storage.ahead import ahead
+from bipline.storage.digests import CHUNK_BYTES, digest_json, digest_listing
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.synced_file import SyncedFile
 
@@ -63,18 +67,23 @@ def write_weights(
     specs: list[TensorSpec],
     read: Pieces,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
-) -> None:
+    metadata: Mapping[str, str] | None = None,
+) -> str:
     """Write the shards of a model, and their index when there is more than one.
 
     ``read`` is called once per shard with the names of its tensors, in a thread that runs ahead
     of the writing; it gives them in that order, in pieces of whole rows with their names. Shards
-    that ``writer`` holds already are left out.
+    that ``writer`` holds already are left out. ``metadata`` goes into every header. Returns the
+    tensor digest of what was written.
     """
     shards = plan_shards(specs, shard_bytes)
     names = _shard_names(len(shards))
+    contents: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
-        if not writer.has(name):
-            _write_shard(writer, name, shard, read)
+        if writer.has(name):
+            contents |= _stored_contents(writer.path / name, shard)
+        else:
+            contents |= _write_shard(writer, name, shard, read, metadata or {})
     if len(shards) > 1:
         weight_map = {
             spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard
@@ -83,6 +92,8 @@ def write_weights(
         write_json(
             writer, INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
+    digests = {s.name: digest_json([s.dtype, list(s.shape), contents[s.name]]) for s in specs}
+    return digest_listing(digests)
 
 
 def write_json(writer: DirectoryWriter, name: str, value: Any) -> None:
@@ -96,9 +107,9 @@ def _shard_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _header(shard: list[TensorSpec]) -> bytes:
+def _header(shard: list[TensorSpec], metadata: Mapping[str, str]) -> bytes:
     """The safetensors header: 8 bytes of length, then JSON padded with spaces to 8 bytes."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for spec in shard:
         end = offset + spec.num_bytes
@@ -113,17 +124,45 @@ def _header(shard: list[TensorSpec]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_shard(writer: DirectoryWriter, name: str, shard: list[TensorSpec], read: Pieces) -> None:
+def _write_shard(
+    writer: DirectoryWriter,
+    name: str,
+    shard: list[TensorSpec],
+    read: Pieces,
+    metadata: Mapping[str, str],
+) -> dict[str, str]:
+    """Write a shard; the sha256 of the bytes of each tensor in it."""
     waiting = ahead(_shard_chunks(shard, read), PIECES_AHEAD)
-    with SyncedFile(writer.path / name) as file, waiting as chunks:
-        for data in chunks:
+    contents = {spec.name: hashlib.sha256() for spec in shard}
+    with (
+        SyncedFile(writer.path / name) as file, waiting as chunks, ThreadPoolExecutor(1) as beside,
+    ):  # fmt: skip
+        file.write(_header(shard, metadata))
+        for tensor, data in chunks:
+            hashed = beside.submit(contents[tensor].update, data)
             file.write(data)
+            hashed.result()
     writer.add_hashed(name, file.size, file.sha256)
+    return {tensor: content.hexdigest() for tensor, content in contents.items()}
 
 
-def _shard_chunks(shard: list[TensorSpec], read: Pieces) -> Iterator[bytes | memoryview[int]]:
-    """A shard's bytes in order, checked against what its header announces."""
-    yield _header(shard)
+def _stored_contents(path: Path, shard: list[TensorSpec]) -> dict[str, str]:
+    """The same of a shard that an earlier run finished."""
+    contents = {}
+    with path.open("rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), 1)
+        for spec in shard:
+            sha256, left = hashlib.sha256(), spec.num_bytes
+            while left:
+                piece = file.read(min(CHUNK_BYTES, left))
+                sha256.update(piece)
+                left -= len(piece)
+            contents[spec.name] = sha256.hexdigest()
+    return contents
+
+
+def _shard_chunks(shard: list[TensorSpec], read: Pieces) -> Iterator[tuple[str, memoryview[int]]]:
+    """A shard's tensors in order, in pieces, checked against what its header announces."""
     dtypes = {spec.name: spec.dtype for spec in shard}
     left = {spec.name: spec.num_bytes for spec in shard}
     for name, piece in read(list(left)):
@@ -131,7 +170,7 @@ def _shard_chunks(shard: list[TensorSpec], read: Pieces) -> Iterator[bytes | mem
             raise ValueError(f"{name}: {piece.dtype} is not the announced {dtypes[name]}")
         data = tensor_bytes(piece)
         left[name] -= len(data)
-        yield data
+        yield name, data
     for name, missing in left.items():
         if missing:
             raise ValueError(f"{name}: {missing} bytes fewer than its shape has")

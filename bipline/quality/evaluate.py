@@ -100,6 +100,8 @@ def evaluate(
             {name: task_digest(path) for name, path in tasks.items()},
             {name: str(each.task.VERSION) for name, each in questions.items()},
         ),
+        seed=protocol.fewshot_seed if tasks else None,
+        stride=(protocol.stride or protocol.width) if texts else None,
         environment={**environment(running.device), **({"fitted_text": fitted} if fitted else {})},
     )
 
@@ -143,7 +145,9 @@ def windows_of(
     """The windows of a text under a protocol. Raises as :func:`text_windows`."""
     join = protocol.join.get(name, JOIN)
     documents = read_documents(path)
-    return text_windows(tokenizer, documents, protocol.seqlen, protocol.bos, max_memory, join)
+    return text_windows(
+        tokenizer, documents, protocol.seqlen, protocol.bos, max_memory, join, protocol.stride
+    )
 
 
 def measure_perplexity(
@@ -160,7 +164,7 @@ def measure_perplexity(
     results = {}
     for name, path in texts.items():
         windows = windows_of(tokenizer, protocol, name, path, running.max_memory)
-        results[name] = measure_text(loop, windows, name, running.max_memory)
+        results[name] = measure_text(loop, windows, name, running.max_memory, protocol.stride)
     return results
 
 

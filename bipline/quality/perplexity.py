@@ -1,7 +1,8 @@
 """Perplexity: the text is joined and tokenised once and cut into windows that do not overlap.
 
 Within a window every token but the first is predicted; token losses are float32, their sum is
-float64. The tokens after the last whole window are left out, as in LLM-Pruner's protocol.
+float64. The tokens after the last whole window are left out, as in LLM-Pruner's protocol. With a
+stride windows overlap, and the loss of their last ``stride`` tokens counts; all count alike.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ def text_windows(
     bos: BosPolicy,
     max_memory: int | None = None,
     join: str = JOIN,
+    stride: int | None = None,
 ) -> torch.Tensor:
     """The token windows of a text, ``[windows, seqlen]``; ``join`` stands between its documents.
 
+    A window begins ``stride`` tokens after the one before, None: where that ends.
     Raises InvalidInput when the text is shorter than one window, takes more than ``max_memory`` or
     the tokenizer fails on it, and when a BOS is asked of a tokenizer that has none.
     """
@@ -47,12 +50,11 @@ def text_windows(
     if bos == "text":
         ids = [tokenizer.bos_token_id, *ids]
     width = seqlen - 1 if bos == "window" else seqlen
-    count = len(ids) // width
-    if count < 1:
+    if len(ids) < width:
         raise InvalidInput(f"the text has {len(ids)} tokens, shorter than one window of {seqlen}")
-    windows = torch.tensor(ids[: count * width], dtype=torch.int64).view(count, width)
+    windows = torch.tensor(ids, dtype=torch.int64).unfold(0, width, stride or width).contiguous()
     if bos == "window":
-        opening = torch.full((count, 1), tokenizer.bos_token_id, dtype=torch.int64)
+        opening = torch.full((len(windows), 1), tokenizer.bos_token_id, dtype=torch.int64)
         windows = torch.cat([opening, windows], dim=1)
     return windows
 
@@ -68,10 +70,15 @@ def perplexity(
 
 
 def measure_text(
-    loop: BlockLoop, windows: torch.Tensor, name: str, max_memory: int | None = None
+    loop: BlockLoop,
+    windows: torch.Tensor,
+    name: str,
+    max_memory: int | None = None,
+    stride: int | None = None,
 ) -> tuple[Perplexity, tuple[float, ...]]:
-    """The same, and beside it the mean nats per token of every window."""
+    """The same, and beside it the mean nats per token of every window: of its last ``stride``."""
     losses = token_losses(loop, windows, f"perplexity of {name}", max_memory).double()
+    losses = losses[:, -stride:] if stride else losses
     means = tuple(losses.mean(1).tolist())
     return _summary(float(losses.sum()) / losses.numel(), losses.numel(), means, name), means
 

@@ -112,7 +112,8 @@ def task_questions(
     found = {}
     for name, path in track(tasks.items(), "tokens of the tasks", len(tasks)):
         asked.check_opening(name)
-        found[name] = questions = Questions(name, task_of(name, path, protocol.num_fewshot))
+        task = task_of(name, path, protocol.num_fewshot, protocol.fewshot_seed)
+        found[name] = questions = Questions(name, task)
         questions.ask(asked, protocol.limit)
         questions.hold_to(protocol.max_excluded, asked.window)
     return found

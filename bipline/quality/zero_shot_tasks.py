@@ -16,6 +16,7 @@ from bipline.base.errors import BiplineError, InvalidInput
 from bipline.base.extras import check, require
 from bipline.model.loading import one_line
 from bipline.quality.zero_shot_data import ONLY, read_data_set
+from bipline.settings.protocol import FEWSHOT_SEED
 from bipline.storage.task_rows import SHARED, holds_rows, read_task_rows
 
 # What lm-eval puts between a query and what continues it.
@@ -33,12 +34,10 @@ USUAL = {
 # The metrics that are shares of right answers, the first of them a task has is its ``acc``.
 ACCURACIES = ("acc", "exact_match")
 TASK_LINE = re.compile(rb"""^task:[ \t]*["']?([^\s"'#]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
-# lm-eval's own.
-FEWSHOT_SEED = 1234
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
-def task_of(name: str, path: Path, num_fewshot: int = 0) -> Any:
+def task_of(name: str, path: Path, num_fewshot: int = 0, fewshot_seed: int = FEWSHOT_SEED) -> Any:
     """lm-eval's task on the rows or the data set at ``path``.
 
     Raises InvalidInput where they cannot be measured, for a task that is no such measurement, and
@@ -61,7 +60,7 @@ def task_of(name: str, path: Path, num_fewshot: int = 0) -> Any:
         raise InvalidInput(f"task {name}: lm-eval measures {', '.join(metrics)}, no accuracy")
     # A task that is asked without examples by its own configuration stays so, as in lm-eval.
     task.config.num_fewshot = 0 if task.config.num_fewshot == 0 else num_fewshot
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    task.set_fewshot_seed(seed=fewshot_seed)
     return task
 
 

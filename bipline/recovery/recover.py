@@ -23,6 +23,7 @@ from bipline.compression.prune import (
     PLAN_NAME,
     copy_side_files,
     declared,
+    write_config,
     write_shipped_files,
 )
 from bipline.model.block_loop import BlockLoop
@@ -31,7 +32,7 @@ from bipline.model.families import model_axes
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer, tokenizer_of
-from bipline.model.writer import TensorSpec, write_json, write_weights
+from bipline.model.writer import TensorSpec, write_weights
 from bipline.quality.perplexity import measure_text, text_windows
 from bipline.recovery.adapter import MERGE_TOLERANCE, merged, prepared, save_adapter
 from bipline.recovery.examples import Examples, examples_of
@@ -42,7 +43,9 @@ from bipline.settings.recipes import TAUGHT, DistillRecipe, Schedule
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.documents import read_documents
 from bipline.storage.folder import Folder
+from bipline.values.origin import ModelOrigin
 from bipline.values.paired import PairedDifference, paired_difference
+from bipline.values.plan import read_plan
 from bipline.values.recovery import RecoveryRecord
 
 LAST_GOOD = "last-good"
@@ -240,13 +243,19 @@ def write_merged(
         for name in model_axes(source.family, source.config)
     ]
     dtypes = {name: TORCH_DTYPES[stored.dtype] for name, stored in source.tensors.items()}
-    write_weights(
-        writer, specs, lambda names: ((name, merged[name].to(dtypes[name])) for name in names)
-    )
-    write_json(writer, "config.json", source.config)
     plan = source.directory / PLAN_NAME
     if plan.is_file():
         write_text(writer.path / PLAN_NAME, plan.read_text(encoding="utf-8"))
+        origin = ModelOrigin.of_plan(read_plan(plan))
+    else:
+        origin = ModelOrigin.of_base(source.tensor_digest)
+    tensor_digest = write_weights(
+        writer,
+        specs,
+        lambda names: ((name, merged[name].to(dtypes[name])) for name in names),
+        metadata=origin.metadata(),
+    )
+    write_config(writer, source.config, origin, tensor_digest)
     copy_side_files(source.folder, writer.path)
     write_shipped_files(source.config, writer.path)
-    writer.info = declared(source.config, source.parameters, len(specs))
+    writer.info = declared(source.config, source.parameters, len(specs), tensor_digest)

@@ -88,17 +88,17 @@ def _of_the_hub(value: Any) -> Any:
     return dict.fromkeys(value, "hf:")
 
 
+TASKS = (
+    "name: .jsonl file of zero-shot rows, lm-eval's data set on disk, or hf:; a list of lm-eval's "
+    "names is hf: for each"
+)
 Tasks = Annotated[dict[str, str], BeforeValidator(_of_the_hub)]
 
 
 class CompressSettings(StackSettings, LineSettings):
     """One compress run: a model, its texts and tasks, and a section per stage."""
 
-    tasks: Tasks = Field(
-        default={},
-        description="name: .jsonl file of zero-shot rows, lm-eval's data set on disk, or hf:; a "
-        "list of lm-eval's names is hf: for each",
-    )
+    tasks: Tasks = Field(default={}, description=TASKS)
     recover: RecoverSettings = RecoverSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     export: ExportSettings = ExportSettings()

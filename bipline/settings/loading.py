@@ -40,7 +40,7 @@ def load(kind: type[Configuration], path: Path, overrides: tuple[str, ...] = ())
     for override in overrides:
         _override(values, override)
     try:
-        if kind is CompressSettings:
+        if kind in KINDS.values():
             values = expand_protocol(values)
         # Through JSON, because YAML gives lists and strict mode wants tuples.
         return kind.model_validate_json(json.dumps(values))

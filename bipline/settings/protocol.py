@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bipline.settings.base import Settings
 from bipline.settings.line import DtypeName
@@ -16,6 +16,8 @@ from bipline.settings.line import DtypeName
 BosPolicy = Literal["none", "text", "window"]
 # Left out of a record, as it was before it could be set: older digests stand.
 FILLED_BATCH = 8
+# lm-eval's own.
+FEWSHOT_SEED = 1234
 
 
 def _is_none(value: object) -> bool:
@@ -23,7 +25,8 @@ def _is_none(value: object) -> bool:
 
 
 class Protocol(Settings):
-    """How a model is measured. Windows do not overlap.
+    """How a model is measured. Windows do not overlap, unless a ``stride`` is given: then every
+    window begins so many tokens after the one before, and only its last ``stride`` tokens count.
 
     ``bos``: ``none`` adds no BOS; ``text`` one before the joined text; ``window`` one before
     every window (which then holds ``seqlen - 1`` tokens of text).
@@ -40,9 +43,23 @@ class Protocol(Settings):
     )
     seqlen: int = Field(default=128, ge=2, description="window length in tokens")
     bos: BosPolicy = Field(default="none", description="where a BOS goes: none, text or window")
+    stride: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=_is_none,
+        description="tokens from one window to the next, of which alone the loss counts; null: a "
+        "whole window",
+    )
     dtype: DtypeName = Field(default="float32", description="compute dtype")
     batch_size: int = Field(default=16, ge=1, le=1 << 16, description="sequences a batch in tasks")
     num_fewshot: int = Field(default=0, ge=0, le=1000, description="examples before each question")
+    fewshot_seed: int = Field(
+        default=FEWSHOT_SEED,
+        ge=0,
+        le=(1 << 32) - 1,
+        exclude_if=lambda value: value == FEWSHOT_SEED,
+        description="draws the examples",
+    )
     limit: int | None = Field(
         default=None,
         ge=1,
@@ -63,6 +80,34 @@ class Protocol(Settings):
         exclude_if=lambda value: value == FILLED_BATCH,
         description="sequences of a filled batch, measured beside batch 1",
     )
+
+    @model_validator(mode="after")
+    def _overlapping(self) -> Protocol:
+        if self.stride is not None and self.stride >= self.width:
+            raise ValueError(
+                f"stride {self.stride}: a window has {self.width} tokens of text; give fewer, or "
+                "no stride for windows that do not overlap"
+            )
+        return self
+
+    @property
+    def width(self) -> int:
+        """Tokens of text in a window."""
+        return self.seqlen - (self.bos == "window")
+
+    @property
+    def on_texts(self) -> Protocol:
+        """What of it perplexity depends on, all else at its default."""
+        return self._only("join", "seqlen", "bos", "stride", "dtype")
+
+    @property
+    def on_tasks(self) -> Protocol:
+        """What of it the answers to tasks depend on, all else at its default."""
+        names = "dtype", "batch_size", "num_fewshot", "fewshot_seed", "limit", "max_excluded"
+        return self._only(*names)
+
+    def _only(self, *names: str) -> Protocol:
+        return Protocol(**{name: getattr(self, name) for name in names})
 
     def described(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pydantic import Field, model_validator
 
 from bipline.settings.base import SeedNumber, Settings
-from bipline.settings.compress import all_known
+from bipline.settings.compress import TASKS, Tasks, all_known
 from bipline.settings.line import (
     MODEL,
     TEXTS,
@@ -22,7 +22,7 @@ from bipline.settings.line import (
 from bipline.settings.protocol import Protocol
 from bipline.settings.stack import StackSettings
 from bipline.values.combination import Choice, Method
-from bipline.values.figures import row_names
+from bipline.values.figures import kind_of, row_names
 
 
 class GridSettings(Settings):
@@ -79,26 +79,54 @@ class MeasureSettings(Settings):
     texts: tuple[str, ...] = Field(
         default=("held-out",), min_length=1, description="texts for perplexity"
     )
-    protocol: Protocol = Field(default=Protocol(), description="how they are measured")
+    tasks: tuple[str, ...] = Field(default=(), description="zero-shot tasks")
+    protocol: Protocol = Field(
+        default=Protocol(), description="how they are measured, and whether speed is"
+    )
 
 
 class Selection(Settings):
-    """What is minimised, and what no seed of a combination may exceed."""
+    """What is minimised or maximised, and the limits that every seed of a combination must meet."""
 
-    minimise: str = Field(
-        description="figure whose mean over seeds is to be least: perplexity.TEXT, parameters, ..."
+    minimise: str | None = Field(
+        default=None,
+        description="figure whose mean over seeds is to be least: perplexity.TEXT, parameters, ...",
+    )
+    maximise: str | None = Field(
+        default=None,
+        description="or the one whose mean is to be highest: acc.TASK, decode_factor, ...",
     )
     at_most: dict[str, float] = Field(
         default={},
         description="limits by figure, such as parameters_ratio or perplexity_increase.TEXT",
     )
+    at_least: dict[str, float] = Field(
+        default={}, description="limits by figure, such as acc.TASK or acc_change.TASK"
+    )
 
-    def check(self, texts: Iterable[str]) -> None:
-        """Raise ValueError for a figure that rows do not have."""
-        known = row_names(texts)
-        for name in (self.minimise, *self.at_most):
+    @model_validator(mode="after")
+    def _one_way(self) -> Selection:
+        if (self.minimise is None) == (self.maximise is None):
+            raise ValueError("select: give one of minimise and maximise")
+        return self
+
+    @property
+    def figure(self) -> str:
+        """The figure that decides."""
+        return self.minimise or self.maximise or ""
+
+    def check(
+        self, texts: Iterable[str], tasks: Iterable[str] = (), with_speed: bool = False
+    ) -> None:
+        """Raise ValueError for a figure that rows do not have, or that is better the other way."""
+        known = row_names(texts, tasks, with_speed)
+        for name in (self.figure, *self.at_most, *self.at_least):
             if name not in known:
                 raise ValueError(f"select: {name!r} is no figure; known: {', '.join(known)}")
+        better = kind_of(self.figure).better
+        if better == ("higher" if self.minimise else "lower"):
+            way = "maximise" if self.minimise else "minimise"
+            raise ValueError(f"select: {self.figure} is better where it is {better}; write {way}")
 
 
 class ComparisonSettings(Settings):
@@ -116,6 +144,7 @@ class SweepSettings(StackSettings, ComparisonSettings):
 
     model: str = Field(description=MODEL)
     texts: dict[str, str] = Field(description=TEXTS)
+    tasks: Tasks = Field(default={}, description=TASKS)
     select: Selection | None = Field(
         default=None, description="which row is the best, and within which limits"
     )
@@ -123,8 +152,8 @@ class SweepSettings(StackSettings, ComparisonSettings):
     @model_validator(mode="after")
     def _names_exist(self) -> SweepSettings:
         all_known("text", [*self.calibrate.texts, *self.evaluate.texts], self.texts)
-        if self.evaluate.protocol.speed:
-            raise ValueError("evaluate.protocol.speed: a sweep measures perplexity, not speed")
+        all_known("task", self.evaluate.tasks, self.tasks)
         if self.select:
-            self.select.check(self.evaluate.texts)
+            measured = self.evaluate
+            self.select.check(measured.texts, measured.tasks, measured.protocol.speed)
         return self

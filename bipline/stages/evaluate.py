@@ -49,7 +49,7 @@ def evaluate(
     context: Context, subject: Handle, given: Resolution, protocol: Protocol, name: str = "pruned"
 ) -> EvaluationRecord:
     """Measure a pruned or recovered model; ``name`` says which, for those who watch."""
-    inputs, title = {"model": subject.digest}, f"evaluate_{name}"
+    inputs, title = {"model": subject.content}, f"evaluate_{name}"
     return _stored(context, given, protocol, inputs, lambda: context.store.open(subject), title)
 
 

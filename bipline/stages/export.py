@@ -10,7 +10,9 @@ from typing import Any
 from bipline.base import extras
 from bipline.base.progress import heading
 from bipline.delivery import export as core
+from bipline.delivery.contents import packaged_of
 from bipline.delivery.formats.directory import export_to, format_of
+from bipline.delivery.samples import continued
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import check_generation
 from bipline.model.opening import open_checkpoint
@@ -84,13 +86,15 @@ def export(
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
         open_ = context.store.open
+        place, dense = open_(model), local_copy(resolution.model, context.downloads)
         contents = core.PackageContents(
-            model=open_(model),
-            dense=local_copy(resolution.model, context.downloads),
+            model=place,
+            dense=dense,
             statistics=open_(statistics) if statistics else None,
             resolution=resolution,
             **vars(account),
             formats=settings.formats,
+            samples=continued({"dense": dense, packaged_of(account.records): place}),
         )
         core.write_package(contents, writer)
 

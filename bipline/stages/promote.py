@@ -16,9 +16,10 @@ from typing import Any
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import heading, note
 from bipline.delivery.evidence import read_evidence
+from bipline.delivery.lineage import record_run, record_verdict
 from bipline.delivery.registries import mlflow as core
 from bipline.delivery.registries.journal import check_alias, history_of
-from bipline.delivery.registries.journal_mlflow import SUFFIX, MlflowRegistry
+from bipline.delivery.registries.journal_mlflow import REPORT, SUFFIX, MlflowRegistry
 from bipline.delivery.registries.mlflow_run import RunContent, Tracking
 from bipline.delivery.registries.mlflow_service import registry_at, tracking_uri
 from bipline.delivery.registries.promotion import (
@@ -27,6 +28,7 @@ from bipline.delivery.registries.promotion import (
     promote_version,
     roll_back_alias,
 )
+from bipline.delivery.run_facts import version_facts
 from bipline.delivery.version_summary import base_model, version_summary
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import flattened
@@ -35,6 +37,7 @@ from bipline.settings.gate import EVERY, GateSettings, gate_name, load_gate
 from bipline.stages.export import Account
 from bipline.stages.stage import Context, Lines
 from bipline.storage.store import Handle
+from bipline.values.lineage import RunLineage
 from bipline.values.metrics import curves_of, final_metrics, metrics_of
 from bipline.values.promotion import History, Promotion
 from bipline.values.resolution import Resolution, ResolvedTask, ResolvedText, read_resolution
@@ -54,16 +57,20 @@ def promote(
     tags: Mapping[str, str],
     seconds: Mapping[str, float],
     evaluated_at: datetime | None = None,
+    run: RunLineage | None = None,
 ) -> Registration:
     """Register the package as candidate, with every number of the run; then ask the gate.
 
-    ``seconds`` are of the stages that ran. Never found in a Store: whether the registry has it is
-    the registry's to say. A refusal is told in the registration, so that the run's other results
-    stay. Raises InvalidInput for an alias that needs a gate and has none.
+    ``seconds`` are of the stages that ran; ``run`` is added to the package's lineage first. Never
+    found in a Store: whether the registry has it is the registry's to say. A refusal is told in the
+    registration, so that the run's other results stay. Raises InvalidInput for an alias that needs
+    a gate and has none.
     """
     heading("promote")
     _check_gate(settings)
     place = context.store.open(package)
+    if run is not None:
+        record_run(place, account.config, run)
     with registry_at(settings.registry_uri):
         registered = core.track_and_register(
             package=place,
@@ -75,10 +82,13 @@ def promote(
         registry = MlflowRegistry(settings.name)
         if evaluated_at is not None:
             registry.tell_evaluated(registered.version, evaluated_at)
-        if gate is None:
-            return registered
-        chosen = Gate(gate, gate_name(str(settings.gate)))
-        return _gated(registry, place, registered, settings.alias, chosen)
+        if gate is not None:
+            chosen = Gate(gate, gate_name(str(settings.gate)))
+            registered = _gated(registry, place, registered, settings.alias, chosen)
+        page = (place / REPORT).read_text(encoding="utf-8")
+        facts = version_facts(registered, evaluated_at)
+        registry.tell_report(registered.mlflow_run_id, page, facts)
+        return registered
 
 
 def _content(
@@ -92,9 +102,7 @@ def _content(
     records, plan = account.records, account.plan
     packaged = str(package.info["packaged"])
     model = read_resolution(place / "resolution.json").model
-    documents = {
-        name: (place / name).read_text(encoding="utf-8") for name in ("report.html", "README.md")
-    }
+    documents = {name: (place / name).read_text(encoding="utf-8") for name in (REPORT, "README.md")}
     return RunContent(
         params=flattened(account.config),
         metrics={
@@ -137,8 +145,12 @@ def _gated(
     except Refused as refusal:
         note(str(refusal))
         verdict = refusal.verdict if isinstance(refusal, GateRefused) else None
+        if verdict is not None:
+            record_verdict(place, verdict)
         return registered.model_copy(update={"refusal": str(refusal), "verdict": verdict})
     note(str(promotion))
+    if promotion.verdict is not None:
+        record_verdict(place, promotion.verdict)
     return registered.model_copy(update={"alias": alias, "verdict": promotion.verdict})
 
 

@@ -51,6 +51,7 @@ def prune(
         shape = context.opened(model).shape
         dense = shape.num_key_value_heads, shape.intermediate_size
         write_prune_card(model, plan, dense, writer.path / "README.md")
+        core.declare_content(writer)
 
     return STAGE.run(context, STAGE.key(inputs, settings.model_dump(mode="json")), produce)
 

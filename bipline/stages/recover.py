@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bipline.base import extras
 from bipline.base.errors import InvalidInput
-from bipline.compression.prune import KIND
+from bipline.compression.prune import KIND, declare_content
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
 from bipline.recovery import recover as core
@@ -59,7 +59,7 @@ def recover(
     """
     text, judge = texts[settings.text], texts[settings.held_out]
     _check_overlap(text.location, judge.location, [each.location for each in evaluation])
-    inputs = Inputs(pruned.digest, lambda: context.store.open(pruned), text, judge, dense)
+    inputs = Inputs(pruned.content, lambda: context.store.open(pruned), text, judge, dense)
     stored, record = recovered(context, inputs, settings.recipe)
     return (stored if record.accepted else pruned), record
 
@@ -102,6 +102,7 @@ def recovered(
             known = [FittedText.of(read_documents(source)) for source in sources]
             before = read_fitted([request.pruned]) or FittedText()
             write_text(writer.path / FITTED_NAME, FittedText.joined([before, *known]).to_json())
+            declare_content(writer)
         writer.info = {**writer.info, "recovery": record.model_dump(mode="json")}
 
     key = STAGE.key(inputs, recipe.model_dump(mode="json"), computing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,24 +34,25 @@ def speed(
 
     Two names of one model, as after a refused recovery, are measured once.
     """
-    names = {handle.digest: name for name, handle in reversed(list(made.items()))}
+    names = {handle.content: name for name, handle in reversed(list(made.items()))}
 
     def measure(work: Path) -> Speeds:
         models = {"dense": open_checkpoint(local_copy(dense, context.downloads))}
         for name, handle in made.items():
-            if names[handle.digest] == name:
+            if names[handle.content] == name:
                 models[name] = open_checkpoint(context.store.open(handle))
         return Speeds(models=measure_speed(models, protocol, context.device))
 
-    inputs = {"dense": dense.identity, **{name: each.digest for name, each in made.items()}}
-    asked = protocol.model_dump(mode="json", include={"dtype", *_OWN}) | {
-        "speed_batch": protocol.speed_batch
-    }
-    key = STAGE.key(inputs, asked, {"device": context.device.type})
+    inputs = {"dense": dense.identity, **{name: each.content for name, each in made.items()}}
+    key = STAGE.key(inputs, speed_settings(protocol), {"device": context.device.type})
     return STAGE.value(context, key, Speeds, measure)
 
 
-_OWN = {name for name in Protocol.model_fields if name.startswith("speed")}
+def speed_settings(protocol: Protocol) -> dict[str, Any]:
+    """What of a protocol decides how speed is measured."""
+    own = {name for name in Protocol.model_fields if name.startswith("speed")}
+    told = protocol.model_dump(mode="json", include={"dtype", *own})
+    return {**told, "speed_batch": protocol.speed_batch}
 
 
 def measured(models: Mapping[str, Checkpoint], protocol: Protocol, device: torch.device) -> Speeds:

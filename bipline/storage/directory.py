@@ -34,6 +34,7 @@ from bipline.storage.manifest import (
     relative_files,
 )
 from bipline.storage.names import is_plain_name
+from bipline.storage.sharing import cloned, linked
 from bipline.storage.strict_json import DELETE, read_json
 
 # What an operating system says when the surroundings, not the input, are at fault.
@@ -71,7 +72,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 class DirectoryWriter:
-    """The directory while it is written. ``path`` is where its files go for now."""
+    """The directory while it is written. ``path`` is where its files go for now.
+
+    ``shares``: it becomes one that nobody writes, so it may hold links to files of others like it.
+    """
+
+    shares = False
 
     def __init__(self, path: Path, kind: str, journal: Journal | None = None) -> None:
         self.path = path
@@ -302,18 +308,30 @@ def copy_directory(source: Path, target: Path, replace: bool = False) -> None:
             copy_listed(source / name, writer, name, entry)
 
 
-def copy_listed(source: Path, writer: DirectoryWriter, name: str, listed: FileEntry) -> None:
-    """Copy a file and hash it on the way, so that what is written is what a manifest listed.
-
-    Raises Refused where it is not.
-    """
-    target = writer.path / name
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _copied(source: Path, target: Path) -> str:
+    """Copy the bytes; their sha256."""
     sha256 = hashlib.sha256()
-    with source.open("rb") as read, target.open("wb") as write:
+    with source.open("rb") as read, target.open("xb") as write:
         while chunk := read.read(CHUNK_BYTES):
             sha256.update(chunk)
             write.write(chunk)
-    if sha256.hexdigest() != listed.sha256:
+    return sha256.hexdigest()
+
+
+def copy_listed(source: Path, writer: DirectoryWriter, name: str, listed: FileEntry) -> None:
+    """Copy a file and hash it on the way, so that what is written is what a manifest listed.
+
+    Blocks are shared where the file system can, and between Stores the file itself. Raises Refused
+    where it is not the one that is listed.
+    """
+    target = writer.path / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A killed run may have left a link to the very file that is read: it is never written into.
+    target.unlink(missing_ok=True)
+    if cloned(source, target) or (writer.shares and linked(source, target)):
+        sha256 = digest_file(target)
+    else:
+        sha256 = _copied(source, target)
+    if sha256 != listed.sha256:
         raise Refused(f"{source}: does not match its sha256 in the manifest beside it")
     writer.add_hashed(name, target.stat().st_size, listed.sha256)

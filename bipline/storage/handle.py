@@ -51,6 +51,14 @@ class Handle(BaseModel):
             info=manifest.info,
         )
 
+    @property
+    def content(self) -> str:
+        """What a stage that reads the directory is keyed by: what it holds, whoever wrote it.
+
+        The digest, where the directory declares no content apart from that.
+        """
+        return str(self.info.get("content") or self.digest)
+
     def hold(self, manifest: Manifest) -> None:
         """Raise Refused unless the manifest found at the place is the one this was made for."""
         if manifest.digest != self.digest:

@@ -69,6 +69,7 @@ class LocalStore:
         place, journal = self.place(stage, key), self._beside(stage, key, "journal.json")
         own = stage not in self.outputs
         with atomic_directory(place, kind, journal, key, seal if own else None) as writer:
+            writer.shares = own
             yield writer
         if own:
             journal.unlink(missing_ok=True)
@@ -107,6 +108,10 @@ class LocalStore:
         """What making the output cost, or None where nothing was kept."""
         path = self._beside(stage, key, "cost.json")
         return read_json(path, "cost") if path.is_file() else None
+
+    def forget_cost(self, stage: str, key: str) -> None:
+        """Remove what was kept of a cost."""
+        self._beside(stage, key, "cost.json").unlink(missing_ok=True)
 
     def _beside(self, stage: str, key: str, suffix: str) -> Path:
         return self.root / stage / f"{key[:NAME_DIGITS]}.{suffix}"

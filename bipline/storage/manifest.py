@@ -30,6 +30,8 @@ MANIFEST_NAME = "manifest.json"
 # Signs the manifest, so no manifest can list it: see bipline/delivery/signature.py.
 SIGNATURE_NAME = "manifest.json.sig"
 BESIDE = (MANIFEST_NAME, SIGNATURE_NAME)
+# A package's folder with a manifest of its own: see bipline/delivery/lineage.py.
+LINEAGE = "lineage"
 SCHEMA_VERSION: Literal[2] = 2
 # Nothing that is written here is a program, runs as its owner, or is for everyone to write.
 WRONG_MODES = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o111 | stat.S_IWOTH
@@ -57,7 +59,7 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _inside(self) -> Manifest:
         for name in self.files:
-            if not is_plain_name(name) or name in BESIDE:
+            if not is_plain_name(name) or is_beside(name):
                 raise ValueError(f"{name!r} is no name of a file in the directory")
             if self.schema_version == 1 and "\n" in name:
                 raise ValueError(f"{name!r} holds a newline, which version 1 cannot tell of")
@@ -82,8 +84,13 @@ class Manifest(BaseModel):
         return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
+def is_beside(name: str) -> bool:
+    """Whether a file is the manifest, its signature, or of the lineage: what no manifest lists."""
+    return name in BESIDE or name.startswith(f"{LINEAGE}/")
+
+
 def relative_files(directory: Path) -> list[str]:
-    """Names of all files below a directory, sorted, without the manifest and its signature.
+    """Names of all files below a directory, sorted, without what no manifest lists.
 
     Raises InvalidInput for links, special files and empty folders: a listing must not depend on
     what lies outside the directory, and a folder of nothing would not be in it.
@@ -95,7 +102,7 @@ def relative_files(directory: Path) -> list[str]:
         name = path.relative_to(directory).as_posix()
         if path.is_dir() and not any(path.iterdir()):
             raise InvalidInput(f"{path}: an empty folder, which no listing tells of; remove it")
-        if path.is_file() and name not in BESIDE:
+        if path.is_file() and not is_beside(name):
             names.append(name)
     return names
 

@@ -14,10 +14,11 @@ from pydantic import BaseModel, Field
 from bipline.storage.digests import digest_json
 from bipline.values.combination import Combination
 from bipline.values.compensation import CompensationRecord, counts_text
-from bipline.values.differences import paired_differences
+from bipline.values.differences import SHARES_OF_ROWS, kind_name, paired_differences
 from bipline.values.paired import PairedDifference
 from bipline.values.plan import Budget, PruningPlan
-from bipline.values.record import ADDED, EvaluationRecord, Perplexity
+from bipline.values.record import EvaluationRecord, Perplexity, TaskResult
+from bipline.values.speed import ADDED, Speeds
 from bipline.values.summary import BeforeAfter, StageSummary
 
 # Version 1 named a compensation by a word alone, and knew no method by another name.
@@ -78,7 +79,11 @@ class Compensated(_Frozen):
 
 
 class Measured(_Frozen):
-    """The figures of a pruned model. ``widths``: attention groups and FFN channels by block."""
+    """The figures of a pruned model. ``widths``: attention groups and FFN channels by block.
+
+    ``answers`` are the changes of accuracies, by the names of their figures; ``speeds`` those of
+    the dense model and of this one, which took turns. What was not measured is None.
+    """
 
     plan_digest: str
     tensor_digest: str
@@ -90,6 +95,9 @@ class Measured(_Frozen):
     file_bytes: int
     perplexity: dict[str, Perplexity]
     change: dict[str, Change]
+    tasks: dict[str, TaskResult] | None = ADDED
+    answers: dict[str, PairedDifference] | None = ADDED
+    speeds: Speeds | None = ADDED
 
     @classmethod
     def of(cls, plan: PruningPlan, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:
@@ -110,6 +118,12 @@ class Measured(_Frozen):
                 for text, found in record.perplexity.items()
             },
         )
+
+    def with_tasks(self, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:
+        """The same with the tasks of ``record`` and their changes against the dense model."""
+        pairs = paired_differences(dense, record)
+        answers = {name: pair for name, pair in pairs.items() if kind_name(name) in SHARES_OF_ROWS}
+        return self.model_copy(update={"tasks": record.tasks, "answers": answers})
 
 
 class Cost(_Frozen):
@@ -202,6 +216,12 @@ class Comparison(_Frozen):
         return list(first.record.perplexity)
 
     @property
+    def tasks(self) -> list[str]:
+        """Names of the zero-shot tasks, in the order they were given."""
+        first = next(iter(self.models.values()))
+        return list(first.record.tasks)
+
+    @property
     def digest(self) -> str:
         """The digest of the content; that of an older version is what it always was."""
         value = self.model_dump(mode="json")
@@ -209,11 +229,20 @@ class Comparison(_Frozen):
 
 
 class Best(_Frozen):
-    """The combination that a selection picked, and why; ``value`` is the minimised mean."""
+    """The combination that a selection picked, and why; ``value`` is the mean of its figure.
+
+    The figure is the one that was ``minimised``, or else ``maximised``.
+    """
 
     rows: tuple[Row, ...]
-    minimised: str
+    minimised: str | None = ADDED
+    maximised: str | None = ADDED
     value: float
+
+    @property
+    def figure(self) -> str:
+        """The figure that it is the best by."""
+        return self.minimised or self.maximised or ""
 
 
 class Tracked(_Frozen):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from bipline.values.origin import SECTION
 from bipline.values.record import Perplexity
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -16,7 +17,7 @@ class _Frozen(BaseModel):
 
 
 class Origin(_Frozen):
-    """Where the tensors came from. No path of a machine is part of it."""
+    """Where the tensors came from, and which code wrote them so. It names no path of a machine."""
 
     name: str
     revision: str | None = None
@@ -24,6 +25,15 @@ class Origin(_Frozen):
     tensor_digest: str
     plan_digest: str | None = None
     base_tensor_digest: str | None = None
+    base_model: str | None = None
+    base_revision: str | None = None
+    version: str | None = None
+    git_commit: str | None = None
+
+    def metadata(self) -> dict[str, str]:
+        """What the metadata of a file says, under ``bipline.FIELD``."""
+        told = self.model_dump(exclude={"name", "licence"}, exclude_none=True)
+        return {f"{SECTION}.{name}": value for name, value in told.items()}
 
 
 class EngineCheck(_Frozen):

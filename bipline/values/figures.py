@@ -12,16 +12,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bipline.values.comparison import Change, Row
+from bipline.values.comparison import Change, Measured, Row
 from bipline.values.differences import paired_differences
-from bipline.values.record import EvaluationRecord, Perplexity
+from bipline.values.paired import PairedDifference
+from bipline.values.record import EvaluationRecord, Perplexity, TaskResult
 from bipline.values.speed import Speed, Spread
 
 # Signs as typeset: a real minus is as wide as a plus, so columns line up.
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
-# Of a row of a comparison, and of each of its texts.
+# Of a row of a comparison, of each of its texts and tasks, and of its speed at batch 1.
 ROW_FIGURES = ("parameters", "parameters_ratio", "file_bytes", "seconds", "peak_bytes")
 TEXT_FIGURES = ("perplexity", "perplexity_increase", "nll_increase")
+TASK_FIGURES = ("acc", "acc_change", "acc_p", "acc_norm", "acc_norm_change", "acc_norm_p")
+# Whose speeds a row has.
+DENSE, PRUNED = "dense", "pruned"
+FACTORS = {name: f"{name}_factor" for name in ("prefill", "decode")}
+SPEED_FIGURES = (
+    *(f"{name}_tokens_per_second" for name in FACTORS), *FACTORS.values(),
+    "first_token_seconds", "running_bytes", "load_seconds",
+)  # fmt: skip
 
 
 def count_text(value: float) -> str:
@@ -56,15 +65,27 @@ def _points(dense: float, value: float) -> str:
     return _signed(100 * (value - dense), " points")
 
 
+def _points_text(share: float) -> str:
+    return _signed(100 * share, " points")
+
+
+def _factor(value: float) -> str:
+    return f"{TIMES} {value:.2f}"
+
+
+def _nats(dense: float, value: float) -> str:
+    return _signed(value - dense, "", 4)
+
+
 def seconds_text(value: float) -> str:
     """Seconds, or milliseconds where it is less than one."""
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
-def _signed(number: float, unit: str) -> str:
-    text = f"{number:+,.1f}"
+def _signed(number: float, unit: str, decimals: int = 1) -> str:
+    text = f"{number:+,.{decimals}f}"
     # A change that rounds to nothing has no sign.
-    return f"{'0.0' if float(text.replace(',', '')) == 0 else text.replace('-', MINUS)}{unit}"
+    return f"{text[1:] if float(text.replace(',', '')) == 0 else text.replace('-', MINUS)}{unit}"
 
 
 @dataclass(frozen=True)
@@ -94,17 +115,25 @@ KINDS: dict[str, Kind] = {
     "block_error_without": Kind("Block errors without", "sum over blocks", "{:.4f}".format),
     "block_error": Kind("Block errors", "sum over blocks", "{:.4f}".format),
     "perplexity": Kind("Perplexity", "per token", perplexity_text, "lower", _relative, True),
-    "nll": Kind("NLL", "nats per token", "{:.4f}".format),
+    "nll": Kind("NLL", "nats per token", "{:.4f}".format, "lower", _nats),
     "perplexity_increase": Kind("Perplexity increase", "share of dense", percent),
     "nll_increase": Kind("NLL change", "nats per token", "{:+.3f}".format),
     "acc": Kind("Accuracy", "share of rows", percent, "higher", _points, True),
     "acc_norm": Kind("Normalised accuracy", "share of rows", percent, "higher", _points, True),
+    "acc_change": Kind("Accuracy change", "share of rows", _points_text, "higher"),
+    "acc_norm_change": Kind("Normalised accuracy change", "share of rows", _points_text, "higher"),
+    "acc_p": Kind("McNemar's p", "probability", "{:.3f}".format, "neither"),
+    "acc_norm_p": Kind(
+        "McNemar's p, normalised accuracy", "probability", "{:.3f}".format, "neither"
+    ),
     "prefill_tokens_per_second": Kind(
         "Prefill, tokens/s (median)", "tokens per second", count_text, "higher", None, True
     ),
     "decode_tokens_per_second": Kind(
         "Decode, tokens/s (median)", "tokens per second", count_text, "higher", None, True
     ),
+    "prefill_factor": Kind("Prefill factor", "times the dense model's", _factor, "higher"),
+    "decode_factor": Kind("Decode factor", "times the dense model's", _factor, "higher"),
     "first_token_seconds": Kind(
         "First token (median)", "seconds", seconds_text, "lower", None, True
     ),
@@ -137,7 +166,7 @@ class Figure:
     def text(self) -> str:
         """The value as it reads, with its standard error or its quartiles."""
         show = kind_of(self.name).text
-        error = f" ± {show(self.error).lstrip('+')}" if self.error else ""
+        error = f" ± {show(self.error).lstrip('+')}" if self.error is not None else ""
         return show(self.value) + error + (_spread_text(self.spread, show) if self.spread else "")
 
 
@@ -162,9 +191,13 @@ def label_of(name: str) -> str:
     return title if title[1].isupper() else f"{title[0].lower()}{title[1:]}"
 
 
-def row_names(texts: Iterable[str]) -> list[str]:
-    """The figures that a row of a comparison on these texts can be selected by."""
-    return [*ROW_FIGURES, *(f"{kind}.{text}" for text in texts for kind in TEXT_FIGURES)]
+def row_names(
+    texts: Iterable[str], tasks: Iterable[str] = (), with_speed: bool = False
+) -> list[str]:
+    """The figures that a row of a comparison on these texts and tasks can be selected by."""
+    of_texts = [f"{kind}.{text}" for text in texts for kind in TEXT_FIGURES]
+    of_tasks = [f"{kind}.{task}" for task in tasks for kind in TASK_FIGURES]
+    return [*ROW_FIGURES, *of_texts, *of_tasks, *(SPEED_FIGURES if with_speed else ())]
 
 
 def figures_of(
@@ -185,8 +218,8 @@ def row_figures(row: Row) -> dict[str, Figure]:
 def values(figures: Mapping[str, Figure], prefix: str = "") -> dict[str, float]:
     """The bare numbers of figures, by their names behind a prefix; errors as ``NAME.stderr``."""
     found = {f"{prefix}{name}": figure.value for name, figure in figures.items()}
-    errors = {name: figure.error for name, figure in figures.items()}
-    return found | {f"{prefix}{name}.stderr": error for name, error in errors.items() if error}
+    told = [(figure.name, figure.error) for figure in figures.values()]
+    return found | {f"{prefix}{name}.stderr": error for name, error in told if error is not None}
 
 
 def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iterator[Figure]:
@@ -199,9 +232,7 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
         before, pair = dense.perplexity.get(text) if dense else None, pairs.get(f"nll.{text}")
         yield from _of_text(text, found, Change.of(before, found, pair) if before else None)
     for task, result in sorted(record.tasks.items()):
-        yield Figure(f"acc.{task}", result.acc, error=result.stderr)
-        if result.acc_norm is not None:
-            yield Figure(f"acc_norm.{task}", result.acc_norm, error=result.acc_norm_stderr)
+        yield from _of_task(task, result)
     if record.speed:
         yield from speed_figures(record.speed)
 
@@ -238,6 +269,11 @@ def _of_row(row: Row) -> Iterator[Figure]:
         yield Figure("block_error", sum(did.error))
     for text, found in sorted(measured.perplexity.items()):
         yield from _of_text(text, found, measured.change.get(text))
+    for task, result in sorted((measured.tasks or {}).items()):
+        yield from _of_task(task, result)
+    for name, pair in sorted((measured.answers or {}).items()):
+        yield from _of_answers(name, pair)
+    yield from _of_speeds(measured)
     for stage, seconds in row.cost.seconds.items():
         yield Figure(f"seconds.{stage}", seconds)
     yield Figure("seconds", row.cost.total_seconds)
@@ -255,3 +291,28 @@ def _of_text(text: str, found: Perplexity, change: Change | None) -> Iterator[Fi
         yield Figure(f"perplexity_increase.{text}", share)
         error = change.paired.stderr if change.paired else None
         yield Figure(f"nll_increase.{text}", change.nll, error=error)
+
+
+def _of_task(task: str, result: TaskResult) -> Iterator[Figure]:
+    yield Figure(f"acc.{task}", result.acc, error=result.stderr)
+    if result.acc_norm is not None:
+        yield Figure(f"acc_norm.{task}", result.acc_norm, error=result.acc_norm_stderr)
+
+
+def _of_answers(name: str, pair: PairedDifference) -> Iterator[Figure]:
+    """The change of an accuracy against the dense model on the same rows, and McNemar's p."""
+    kind, _, task = name.partition(".")
+    yield Figure(f"{kind}_change.{task}", pair.difference, error=pair.stderr)
+    if pair.p_value is not None:
+        yield Figure(f"{kind}_p.{task}", pair.p_value)
+
+
+def _of_speeds(measured: Measured) -> Iterator[Figure]:
+    """Speeds of a row, and factors over the dense model that took turns with it, where told."""
+    if (speeds := measured.speeds) is None:
+        return
+    dense, pruned = speeds.models[DENSE], speeds.models[PRUNED]
+    yield from speed_figures(pruned)
+    for name, factor in FACTORS.items():
+        if told := getattr(pruned, name).factor_over(getattr(dense, name)):
+            yield _repeated(factor, told)

@@ -62,7 +62,8 @@ class TaskResult(_Frozen):
 class EvaluationRecord(_Frozen):
     """One model under one protocol. Two records compare only when ``protocol_digest`` agrees.
 
-    ``items`` are what single windows and rows gave; an older record has none.
+    ``items`` are what single windows and rows gave, ``seed`` is what the tasks' examples were drawn
+    by, ``stride`` the tokens from one window to the next; an older record has none of them.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -75,6 +76,8 @@ class EvaluationRecord(_Frozen):
     protocol: dict[str, Any]
     environment: dict[str, Any]
     items: EvaluationItems | None = ADDED
+    seed: int | None = ADDED
+    stride: int | None = ADDED
 
     @property
     def protocol_digest(self) -> str:
@@ -86,6 +89,14 @@ class EvaluationRecord(_Frozen):
         value = self.model_dump(mode="json", exclude=set() if items else {"items"})
         value["protocol"] = {**value["protocol"], "digest": self.protocol_digest}
         return value
+
+    def with_tasks_of(self, other: EvaluationRecord) -> EvaluationRecord:
+        """This record of texts with the tasks of another of the same model; the protocol stays."""
+        items = self.items or EvaluationItems()
+        more = other.items.tasks if other.items else {}
+        both = items.model_copy(update={"tasks": more})
+        told = {"tasks": other.tasks, "items": both, "seed": other.seed}
+        return self.model_copy(update=told)
 
     def without_items(self) -> EvaluationRecord:
         """The figures alone."""

@@ -39,7 +39,8 @@ class ResolvedModel(_Frozen):
     """A model directory. ``revision`` is the hub's commit; ``files`` maps names to sha256.
 
     Where the weights are not read for their digest alone, ``tensor_digest`` is None at first and
-    ``layout_digest`` says what is known without them: config, names and shapes.
+    ``layout_digest`` says what is known without them: config, names and shapes. ``config_digest``
+    is of a config.json that names its origin, without that.
     """
 
     source: str
@@ -47,6 +48,7 @@ class ResolvedModel(_Frozen):
     location: str
     tensor_digest: str | None
     layout_digest: str | None = None
+    config_digest: str | None = None
     files: dict[str, str]
     tokenizer_digest: str
     licence: str | None = None
@@ -58,11 +60,12 @@ class ResolvedModel(_Frozen):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_unused_layout(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A resolution that uses no layout digest is written, and digested, as ever."""
+    def _without_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A resolution without digests of layout or config is written, and digested, as ever."""
         value: dict[str, Any] = write(self)
-        if value.get("layout_digest") is None:
-            value.pop("layout_digest", None)
+        for name in ("layout_digest", "config_digest"):
+            if value.get(name) is None:
+                value.pop(name, None)
         return value
 
     @property
@@ -74,7 +77,8 @@ class ResolvedModel(_Frozen):
         """
         if self.tensor_digest is None:
             return f"layout {self.layout_digest}"
-        return digest_json({"config": self.files[CONFIG], "tensors": self.tensor_digest})
+        config = self.config_digest or self.files[CONFIG]
+        return digest_json({"config": config, "tensors": self.tensor_digest})
 
 
 class ResolvedText(_Frozen):

@@ -10,13 +10,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bipline.values.differences import paired_differences
+from bipline.values.comparison import Row
+from bipline.values.differences import kind_name, paired_differences
 from bipline.values.figures import (
+    DENSE,
     KINDS,
     TIMES,
     Figure,
     figures_of,
     kind_of,
+    row_figures,
     speed_figures,
     title_of,
 )
@@ -27,6 +30,8 @@ from bipline.values.speed import Speeds, Spread
 NOT_MEASURED = "not measured"
 # Where the ranges of repeats overlap.
 NO_DIFFERENCE = "no difference told"
+# What tables of rows show in columns.
+OF_EVERY_ROW = ("parameters", "file_bytes", "perplexity")
 # Above this many nats no perplexity is a number any more.
 LARGEST_NATS = 700.0
 
@@ -69,6 +74,42 @@ def side_by_side(
         for name in order
         if kind_of(name).tabled
     ]
+
+
+@dataclass(frozen=True)
+class BesideDense:
+    """A figure of a row beside the dense model's: both as they read, the change, and McNemar's p.
+
+    Speeds of the dense model are those of its turns with this row.
+    """
+
+    name: str
+    dense: str
+    text: str
+    change: str
+    p_value: str
+
+
+def beside_dense(row: Row, record: EvaluationRecord) -> list[BesideDense]:
+    """The accuracies and speeds of a row of a comparison; nothing where it has none."""
+    if (measured := row.measured) is None:
+        return []
+    before, after, pairs = figures_of(record), row_figures(row), measured.answers or {}
+    if measured.speeds:
+        before |= {each.name: each for each in speed_figures(measured.speeds.models[DENSE])}
+    lines = []
+    for name, figure in after.items():
+        dense, pair = before.get(name), pairs.get(name)
+        if dense is None or kind_name(name) in OF_EVERY_ROW or not kind_of(name).tabled:
+            continue
+        p_value = after.get(f"{kind_name(name)}_p.{name.partition('.')[2]}")
+        lines.append(
+            BesideDense(
+                name, dense.text, figure.text, change_text(dense, figure, pair),
+                p_value.text if p_value else "",
+            )
+        )  # fmt: skip
+    return lines
 
 
 def speed_lines(speeds: Speeds, changed: str = "") -> list[Line]:

@@ -25,7 +25,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 # Modules that their distribution calls otherwise.
-DISTRIBUTIONS = {"OpenSSL": "pyOpenSSL"}
+DISTRIBUTIONS = {"OpenSSL": "pyOpenSSL", "cyclonedx": "cyclonedx-python-lib"}
 
 
 def names(requirements: list[str]) -> set[str]:

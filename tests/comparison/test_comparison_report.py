@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from bipline.comparison import pictures
+from bipline.comparison.curves import spans
 from bipline.comparison.files import comparison_csv, comparison_json
 from bipline.comparison.report import PARTS, render_comparison
 from bipline.comparison.selection import best
-from bipline.comparison.spread import Spread
 from bipline.face.tables import print_tables
 from bipline.settings.sweep import Selection
 from bipline.values.combination import Choice, Combination
@@ -29,6 +30,7 @@ from bipline.values.comparison import (
     Outcome,
     Row,
 )
+from bipline.values.paired import PairedDifference
 from bipline.values.plan import Budget
 from bipline.values.record import EvaluationRecord, Perplexity
 from bipline.values.summary import BeforeAfter
@@ -127,29 +129,41 @@ def test_hostile_names_are_text() -> None:
 
 def test_there_is_one_curve_a_method_with_a_mark_a_combination(compared: Comparison) -> None:
     text = render_comparison(compared)
-    picture = text[text.index('aria-label="perplexity increase on one') :]
+    picture = text[text.index('aria-label="perplexity on one') :]
     picture = picture[: picture.index("</svg>")]
     assert picture.count("<title>") == 4
     lines = [part for part in picture.split("<path ")[1:] if "L" in part.split('d="')[1]]
     assert len([line for line in lines if line.startswith('fill="none"')]) == 2
     # One of four combinations has seeds that differ, and a whisker for them.
-    assert picture.count("V") == 1
+    whiskers = re.findall(r'd="M[\d.]+ [\d.]+V', picture)
+    assert len(whiskers) == 1
+    assert "dense, 50.00" in picture, "what all of them are held against"
+    for axis in ("perplexity on one", "parameters left, % of the dense model"):
+        assert f">{axis}</text>" in picture
 
 
-def test_curves_of_any_number_can_be_told_apart() -> None:
-    looks = {str(pictures.swatch(number)) for number in range(24)}
-    assert len(looks) == 24
+def test_one_ratio_draws_no_axis_of_ratios() -> None:
+    rows = [row("wanda-sp", 0.2, value=65.0), row("flap:metric=ifv", 0.2, value=60.0)]
+    text = render_comparison(comparison(*rows))
+    assert "perplexity on one against parameters" not in text
+    section = text[text.index('<section id="curves">') : text.index('<section id="cost">')]
+    words = " ".join(Page(section).words)
+    order = [words.index(name) for name in ("dense", "flap:metric=ifv, uniform", "wanda-sp")]
+    assert order == sorted(order), "the best first, below the dense model"
+    assert "llama: perplexity on one, ratio 0.2." in words
 
 
-def test_a_flat_curve_and_a_single_point_can_be_drawn() -> None:
-    spread = Spread(mean=0.0, least=0.0, most=0.0, deviation=None)
-    point = pictures.Point(5.0, spread, "x")
-    curve = pictures.Curve("x", 0, (point,))
-    picture = str(pictures.curves_picture([curve], "x"))
-    assert "nan" not in picture and "inf" not in picture
-    negative = Spread(mean=-2.0, least=-3.0, most=-1.0, deviation=1.0)
-    curve = pictures.Curve("x", 0, (pictures.Point(5.0, negative, "x"),))
-    assert "<svg" in str(pictures.curves_picture([curve], "x"))
+def test_one_seed_is_shown_with_the_interval_of_its_change() -> None:
+    alone = row("wanda-sp", 0.2, value=60.0)
+    assert alone.measured
+    pair = PairedDifference(difference=0.1, stderr=0.05, low=0.0, high=0.2, n=9)
+    change = {"one": Change(nll=0.1, perplexity=10.0, paired=pair)}
+    told = alone.model_copy(
+        update={"measured": alone.measured.model_copy(update={"change": change})}
+    )
+    [span] = spans(comparison(told), "llama", "one")["wanda-sp, uniform"]
+    assert (span.low, span.high) == pytest.approx((50.0, 50.0 * math.exp(0.2)))
+    assert span.text == "60.00 (50.00 to 61.07)"
 
 
 @pytest.fixture

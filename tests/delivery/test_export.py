@@ -15,9 +15,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bipline.base.errors import InvalidInput, Refused
+from bipline.delivery.contents import portable
 from bipline.delivery.export import PackageContents, verify_hf
 from bipline.model.opening import open_checkpoint
-from bipline.storage.digests import digest_file
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import Manifest, read_manifest, verify_directory
 from bipline.values.plan import read_plan
@@ -110,15 +110,14 @@ def test_the_manifest_lists_and_declares_the_package(
     assert manifest.kind == "package"
     assert {name for name in manifest.files if "/" not in name} == {
         "README.md",
+        "bom.json",
+        "configuration.json",
         "evaluation.json",
         "items.json",
         "pruning_plan.json",
         "report.html",
         "resolution.json",
     }
-    assert verify_directory(package / "hf") == read_manifest(contents.model)  # the folder alone too
-    for name, entry in read_manifest(contents.model).files.items():
-        assert manifest.files[f"hf/{name}"] == entry
     assert manifest.info["tensor_digest"] == open_checkpoint(contents.model).tensor_digest
     assert manifest.info["ratio"]["reached_blocks"] == contents.plan.budget.reached_blocks
     value = contents.records["pruned"].perplexity["held-out"].value
@@ -128,6 +127,8 @@ def test_the_manifest_lists_and_declares_the_package(
 def test_the_documents_can_be_read_back(contents: PackageContents, package: Path) -> None:
     assert read_plan(package / "pruning_plan.json") == contents.plan
     assert read_resolution(package / "resolution.json").digest == contents.resolution.digest
+    asked = json.loads((package / "configuration.json").read_text(encoding="utf-8"))
+    assert asked == portable(contents.config)
     evaluation = json.loads((package / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["packaged"] == "pruned"
     record = contents.records["dense"]
@@ -342,9 +343,3 @@ def test_unknown_formats_and_missing_records_are_bad_input(
     assert "'tflite' is unknown" in refused_package(unknown, out, InvalidInput)
     without = altered(contents, records={"pruned": contents.records["pruned"]})
     assert "no evaluation record of the dense" in refused_package(without, out, InvalidInput)
-
-
-def test_package_files_are_hashed_right(package: Path) -> None:
-    for name, entry in read_manifest(package).files.items():
-        assert digest_file(package / name) == entry.sha256
-        assert (package / name).stat().st_size == entry.size

@@ -106,7 +106,7 @@ class Cells(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if data.strip():
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.replace("\N{NO-BREAK SPACE}", " ")
 
 
 @settings(max_examples=40, deadline=None)

@@ -109,6 +109,9 @@ def test_the_same_command_gives_the_same_files(compare: Compare, bench: Bench) -
         ({"dtype": "int8"}, ["--dtype", "int8"]),
         ({"device": "tpu7"}, ["device 'tpu7'"]),
         ({"jobs": 0}, ["jobs 0"]),
+        ({"tasks": "gone", "task_data": "."}, ["gone.jsonl", "no such task"]),
+        ({"tasks": "a/b", "task_data": "."}, ["--tasks 'a/b'"]),
+        ({"limit": 0}, ["--limit 0"]),
         ({"max_memory": "much"}, ["'much'", "2.5GB"]),
         ({"max_memory": "1MB"}, ["tokenising", "MB", "--max-memory"]),
         ({"json": "gone/x.json"}, ["gone/x.json", "folder does not exist"]),
@@ -121,6 +124,13 @@ def test_unusable_option(
 ) -> None:
     compare(**options).assert_one_line(2, *words)
     assert not (bench.folder / "out").exists()
+
+
+def test_several_processes_do_not_measure_speed(
+    capfd: pytest.CaptureFixture[str], bench: Bench
+) -> None:
+    outcome = run(capfd, *bench.arguments("out", jobs=2), "--speed")
+    outcome.assert_one_line(2, "jobs 2", "one process alone")
 
 
 def test_what_else_lies_in_the_folder_stays(compare: Compare, bench: Bench) -> None:
@@ -229,7 +239,10 @@ def test_a_dry_run_tells_the_work_and_does_none(
         ("grid.ratios=[1.5]", ["ratio 1.5", "between 0 and 1"]),
         ("grid.seeds=[0, 0]", ["seeds: 0 is given twice"]),
         ("evaluate.texts=[three]", ["text 'three'"]),
-        ("evaluate.protocol.speed=true", ["perplexity, not speed"]),
+        ("evaluate.tasks=[gone]", ["task 'gone'", "not listed under tasks"]),
+        ("tasks={q: /nowhere.jsonl}", ["/nowhere.jsonl", "no such"]),
+        ("select.maximise=parameters", ["one of minimise and maximise"]),
+        ("select={minimise: parameters, at_least: {acc.q: 1}}", ["'acc.q' is no figure"]),
         ("select.minimise=speed", ["'speed' is no figure", "perplexity.one"]),
         ('select.at_most={"perplexity.two": 3}', ["'perplexity.two' is no figure"]),
         ("compute.device=tpu7", ["device 'tpu7'"]),

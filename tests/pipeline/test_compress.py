@@ -14,7 +14,11 @@ import pytest
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.auto import CHOSEN
-from bipline.storage.manifest import MANIFEST_NAME, verify_directory
+from bipline.delivery.registries.mlflow_service import tracking_uri
+from bipline.delivery.vouching import verify
+from bipline.stages.storing import prune_stored
+from bipline.storage.manifest import LINEAGE, MANIFEST_NAME, verify_directory
+from bipline.storage.sharing import cloned
 from bipline.storage.stage_key import PROJECT_ROOT
 from bipline.values.plan import read_plan
 from bipline.values.summary import RunSummary
@@ -71,11 +75,41 @@ def test_zenml_and_mlflow_name_each_other(first: RunSummary, folder: Path) -> No
     assert tracked.data.params["allocate.ratio"] == "0.3"
     assert tracked.data.tags["git.commit"]
     assert tracked.info.artifact_uri.startswith((folder / "state").as_uri())
+    page = Path(tracked.info.artifact_uri.removeprefix("file://"), "report.html").read_text("utf-8")
+    told = [first.run_name, first.registration.mlflow_run_id, "<b>Verdict</b>", "<b>Measured</b>"]
+    assert all(each in page for each in told), (
+        "the run's copy of the report says what no package does"
+    )
+    assert not any(each in Path(first.report).read_text("utf-8") for each in told)
     with inside(folder) as client:
         run = client.get_pipeline_run(first.run_id)
         metadata = run.steps["promote"].run_metadata
         assert metadata["registration"]["mlflow_run_id"] == first.registration.mlflow_run_id
         assert run.run_metadata["git.commit"] == tracked.data.tags["git.commit"]
+
+
+def test_the_lineage_names_run_and_keys_here_and_in_the_registry(
+    first: RunSummary, folder: Path
+) -> None:
+    """The registered copy was made in this run, so it has this run's lineage."""
+    package = Path(first.package.location)
+    name = f"runs/{first.run_id}.json"
+    told = json.loads((package / LINEAGE / name).read_bytes())
+    assert told["run_name"] == first.run_name and told["host"]
+    # The step that writes it has not ended yet.
+    assert set(told["stages"]) == set(STEPS) - {"promote"}
+    assert told["stages"]["export"]["digest"] == first.package.digest
+    assert told["stages"]["export"]["key"].startswith(package.name)
+    found = [each.parent for each in (folder / "state").rglob(f"{LINEAGE}/provenance.json")]
+    assert len(found) > 1
+    for each in found:
+        assert (each / name).is_file()
+        lines = " ".join(verify(each.parent).told)
+        assert "SLSA provenance v1, valid" in lines and "CycloneDX 1.6, valid" in lines
+    statement = json.loads((package / LINEAGE / "provenance.json").read_bytes())
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["configuration"]["allocate"]["ratio"] == 0.3
+    assert definition["internalParameters"]["stages"]["prune"]
 
 
 def test_everything_lies_below_the_state_folder(first: RunSummary, folder: Path) -> None:
@@ -127,6 +161,33 @@ def test_an_edit_runs_nothing_before_its_stage(
 
 
 @pytest.mark.slow
+def test_model_package_and_version_are_one_copy(first: RunSummary, folder: Path) -> None:
+    [model] = _stored(first, "recover")
+    package = Path(first.package.location)
+    if cloned(package / "README.md", folder / "probe"):
+        pytest.skip("this file system shares blocks, which no inode tells")
+    weights = (model / "model.safetensors").stat()
+    versions = list((folder / "state" / "mlflow").rglob("package/hf/model.safetensors"))
+    for path in (package / "hf" / "model.safetensors", *versions):
+        assert os.path.samestat(weights, path.stat())
+    assert len(versions) == 1 and weights.st_nlink == 3
+    assert weights.st_mode & 0o777 == 0o444
+
+
+def test_a_store_knows_the_run_and_the_version_that_point_at_each_entry(
+    first: RunSummary, folder: Path
+) -> None:
+    state = folder / "state"
+    found = prune_stored(state, tracking_uri(state), keep_registered=True, dry_run=True)
+    assert found.removed == ()
+    stages = {entry.stage for entry in found.entries}
+    assert {"score", "prune", "recover", "evaluate", "export"} <= stages
+    version = first.registration
+    for entry in found.entries:
+        assert first.run_name in entry.runs, entry.name
+        assert entry.versions == (f"{version.model_name} {version.version} @{version.alias}",)
+
+
 def test_deleted_package_is_made_again_from_the_store(first: RunSummary, run: Run) -> None:
     shutil.rmtree(first.package.location)
     again = run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer
 from bipline.quality.perplexity import measure_text, perplexity, text_windows
+from bipline.settings.protocol import Protocol
 from tests.conftest import ASSETS
 from tests.tiny import tiny_model
 
@@ -61,6 +63,35 @@ def test_block_loop_equals_transformers(
     assert measured.windows == len(windows) > 1
     assert measured.nll_stderr == pytest.approx(error, rel=1e-3)
     assert measured.stderr == pytest.approx(measured.value * error, rel=1e-3)
+
+
+@pytest.mark.parametrize(("bos", "stride"), [("none", 16), ("none", 5), ("window", 7)])
+def test_with_a_stride_the_last_tokens_of_overlapping_windows_count(
+    reference: Path, bos: str, stride: int
+) -> None:
+    """Every token after the first window is predicted once, from at least the rest of a window."""
+    tokenizer = load_tokenizer(reference)
+    windows = text_windows(tokenizer, [TEXT], 32, bos, stride=stride)  # type: ignore[arg-type]
+    text = windows[:, 1:] if bos == "window" else windows
+    for before, after in pairwise(text):
+        assert after[:-stride].equal(before[stride:])
+    ids = torch.cat([text[0], *(each[-stride:] for each in text[1:])])
+    apart = text_windows(tokenizer, [TEXT], 32, bos)  # type: ignore[arg-type]
+    apart = apart[:, 1:] if bos == "window" else apart
+    assert ids[: apart.numel()].equal(apart.flatten()[: len(ids)])
+    found, means = measure_text(
+        BlockLoop(open_checkpoint(reference)), windows, "text", stride=stride
+    )
+    losses = plain_losses(reference, windows)[:, -stride:]
+    assert found.tokens == losses.numel() == len(windows) * stride
+    assert found.nll == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert means == pytest.approx(losses.mean(1).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("bos", "stride"), [("none", 32), ("none", 40), ("window", 31)])
+def test_a_stride_of_a_window_or_more_is_refused(bos: str, stride: int) -> None:
+    with pytest.raises(ValueError, match=f"stride {stride}: a window has"):
+        Protocol(seqlen=32, bos=bos, stride=stride)  # type: ignore[arg-type]
 
 
 def test_one_window_has_no_standard_error(reference: Path) -> None:

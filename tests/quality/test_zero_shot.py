@@ -185,5 +185,9 @@ def test_no_question_is_among_its_own_examples(reference: Path, tmp_path: Path) 
         assert question == rows[row]["query"]
         others = {f"{each['query']} odd" for each in rows if each is not rows[row]}
         assert set(examples) == others and len(examples) == 6
+    other = questions_of(reference, tasks, num_fewshot=6, fewshot_seed=7)["t"]
+    asked_first = [each.requests[0][0].args[0] for each in (asked, other)]
+    assert asked_first[0] != asked_first[1]
+    assert {*asked_first[0].split("\n\n")} == {*asked_first[1].split("\n\n")}
     with pytest.raises(InvalidInput, match=r"task t: row 0: .*[Ss]ample"):
         questions_of(reference, tasks, num_fewshot=7)

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from bipline.base.errors import Refused
+from bipline.settings.protocol import Protocol
 from bipline.values.differences import check_comparable, paired_differences
+from bipline.values.figures import figures_of, values
 from bipline.values.items import EvaluationItems, TaskItem
 from bipline.values.paired import paired_answers, paired_difference
 from bipline.values.record import EvaluationRecord, Perplexity, TaskResult
+from bipline.values.record_difference import RecordDifference
 from bipline.values.side_by_side import side_by_side
 
 PROTOCOL: dict[str, Any] = {
@@ -92,6 +95,26 @@ def test_other_protocols_do_not_compare(field: str, changed: dict[str, Any]) -> 
     check_comparable(other, other)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"stride": 32}, "stride is 128 in one and 32 in the other"),
+        ({"fewshot_seed": 7}, "fewshot_seed is 1234 in one and 7 in the other"),
+    ],
+)
+def test_another_stride_or_seed_does_not_compare(changed: dict[str, int], told: str) -> None:
+    """A default is in no protocol, so that older records compare; the record tells it."""
+    older = record(DENSE)
+    assert Protocol().described({}, {}) == Protocol(stride=None, fewshot_seed=1234).described(
+        {}, {}
+    )
+    one = older.model_copy(update={"stride": 128, "seed": 1234})
+    check_comparable(older, one)
+    other = one.model_copy(update={"protocol": {**PROTOCOL, **changed}})
+    with pytest.raises(Refused, match=told):
+        check_comparable(one, other)
+
+
 def test_another_lm_eval_does_not_compare_where_tasks_were_measured() -> None:
     one = record(DENSE, (item(0, 0),))
     other = one.model_copy(update={"environment": {"lm_eval": "0.4.12"}})
@@ -99,3 +122,22 @@ def test_another_lm_eval_does_not_compare_where_tasks_were_measured() -> None:
         check_comparable(one, other)
     bare = [each.model_copy(update={"tasks": {}}) for each in (one, other)]
     check_comparable(*bare)
+
+
+def test_an_error_of_zero_is_told_and_nats_have_their_change() -> None:
+    right = tuple(item(row, 0) for row in range(3))
+    before, after = (
+        record(windows, right).model_copy(
+            update={"tasks": {"q": TaskResult(acc=1.0, acc_norm=None, stderr=0.0, n=3)}}
+        )
+        for windows in (DENSE, PRUNED)
+    )
+    figures = figures_of(before)
+    assert figures["acc.q"].text == "100.0 % ± 0.0 %"
+    assert values(figures)["acc.q.stderr"] == 0.0
+    told = RecordDifference.of(before, after).figures["nll.t"]
+    pair = paired_difference(DENSE, PRUNED)
+    assert told.paired == pair
+    assert told.change == f"{pair.difference:+.4f} ({pair.low:+.4f} to {pair.high:+.4f})"
+    same = RecordDifference.of(before, before).figures["nll.t"]
+    assert same.change == "no difference told (0.0000 to 0.0000)"

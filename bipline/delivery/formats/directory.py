@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bipline.base.code import commit, version
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note
 from bipline.compression.prune import PLAN_NAME
 from bipline.delivery.card import escaped
 from bipline.delivery.formats.gguf.format import Gguf
 from bipline.delivery.formats.interface import Format
+from bipline.delivery.origin import model_origin
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import Settings
 from bipline.storage.directory import DirectoryWriter, atomic_directory, write_text
@@ -78,7 +80,7 @@ def export_to(
 
 def origin_of(model: ResolvedModel, checkpoint: Checkpoint) -> Origin:
     """Where the tensors came from, by digests; a local model by the name of its folder."""
-    plan = _plan_of(checkpoint)
+    plan, told = _plan_of(checkpoint), model_origin(checkpoint.folder)
     named = is_elsewhere(model.source)
     return Origin(
         name=model.source if named else Path(model.source).absolute().name,
@@ -87,6 +89,10 @@ def origin_of(model: ResolvedModel, checkpoint: Checkpoint) -> Origin:
         tensor_digest=model.tensor_digest or checkpoint.tensor_digest,
         plan_digest=plan and plan.digest,
         base_tensor_digest=plan and plan.tensor_digest,
+        base_model=told and told.base_model,
+        base_revision=told and told.base_revision,
+        version=version(),
+        git_commit=commit(),
     )
 
 

@@ -7,7 +7,7 @@ logged model as the version it is about.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +19,7 @@ from typing import Any
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.extras import require
 from bipline.delivery.evidence import Evidence, read_evidence
+from bipline.delivery.page import told_of_run
 from bipline.delivery.registries.mlflow import (
     DIGEST_TAG,
     check_stored_copy,
@@ -33,6 +34,7 @@ from bipline.delivery.registries.mlflow_service import (
     translated,
 )
 from bipline.delivery.registries.mlflow_source import SCHEME, _refuse_absent, find_version
+from bipline.delivery.run_facts import Fact, run_facts
 from bipline.storage.strict_json import parse_object
 from bipline.values.promotion import JournalEntry
 from bipline.values.reading import typed
@@ -40,6 +42,7 @@ from bipline.values.verdict import Verdict
 
 SUFFIX = ".promotions"
 ENTRY_TAG, EVALUATED_TAG = "entry", "evaluated_at"
+REPORT = "report.html"
 PAGE = 1000
 
 
@@ -175,6 +178,13 @@ class MlflowRegistry:
         with self._asked() as client:
             text = at.isoformat(timespec="seconds")
             client.set_model_version_tag(self.name, version, EVALUATED_TAG, text)
+
+    def tell_report(self, run_id: str, page: str, facts: Sequence[Fact]) -> None:
+        """Write a report into a run, in the line of its title these facts and those of the run."""
+        with self._asked() as client:
+            run = client.get_run(run_id)
+            told = [*facts, *run_facts(run, run.data.tags, client.tracking_uri)]
+            client.log_text(run_id, told_of_run(page, told), REPORT)
 
     def _entry(self, version: Any) -> JournalEntry:
         where = f"{self.name}{SUFFIX} version {version.version}"

@@ -52,6 +52,7 @@ from bipline.storage.manifest import (
     verify_directory,
 )
 from bipline.storage.names import check_label
+from bipline.storage.sharing import shared
 from bipline.values.summary import Registration
 
 DIGEST_TAG, AROUND_TAG = "package_digest", "mlmodel_digest"
@@ -110,11 +111,10 @@ def check_stored_copy(model: Any, package_digest: str) -> None:
     or what lies around the package from what was registered.
     """
     location = model.artifact_location
-    local = "://" not in location or location.startswith("file://")
     with TemporaryDirectory() as temporary:
         stored = Path(
             mlflow_library().artifacts.download_artifacts(
-                artifact_uri=location, dst_path=None if local else temporary
+                artifact_uri=location, dst_path=None if _is_local(location) else temporary
             )
         )
         try:
@@ -129,6 +129,10 @@ def check_stored_copy(model: Any, package_digest: str) -> None:
             )
     if digest != package_digest:
         raise Refused(f"the registry's copy is package {digest[:12]}, not {package_digest[:12]}")
+
+
+def _is_local(location: str) -> bool:
+    return location.startswith(("/", "file:"))
 
 
 def _check_request(name: str, alias: str, metrics: Mapping[str, float]) -> None:
@@ -201,7 +205,7 @@ class _Registry:
             model_type=MODEL_TYPE,
         )
         try:
-            self.client.log_model_artifacts(model.model_id, str(self.package), PACKAGE)
+            self._store_package(model)
             self._upload_flavors(model)
             model = self.client.get_logged_model(model.model_id)
             check_stored_copy(model, self.digest)
@@ -209,6 +213,19 @@ class _Registry:
             self.client.finalize_logged_model(model.model_id, "FAILED")
             raise
         return self.client.finalize_logged_model(model.model_id, "READY")
+
+    def _store_package(self, model: Any) -> None:
+        """Upload the package; on this machine's disk it shares the files of the Store."""
+        if not _is_local(model.artifact_location):
+            self.client.log_model_artifacts(model.model_id, str(self.package), PACKAGE)
+            return
+        files = require("mlflow.utils.file_utils", "pipeline")
+        place = Path(files.local_file_uri_to_path(model.artifact_location))
+        for path in sorted(self.package.rglob("*")):
+            target = place / PACKAGE / path.relative_to(self.package)
+            if path.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shared(path, target)
 
     def _upload_flavors(self, model: Any) -> None:
         """What MLflow loads a version by, where the package holds what it can load."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from bipline import __version__
 from bipline.base.extras import require
 from bipline.delivery.formats.gguf.architectures import (
     Architecture,
@@ -73,6 +72,5 @@ def add_origin(writer: Any, checkpoint: Checkpoint, origin: Origin, type_: str) 
     writer.add_size_label(library.size_label(checkpoint.parameters, checkpoint.parameters, 0, 0))
     if origin.licence:
         writer.add_license(origin.licence)
-    writer.add_string("bipline.version", __version__)
-    for name, value in origin.model_dump(exclude={"name", "licence"}, exclude_none=True).items():
-        writer.add_string(f"bipline.{name}", value)
+    for name, value in origin.metadata().items():
+        writer.add_string(name, value)

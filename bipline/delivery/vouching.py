@@ -1,0 +1,116 @@
+"""What vouches for a directory, beside its files being those that its manifest lists.
+
+Lineage, provenance, BOM and the origin in weights and config are each held to what they are about;
+what is not there is said, and what cannot be looked at here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bipline.base.errors import InvalidInput, Refused
+from bipline.base.extras import installed
+from bipline.compression.corrections import PLAN_NAME
+from bipline.delivery import bom, provenance, signature
+from bipline.delivery.origin import model_origin
+from bipline.model.safetensors_header import read_metadata
+from bipline.storage.folder import Folder, open_folder
+from bipline.storage.manifest import LINEAGE, Manifest, read_manifest
+from bipline.values.origin import SECTION, ModelOrigin
+from bipline.values.plan import read_plan
+from bipline.values.resolution import CONFIG
+
+# What every part of a model tells alike; shards of a resumed run may be of two commits.
+COMMON = ("base_tensor_digest", "plan_digest")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A directory whose files are all as listed, and a sentence on each thing beside them."""
+
+    manifest: Manifest
+    told: tuple[str, ...]
+
+
+def verify(directory: Path, key: Path | None = None, digest: str | None = None) -> Verified:
+    """All of :func:`bipline.delivery.signature.verify`, and what else vouches for the directory.
+
+    Raises Refused at the first thing that is not what it says, InvalidInput as there.
+    """
+    manifest = signature.verify(directory, key, digest)
+    return Verified(manifest, tuple(_told(directory, manifest, key)))
+
+
+def _told(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[str]:
+    for place in (directory, directory / "hf"):
+        if (place / CONFIG).is_file():
+            yield _origin(place)
+    if "tensor_digest" in manifest.info and manifest.kind == "package":
+        yield _bom(directory, manifest)
+        yield from _lineage(directory, manifest, key)
+
+
+def _bom(directory: Path, manifest: Manifest) -> str:
+    if bom.NAME not in manifest.files:
+        return f"no {bom.NAME}"
+    if not installed(bom.EXTRA):
+        return f"{bom.NAME}: not held to its schema; that needs pip install 'bipline[{bom.EXTRA}]'"
+    bom.check_bom(directory, manifest)
+    return f"{bom.NAME}: CycloneDX 1.6, valid, of these tensors"
+
+
+def _lineage(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[str]:
+    folder = directory / LINEAGE
+    if not folder.exists():
+        yield "no lineage, so no provenance: who made it when is not told here"
+        return
+    files = read_manifest(folder).files
+    signed = f"signed by {key}" if key else "unsigned"
+    if not key and signature.is_signed(folder):
+        signed = "signed, by whom only --key PUB tells"
+    yield f"{LINEAGE}: {len(files)} files, all as listed, of this package; {signed}"
+    name = f"{LINEAGE}/{provenance.NAME}"
+    if provenance.NAME not in files:
+        yield f"no {name}"
+    elif installed(provenance.EXTRA):
+        provenance.check_statement(directory, manifest, folder / provenance.NAME)
+        yield f"{name}: in-toto statement, SLSA provenance v1, valid, of this package"
+    else:
+        needed = f"that needs pip install 'bipline[{provenance.EXTRA}]'"
+        yield f"{name}: not held to its definitions; {needed}"
+
+
+def _origin(place: Path) -> str:
+    """What a model tells of where it came from, the same in its config, weights and plan."""
+    folder = open_folder(place)
+    try:
+        origin = model_origin(folder)
+        metadata = {name: read_metadata(folder.open(name)) for name in _shards(folder)}
+        plan = read_plan(place / PLAN_NAME) if (place / PLAN_NAME).is_file() else None
+    except InvalidInput as error:
+        raise Refused(f"{place}: {error}") from None
+    if origin is None:
+        return f"{CONFIG} tells no origin"
+    if plan is not None and origin.plan_digest != plan.digest:
+        raise Refused(f"{place}: {CONFIG} names another plan than {PLAN_NAME}")
+    for name, told in metadata.items():
+        for field in COMMON:
+            if told.get(f"{SECTION}.{field}") != getattr(origin, field):
+                raise Refused(f"{place}: {name} and {CONFIG} tell another {field} each")
+    return _sentence(origin)
+
+
+def _shards(folder: Folder) -> list[str]:
+    return [name for name in folder.names() if name.endswith(".safetensors")]
+
+
+def _sentence(origin: ModelOrigin) -> str:
+    base = f"tensors {origin.base_tensor_digest[:12]}"
+    if origin.base_model:
+        revision = f" at {origin.base_revision}" if origin.base_revision else ""
+        base = f"{origin.base_model}{revision}, {base}"
+    plan = f" by plan {origin.plan_digest[:12]}" if origin.plan_digest else ""
+    code = f"bipline {origin.version}, commit {origin.git_commit or 'unknown'}"
+    return f"says that it was made from {base}{plan}, by {code}"

@@ -42,6 +42,7 @@ COMMANDS = {
         "runs",
         "Run the sweep pipeline: score once per criterion, measure every row, pick the best.",
     ),
+    "runs": ("ran", "What ran on a stack, where it failed, its log, and how to go on."),
     "watch": (
         "watching",
         "Watch for new releases of models; each starts its compress run exactly once.",

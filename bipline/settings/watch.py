@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,7 +19,8 @@ SHORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 COUNT = re.compile(rf"(\d+(?:\.\d+)?)([{''.join(UNITS)}])")
 # What an override may hold of the release that it is for.
-PARTS = {"name": "name", "revision": "0" * 12, "source": "source"}
+PARTS = {"name", "revision", "source"}
+PART = re.compile(r"\{(\w+)\}")
 
 
 def _count(value: Any) -> Any:
@@ -45,6 +47,11 @@ def moment(text: str) -> datetime:
     """A date or time; without a zone it is UTC. Raises ValueError for anything else."""
     found = datetime.fromisoformat(text)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def filled(override: str, parts: Mapping[str, str]) -> str:
+    """An override with the release's parts in it; other braces are YAML's."""
+    return PART.sub(lambda found: parts[found[1]], override)
 
 
 ParameterCount = Annotated[int, BeforeValidator(_count), Field(ge=1)]
@@ -114,14 +121,12 @@ class SourceSettings(Settings):
     @model_validator(mode="after")
     def _overrides_are_whole(self) -> Self:
         for override in self.set:
-            try:
-                whole = override.format(**PARTS)
-            except (KeyError, IndexError, ValueError, AttributeError):
+            if unknown := set(PART.findall(override)) - PARTS:
                 raise ValueError(
-                    f"set {override!r}: only {{name}}, {{revision}} and {{source}} stand for "
-                    "something; write {{ and }} for braces"
-                ) from None
-            if whole.startswith("model="):
+                    f"set {override!r}: {{{min(unknown)}}} stands for nothing; "
+                    "{name}, {revision} and {source} do"
+                )
+            if override.startswith("model="):
                 raise ValueError(f"set {override!r}: the model is the release")
         return self
 

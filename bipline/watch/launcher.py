@@ -17,7 +17,7 @@ from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.base.waiting import asked_wait
 from bipline.settings.compress import CompressSettings
 from bipline.settings.loading import load
-from bipline.settings.watch import SourceSettings
+from bipline.settings.watch import SourceSettings, filled
 from bipline.storage.strict_json import read_json
 from bipline.values.release import Release
 from bipline.watch.sources import told_time
@@ -55,7 +55,7 @@ class Run:
             "name": release.name.rpartition("/")[2], "revision": release.revision[:12],
             "source": release.source,
         }  # fmt: skip
-        overrides = (f"model={release.model}", *(each.format(**parts) for each in source.set))
+        overrides = (f"model={release.model}", *(filled(each, parts) for each in source.set))
         settings = load(CompressSettings, Path(source.compress), overrides)
         if source.registered == settings.promote.name:
             raise InvalidInput(

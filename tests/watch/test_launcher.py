@@ -182,11 +182,13 @@ def source(**changes: object) -> SourceSettings:
 
 
 def test_a_run_is_named_and_configured_by_its_release() -> None:
-    parts = ("promote.name={name}-pruned", "state=runs/{source}-{revision}")
+    own = "evaluate={texts: [wikitext2]}"
+    parts = ("promote.name={name}-pruned", "state=runs/{source}-{revision}", own)
     run = Run.of(release(7), source(set=parts))
     assert run.name.startswith("tiny-model-7-") and run.name == release(7, place="else").run
     assert run.overrides == (
         f"model={release(7).model}", "promote.name=model-7-pruned", "state=runs/tiny-000000000000",
+        own,
     )  # fmt: skip
     assert run.state == Path("runs/tiny-000000000000")
 

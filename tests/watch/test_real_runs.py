@@ -136,7 +136,7 @@ def test_what_cannot_be_watched_is_said_at_once(
         ({"s3": "s3://a/b"}, "here: s3, folder"),
         ({"since": "yesterday"}, "write now, a date"),
         ({"set": ["model=other"]}, "the model is the release"),
-        ({"set": ["promote.name={nobody}"]}, "only {name}, {revision} and {source}"),
+        ({"set": ["promote.name={nobody}"]}, "{nobody} stands for nothing"),
         ({"compress": "nothing.yaml"}, "no such configuration file"),
         ({"set": ["promote.nme=a"]}, "did you mean"),
     ):

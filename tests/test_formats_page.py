@@ -117,5 +117,5 @@ def test_statistics_and_evaluation_have_their_fields(place: Path) -> None:
     source = (ROOT / "bipline" / "delivery" / "export.py").read_text("utf-8")
     written = re.search(r"def _evaluation.*?return \{(.*?)\n    \}", source, re.DOTALL)
     assert written
-    named = set(re.findall(r'^        "(\w+)":', written[1], re.MULTILINE))
+    named = set(re.findall(r'^        (?:\*\*\(\{)?"(\w+)":', written[1], re.MULTILINE))
     assert set(fields("evaluation.json")) == named

@@ -42,7 +42,10 @@ COMMANDS = {
         "runs",
         "Run the sweep pipeline: score once per criterion, measure every row, pick the best.",
     ),
-    "runs": ("ran", "What ran on a stack, where it failed, its log, and how to go on."),
+    "runs": (
+        "ran",
+        "What ran on a stack: how it ended, where it failed, its log, and how to go on.",
+    ),
     "watch": (
         "watching",
         "Watch for new releases of models; each starts its compress run exactly once.",

@@ -91,9 +91,10 @@ def test_a_panic_is_one_line(
     """A library in Rust raises what is no Exception; whatever else is none goes its way."""
     panic = type("PanicException", (BaseException,), {})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bipline.face.api.verify", mock.Mock(side_effect=panic("no entry\nfound")))
+    asked = "bipline.delivery.vouching.verify"
+    monkeypatch.setattr(asked, mock.Mock(side_effect=panic("no entry\nfound")))
     run(capfd, "verify", tmp_path).assert_one_line(1, "PanicException: no entry found")
-    monkeypatch.setattr("bipline.face.api.verify", mock.Mock(side_effect=GeneratorExit))
+    monkeypatch.setattr(asked, mock.Mock(side_effect=GeneratorExit))
     with pytest.raises(GeneratorExit):
         run(capfd, "verify", tmp_path)
 

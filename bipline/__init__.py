@@ -2,9 +2,9 @@
 
 The public functions are those of :mod:`bipline.face.api`, the errors those of
 :mod:`bipline.base.errors`; nothing heavy is imported before one is used. The packages are rooms;
-imports run downward only, in this order: ``face``, ``watch``, ``comparison``, ``stages``,
-``delivery``, ``recovery``, ``quality``, ``compression``, ``model``, ``settings``, ``values``,
-``storage``, ``base``.
+imports run downward only, in this order: ``face``, ``watch``, ``audit``, ``comparison``,
+``stages``, ``delivery``, ``recovery``, ``quality``, ``compression``, ``model``, ``settings``,
+``values``, ``storage``, ``base``.
 """
 
 from __future__ import annotations

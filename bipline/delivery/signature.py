@@ -74,9 +74,9 @@ def verify(directory: Path, key: Path | None = None, digest: str | None = None) 
     if digest is not None:
         _check_digest(digest)
     if key is not None:
-        _verify_signature(directory, key)
+        check_signature(directory, key)
         if (directory / LINEAGE).exists():
-            _verify_signature(directory / LINEAGE, key)
+            check_signature(directory / LINEAGE, key)
     manifest = verify_directory(directory)
     verify_lineage(directory, manifest)
     if digest is not None and not manifest.digest.startswith(digest):
@@ -89,7 +89,11 @@ def _check_digest(digest: str) -> None:
         raise InvalidInput(f"digest {digest!r}: give 12 to 64 digits of 0-9 and a-f")
 
 
-def _verify_signature(directory: Path, key: Path) -> None:
+def check_signature(directory: Path, key: Path) -> None:
+    """Hold the signature of a directory's manifest to a public key in PEM.
+
+    Raises Refused where there is none, or it is another key's; InvalidInput for a key that is none.
+    """
     verifying = require("model_signing.verifying", EXTRA)
     config = verifying.Config()
     try:

@@ -6,8 +6,9 @@ what is not there is said, and what cannot be looked at here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bipline.base.errors import InvalidInput, Refused
@@ -43,22 +44,35 @@ def verify(directory: Path, key: Path | None = None, digest: str | None = None) 
     return Verified(manifest, tuple(_told(directory, manifest, key)))
 
 
-def _told(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[str]:
+def parts(
+    directory: Path, manifest: Manifest, key: Path | None
+) -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:
+    """What is looked at beside a directory's bytes, by name; each says what it finds.
+
+    A part raises Refused where it is not about this directory, InvalidInput where it is not read.
+    """
     for place in (directory, directory / "hf"):
         if (place / CONFIG).is_file():
-            yield _origin(place)
+            yield "origin", partial(_origin, place)
     if "tensor_digest" in manifest.info and manifest.kind == "package":
-        yield _bom(directory, manifest)
-        yield from _lineage(directory, manifest, key)
+        yield "BOM", partial(_bom, directory, manifest)
+        yield "lineage", partial(_lineage, directory, manifest, key)
 
 
-def _bom(directory: Path, manifest: Manifest) -> str:
+def _told(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[str]:
+    for _, part in parts(directory, manifest, key):
+        yield from part()
+
+
+def _bom(directory: Path, manifest: Manifest) -> Iterator[str]:
     if bom.NAME not in manifest.files:
-        return f"no {bom.NAME}"
-    if not installed(bom.EXTRA):
-        return f"{bom.NAME}: not held to its schema; that needs pip install 'bipline[{bom.EXTRA}]'"
-    bom.check_bom(directory, manifest)
-    return f"{bom.NAME}: CycloneDX 1.6, valid, of these tensors"
+        yield f"no {bom.NAME}"
+    elif not installed(bom.EXTRA):
+        needed = f"that needs pip install 'bipline[{bom.EXTRA}]'"
+        yield f"{bom.NAME}: not held to its schema; {needed}"
+    else:
+        bom.check_bom(directory, manifest)
+        yield f"{bom.NAME}: CycloneDX 1.6, valid, of these tensors"
 
 
 def _lineage(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[str]:
@@ -82,7 +96,7 @@ def _lineage(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[
         yield f"{name}: not held to its definitions; {needed}"
 
 
-def _origin(place: Path) -> str:
+def _origin(place: Path) -> Iterator[str]:
     """What a model tells of where it came from, the same in its config, weights and plan."""
     folder = open_folder(place)
     try:
@@ -92,14 +106,15 @@ def _origin(place: Path) -> str:
     except InvalidInput as error:
         raise Refused(f"{place}: {error}") from None
     if origin is None:
-        return f"{CONFIG} tells no origin"
+        yield f"{CONFIG} tells no origin"
+        return
     if plan is not None and origin.plan_digest != plan.digest:
         raise Refused(f"{place}: {CONFIG} names another plan than {PLAN_NAME}")
     for name, told in metadata.items():
         for field in COMMON:
             if told.get(f"{SECTION}.{field}") != getattr(origin, field):
                 raise Refused(f"{place}: {name} and {CONFIG} tell another {field} each")
-    return _sentence(origin)
+    yield _sentence(origin)
 
 
 def _shards(folder: Folder) -> list[str]:

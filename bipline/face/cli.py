@@ -66,6 +66,10 @@ COMMANDS = {
     "recover": ("recovery", "Train a pruned model to win quality back, kept only where it helps."),
     "promote": ("promotion", "Give a registered version an alias, where a gate lets it through."),
     "rollback": ("promotion", "Give an alias back to the version before."),
+    "audit": (
+        "auditing",
+        "From the bytes that are served back to their source: what holds, differs, is not known.",
+    ),
     "history": ("promotion", "Who moved which alias of a registered model, when, and why."),
     "export": ("packages", "Write a model in another format, verified by the engine it is for."),
 }  # fmt: skip

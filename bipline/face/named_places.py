@@ -10,6 +10,7 @@ from bipline.base.errors import BiplineError, InvalidInput
 from bipline.face.output import is_result
 from bipline.settings.gate import READY
 from bipline.settings.line import LineSettings
+from bipline.settings.stack import USUAL_STATE
 from bipline.storage.directory import occupied
 from bipline.storage.folder import S3_SCHEME
 from bipline.storage.places import Place, Use, check_places, is_elsewhere
@@ -78,6 +79,18 @@ def check_export(
     _check(named, {"--json": (json_file, is_result("export"))})
 
 
+def check_audit(
+    source: Any, key: Any, texts: Mapping[str, Any], json_file: Any, state: Any
+) -> None:
+    """As :func:`check_prune`; an audit writes its result, and copies below the state, alone."""
+    named = [
+        ("SOURCE", source, Use.READ_FOLDER), ("--key", key, Use.READ_FILE),
+        *((f"--text {name}", text, Use.READ_FILE) for name, text in texts.items()),
+        ("--state", state, Use.STATE),
+    ]  # fmt: skip
+    _check(named, {"--json": (json_file, is_result("audit"))})
+
+
 def check_registered(gate: Any, *, json_file: Any, command: str, state: Any) -> None:
     """As :func:`check_prune`, for commands on a registry; a gate by its name is no place."""
     is_file = gate is not None and str(gate) not in READY
@@ -119,8 +132,9 @@ def check_pipeline(settings: Any, command: str, json_file: Any) -> None:
     if settings.state is not None and set("#?%") & set(str(Path(settings.state).absolute())):
         reason = "ZenML and MLflow take #, ? and % for parts of an address; give another folder"
         raise InvalidInput(f"state {settings.state}: {reason}")
+    state = USUAL_STATE if settings.state is None else settings.state
     read = _of_line(settings) if isinstance(settings, LineSettings) else _sources(settings)
-    named = [*read, ("state", settings.folder, Use.STATE)]
+    named = [*read, ("state", state, Use.STATE)]
     _check(named, {"--json": (json_file, is_result(command))})
 
 

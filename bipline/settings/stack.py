@@ -38,4 +38,4 @@ class StackSettings(Settings):
     @property
     def folder(self) -> Path:
         """The folder for logs and what is fetched, whichever stack it is."""
-        return Path(self.state or USUAL_STATE)
+        return Path(USUAL_STATE if self.state is None else self.state)

@@ -12,10 +12,10 @@ import torch
 from transformers import GenerationConfig
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.delivery import beside_weights
+from bipline.delivery import beside_weights, verification
 from bipline.delivery.beside_weights import compare_templates
 from bipline.delivery.export import PackageContents
-from bipline.delivery.verification import _decode, verify_hf
+from bipline.delivery.verification import verify_hf
 from bipline.model.loading import check_generation, load_model
 from bipline.model.tokenizer import load_tokenizer
 from bipline.storage.folder import LocalFolder
@@ -87,7 +87,7 @@ PROMPT = torch.arange(8)[None]
 
 
 def decoded(model: Any) -> list[list[int]]:
-    return [_decode(model, PROMPT, use_cache) for use_cache in (True, False)]
+    return [verification.decoded(model, PROMPT, use_cache) for use_cache in (True, False)]
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,22 @@ class MlflowRegistry:
             tag = f"verdict.{verdict.alias}"
             client.set_model_version_tag(self.name, version.number, tag, verdict.digest)
 
+    def run(self, version: Version) -> Any:
+        """MLflow's record of the run that registered a version, a deleted one too."""
+        with self._asked() as client:
+            return client.get_run(version.run_id)
+
+    def verdict(self, version: Version, digest: str) -> Verdict:
+        """A verdict as the version's run keeps it. Raises Refused where it is not there."""
+        name = f"verdicts/{digest[:16]}.json"
+        with self._asked() as client, TemporaryDirectory() as temporary:
+            if name not in {
+                each.path for each in client.list_artifacts(version.run_id, "verdicts")
+            }:
+                raise Refused(f"the run keeps no verdict {digest[:12]}")
+            file = Path(client.download_artifacts(version.run_id, name, temporary))
+            return typed(parse_object(file.read_bytes(), name, "verdict"), Verdict, name, "verdict")
+
     def tell_evaluated(self, version: str, at: datetime) -> None:
         """Keep when the records of a version were measured."""
         with self._asked() as client:

@@ -1,0 +1,50 @@
+"""Answers as findings: a check that refuses differs, with the reason that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from bipline.base.errors import InvalidInput, Refused
+from bipline.values.audit import Finding
+
+NOT_TRUSTED = "what the package says of itself is not to be relied on"
+
+
+def answered(
+    about: str, check: Callable[[], Iterable[Finding]], consequence: str = NOT_TRUSTED
+) -> Iterator[Finding]:
+    """What a check finds; where it refuses, or cannot read what it checks, that it differs."""
+    try:
+        yield from check()
+    except (Refused, InvalidInput) as error:
+        yield Finding(about=about, status="differs", said=str(error), consequence=consequence)
+
+
+def holds(about: str, said: str) -> Finding:
+    """It is as something else says too."""
+    return Finding(about=about, status="holds", said=said)
+
+
+def differs(about: str, said: str, consequence: str = NOT_TRUSTED) -> Finding:
+    """Two places say different things."""
+    return Finding(about=about, status="differs", said=said, consequence=consequence)
+
+
+def unknown(about: str, said: str, consequence: str) -> Finding:
+    """Nothing here can tell."""
+    return Finding(about=about, status="unknown", said=said, consequence=consequence)
+
+
+def compared(about: str, said: str, pairs: dict[str, tuple[object, object]]) -> Finding:
+    """Holds where each named pair is equal, else differs with the first that is not."""
+    for name, (one, other) in pairs.items():
+        if one != other:
+            return differs(
+                about, f"{name}: {_short(one)} in one place and {_short(other)} in another"
+            )
+    return holds(about, said)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

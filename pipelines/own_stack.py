@@ -33,17 +33,19 @@ def own_stack(name: str | None, tracking_uri: str | None) -> Iterator[str]:
         with answering():
             stack = _chosen(name)
             tracker = stack.experiment_tracker
-        if tracker is None or tracker.flavor != "mlflow":
+            tracks = tracker is not None and tracker.flavor == "mlflow"
+            address = str(tracker.get_tracking_uri()) if tracker and tracks else ""
+        if not tracks:
             has = f"tracks by {tracker.flavor}" if tracker else "has no experiment tracker"
             raise InvalidInput(f"stack {stack.name!r} {has}; {ADD_TRACKER.format(name=stack.name)}")
-        address = str(tracker.get_tracking_uri())
         if tracking_uri not in (None, address):
             raise InvalidInput(
                 f"promote.tracking_uri is {without_secrets(str(tracking_uri))}, and stack "
                 f"{stack.name!r} tells {without_secrets(address)}; leave the first out"
             )
-        tracker.configure_mlflow()
-        _tell(stack, address)
+        with answering():
+            tracker.configure_mlflow()
+            _tell(stack, address)
         yield address
 
 

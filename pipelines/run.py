@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -88,7 +88,7 @@ def stack_of(settings: CompressSettings | SweepSettings, experiment: str) -> Ite
     if settings.state is not None:
         opened = local_stack(Path(settings.state), experiment, promote.tracking_uri)
     else:
-        opened = own_stack(settings.stack, promote.tracking_uri)
+        opened = _own_stack(settings.stack, promote.tracking_uri)
     with opened as address:
         if settings.state is None or promote.tracking_uri:
             prepare_experiment(address, experiment)
@@ -96,6 +96,12 @@ def stack_of(settings: CompressSettings | SweepSettings, experiment: str) -> Ite
             probe(promote.registry_uri)
         with limited(WORK_LIMITS), tracker_failures():
             yield address
+
+
+@contextmanager
+def _own_stack(name: str | None, tracking_uri: str | None) -> Iterator[str]:
+    with database_failures("your stack"), own_stack(name, tracking_uri) as address:
+        yield address
 
 
 @contextmanager
@@ -127,7 +133,7 @@ def local_stack(place: Path, experiment: str, tracking_uri: str | None = None) -
         raise InvalidInput(f"{state}: no folder for a run's state: {error.strerror}") from None
     with (
         isolated(state, tracking_uri),
-        database_failures(state),
+        database_failures(f"{state}"),
         locked(state, f"{state}: another run is using this state folder"),
     ):
         # ZenML names the experiment after the pipeline.
@@ -152,9 +158,10 @@ def _ended(
         close_tracking()
         cause = original(error)
         _tell_failure(tracking, cause)
+        with suppress(Exception):  # what the run failed of is what is told
+            _logged(name)
         raise cause from error.__cause__
-    finally:
-        found = _logged(name)
+    found = _logged(name)
     if found is None:
         raise RuntimeError(f"ZenML does not know the run {name} that has just ended")
     from steps.stage import stage_summary, step_runs
@@ -172,7 +179,8 @@ def _ended(
 
 def _told(settings: CompressSettings | SweepSettings) -> dict[str, str]:
     """The configuration as parameters, without where this machine keeps its state."""
-    return flattened(settings.model_dump(mode="json", exclude={*WHERE}))
+    told = flattened(settings.model_dump(mode="json", exclude={*WHERE}))
+    return {name: without_secrets(text) for name, text in told.items()}
 
 
 def _tell_failure(tracking: Tracking, error: BaseException) -> None:
@@ -196,7 +204,7 @@ def _logged(name: str) -> PipelineRunResponse | None:
 
 
 @contextmanager
-def database_failures(state: Path) -> Iterator[None]:
+def database_failures(place: str) -> Iterator[None]:
     """Raise EnvironmentFailure where ZenML's database fails: disk full, locked, unreadable."""
     try:
         yield
@@ -205,7 +213,7 @@ def database_failures(state: Path) -> Iterator[None]:
         if failure is None or isinstance(error, BiplineError):
             raise
         raise EnvironmentFailure(
-            f"ZenML's database below {state} failed: {failure}; finished stages are kept, "
+            f"ZenML's database of {place} failed: {failure}; finished stages are kept, "
             "make room and run again"
         ) from error
 

@@ -52,7 +52,7 @@ def _reading(settings: StackSettings) -> Iterator[str]:
     state = Path(settings.state).absolute()
     if not (state / "zenml").is_dir():
         raise InvalidInput(f"{settings.state}: nothing ran in this state folder")
-    with isolated(state), database_failures(state):
+    with isolated(state), database_failures(f"{state}"):
         yield tracking_uri(state)
 
 

@@ -16,7 +16,7 @@ from bipline.comparison.spread import (
 )
 from bipline.compression.descriptions import criterion_description
 from bipline.delivery.compensation_text import IDEAS
-from bipline.delivery.contents import portable
+from bipline.delivery.contents import portable_source
 from bipline.delivery.curves import Frame, curves_picture, swatch
 from bipline.delivery.page import (
     Lane,
@@ -213,12 +213,13 @@ def protocol_part(comparison: Comparison) -> Content:
     """What everything was measured on and with, by digest and version."""
     shown = []
     for name, text in comparison.calibrations.items():
-        told = {**text.model_dump(mode="json"), "source": portable(text.source)}
+        told = {**text.model_dump(mode="json"), "source": portable_source(text.source)}
         shown.append(folded(f"Calibration text {name}", flat(told), opened=True))
     for name, model in comparison.models.items():
         record = model.record.to_json_value()
         about = {
-            "source": portable(model.source), "revision": model.revision, "licence": model.licence,
+            "source": portable_source(model.source), "revision": model.revision,
+            "licence": model.licence,
             "tensors": model.record.tensor_digest, "parameters": f"{model.record.parameters:,}",
         }  # fmt: skip
         versions = {"bipline": __version__, **record["environment"]}

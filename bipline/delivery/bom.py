@@ -18,7 +18,7 @@ from bipline.base.code import version
 from bipline.base.errors import Refused
 from bipline.base.extras import require
 from bipline.delivery.card_metadata import METRICS
-from bipline.delivery.contents import PackageContents, portable
+from bipline.delivery.contents import PackageContents, portable_source
 from bipline.storage.digests import digest_json
 from bipline.storage.manifest import FileEntry, Manifest
 from bipline.storage.strict_json import parse_object
@@ -150,10 +150,10 @@ def _licences(contents: PackageContents) -> list[Any]:
 def _data(contents: PackageContents) -> Iterator[Any]:
     """What the run read beside the model."""
     for name, text in sorted(contents.resolution.texts.items()):
-        told = {"version": text.revision, "description": str(portable(text.source))}
+        told = {"version": text.revision, "description": portable_source(text.source)}
         yield _component("data", name, text.sha256, bom_ref=f"text/{name}", **told)
     for name, task in sorted(contents.resolution.tasks.items()):
-        told = {"description": str(portable(task.source))}
+        told = {"description": portable_source(task.source)}
         yield _component("data", name, task.sha256, bom_ref=f"task/{name}", **told)
 
 

@@ -17,6 +17,8 @@ from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.statistics import Scores, Statistics, load_statistics
 from bipline.delivery.samples import Sample
 from bipline.model.opening import open_checkpoint
+from bipline.storage.documents import CHAT
+from bipline.storage.places import is_elsewhere
 from bipline.values.differences import check_comparable
 from bipline.values.export import ExportRecord
 from bipline.values.plan import PruningPlan
@@ -76,7 +78,7 @@ class PackageContents:
     @property
     def source_name(self) -> str:
         """The dense model's name without the path it was read from."""
-        return str(portable(self.resolution.model.source)).removeprefix("hf:")
+        return portable_source(self.resolution.model.source).removeprefix("hf:")
 
 
 def packaged_of(records: Mapping[str, EvaluationRecord]) -> str:
@@ -115,22 +117,40 @@ def check_contents(contents: PackageContents, tensor_digest: str) -> None:
 
 
 def portable(value: Any) -> Any:
-    """A value without local paths: an absolute path, however deep, becomes its last name."""
+    """A value without local paths: one that can be told, however deep, becomes its last name."""
     if isinstance(value, Mapping):
         return {str(portable(key)): portable(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(part) for part in value]
     if isinstance(value, Path):
         return portable(str(value))
-    if isinstance(value, str) and value.startswith(("/", "~", "file:")):
+    if isinstance(value, str) and value.startswith(("/", "~", "file:", "./", "../")):
         return value.rstrip("/").rsplit("/", 1)[-1]
     return without_secrets(value) if isinstance(value, str) else value
+
+
+def portable_source(source: str) -> str:
+    """Where a model, text or task came from: an address without secrets, or a path's last name."""
+    if source.startswith(CHAT):
+        return f"{CHAT}{portable_source(source.removeprefix(CHAT))}"
+    return without_secrets(source) if is_elsewhere(source) else Path(source).name
+
+
+def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration without local paths; sources as :func:`portable_source` has them."""
+    told: dict[str, Any] = portable(config)
+    if isinstance(told.get("model"), str):
+        told["model"] = portable_source(told["model"])
+    for kind in ("texts", "tasks"):
+        if isinstance(told.get(kind), Mapping):
+            told[kind] = {name: portable_source(str(each)) for name, each in told[kind].items()}
+    return told
 
 
 def portable_resolution(resolution: Resolution) -> Resolution:
     """The resolution without where files lay on the machine of the run; same digest."""
     value = resolution.model_dump(mode="json")
     for entry in (value["model"], *value["texts"].values(), *value["tasks"].values()):
-        entry["source"] = portable(entry["source"])
+        entry["source"] = portable_source(entry["source"])
         entry["location"] = ""
     return Resolution.model_validate(value)

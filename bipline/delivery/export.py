@@ -21,7 +21,7 @@ from bipline.delivery.card import render_card
 from bipline.delivery.contents import (
     PackageContents,
     check_contents,
-    portable,
+    portable_config,
     portable_resolution,
 )
 from bipline.delivery.formats.directory import write_format
@@ -122,7 +122,7 @@ def _write_documents(
 ) -> None:
     documents = {
         bom.NAME: bom.bom_text(contents, manifest, writer.manifest().files),
-        CONFIGURATION_NAME: _json(portable(contents.config)),
+        CONFIGURATION_NAME: _json(portable_config(contents.config)),
         PLAN_NAME: contents.plan.to_json(),
         "evaluation.json": _json(_evaluation(contents)),
         ITEMS_NAME: _json(_items(contents)),

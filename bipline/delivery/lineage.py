@@ -6,6 +6,7 @@ what is learnt of a package later changes neither its digest nor its signature.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def add_to_lineage(package: Path, documents: Mapping[str, str]) -> None:
     """
     folder, digest = package / LINEAGE, read_manifest(package).digest
     folder.mkdir(exist_ok=True)
+    _refuse_nested(folder)
     with waiting_lock(folder):
         (folder / SIGNATURE_NAME).unlink(missing_ok=True)
         for leftover in folder.rglob(".*.partial"):  # of a run that was killed here
@@ -77,6 +79,7 @@ def verify_lineage(package: Path, manifest: Manifest) -> Manifest | None:
     folder = package / LINEAGE
     if not folder.exists():
         return None
+    _refuse_nested(folder)
     try:
         found = verify_directory(folder)
     except InvalidInput as error:
@@ -88,3 +91,9 @@ def verify_lineage(package: Path, manifest: Manifest) -> Manifest | None:
             f"{folder}: is the lineage of package {str(named)[:12]}, not of {manifest.digest[:12]}"
         )
     return found
+
+
+def _refuse_nested(folder: Path) -> None:
+    """A folder of this name inside it would be listed by no manifest. Raises Refused."""
+    if os.path.lexists(folder / LINEAGE):
+        raise Refused(f"{folder}: holds a {LINEAGE} of its own, which nothing lists; remove it")

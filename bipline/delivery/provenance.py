@@ -15,7 +15,7 @@ from typing import Any
 
 from bipline.base.errors import Refused
 from bipline.base.extras import require
-from bipline.delivery.contents import portable
+from bipline.delivery.contents import portable_config, portable_source
 from bipline.storage.digests import digest_file
 from bipline.storage.manifest import MANIFEST_NAME, Manifest
 from bipline.storage.strict_json import read_json
@@ -50,7 +50,7 @@ def statement(
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"configuration": portable(config)},
+                "externalParameters": {"configuration": portable_config(config)},
                 "internalParameters": {
                     "stages": {name: each.key for name, each in run.stages.items() if each.key}
                 },
@@ -90,15 +90,15 @@ def _subject(package: Path, manifest: Manifest) -> list[dict[str, Any]]:
 
 def _dependencies(resolution: Resolution) -> Iterator[dict[str, Any]]:
     model = resolution.model
-    source = {"source": str(portable(model.source)), "revision": model.revision or ""}
+    source = {"source": portable_source(model.source), "revision": model.revision or ""}
     yield _dependency(f"model/{TENSORS}", str(model.tensor_digest), **source)
     for name, sha256 in sorted(model.files.items()):
         yield _dependency(f"model/{name}", sha256)
     for name, text in sorted(resolution.texts.items()):
-        told = {"source": str(portable(text.source)), "revision": text.revision or ""}
+        told = {"source": portable_source(text.source), "revision": text.revision or ""}
         yield _dependency(f"text/{name}", text.sha256, **told)
     for name, task in sorted(resolution.tasks.items()):
-        yield _dependency(f"task/{name}", task.sha256, source=str(portable(task.source)))
+        yield _dependency(f"task/{name}", task.sha256, source=portable_source(task.source))
 
 
 def _dependency(name: str, sha256: str, **annotations: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from bipline.compression.criteria import CRITERIA
 from bipline.compression.descriptions import criterion_description
 from bipline.compression.statistics import Scores
 from bipline.delivery.compensation_text import HEADER, compensation_lines, compensation_rows
-from bipline.delivery.contents import NO_SCORES, PackageContents, portable
+from bipline.delivery.contents import NO_SCORES, PackageContents, portable_config
 from bipline.delivery.page import (
     Lane,
     Part,
@@ -224,7 +224,7 @@ def recovery_part(contents: PackageContents) -> Content:
 
 def configuration_part(contents: PackageContents) -> Content:
     """The configuration of the run, section by section, without local paths."""
-    config = portable(contents.config)
+    config = portable_config(contents.config)
     sections = {name: value for name, value in config.items() if isinstance(value, Mapping)}
     general = flat({name: value for name, value in config.items() if name not in sections})
     shown = [folded("General", general, opened=True)] if general else []

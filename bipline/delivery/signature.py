@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from binascii import Error as NotBase64
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
@@ -57,12 +58,11 @@ def sign(directory: Path, key: Path) -> Manifest:
 
 
 def _sign_manifest(config: Any, directory: Path) -> None:
-    unfinished = directory / f".{SIGNATURE_NAME}.signing"
-    try:
-        config.sign(directory / MANIFEST_NAME, unfinished)
-        write_text(directory / SIGNATURE_NAME, unfinished.read_text(encoding="utf-8"))
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Not beside the manifest: what a kill leaves there would be a file that nothing lists.
+    with TemporaryDirectory() as temporary:
+        made = Path(temporary) / SIGNATURE_NAME
+        config.sign(directory / MANIFEST_NAME, made)
+        write_text(directory / SIGNATURE_NAME, made.read_text(encoding="utf-8"))
 
 
 def verify(directory: Path, key: Path | None = None, digest: str | None = None) -> Manifest:

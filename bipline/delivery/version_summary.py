@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bipline.base.addresses import without_secrets
 from bipline.delivery.card import as_code, escaped, markdown_table
-from bipline.delivery.contents import portable
+from bipline.delivery.contents import portable_source
 from bipline.values.figures import percent
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
@@ -32,13 +31,13 @@ def version_summary(
 
 def base_model(model: ResolvedModel) -> str:
     """The dense model's name, without the path it was read from, and its revision."""
-    name = str(portable(without_secrets(model.source)))
+    name = portable_source(model.source)
     revision = f"@{model.revision}" if model.revision else ""
     return f"{name.partition('@')[0]}{revision}" if revision else name
 
 
 def _linked(model: ResolvedModel) -> str:
-    source = str(portable(without_secrets(model.source)))
+    source = portable_source(model.source)
     if not source.startswith("hf:"):
         return as_code(source)
     name = source.removeprefix("hf:").partition("@")[0]

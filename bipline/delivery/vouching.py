@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.extras import installed
@@ -53,7 +54,7 @@ def parts(
     """
     for place in (directory, directory / "hf"):
         if (place / CONFIG).is_file():
-            yield "origin", partial(_origin, place)
+            yield "origin", partial(_origin, place, manifest.info.get("tensor_digest"))
     if "tensor_digest" in manifest.info and manifest.kind == "package":
         yield "BOM", partial(_bom, directory, manifest)
         yield "lineage", partial(_lineage, directory, manifest, key)
@@ -96,8 +97,11 @@ def _lineage(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[
         yield f"{name}: not held to its definitions; {needed}"
 
 
-def _origin(place: Path) -> Iterator[str]:
-    """What a model tells of where it came from, the same in its config, weights and plan."""
+def _origin(place: Path, tensors: Any) -> Iterator[str]:
+    """What a model tells of where it came from, the same in its config, weights and plan.
+
+    ``tensors`` is the digest that the manifest has of them, where it has one.
+    """
     folder = open_folder(place)
     try:
         origin = model_origin(folder)
@@ -106,10 +110,16 @@ def _origin(place: Path) -> Iterator[str]:
     except InvalidInput as error:
         raise Refused(f"{place}: {error}") from None
     if origin is None:
+        if any(key.startswith(f"{SECTION}.") for told in metadata.values() for key in told):
+            raise Refused(f"{place}: the weights tell an origin, and {CONFIG} tells none")
         yield f"{CONFIG} tells no origin"
         return
     if plan is not None and origin.plan_digest != plan.digest:
         raise Refused(f"{place}: {CONFIG} names another plan than {PLAN_NAME}")
+    if plan is not None and origin.base_tensor_digest != plan.tensor_digest:
+        raise Refused(f"{place}: {CONFIG} names another base model than {PLAN_NAME}")
+    if origin.tensor_digest and tensors and origin.tensor_digest != tensors:
+        raise Refused(f"{place}: {CONFIG} names other tensors than the manifest")
     for name, told in metadata.items():
         for field in COMMON:
             if told.get(f"{SECTION}.{field}") != getattr(origin, field):

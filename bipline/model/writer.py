@@ -155,6 +155,8 @@ def _stored_contents(path: Path, shard: list[TensorSpec]) -> dict[str, str]:
             sha256, left = hashlib.sha256(), spec.num_bytes
             while left:
                 piece = file.read(min(CHUNK_BYTES, left))
+                if not piece:
+                    raise InvalidInput(f"{path}: is shorter than its tensors; delete it")
                 sha256.update(piece)
                 left -= len(piece)
             contents[spec.name] = sha256.hexdigest()

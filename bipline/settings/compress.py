@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from bipline.base.addresses import without_secrets
 from bipline.settings.base import Settings
 from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import LineSettings
@@ -63,6 +64,18 @@ class ExportSettings(Settings):
         return self
 
 
+def _without_login(value: str | None) -> str | None:
+    if value is not None and without_secrets(value) != value:
+        raise ValueError(
+            "a configuration is kept and shown, so no user or password may stand in it; give them "
+            "by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD"
+        )
+    return value
+
+
+Address = Annotated[str | None, AfterValidator(_without_login)]
+
+
 class PromoteSettings(Settings):
     """Where the package is registered."""
 
@@ -76,11 +89,11 @@ class PromoteSettings(Settings):
         description="what decides whether it does: strict, lenient, or a YAML file; null: nothing "
         "may move an alias that is served",
     )
-    tracking_uri: str | None = Field(
+    tracking_uri: Address = Field(
         default=None,
         description="MLflow server that the run is told to; null: the stack's experiment tracker",
     )
-    registry_uri: str | None = Field(
+    registry_uri: Address = Field(
         default=None,
         description="MLflow server that holds the registered model; null: MLFLOW_REGISTRY_URI, or "
         "where the run is told to",

@@ -19,11 +19,12 @@ class StackSettings(Settings):
 
     state: str | None = Field(
         default=None,
+        min_length=1,
         description="folder of a ZenML stack of its own, with the store, ZenML's and MLflow's "
         "state and logs; null: the stack below",
     )
     stack: str | None = Field(
-        default=None, description="registered ZenML stack; null: the active one"
+        default=None, min_length=1, description="registered ZenML stack; null: the active one"
     )
 
     @model_validator(mode="after")

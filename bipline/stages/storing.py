@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from bipline.base.errors import EnvironmentFailure, InvalidInput
@@ -66,11 +67,14 @@ def prune_stored(state: Path, registry: str | None, keep_registered: bool, dry_r
                 "--keep-registered: no registered version came from this Store, so nothing would "
                 "be kept; name its --registry"
             )
-        unfinished = _unfinished(state / DATABASE)
+        unfinished, since = _unfinished(state / DATABASE)
         going = [
             entry
             for entry in found.entries
-            if entry.finished and not _needed(entry, keep_registered, unfinished)
+            if entry.finished
+            and not _needed(entry, keep_registered, unfinished)
+            # A run that was killed as a stage ended has made what nothing points at yet.
+            and not (since is not None and not entry.runs and entry.made >= since)
         ]
         if not dry_run:
             for entry in track(going, "remove"):
@@ -112,10 +116,15 @@ def _runs(database: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _unfinished(database: Path) -> frozenset[str]:
-    """Names of runs that have not ended; one that was killed may yet be gone on with."""
-    told = _asked(database, "SELECT name, status FROM pipeline_run")
-    return frozenset(name for name, status in told if status not in ENDED)
+def _unfinished(database: Path) -> tuple[frozenset[str], datetime | None]:
+    """Names of runs that have not ended, as a killed one may be gone on with; and since when.
+
+    The time is that of the oldest of them, None where all have ended.
+    """
+    told = _asked(database, "SELECT name, status, created FROM pipeline_run")
+    going = {name: created for name, status, created in told if status not in ENDED}
+    times = [datetime.fromisoformat(str(each)).replace(tzinfo=UTC) for each in going.values()]
+    return frozenset(going), min(times, default=None)
 
 
 def _asked(database: Path, query: str) -> list[tuple[str, ...]]:

@@ -88,9 +88,11 @@ class LocalStore:
 
     def discard(self, stage: str, key: str) -> None:
         """Remove the output of this key; a directory that another key wrote stays."""
-        if self.find(stage, key) is None:
-            return
         place = self.place(stage, key).absolute()
+        # What lies in the Store's own folder is this key's, though it be damaged.
+        own = stage not in self.outputs and (place / MANIFEST_NAME).is_file()
+        if not own and self.find(stage, key) is None:
+            return
         # The name of a half written directory: what a kill leaves here, the next writer clears.
         leaving = place.with_name(f".{place.name}.partial")
         shutil.rmtree(leaving, ignore_errors=True)

@@ -45,4 +45,6 @@ def shared(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source`` in as few bytes as can be: else a copy of it."""
     target.unlink(missing_ok=True)
     if not (cloned(source, target) or linked(source, target)):
-        shutil.copyfile(source, target)
+        unfinished = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(source, unfinished)
+        unfinished.replace(target)

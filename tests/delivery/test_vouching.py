@@ -60,6 +60,14 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 @pytest.fixture(scope="module")
+def package(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package that all modules share, without what their gates wrote into its lineage."""
+    copy = shutil.copytree(package, tmp_path_factory.mktemp("shared") / "package")
+    shutil.rmtree(copy / LINEAGE, ignore_errors=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
 def whole(package: Path, tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Path:
     """A package with the lineage of one run, both signed."""
     copy = shutil.copytree(package, tmp_path_factory.mktemp("whole") / "package")
@@ -292,16 +300,52 @@ def test_metadata_in_the_weights_is_held_to_the_config(
     assert "names another plan than pruning_plan.json" in refused(copy)
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("tensor_digest", "names other tensors than the manifest"),
+        ("base_tensor_digest", "names another base model than pruning_plan.json"),
+    ],
+)
+def test_claims_of_the_config_are_held_to_plan_and_manifest(
+    package: Path, tmp_path: Path, field: str, said: str
+) -> None:
+    """Where config and weights were made to tell the same."""
+    copy, lie = shutil.copytree(package, tmp_path / "copy"), "0" * 64
+    told = json.loads((copy / "hf" / "config.json").read_text())["bipline"][field].encode()
+    rewritten(copy, "hf/config.json", edited(lambda value: value["bipline"].update({field: lie})))
+    if told in (copy / "hf" / "model.safetensors").read_bytes():
+        rewritten(copy, "hf/model.safetensors", lambda path: swap(path, told, lie.encode()))
+    assert said in refused(copy)
+
+
+def test_a_lineage_inside_the_lineage_is_refused(copied: Path, keys: Keys) -> None:
+    """No manifest would list it."""
+    (copied / LINEAGE / LINEAGE).mkdir()
+    (copied / LINEAGE / LINEAGE / "more.py").write_text("print()")
+    assert "holds a lineage of its own" in refused(copied)
+    assert "holds a lineage of its own" in refused(copied, keys[1])
+    with pytest.raises(Refused, match="of its own"):
+        add_to_lineage(copied, {"runs/x.json": "{}"})
+
+
 def test_a_section_that_is_none_of_ours_is_named(package: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(package / "hf", tmp_path / "copy")
     rewritten(copy, "config.json", edited(lambda value: value["bipline"].update(more=1)))
     assert "config.json: not a section bipline: more" in refused(copy)
 
 
+def unnamed(weights: Path) -> None:
+    """Metadata of another name, of the same length."""
+    weights.write_bytes(weights.read_bytes().replace(b'"bipline.', b'"another.'))
+
+
 def test_a_package_of_before_verifies(package: Path, tmp_path: Path) -> None:
     """Without BOM, lineage and origin."""
     copy = shutil.copytree(package, tmp_path / "copy")
     rewritten(copy, "hf/config.json", edited(lambda value: value.pop("bipline")))
+    assert "the weights tell an origin, and config.json tells none" in refused(copy)
+    rewritten(copy, "hf/model.safetensors", unnamed)
     manifest = read_manifest(copy)
     files = {name: each for name, each in manifest.files.items() if name != "bom.json"}
     (copy / "bom.json").unlink()

@@ -22,12 +22,14 @@ from tests.command import run
 
 # Of each stage key: which runs point at it.
 POINTED = {"1" * 64: ["old"], "2" * 64: ["old", "registered"], "3" * 64: [], "4" * 64: ["killed"]}
+# When the runs began: after everything here was made.
+LATER = "2999-01-01 00:00:00.000000"
 STATUS = {"old": "completed", "registered": "completed", "killed": "running"}
 TABLES = """
 CREATE TABLE run_metadata (id TEXT, key TEXT, value TEXT);
 CREATE TABLE run_metadata_resource (resource_id TEXT, run_metadata_id TEXT);
 CREATE TABLE step_run (id TEXT, pipeline_run_id TEXT);
-CREATE TABLE pipeline_run (id TEXT, name TEXT, status TEXT);
+CREATE TABLE pipeline_run (id TEXT, name TEXT, status TEXT, created TEXT);
 """
 
 
@@ -48,7 +50,8 @@ def state(tmp_path: Path) -> Path:
     with sqlite3.connect(database) as connection:
         connection.executescript(TABLES)
         for name, status in STATUS.items():
-            connection.execute("INSERT INTO pipeline_run VALUES (?, ?, ?)", (name, name, status))
+            values = (name, name, status, LATER)
+            connection.execute("INSERT INTO pipeline_run VALUES (?, ?, ?, ?)", values)
             connection.execute("INSERT INTO step_run VALUES (?, ?)", (name, name))
         for key, runs in POINTED.items():
             value = (key, "stage_key", json.dumps(key))
@@ -143,12 +146,24 @@ def test_only_bytes_of_its_own_are_freed(state: Path) -> None:
     assert done.freed_bytes == entry.own_bytes
 
 
-def test_a_damaged_manifest_is_listed(state: Path) -> None:
-    path = state / ROOT / "score" / ("1" * 32) / "manifest.json"
+def test_what_a_killed_run_may_have_made_stays(state: Path, registry: str) -> None:
+    """It was killed after the directory was whole, before anything pointed at it."""
+    began = "2000-01-01 00:00:00.000000"
+    with sqlite3.connect(state / DATABASE) as connection:
+        connection.execute("UPDATE pipeline_run SET created = ? WHERE name = 'killed'", (began,))
+    connection.close()
+    assert not prune_stored(state, registry, keep_registered=False, dry_run=False).removed
+    assert left(state) == set("12345")
+
+
+def test_a_damaged_manifest_is_listed_and_removed(state: Path) -> None:
+    path = state / ROOT / "score" / ("3" * 32) / "manifest.json"
     path.chmod(0o644)
     path.write_text("{")
     kinds = {entry.key[0]: entry.kind for entry in entries_of(state / ROOT)}
-    assert kinds["1"] == "damaged"
+    assert kinds["3"] == "damaged"
+    assert prune_stored(state, None, keep_registered=False, dry_run=False).removed
+    assert left(state) == set("1245")
 
 
 def test_the_commands_say_it(state: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,9 @@ def _told(
 
 
 def _reason(address: str, name: str) -> str:
-    """Why a run failed, as MLflow was told."""
+    """Why a run failed, as MLflow was told; empty for names that no run of ours has."""
+    if "'" in name:
+        return ""
     with translated("MLflow"):
         client = mlflow_library().MlflowClient(tracking_uri=address)
         experiments = [each.experiment_id for each in client.search_experiments()]

@@ -82,6 +82,8 @@ def _watch(settings: WatchSettings, once: bool) -> BiplineError | None:
         )
     if tally.parked:
         return Refused(f"parked: {', '.join(tally.parked)}; see bipline watch CONFIG --status")
+    if tally.wrong:
+        return InvalidInput(tally.wrong[0])
     if tally.unanswered:
         return EnvironmentFailure(f"a source did not answer: {tally.unanswered[0]}")
     return None

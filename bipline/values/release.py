@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from datetime import datetime
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 SCHEMA_VERSION: Literal[1] = 1
 ReleaseState = Literal["seen", "passed-over", "claimed", "running", "done", "parked", "retry-at"]
+
+
+def _is_time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_is_time)]
 
 
 class _Frozen(BaseModel, frozen=True, extra="forbid"):
@@ -54,7 +63,7 @@ class WatchRecord(_Frozen):
     failures: int = 0
     exit_code: int | None = None
     reason: str = ""
-    until: str | None = None
+    until: Moment | None = None
     log: str | None = None
     filters: str | None = None
 

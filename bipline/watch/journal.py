@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import uuid
 from collections import defaultdict
 from contextlib import suppress
@@ -26,6 +27,7 @@ from bipline.values.release import Release, WatchBegin, WatchRecord
 
 RELEASES, PLACES, HOLDS, SUFFIX = "releases", "places", "holds", ".json"
 DIGITS = 4
+RECORD = re.compile(rf"{RELEASES}/(?P<key>[0-9a-f]{{64}})/(?P<number>[0-9]+){re.escape(SUFFIX)}")
 REMEDY = "somebody changed the journal; put it back from a copy"
 
 
@@ -99,9 +101,10 @@ class Journal:
         """
         numbers: dict[str, list[int]] = defaultdict(list)
         for name in self.place.names():
-            _, key, number = name.removesuffix(SUFFIX).split("/")
-            numbers[key].append(int(number))
-        return {key: self._standing(key, sorted(found)) for key, found in numbers.items()}
+            if (found := RECORD.fullmatch(name)) is None:
+                raise InvalidInput(f"{self.place.location}/{name}: is no record; {REMEDY}")
+            numbers[found["key"]].append(int(found["number"]))
+        return {key: self._standing(key, sorted(each)) for key, each in numbers.items()}
 
     def standing(self, key: str) -> Standing | None:
         """Where a release stands now, or None for one that was never seen.
@@ -116,6 +119,8 @@ class Journal:
     def _standing(self, key: str, numbers: list[int]) -> Standing:
         records = [self._record(_record_name(key, number)) for number in numbers]
         whole = tuple(record for record in records if record is not None)
+        if whole and whole[0].release is not None and whole[0].release.key != key:
+            raise InvalidInput(f"{self.place.location}/{RELEASES}/{key}: another's; {REMEDY}")
         if numbers == list(range(1, len(whole) + 1)):
             return Standing(whole)
         # A listing may leave some out; one that is not there when it is asked for was removed.

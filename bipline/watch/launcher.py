@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
+
+import yaml
 
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.base.waiting import asked_wait
@@ -23,8 +26,10 @@ from bipline.values.release import Release
 from bipline.watch.sources import told_time
 
 INTERRUPTED = 130
-STOPPED = {INTERRUPTED, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGTERM}
+STOPPED = {INTERRUPTED, -signal.SIGINT}
 STOP_SECONDS = 30.0
+# What a release may be called where its name becomes part of an override.
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 # How a command's error begins, and the line in a log before what a start prints.
 ERROR, START = "error: ", "--- started "
 # Of a log's end so much is read for its last error.
@@ -51,8 +56,11 @@ class Run:
 
         Raises InvalidInput for a configuration that cannot be one.
         """
+        name = release.name.rpartition("/")[2]
+        if any("{name}" in each for each in source.set):
+            _check_name(name)
         parts = {
-            "name": release.name.rpartition("/")[2], "revision": release.revision[:12],
+            "name": name, "revision": release.revision[:12],
             "source": release.source,
         }  # fmt: skip
         overrides = (f"model={release.model}", *(filled(each, parts) for each in source.set))
@@ -66,18 +74,31 @@ class Run:
         return cls(release, source.compress, overrides, state)
 
 
+def _check_name(name: str) -> None:
+    """Raise InvalidInput for a name that is not only a name where an override is read as YAML."""
+    if not PLAIN.fullmatch(name) or not isinstance(yaml.safe_load(name), str):
+        raise InvalidInput(
+            f"{name!a:.60}: cannot stand for {{name}} in an override; rename the model to letters, "
+            "digits and . _ -, or leave {name} out"
+        )
+
+
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: its exit code, why, and how long a server asked to wait, in seconds."""
+    """How a run ended: its exit code, why, and how long a server asked to wait, in seconds.
+
+    ``asked`` is whether the watcher stopped it; another's SIGTERM is a failure that passes.
+    """
 
     code: int
     reason: str = ""
     wait: int = 0
+    asked: bool = False
 
     @property
     def stopped(self) -> bool:
         """Whether somebody stopped it: no failure."""
-        return self.code in STOPPED
+        return self.asked or self.code in STOPPED
 
     @property
     def passing(self) -> bool:
@@ -159,6 +180,7 @@ class _Process:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self._process, self._log = process, log
+        self._asked = False
 
     @property
     def log(self) -> str | None:
@@ -171,9 +193,10 @@ class _Process:
         reason = last_error(self._log) if code else ""
         if not reason and code < 0:
             reason = f"was ended by signal {-code}; the system kills what takes too much memory"
-        return Ended(code, reason, asked_wait(reason))
+        return Ended(code, reason, asked_wait(reason), self._asked)
 
     def stop(self) -> None:
+        self._asked = True
         with suppress(ProcessLookupError):
             self._process.terminate()
         try:

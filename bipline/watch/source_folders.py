@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bipline.base.errors import EnvironmentFailure, InvalidInput
-from bipline.base.progress import track
+from bipline.base.progress import note, track
 from bipline.model.opening import open_checkpoint
 from bipline.model.side_files import is_model_file
 from bipline.settings.watch import SourceSettings
@@ -44,12 +44,22 @@ class LocalSource:
         if not self._directory.is_dir():
             raise InvalidInput(f"{self._directory}: no such directory of models")
         models = [path for path in sorted(self._directory.iterdir()) if _is_model(path)]
-        settled = [path for path in models if is_settled(_changed(path), self._settled)]
-        return [self._release(place, path) for path in track(settled, f"look at {place}")]
+        found = []
+        for path in track(models, f"look at {place}"):
+            try:
+                if is_settled(_changed(path), self._settled):
+                    found.append(self._release(place, path))
+            except (InvalidInput, OSError) as error:  # the others count all the same
+                note(f"{path}: left out: {error}")
+        return found
 
     def described(self, release: Release) -> Description:
         """The model as it lies there, if it is still what was listed."""
-        if self._release(release.place, Path(release.model)).key != release.key:
+        try:
+            now = self._release(release.place, Path(release.model))
+        except OSError as error:
+            raise EnvironmentFailure(f"{release.model}: {error.strerror}") from None
+        if now.key != release.key:
             raise EnvironmentFailure(f"{release.model}: changes while it is looked at")
         return Description.of(open_checkpoint(release.model))
 
@@ -74,7 +84,7 @@ class KnownDigests:
         states = {name: _state(path / name) for name in names}
         kept = self._folder / f"{digest_json(str(path.absolute()))}.json"
         known = parse_object(kept.read_bytes(), str(kept), "digest") if kept.is_file() else {}
-        if known.get("files") != states:
+        if known.get("files") != states or "digest" not in known:
             digest = digest_listing({name: digest_file(path / name) for name in names})
             known = {"files": states, "digest": digest}
             kept.parent.mkdir(parents=True, exist_ok=True)

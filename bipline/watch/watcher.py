@@ -33,6 +33,10 @@ OPEN: frozenset[ReleaseState] = frozenset({"seen", "claimed", "running"})
 LEFT: frozenset[ReleaseState] = frozenset({"claimed", "running"})
 
 
+# Seconds after which a look that failed is tried again.
+ASK_AGAIN = 60.0
+
+
 @dataclass
 class Active:
     """A run that this watcher started: where its release stands, and what it holds meanwhile."""
@@ -44,13 +48,14 @@ class Active:
 
 @dataclass
 class Tally:
-    """What a watcher came to: runs by name, and places that did not answer, with the reason."""
+    """What a watcher came to: runs by name; places that are wrong or did not answer, and why."""
 
     old: int = 0
     started: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     parked: list[str] = field(default_factory=list)
     unanswered: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
 
 
 class Watcher:
@@ -76,7 +81,7 @@ class Watcher:
 
     def look(self) -> None:
         """Look at every place of every source, and write down what is new."""
-        self.tally.old, self.tally.unanswered = 0, []
+        self.tally.old, self.tally.unanswered, self.tally.wrong = 0, [], []
         for name, source in self._sources.items():
             until = self._asked_to_wait.get(name)
             if until and self._now() < until:
@@ -84,6 +89,9 @@ class Watcher:
             for place in source.places:
                 try:
                     releases = source.listed(place)
+                except InvalidInput as error:
+                    self.tally.wrong.append(f"source {name}: {error}")
+                    self._tell(f"{name} {error}", f"source {name}: {error}")
                 except BiplineError as error:
                     self._unanswered(name, place, error)
                 else:
@@ -97,15 +105,18 @@ class Watcher:
                 return
 
     def reap(self) -> bool:
-        """Write down how runs ended; whether one did."""
-        ended = False
+        """Write down how runs ended; whether one did.
+
+        What another may start is stopped first: nothing that is written here may fail before.
+        """
         for key, active in list(self.active.items()):
-            outcome = active.launched.ended()
-            if outcome is None and not all(hold.held for hold in active.holds):
+            if active.launched.ended() is None and not all(hold.held for hold in active.holds):
                 note(f"{active.standing.release.run}: its hold was lost to another; stopped")
                 active.launched.stop()
                 self._let_go(key)
-            elif outcome is not None:
+        ended = False
+        for key, active in list(self.active.items()):
+            if (outcome := active.launched.ended()) is not None:
                 ended = True
                 self._end(key, active.standing, outcome)
                 self._let_go(key)
@@ -233,10 +244,12 @@ class Watcher:
         """Park a release whose run cannot even be asked for."""
         if (hold := self._journal.hold(key)) is None:
             return
-        standing = self._journal.standing(key)
-        if standing and self._is_due(key, standing):
-            self._end(key, standing, Ended(error.exit_code, str(error)))
-        hold.release()
+        try:
+            standing = self._journal.standing(key)
+            if standing and self._is_due(key, standing):
+                self._end(key, standing, Ended(error.exit_code, str(error)))
+        finally:
+            hold.release()
 
     def _end(self, key: str, standing: Standing, ended: Ended) -> None:
         """Write down how a run ended: done, to be tried again, or parked."""
@@ -284,8 +297,9 @@ def watch(
             now = time.monotonic()
             try:
                 if now >= next_look:
-                    watcher.look()
+                    # Before the look: one that fails must not keep runs from being watched.
                     next_look, next_start = math.inf if once else now + every, now
+                    watcher.look()
                 if watcher.reap() or now >= next_start:
                     watcher.start_due()
                     next_start = now + tick
@@ -293,7 +307,7 @@ def watch(
                 if once:
                     raise
                 note(f"{error}; asking again")
-                next_start = now + tick
+                next_look, next_start = min(next_look, now + ASK_AGAIN), now + tick
             if once and not watcher.active:
                 return
             time.sleep(sleep)

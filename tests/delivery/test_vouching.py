@@ -61,7 +61,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 @pytest.fixture(scope="module")
 def package(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package that all modules share, without what their gates wrote into its lineage."""
     copy = shutil.copytree(package, tmp_path_factory.mktemp("shared") / "package")
     shutil.rmtree(copy / LINEAGE, ignore_errors=True)
     return copy
@@ -310,7 +309,6 @@ def test_metadata_in_the_weights_is_held_to_the_config(
 def test_claims_of_the_config_are_held_to_plan_and_manifest(
     package: Path, tmp_path: Path, field: str, said: str
 ) -> None:
-    """Where config and weights were made to tell the same."""
     copy, lie = shutil.copytree(package, tmp_path / "copy"), "0" * 64
     told = json.loads((copy / "hf" / "config.json").read_text())["bipline"][field].encode()
     rewritten(copy, "hf/config.json", edited(lambda value: value["bipline"].update({field: lie})))
@@ -320,7 +318,6 @@ def test_claims_of_the_config_are_held_to_plan_and_manifest(
 
 
 def test_a_lineage_inside_the_lineage_is_refused(copied: Path, keys: Keys) -> None:
-    """No manifest would list it."""
     (copied / LINEAGE / LINEAGE).mkdir()
     (copied / LINEAGE / LINEAGE / "more.py").write_text("print()")
     assert "holds a lineage of its own" in refused(copied)
@@ -336,7 +333,6 @@ def test_a_section_that_is_none_of_ours_is_named(package: Path, tmp_path: Path) 
 
 
 def unnamed(weights: Path) -> None:
-    """Metadata of another name, of the same length."""
     weights.write_bytes(weights.read_bytes().replace(b'"bipline.', b'"another.'))
 
 

@@ -225,7 +225,7 @@ PRUNE = ("--out", "no", "--ratio", "0.3", "--criterion", "llm-bip-glu", "--calib
         # The demo needs three extras, and tells all of them at once.
         (
             "pipeline,eval,recover",
-            "zenml, mlflow, lm_eval, accelerate, peft",
+            "zenml, mlflow, cyclonedx, in_toto_attestation, lm_eval, accelerate, peft",
             ("demo",),
         ),
     ],
@@ -256,7 +256,7 @@ def test_every_pipeline_and_step_is_imported_from_the_wheel(whole: Run, installe
 def test_compress_runs_outside_a_checkout(whole: Run, elsewhere: Path) -> None:
     """A configuration of the user's own, with paths relative to where the command is given."""
     (elsewhere / "own.yaml").write_text(CONFIG, encoding="utf-8")
-    told = whole("-m", "bipline", "compress", "own.yaml", "--json", "own.json").stdout
+    told = whole("-m", "bipline", "compress", "own.yaml", "--local", "--json", "own.json").stdout
     assert "perplexity, held-out" in told
     assert (elsewhere / "own.json").is_file()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bipline.storage.stage_key import PROJECT_ROOT
 from tests.command import Outcome, run
 from tests.pipeline.conftest import configuration
 from tests.servers import team_servers
@@ -46,7 +47,10 @@ def team(
     from zenml.config.global_config import GlobalConfiguration
     from zenml.enums import StackComponentType as Kind
     from zenml.stack import stack
+    from zenml.utils import source_utils
 
+    # A worker of the tests has no main file by which ZenML would find where sources lie.
+    monkeypatch.setattr(source_utils, "_CUSTOM_SOURCE_ROOT", str(PROJECT_ROOT))
     monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
     monkeypatch.setenv("ZENML_ANALYTICS_OPT_IN", "false")
     monkeypatch.chdir(tmp_path)

@@ -66,6 +66,19 @@ def test_a_folder_is_known_by_its_files_and_not_by_its_name(models: Path, tmp_pa
     assert listed(source)["a"].key != before["a"].key
 
 
+def test_a_folder_that_cannot_be_read_hides_no_other(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("bipline.watch.source_folders.note", said.append)
+    shutil.copytree(models / "a", models / "b")
+    (models / "a" / "more.safetensors").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_bytes(b"1")
+    assert list(listed(source_of(tmp_path, folder=str(models)))) == ["b"]
+    [line] = said
+    assert line.startswith(f"{models / 'a'}: left out:")
+
+
 def test_files_are_hashed_once(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

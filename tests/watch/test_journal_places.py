@@ -108,6 +108,23 @@ def test_a_record_that_was_removed_stops_the_watch(place: Records, tmp_path: Pat
         Journal(place).standings()
 
 
+def test_what_is_no_record_is_one_line(tmp_path: Path) -> None:
+    """As a folder that is synchronised makes them, and a record under another's key."""
+    place = LocalRecords(tmp_path)
+    Journal(place).append(FIRST.key, None, seen())
+    record = tmp_path / "releases" / FIRST.key / "0001.json"
+    copy = record.with_name("0001 (conflicted copy).json")
+    copy.write_bytes(record.read_bytes())
+    with pytest.raises(InvalidInput, match="is no record"):
+        Journal(place).standings()
+    copy.unlink()
+    other = tmp_path / "releases" / ("0" * 64)
+    other.mkdir()
+    (other / "0001.json").write_bytes(record.read_bytes())
+    with pytest.raises(InvalidInput, match="another's"):
+        Journal(place).standings()
+
+
 @pytest.mark.slow
 def test_a_lease_of_a_watcher_that_is_gone_ends(server: Server) -> None:
     location = f"s3://{BUCKET}/{uuid.uuid4().hex}"

@@ -65,6 +65,17 @@ def test_a_run_tells_its_error_and_how_long_to_wait(tmp_path: Path, program: Pat
     assert ended.passing and not ended.stopped and "signal 9" in ended.reason
 
 
+@pytest.mark.parametrize("name", ["m #x", "m, alias: production", "1.5", "null", "a\nb", "{x}"])
+def test_a_name_that_yaml_reads_otherwise_starts_nothing(name: str) -> None:
+    """Whoever names a folder must not choose the alias of what is registered."""
+    values = {"folder": "models", "compress": str(CONFIG)}
+    source = SourceSettings.model_validate({**values, "set": ("promote.name={name}-pruned",)})
+    with pytest.raises(InvalidInput, match="cannot stand for"):
+        Run.of(release(1, name=name), source)
+    unnamed = SourceSettings.model_validate(values)
+    assert Run.of(release(1, name=name), unnamed).overrides == (f"model={release(1).model}",)
+
+
 def test_a_run_that_is_stopped_was_stopped(tmp_path: Path, program: Path) -> None:
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     launched = ProcessLauncher(tmp_path).start(RUN, ())

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from bipline.base.errors import EnvironmentFailure
 from bipline.settings.watch import RetrySettings
 from bipline.values.release import WatchRecord
 from bipline.watch.endings import backoff, ending
 from bipline.watch.launcher import Ended
+from bipline.watch.watcher import watch
 from tests.watch.world import Memory, Process, live, release, settings_of, states
 
 MANY = 50
@@ -55,6 +57,35 @@ def test_killed_before_every_single_call() -> None:
         live(memory, settings, seed=calls, watchers=1, steps=500)
         assert set(states(memory).values()) == {"done"}, calls
         assert set(memory.finished.values()) == {1}, calls
+
+
+def test_a_look_that_fails_leaves_no_run_unwatched() -> None:
+    """A run whose hold was lost is stopped, though no source and no journal answers."""
+    calls: list[str] = []
+
+    class Blind:
+        def __init__(self) -> None:
+            self.active = {"a": 1}
+
+        def look(self) -> None:
+            calls.append("look")
+            raise EnvironmentFailure("the journal does not answer")
+
+        def reap(self) -> bool:
+            calls.append("reap")
+            if len(calls) > 6:
+                raise KeyboardInterrupt
+            return False
+
+        def start_due(self) -> None:
+            calls.append("start")
+
+        def stop(self) -> None:
+            calls.append("stop")
+
+    with pytest.raises(KeyboardInterrupt):
+        watch(Blind(), once=False, every=900, sleep=0.0)  # type: ignore[arg-type]
+    assert calls.count("look") == 1 and calls.count("reap") > 1 and calls[-1] == "stop"
 
 
 def test_a_thousand_old_releases_start_nothing_and_the_next_one_does() -> None:
@@ -131,7 +162,8 @@ def test_waits_grow_and_a_server_that_asks_for_longer_is_heeded() -> None:
     assert [waited(Ended(3), failures) for failures in range(6)] == [60, 120, 240, 480, 960, 1000]
     assert waited(Ended(3, wait=4000)) == 4000
     assert waited(Ended(3, wait=5), 1) == 120
-    assert waited(Ended(130)) == waited(Ended(-15)) == 0
+    assert waited(Ended(130)) == waited(Ended(-15, asked=True)) == 0
+    assert waited(Ended(-15)) > 0, "another's signal is a failure, or it would be tried for ever"
 
 
 def test_what_was_stopped_is_no_failure() -> None:

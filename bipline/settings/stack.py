@@ -19,7 +19,6 @@ class StackSettings(Settings):
 
     state: str | None = Field(
         default=None,
-        min_length=1,
         description="folder of a ZenML stack of its own, with the store, ZenML's and MLflow's "
         "state and logs; null: the stack below",
     )

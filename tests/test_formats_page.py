@@ -24,7 +24,7 @@ from tests.tiny import tiny_model
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
 # Values inside the program: no file holds one.
-INTERNAL = {"Method", "Outcome", "Tracked"}
+INTERNAL = {"Frozen", "Method", "Outcome", "Tracked"}
 
 
 def values() -> dict[str, type[BaseModel]]:

@@ -13,7 +13,7 @@ from bipline.comparison.spread import Repeated, Spread, named, repeated
 from bipline.delivery.curves import Curve, Point
 from bipline.values.comparison import Comparison, Row
 from bipline.values.figures import percent, perplexity_text
-from bipline.values.side_by_side import LARGEST_NATS
+from bipline.values.paired import LARGEST_NATS
 
 
 @dataclass(frozen=True)

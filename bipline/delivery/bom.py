@@ -22,7 +22,7 @@ from bipline.delivery.contents import PackageContents, portable_source
 from bipline.storage.digests import digest_json
 from bipline.storage.manifest import FileEntry, Manifest
 from bipline.storage.strict_json import parse_object
-from bipline.values.figures import figures_of
+from bipline.values.figures import Figure, figures_of
 from bipline.values.record import EvaluationRecord
 
 NAME = "bom.json"
@@ -203,10 +203,18 @@ def _figures(record: EvaluationRecord) -> Iterator[dict[str, Any]]:
         if kind not in METRICS:
             continue
         told: dict[str, Any] = {"type": kind, "slice": subject, "value": repr(figure.value)}
-        if figure.error is not None:
-            reach = REACH * figure.error
-            told["confidenceInterval"] = {
-                "lowerBound": repr(figure.value - reach),
-                "upperBound": repr(figure.value + reach),
-            }
+        if interval := _interval(record, figure):
+            ends = zip(("lowerBound", "upperBound"), map(repr, interval), strict=True)
+            told["confidenceInterval"] = dict(ends)
         yield told
+
+
+def _interval(record: EvaluationRecord, figure: Figure) -> tuple[float, float] | None:
+    """The 95 % interval of a figure: of a perplexity the one that the report shows."""
+    kind, _, subject = figure.name.partition(".")
+    if kind == "perplexity":
+        return record.perplexity[subject].interval
+    if figure.error is None:
+        return None
+    reach = REACH * figure.error
+    return figure.value - reach, figure.value + reach

@@ -24,6 +24,7 @@ from bipline.delivery.contents import (
     portable_config,
     portable_resolution,
 )
+from bipline.delivery.evidence import RESOLUTION
 from bipline.delivery.formats.directory import write_format
 from bipline.delivery.formats.interface import Subject
 from bipline.delivery.formats.registry import format_of
@@ -126,7 +127,7 @@ def _write_documents(
         PLAN_NAME: contents.plan.to_json(),
         "evaluation.json": _json(_evaluation(contents)),
         ITEMS_NAME: _json(_items(contents)),
-        "resolution.json": portable_resolution(contents.resolution).to_json(),
+        RESOLUTION: portable_resolution(contents.resolution).to_json(),
         "README.md": render_card(contents),
         "report.html": render_report(contents),
     }

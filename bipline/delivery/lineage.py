@@ -13,6 +13,7 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.delivery import provenance
+from bipline.delivery.evidence import RESOLUTION
 from bipline.storage.directory import write_text
 from bipline.storage.locks import waiting_lock
 from bipline.storage.manifest import (
@@ -58,7 +59,7 @@ def record_run(package: Path, config: Mapping[str, Any], run: RunLineage) -> Non
     """
     documents = {f"runs/{run.run_id}.json": run.to_json()}
     if not (package / LINEAGE / provenance.NAME).is_file():
-        resolution = read_resolution(package / "resolution.json")
+        resolution = read_resolution(package / RESOLUTION)
         manifest = read_manifest(package)
         documents[provenance.NAME] = provenance.statement(
             package, manifest, resolution, config, run
@@ -68,7 +69,7 @@ def record_run(package: Path, config: Mapping[str, Any], run: RunLineage) -> Non
 
 def record_verdict(package: Path, verdict: Verdict) -> None:
     """Add what a gate said of the package."""
-    add_to_lineage(package, {f"verdicts/{verdict.digest[:16]}.json": verdict.to_json()})
+    add_to_lineage(package, {verdict.file_name: verdict.to_json()})
 
 
 def verify_lineage(package: Path, manifest: Manifest) -> Manifest | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bipline.base.errors import Refused
-from bipline.delivery.contents import PackageContents, portable_source
+from bipline.delivery.contents import PackageContents
 from bipline.storage.folder import Folder, open_folder
 from bipline.storage.strict_json import parse_object
 from bipline.values.origin import ModelOrigin, origin_in
@@ -35,7 +35,7 @@ def named_config(contents: PackageContents) -> str:
     resolved = contents.resolution.model
     named = origin.model_copy(
         update={
-            "base_model": portable_source(resolved.source).removeprefix("hf:"),
+            "base_model": contents.source_name,
             "base_revision": resolved.revision,
         }
     )

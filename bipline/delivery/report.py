@@ -5,7 +5,6 @@ Each part is a function of the contents that gives its lead and its body.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,9 +43,8 @@ from bipline.delivery.recovery_part import recovery_told
 from bipline.delivery.samples import NEW_TOKENS
 from bipline.values.combination import UNIFORM
 from bipline.values.figures import percent, perplexity_text
-from bipline.values.paired import CONFIDENCE, student_quantile
 from bipline.values.record import EvaluationRecord, Perplexity
-from bipline.values.side_by_side import LARGEST_NATS, side_by_side
+from bipline.values.side_by_side import side_by_side
 
 # What of a package's figures is seen first, and how many of them.
 TILES, MOST_TILES = {"parameters", "perplexity", "acc", "prefill_tokens_per_second"}, 4
@@ -113,13 +111,8 @@ def _intervals(contents: PackageContents) -> list[Markup]:
 
 
 def _lane(name: str, found: Perplexity) -> Lane:
-    reach = 0.0
-    if found.nll_stderr and found.windows and found.windows > 1:
-        reach = student_quantile(0.5 + CONFIDENCE / 2, found.windows - 1) * found.nll_stderr
-    low, high = (math.exp(min(found.nll + end, LARGEST_NATS)) for end in (-reach, reach))
-    if not reach:
-        low = high = found.value
-    told = f" ({perplexity_text(low)} to {perplexity_text(high)})" if reach else ""
+    low, high = found.interval or (found.value, found.value)
+    told = f" ({perplexity_text(low)} to {perplexity_text(high)})" if found.interval else ""
     return Lane(name, low, found.value, high, f"{perplexity_text(found.value)}{told}")
 
 

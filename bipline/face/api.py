@@ -34,6 +34,7 @@ from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import ComputeSettings
 from bipline.settings.loading import KINDS, load, placed, validated
 from bipline.settings.protocol import Protocol
+from bipline.settings.stack import USUAL_STATE
 from bipline.settings.sweep import SweepSettings
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from bipline.values.speed import Speeds
     from bipline.values.summary import PruneSummary, RunSummary
 
-STATE = ".bipline"
+STATE = USUAL_STATE
 
 
 def prune(

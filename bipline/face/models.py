@@ -21,9 +21,10 @@ from bipline.face.options import (
 from bipline.face.output import log_file
 from bipline.settings.line import SECTIONS, CalibrateSettings, CommonSettings, ComputeSettings
 from bipline.settings.protocol import Protocol
+from bipline.settings.stack import USUAL_STATE
 from bipline.settings.sweep import GridSettings
 
-STATE = Path(".bipline")
+STATE = Path(USUAL_STATE)
 
 
 @with_settings(*SECTIONS.values(), leave_out=("texts", "parts"))

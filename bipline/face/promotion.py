@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from bipline.face import options
+from bipline.face.models import STATE
 from bipline.face.options import OUTPUT, WHAT, option
 from bipline.face.output import log_file
 
-STATE = Path(".bipline")
 Registry = Annotated[
     str | None,
     option("address of the registry; default: --state's, MLFLOW_TRACKING_URI, or .bipline's", WHAT),

@@ -12,11 +12,12 @@ from bipline.face.output import write_json
 from bipline.settings.line import ComputeSettings
 from bipline.settings.loading import validated
 from bipline.settings.recipes import RECIPES
+from bipline.settings.stack import USUAL_STATE
 
 if TYPE_CHECKING:
     from bipline.values.recovery import RecoveryRecord
 
-STATE = ".bipline"
+STATE = USUAL_STATE
 COMPUTE = ("device", "dtype")
 
 

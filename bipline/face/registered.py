@@ -10,12 +10,13 @@ from bipline.face import named_places
 from bipline.face.keywords import Place
 from bipline.face.output import write_json
 from bipline.settings.loading import validated
+from bipline.settings.stack import USUAL_STATE
 
 if TYPE_CHECKING:
     from bipline.values.promotion import History, Promotion
     from bipline.values.verdict import Override
 
-STATE = ".bipline"
+STATE = USUAL_STATE
 
 
 def promote(

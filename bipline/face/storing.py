@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from bipline.face import named_places, options
+from bipline.face.models import STATE
 from bipline.face.options import WHAT, option
 from bipline.face.output import log_file, write_json
 
 if TYPE_CHECKING:
     from bipline.values.stored import Stored, StoredEntry
 
-STATE = Path(".bipline")
 Registry = Annotated[str | None, option("MLflow's address; left out, the state folder's own", WHAT)]
 
 
@@ -70,10 +70,11 @@ def _check(json_file: Path | None, state: Path, command: str) -> None:
 
 def _address(registry: str | None, state: Path) -> str | None:
     """The registry that is named, else the state folder's where it has one."""
-    from bipline.delivery.registries.mlflow_service import tracking_uri
+    from bipline.stages.promote import registry_address
 
-    database = state / "mlflow" / "mlflow.db"
-    return registry or (tracking_uri(state) if database.is_file() else None)
+    if registry is None and not (state / "mlflow" / "mlflow.db").is_file():
+        return None
+    return registry_address(registry, state, state)
 
 
 def _line(entry: StoredEntry) -> str:

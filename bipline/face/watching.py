@@ -10,9 +10,9 @@ import typer
 
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
 from bipline.base.printable import printable
-from bipline.face import options
+from bipline.face import named_places, options
 from bipline.face.options import OUTPUT, option
-from bipline.face.output import is_result, log_file, write_json
+from bipline.face.output import log_file, write_json
 
 if TYPE_CHECKING:
     from bipline.settings.watch import WatchSettings
@@ -43,15 +43,13 @@ def watch(
     """Watch for new releases of models; each starts its compress run exactly once."""
     from bipline.settings.loading import load
     from bipline.settings.watch import WatchSettings
-    from bipline.storage.places import Place, Use, check_places
     from bipline.watch.opening import ask_again, open_journal, status_of
 
     if once + status + (retry is not None) > 1:
         raise InvalidInput("--once, --status and --retry: give one of them")
     settings = load(WatchSettings, config, tuple(set_ or ()))
     journal = open_journal(settings)
-    if json_file is not None:
-        check_places([Place("--json", json_file, Use.FILE, is_result("watch"))])
+    named_places.check_registered(None, json_file=json_file, command="watch", state=settings.state)
     if status:
         _print_status(status_of(journal))
     elif retry is not None:

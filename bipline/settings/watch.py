@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from bipline.settings.base import ByteCount, Settings
+from bipline.settings.stack import USUAL_STATE
 from bipline.storage.names import is_plain_name
 
 NOW = "now"
@@ -158,7 +159,7 @@ class WatchSettings(Settings):
     """New releases become compress runs, each exactly once."""
 
     sources: dict[str, SourceSettings] = Field(min_length=1, description="sources by a short name")
-    state: str = Field(default=".bipline", description="folder for logs and what is fetched")
+    state: str = Field(default=USUAL_STATE, description="folder for logs and what is fetched")
     journal: str | None = Field(
         default=None,
         description="folder or s3://bucket/prefix that all watchers share; null: STATE/watch",

@@ -31,8 +31,6 @@ def remove(root: Path, entry: StoredEntry) -> None:
     store = LocalStore(root)
     store.discard(entry.stage, entry.key)
     store.forget_cost(entry.stage, entry.key)
-    place = store.place(entry.stage, entry.key)
-    place.with_name(f".{place.name}.lineage.lock").unlink(missing_ok=True)
 
 
 def _folders(place: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import heading, note
-from bipline.delivery.evidence import read_evidence
+from bipline.delivery.evidence import RESOLUTION, read_evidence
 from bipline.delivery.lineage import record_run, record_verdict
 from bipline.delivery.registries import mlflow as core
 from bipline.delivery.registries.journal import check_alias, history_of
@@ -101,7 +101,7 @@ def _content(
     """What the tracker is told of the run and of its package, which lies at ``place``."""
     records, plan = account.records, account.plan
     packaged = str(package.info["packaged"])
-    model = read_resolution(place / "resolution.json").model
+    model = read_resolution(place / RESOLUTION).model
     documents = {name: (place / name).read_text(encoding="utf-8") for name in (REPORT, "README.md")}
     return RunContent(
         params=flattened(account.config),

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from bipline.values.frozen import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
 Status = Literal["holds", "differs", "unknown"]
 
 
-class _Frozen(BaseModel, frozen=True, extra="forbid"):
-    pass
-
-
-class Finding(_Frozen):
+class Finding(Frozen):
     """The answer to one question. ``consequence`` is what follows where it does not hold."""
 
     about: str
@@ -23,7 +19,7 @@ class Finding(_Frozen):
     consequence: str | None = None
 
 
-class Audit(_Frozen):
+class Audit(Frozen):
     """All findings about one package. ``package_digest`` is None where no package was found."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

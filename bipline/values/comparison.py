@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from bipline.storage.digests import digest_json
 from bipline.values.combination import Combination
 from bipline.values.compensation import CompensationRecord, counts_text
 from bipline.values.differences import SHARES_OF_ROWS, kind_name, paired_differences
+from bipline.values.frozen import Frozen
 from bipline.values.paired import PairedDifference
 from bipline.values.plan import Budget, PruningPlan
 from bipline.values.record import EvaluationRecord, Perplexity, TaskResult
@@ -25,11 +26,7 @@ from bipline.values.summary import BeforeAfter, StageSummary
 SCHEMA_VERSION: Literal[2] = 2
 
 
-class _Frozen(BaseModel, frozen=True, extra="forbid"):
-    pass
-
-
-class Change(_Frozen):
+class Change(Frozen):
     """The pruned model less the dense one, on one text: nats per token, and perplexity.
 
     ``paired`` is the change of nats over the windows; not in older comparisons.
@@ -48,7 +45,7 @@ class Change(_Frozen):
         return cls(nll=nll, perplexity=value, paired=paired)
 
 
-class Compensated(_Frozen):
+class Compensated(Frozen):
     """What compensation did: how many matrices took which, and errors block by block.
 
     ``error`` is that on held-out windows as it was chosen, ``error_without`` that of the same
@@ -78,7 +75,7 @@ class Compensated(_Frozen):
         return counts_text(self.forms)
 
 
-class Measured(_Frozen):
+class Measured(Frozen):
     """The figures of a pruned model. ``widths``: attention groups and FFN channels by block.
 
     ``answers`` are the changes of accuracies, by the names of their figures; ``speeds`` those of
@@ -126,7 +123,7 @@ class Measured(_Frozen):
         return self.model_copy(update={"tasks": record.tasks, "answers": answers})
 
 
-class Cost(_Frozen):
+class Cost(Frozen):
     """Seconds per stage and the highest memory, in bytes.
 
     ``sums_from`` names the criterion whose pass gave the sums, where the row's own did not: its
@@ -153,7 +150,7 @@ class Cost(_Frozen):
         return round(sum(self.seconds.values()), 3)
 
 
-class Outcome(_Frozen):
+class Outcome(Frozen):
     """What came of a combination: figures with their cost, or the reason of its refusal."""
 
     refusal: str | None = None
@@ -183,7 +180,7 @@ class Row(Outcome):
         return cls(combination=combination, directory=kept, **dict(outcome))
 
 
-class ComparedModel(_Frozen):
+class ComparedModel(Frozen):
     """A dense model: where it came from, and its record under the common protocol."""
 
     source: str
@@ -192,7 +189,7 @@ class ComparedModel(_Frozen):
     record: EvaluationRecord
 
 
-class ComparedCalibration(_Frozen):
+class ComparedCalibration(Frozen):
     """A calibration text and the windows drawn from it, ``samples`` of ``seqlen`` tokens."""
 
     source: str
@@ -201,7 +198,7 @@ class ComparedCalibration(_Frozen):
     seqlen: int
 
 
-class Comparison(_Frozen):
+class Comparison(Frozen):
     """Everything a comparison tells; models and calibrations by the names rows use."""
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
@@ -228,7 +225,7 @@ class Comparison(_Frozen):
         return digest_json(_as_version_1(value) if self.schema_version == 1 else value)
 
 
-class Best(_Frozen):
+class Best(Frozen):
     """The combination that a selection picked, and why; ``value`` is the mean of its figure.
 
     The figure is the one that was ``minimised``, or else ``maximised``.
@@ -245,14 +242,14 @@ class Best(_Frozen):
         return self.minimised or self.maximised or ""
 
 
-class Tracked(_Frozen):
+class Tracked(Frozen):
     """Where a comparison was told to MLflow, and the best of it; None where nothing qualified."""
 
     mlflow_run_id: str
     best: Best | None
 
 
-class SweepSummary(_Frozen):
+class SweepSummary(Frozen):
     """One sweep from its first stage to its last; ``best`` is None where nothing qualified."""
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION

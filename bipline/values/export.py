@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from bipline.values.origin import SECTION
+from bipline.values.frozen import Frozen
+from bipline.values.origin import metadata_of
 from bipline.values.record import Perplexity
 
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Origin(_Frozen):
+class Origin(Frozen):
     """Where the tensors came from, and which code wrote them so. It names no path of a machine."""
 
     name: str
@@ -32,11 +27,10 @@ class Origin(_Frozen):
 
     def metadata(self) -> dict[str, str]:
         """What the metadata of a file says, under ``bipline.FIELD``."""
-        told = self.model_dump(exclude={"name", "licence"}, exclude_none=True)
-        return {f"{SECTION}.{name}": value for name, value in told.items()}
+        return metadata_of(self.model_dump(exclude={"name", "licence"}, exclude_none=True))
 
 
-class EngineCheck(_Frozen):
+class EngineCheck(Frozen):
     """The engine beside the block loop in float32, on a page of text.
 
     ``largest_difference`` is of log-probabilities over the whole vocabulary, in nats, after so many
@@ -55,7 +49,7 @@ class EngineCheck(_Frozen):
     continuation: tuple[int, ...]
 
 
-class TextCheck(_Frozen):
+class TextCheck(Frozen):
     """Perplexity on the first windows of a text: by the engine, and of the model by bipline."""
 
     sha256: str
@@ -65,7 +59,7 @@ class TextCheck(_Frozen):
     model: Perplexity
 
 
-class ExportRecord(_Frozen):
+class ExportRecord(Frozen):
     """One model in one format."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from bipline.values.frozen import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Frozen(BaseModel, frozen=True, extra="forbid"):
-    pass
-
-
-class TaskItem(_Frozen):
+class TaskItem(Frozen):
     """One row of a task: the log-likelihood of every choice in nats, and what was chosen.
 
     ``row`` counts from 0 in the task's file. ``choice_norm`` is the choice by log-likelihood per
@@ -37,7 +35,7 @@ class TaskItem(_Frozen):
         return self.choice_norm == self.gold
 
 
-class EvaluationItems(_Frozen):
+class EvaluationItems(Frozen):
     """The items behind a record: mean nats per token by window of a text, rows by task."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -5,16 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from bipline.values.frozen import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StageLineage(_Frozen):
+class StageLineage(Frozen):
     """One stage of a run. ``key`` and ``digest`` are None for what no Store keeps."""
 
     status: str
@@ -24,7 +22,7 @@ class StageLineage(_Frozen):
     ended: datetime | None = None
 
 
-class RunLineage(_Frozen):
+class RunLineage(Frozen):
     """One run that gave a package to a registry, by the names that trackers keep of it."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

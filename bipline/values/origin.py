@@ -48,11 +48,16 @@ class ModelOrigin(BaseModel):
     def metadata(self) -> dict[str, str]:
         """What is known, as texts under ``bipline.FIELD``: for files that hold texts alone."""
         known = self.model_dump(mode="json", exclude={"schema_version"}, exclude_none=True)
-        return {f"{SECTION}.{name}": str(value) for name, value in known.items()}
+        return metadata_of(known)
 
     def section(self) -> dict[str, Any]:
         """The section of a config.json."""
         return {SECTION: self.model_dump(mode="json", exclude_none=True)}
+
+
+def metadata_of(told: Mapping[str, Any]) -> dict[str, str]:
+    """What is told, as texts under ``bipline.FIELD``."""
+    return {f"{SECTION}.{name}": str(value) for name, value in told.items()}
 
 
 def origin_in(config: Mapping[str, Any], where: str) -> ModelOrigin | None:

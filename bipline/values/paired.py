@@ -13,6 +13,8 @@ from statistics import NormalDist, fmean, stdev
 from pydantic import BaseModel
 
 CONFIDENCE = 0.95
+# Above this many nats no perplexity is a number any more.
+LARGEST_NATS = 700.0
 
 
 class PairedDifference(BaseModel, frozen=True, extra="forbid"):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from bipline.values.frozen import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Frozen(BaseModel, frozen=True, extra="forbid"):
-    pass
-
-
-class RunStage(_Frozen):
+class RunStage(Frozen):
     """A stage of a run, the first that began first; ``seconds`` is None while it runs."""
 
     name: str
@@ -21,7 +17,7 @@ class RunStage(_Frozen):
     seconds: float | None
 
 
-class PipelineRun(_Frozen):
+class PipelineRun(Frozen):
     """One run of a pipeline. ``status`` is ZenML's, or ``killed`` where its process is gone.
 
     ``reason`` is why it failed. ``log`` is where its libraries' lines went, if that is here.
@@ -43,7 +39,7 @@ class PipelineRun(_Frozen):
         return next((each.name for each in self.stages if each.status not in ended), None)
 
 
-class PipelineRuns(_Frozen):
+class PipelineRuns(Frozen):
     """Runs of a stack, the last one first; ``stack`` is its folder or its name."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

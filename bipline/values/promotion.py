@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from bipline.storage.digests import digest_json
+from bipline.values.frozen import Frozen
 from bipline.values.verdict import Override, Verdict
 
 SCHEMA_VERSION: Literal[1] = 1
 Action = Literal["promote", "rollback"]
 
 
-class _Frozen(BaseModel, frozen=True, extra="forbid"):
-    pass
-
-
-class JournalEntry(_Frozen):
+class JournalEntry(Frozen):
     """One attempt to move an alias. The journal numbers entries from 1 in the order they came.
 
     ``expects`` is the number of the entry that made the present champion, 0 for none, and
@@ -54,7 +51,7 @@ class JournalEntry(_Frozen):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
 
 
-class HistoryLine(_Frozen):
+class HistoryLine(Frozen):
     """An entry of the journal as it came out: ``won`` moved the alias, another one came first."""
 
     number: int
@@ -62,7 +59,7 @@ class HistoryLine(_Frozen):
     entry: JournalEntry
 
 
-class History(_Frozen):
+class History(Frozen):
     """The journal of a registered model, and where its aliases point beside it.
 
     ``champions`` are versions by alias as the journal has them; ``differs`` are sentences, one for
@@ -77,7 +74,7 @@ class History(_Frozen):
     differs: tuple[str, ...]
 
 
-class Promotion(_Frozen):
+class Promotion(Frozen):
     """What ``promote`` or ``rollback`` came to.
 
     ``changed`` is False where the alias pointed at the version already. ``verdict`` is None where

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from bipline.storage.digests import digest_json
 from bipline.storage.stage_key import library_versions, processor
+from bipline.values.frozen import Frozen
 from bipline.values.items import EvaluationItems
+from bipline.values.paired import CONFIDENCE, LARGEST_NATS, student_quantile
 from bipline.values.speed import ADDED, Speed
 
 if TYPE_CHECKING:
@@ -18,11 +21,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Perplexity(_Frozen):
+class Perplexity(Frozen):
     """Perplexity of one text: exp of the mean negative log-likelihood (nats) per token.
 
     ``nll_stderr`` is the standard error of the mean over ``windows``, None where one window or an
@@ -36,12 +35,21 @@ class Perplexity(_Frozen):
     windows: int | None = ADDED
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the perplexity: Student's, of the mean nats over the windows."""
+        if not self.nll_stderr or not self.windows or self.windows < 2:
+            return None
+        reach = student_quantile(0.5 + CONFIDENCE / 2, self.windows - 1) * self.nll_stderr
+        low, high = (math.exp(min(self.nll + end, LARGEST_NATS)) for end in (-reach, reach))
+        return low, high
+
+    @property
     def stderr(self) -> float | None:
         """The standard error of the perplexity, to first order in that of the mean."""
         return None if self.nll_stderr is None else self.value * self.nll_stderr
 
 
-class TaskResult(_Frozen):
+class TaskResult(Frozen):
     """Zero-shot accuracy of one task. ``acc_norm`` divides log-likelihoods by length in
     characters, as lm-eval does.
 
@@ -59,7 +67,7 @@ class TaskResult(_Frozen):
     excluded_rows: tuple[int, ...] | None = ADDED
 
 
-class EvaluationRecord(_Frozen):
+class EvaluationRecord(Frozen):
     """One model under one protocol. Two records compare only when ``protocol_digest`` agrees.
 
     ``items`` are what single windows and rows gave, ``seed`` is what the tasks' examples were drawn

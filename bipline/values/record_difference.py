@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
-
 from bipline.values.differences import check_comparable, paired_differences
 from bipline.values.figures import Figure, figures_of
+from bipline.values.frozen import Frozen
 from bipline.values.paired import PairedDifference
 from bipline.values.record import EvaluationRecord
 from bipline.values.side_by_side import change_text, paired_name
@@ -15,11 +14,7 @@ from bipline.values.side_by_side import change_text, paired_name
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Frozen(BaseModel, frozen=True, extra="forbid"):
-    pass
-
-
-class FigureDifference(_Frozen):
+class FigureDifference(Frozen):
     """A figure of both, and the change as tables tell it.
 
     ``paired`` is over their windows or rows, None where they do not pair.
@@ -31,7 +26,7 @@ class FigureDifference(_Frozen):
     paired: PairedDifference | None = None
 
 
-class RecordDifference(_Frozen):
+class RecordDifference(Frozen):
     """Two models by their tensors, the protocol of both, and their figures by name."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

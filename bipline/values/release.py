@@ -6,7 +6,9 @@ import json
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, Field
+
+from bipline.values.frozen import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
 ReleaseState = Literal["seen", "passed-over", "claimed", "running", "done", "parked", "retry-at"]
@@ -20,11 +22,7 @@ def _is_time(text: str) -> str:
 Moment = Annotated[str, AfterValidator(_is_time)]
 
 
-class _Frozen(BaseModel, frozen=True, extra="forbid"):
-    pass
-
-
-class Release(_Frozen):
+class Release(Frozen):
     """One release of a model.
 
     ``key`` is the digest of what it is, a commit or what it holds, and never of its name. ``model``
@@ -47,7 +45,7 @@ class Release(_Frozen):
         return f"{self.source}-{short[:40]}-{self.key[:12]}"
 
 
-class WatchRecord(_Frozen):
+class WatchRecord(Frozen):
     """One step of a release, never changed: the last of its records says where it stands.
 
     ``release`` is told by the first alone. ``failures`` counts those of the surroundings since it
@@ -72,7 +70,7 @@ class WatchRecord(_Frozen):
         return json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True) + "\n"
 
 
-class WatchBegin(_Frozen):
+class WatchBegin(Frozen):
     """What lay in a place at the first look: the keys of releases that start nothing."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -86,7 +84,7 @@ class WatchBegin(_Frozen):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True) + "\n"
 
 
-class ReleaseStanding(_Frozen):
+class ReleaseStanding(Frozen):
     """Where a release stands, and since when. ``run`` is the name of its run."""
 
     run: str
@@ -100,7 +98,7 @@ class ReleaseStanding(_Frozen):
     log: str | None = None
 
 
-class WatchStatus(_Frozen):
+class WatchStatus(Frozen):
     """What became of every release that a watch did not find old, the first seen first."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -23,6 +21,7 @@ from pydantic import (
 )
 
 from bipline.storage.digests import digest_json
+from bipline.values.frozen import Frozen
 from bipline.values.reading import read_value
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -31,11 +30,7 @@ PROVENANCE = {"source", "revision", "location"}
 CONFIG = "config.json"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ResolvedModel(_Frozen):
+class ResolvedModel(Frozen):
     """A model directory. ``revision`` is the hub's commit; ``files`` maps names to sha256.
 
     Where the weights are not read for their digest alone, ``tensor_digest`` is None at first and
@@ -81,7 +76,7 @@ class ResolvedModel(_Frozen):
         return digest_json({"config": config, "tensors": self.tensor_digest})
 
 
-class ResolvedText(_Frozen):
+class ResolvedText(Frozen):
     """A text file: ``.txt`` or JSON Lines, and the number of documents it holds."""
 
     source: str
@@ -91,7 +86,7 @@ class ResolvedText(_Frozen):
     documents: int
 
 
-class ResolvedTask(_Frozen):
+class ResolvedTask(Frozen):
     """A zero-shot task: JSON Lines and the number of its rows."""
 
     source: str
@@ -100,7 +95,7 @@ class ResolvedTask(_Frozen):
     rows: int
 
 
-class Resolution(_Frozen):
+class Resolution(Frozen):
     """Everything a run starts from: one model, texts and tasks by the names the run uses."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

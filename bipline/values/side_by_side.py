@@ -23,7 +23,7 @@ from bipline.values.figures import (
     speed_figures,
     title_of,
 )
-from bipline.values.paired import PairedDifference
+from bipline.values.paired import LARGEST_NATS, PairedDifference
 from bipline.values.record import EvaluationRecord
 from bipline.values.speed import Speeds, Spread
 
@@ -32,8 +32,6 @@ NOT_MEASURED = "not measured"
 NO_DIFFERENCE = "no difference told"
 # What tables of rows show in columns.
 OF_EVERY_ROW = ("parameters", "file_bytes", "perplexity")
-# Above this many nats no perplexity is a number any more.
-LARGEST_NATS = 700.0
 
 
 @dataclass(frozen=True)

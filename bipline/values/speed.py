@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from statistics import median, quantiles
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from bipline.values.frozen import Frozen
 
 # Not written where nothing is known, so that an older record keeps its bytes and its digest.
 ADDED: Any = Field(default=None, exclude_if=lambda value: value is None)
@@ -18,11 +20,7 @@ ADDED: Any = Field(default=None, exclude_if=lambda value: value is None)
 FEWEST = 5
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Spread(_Frozen):
+class Spread(Frozen):
     """What repeats came to: their median, the quartiles around it, and the best of them.
 
     ``count`` is how many there were, None where a record does not tell.
@@ -62,7 +60,7 @@ class Spread(_Frozen):
         )
 
 
-class BatchSpeed(_Frozen):
+class BatchSpeed(Frozen):
     """Prefill and decode in tokens per second of all sequences together, at one batch size.
 
     ``first_token_seconds``: from the prompts to the first token of the last sequence.
@@ -74,7 +72,7 @@ class BatchSpeed(_Frozen):
     first_token_seconds: Spread
 
 
-class Speed(_Frozen):
+class Speed(Frozen):
     """Tokens per second: prompt processing and greedy decoding, best and median of the repeats.
 
     Quartiles and everything below ``repeats`` are None in older records. ``filled`` is the same at
@@ -117,7 +115,7 @@ class Speed(_Frozen):
         return Spread(median=middle, lower=low, upper=high, best=best, count=self.repeats)
 
 
-class Speeds(_Frozen):
+class Speeds(Frozen):
     """Speeds of models by name, measured in one run."""
 
     models: dict[str, Speed]

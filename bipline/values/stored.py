@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel
+from bipline.values.frozen import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class StoredEntry(BaseModel, frozen=True, extra="forbid"):
+class StoredEntry(Frozen):
     """One stage's output, or unfinished work: where it lies, how large it is, who points at it.
 
     ``own_bytes`` are those that no other directory shares, so what its removal frees. ``runs``
@@ -34,7 +34,7 @@ class StoredEntry(BaseModel, frozen=True, extra="forbid"):
         return f"{self.stage}/{self.key}"
 
 
-class Stored(BaseModel, frozen=True, extra="forbid"):
+class Stored(Frozen):
     """A Store's entries, the oldest first; ``removed`` are those that a pruning removed, or would.
 
     ``freed_bytes`` are theirs alone, ``dry_run`` says that nothing was removed.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from bipline.storage.store import Handle
+from bipline.values.frozen import Frozen
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
@@ -20,11 +19,7 @@ ALWAYS_RUN = {"resolve", "check_formats", "promote"}
 StageStatus = Literal["completed", "cached", "reused"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BeforeAfter(_Frozen):
+class BeforeAfter(Frozen):
     """A count of the dense model and of the smaller one."""
 
     before: int
@@ -36,14 +31,14 @@ class BeforeAfter(_Frozen):
         return self.after / self.before
 
 
-class Seconds(_Frozen):
+class Seconds(Frozen):
     """Seconds by stage, those that were found in a Store as 0, and all together."""
 
     stage: dict[str, float]
     total: float
 
 
-class PruneSummary(_Frozen):
+class PruneSummary(Frozen):
     """What ``bipline prune`` made: sizes, ratio, seconds beside their floor, memory in bytes.
 
     ``widths`` are attention groups and FFN channels by block; ``floor_seconds`` is None where no
@@ -73,7 +68,7 @@ class PruneSummary(_Frozen):
     rates: dict[str, float]
 
 
-class Registration(_Frozen):
+class Registration(Frozen):
     """A version of a registered model. ``reused``: the same package was registered before.
 
     ``alias`` is the one that it got. With a gate ``verdict`` is what that said, and ``refusal`` why
@@ -89,7 +84,7 @@ class Registration(_Frozen):
     refusal: str | None = None
 
 
-class StageSummary(_Frozen):
+class StageSummary(Frozen):
     """One stage: ``cached`` was skipped by the pipeline, ``reused`` was found in the Store."""
 
     name: str
@@ -97,7 +92,7 @@ class StageSummary(_Frozen):
     seconds: float
 
 
-class RunSummary(_Frozen):
+class RunSummary(Frozen):
     """One compress run from its first stage to its last."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from bipline.storage.digests import digest_json
+from bipline.values.frozen import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
 Answer = Literal["pass", "fail", "cannot tell"]
@@ -18,11 +19,7 @@ Number = float | int | str | None
 LONGEST_REASON = 1000
 
 
-class _Frozen(BaseModel, frozen=True, extra="forbid"):
-    pass
-
-
-class Check(_Frozen):
+class Check(Frozen):
     """One check: its answer, the numbers it was given by, and what they say in one sentence.
 
     A number that JSON cannot hold is there as text.
@@ -34,14 +31,14 @@ class Check(_Frozen):
     sentence: str
 
 
-class Champion(_Frozen):
+class Champion(Frozen):
     """The version that an alias pointed at when a gate compared with it."""
 
     version: str
     package_digest: str | None
 
 
-class Override(_Frozen):
+class Override(Frozen):
     """Why a version was promoted though a gate refused it, and who said so.
 
     ``by`` is what somebody typed.
@@ -60,7 +57,7 @@ class Override(_Frozen):
         return self
 
 
-class Verdict(_Frozen):
+class Verdict(Frozen):
     """What a gate said of one version that was to get an alias.
 
     ``records`` are digests by ``candidate``, ``dense`` and ``champion``, of those that were read.
@@ -103,7 +100,17 @@ class Verdict(_Frozen):
         """The digest of everything in it."""
         return digest_json(self.model_dump(mode="json"))
 
+    @property
+    def file_name(self) -> str:
+        """The file that keeps it, in a run and in a package's lineage."""
+        return verdict_file(self.digest)
+
     def to_json(self) -> str:
         """The text of a verdict's file: sorted and indented."""
         value: dict[str, Any] = self.model_dump(mode="json")
         return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def verdict_file(digest: str) -> str:
+    """The name of the file that keeps the verdict of a digest."""
+    return f"verdicts/{digest[:16]}.json"

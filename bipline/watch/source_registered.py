@@ -10,12 +10,13 @@ from bipline.base.errors import InvalidInput
 from bipline.delivery.registries.journal_mlflow import MlflowRegistry
 from bipline.delivery.registries.mlflow import DIGEST_TAG
 from bipline.delivery.registries.mlflow_source import SCHEME, find_version
+from bipline.settings.stack import USUAL_STATE
 from bipline.settings.watch import SourceSettings
 from bipline.stages.promote import registry_address
 from bipline.values.release import Release
 from bipline.watch.sources import Description, release_key, told_time
 
-USUAL = Path(".bipline")
+USUAL = Path(USUAL_STATE)
 
 
 class RegisteredSource:

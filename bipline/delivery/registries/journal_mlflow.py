@@ -30,6 +30,7 @@ from bipline.delivery.registries.mlflow_service import (
     WORK_LIMITS,
     limited,
     mlflow_library,
+    pages,
     probe,
     translated,
 )
@@ -38,12 +39,11 @@ from bipline.delivery.run_facts import Fact, run_facts
 from bipline.storage.strict_json import parse_object
 from bipline.values.promotion import JournalEntry
 from bipline.values.reading import typed
-from bipline.values.verdict import Verdict
+from bipline.values.verdict import Verdict, verdict_file
 
 SUFFIX = ".promotions"
 ENTRY_TAG, EVALUATED_TAG = "entry", "evaluated_at"
 REPORT = "report.html"
-PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,8 @@ class MlflowRegistry:
         return self._versions_of(self.name)
 
     def _versions_of(self, name: str) -> list[Any]:
-        found: list[Any] = []
-        token: str | None = None
         with self._asked() as client:
-            while True:
-                page = client.search_model_versions(
-                    f"name = '{name}'", max_results=PAGE, page_token=token
-                )
-                found += page
-                if not (token := page.token):
-                    return found
+            return list(pages(client.search_model_versions, filter_string=f"name = '{name}'"))
 
     def append(self, entry: JournalEntry) -> int:
         """Add an entry as the next version of ``NAME.promotions``."""
@@ -168,8 +160,7 @@ class MlflowRegistry:
     def keep(self, version: Version, verdict: Verdict) -> None:
         """Keep a verdict beside its version: in its run, and by its digest as a tag."""
         with self._asked() as client:
-            name = f"verdicts/{verdict.digest[:16]}.json"
-            client.log_text(version.run_id, verdict.to_json(), name)
+            client.log_text(version.run_id, verdict.to_json(), verdict.file_name)
             tag = f"verdict.{verdict.alias}"
             client.set_model_version_tag(self.name, version.number, tag, verdict.digest)
 
@@ -180,11 +171,10 @@ class MlflowRegistry:
 
     def verdict(self, version: Version, digest: str) -> Verdict:
         """A verdict as the version's run keeps it. Raises Refused where it is not there."""
-        name = f"verdicts/{digest[:16]}.json"
+        name = verdict_file(digest)
         with self._asked() as client, TemporaryDirectory() as temporary:
-            if name not in {
-                each.path for each in client.list_artifacts(version.run_id, "verdicts")
-            }:
+            kept = client.list_artifacts(version.run_id, str(Path(name).parent))
+            if name not in {each.path for each in kept}:
                 raise Refused(f"the run keeps no verdict {digest[:12]}")
             file = Path(client.download_artifacts(version.run_id, name, temporary))
             return typed(parse_object(file.read_bytes(), name, "verdict"), Verdict, name, "verdict")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
@@ -20,7 +21,7 @@ from bipline.storage.directory import environment_failure
 
 SQLITE = "sqlite:///"
 # MLflow's limits on what one value and one request may hold.
-LONGEST_PARAM, LONGEST_TAG, BATCH = 6000, 5000, 100
+LONGEST_PARAM, LONGEST_TAG, BATCH, PAGE = 6000, 5000, 100, 1000
 # A server that is up answers a first question at once; later ones may wait for an upload.
 PROBE_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 WORK_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
@@ -117,6 +118,16 @@ def _probe_sqlite(uri: str) -> None:
         raise EnvironmentFailure(f"{path}: the MLflow database cannot be used: {error}") from None
     finally:
         connection.close()
+
+
+def pages(search: Callable[..., Any], **asked: Any) -> Iterator[Any]:
+    """Everything that one of MLflow's searches finds, page by page."""
+    token: str | None = None
+    while True:
+        page = search(max_results=PAGE, page_token=token, **asked)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,11 @@ from bipline.delivery.registries.mlflow_service import (
     WORK_LIMITS,
     limited,
     mlflow_library,
+    pages,
     translated,
 )
 
 RUN_TAG = "zenml.run_name"
-PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def registered_runs(address: str) -> list[RegisteredVersion]:
                 label=_label(version, aliases), package_digest=version.tags[DIGEST_TAG],
                 run=_run(client, version),
             )
-            for version in _pages(client.search_model_versions)
+            for version in pages(client.search_model_versions)
             if DIGEST_TAG in version.tags
         ]  # fmt: skip
 
@@ -52,7 +51,7 @@ def registered_runs(address: str) -> list[RegisteredVersion]:
 def _aliases(client: Any) -> dict[tuple[str, str], list[str]]:
     """Aliases by model and version."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for model in _pages(client.search_registered_models):
+    for model in pages(client.search_registered_models):
         for alias, version in sorted(model.aliases.items()):
             found[model.name, str(version)].append(alias)
     return found
@@ -67,13 +66,3 @@ def _run(client: Any, version: Any) -> str:
     if not version.run_id:
         return ""
     return str(client.get_run(version.run_id).data.tags.get(RUN_TAG, ""))
-
-
-def _pages(search: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(max_results=PAGE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return

@@ -10,7 +10,7 @@ import typer
 
 from bipline.base.printable import printable
 from bipline.face import options
-from bipline.face.output import is_result, log_file, write_json
+from bipline.face.output import log_file, write_json
 from bipline.face.runs import Stack
 
 if TYPE_CHECKING:
@@ -27,17 +27,18 @@ def runs(
 ) -> None:
     """What ran on a stack: how it ended, where it failed, its log, and how to go on."""
     from bipline.base.extras import check
+    from bipline.face import named_places
     from bipline.face.console import working
     from bipline.settings.stack import USUAL_STATE, StackSettings
-    from bipline.storage.places import Place, Use, check_places
 
     check("pipeline", "runs")
-    if json_file is not None:
-        check_places([Place("--json", json_file, Use.FILE, is_result("runs"))])
     folder = state or (Path(USUAL_STATE) if stack is None and Path(USUAL_STATE).is_dir() else None)
     settings = StackSettings(state=None if folder is None else str(folder), stack=stack)
+    named_places.check_registered(None, json_file=json_file, command="runs", state=settings.folder)
+    asked = import_module("pipelines.runs")
+    asked.check_state(settings)  # before a log would make the folder
     with working(log_file(settings.folder, "runs")) as console:
-        found: PipelineRuns = import_module("pipelines.runs").list_runs(settings, run)
+        found: PipelineRuns = asked.list_runs(settings, run)
         for each in found.runs:
             for line in _lines(each, whole=run is not None):
                 console.print(printable(line))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from bipline.base.addresses import without_secrets
 from bipline.settings.base import Settings
@@ -64,11 +64,12 @@ class ExportSettings(Settings):
         return self
 
 
-def _without_login(value: str | None) -> str | None:
-    if value is not None and without_secrets(value) != value:
+def _without_login(value: str | None, info: ValidationInfo) -> str | None:
+    if value is not None and (shown := without_secrets(value)) != value:
         raise ValueError(
-            "a configuration is kept and shown, so no user or password may stand in it; give them "
-            "by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD"
+            f"promote.{info.field_name} {shown}: a configuration is kept and shown, so no user or "
+            "password may stand in it; give them by MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or PGPASSWORD"
         )
     return value
 

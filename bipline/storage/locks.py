@@ -29,6 +29,15 @@ def locked(directory: Path, refusal: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether another process holds the lock of a directory now."""
+    try:
+        with locked(directory, ""):
+            return False
+    except InvalidInput:
+        return True
+
+
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
     """Hold a lock file, or a directory, for the length of the block, once no other process does."""

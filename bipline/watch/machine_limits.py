@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bipline.base.errors import InvalidInput
 from bipline.settings.watch import LimitSettings
 from bipline.storage.digests import digest_json
-from bipline.storage.locks import locked
+from bipline.storage.locks import is_locked
 from bipline.watch.journal import Hold, LocalHolds
 from bipline.watch.launcher import Run
 
@@ -63,13 +62,9 @@ class MachineLimits:
     def _state(self, state: Path) -> Hold | None:
         """A state folder, in which one run works at a time: ours, or one that somebody typed."""
         hold = self._holds.take(f"state-{digest_json(str(state.absolute()))[:32]}")
-        if hold is not None and state.is_dir():
-            try:
-                with locked(state, "in use"):
-                    pass
-            except InvalidInput:
-                hold.release()
-                return None
+        if hold is not None and state.is_dir() and is_locked(state):
+            hold.release()
+            return None
         return hold
 
 

@@ -97,6 +97,12 @@ class Tracking:
             _set_tags(client, run_id, {FAILURE_TAG: reason, NOTE_TAG: f"It failed: {reason}"})
             client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
 
+    def failure(self) -> str:
+        """Why the run failed, as it was told; empty where it was not."""
+        with self._client() as client:
+            found = self._found(client)
+        return str(found.data.tags.get(FAILURE_TAG, "")) if found else ""
+
     @contextmanager
     def _client(self) -> Iterator[Any]:
         with translated("MLflow"), limited(WORK_LIMITS):
@@ -104,16 +110,21 @@ class Tracking:
 
     def _run_id(self, client: Any) -> str:
         """The run of this name, opened where there is none yet."""
-        experiment = client.get_experiment_by_name(self.experiment)
-        found = client.search_runs(
-            [experiment.experiment_id], f"tags.mlflow.runName = '{self.name}'", max_results=1
-        )
-        if found:
-            return str(found[0].info.run_id)
-        made = client.create_run(
-            experiment.experiment_id, run_name=self.name, tags={OF_ZENML: "bipline"}
-        )
+        if found := self._found(client):
+            return str(found.info.run_id)
+        experiment = client.get_experiment_by_name(self.experiment).experiment_id
+        made = client.create_run(experiment, run_name=self.name, tags={OF_ZENML: "bipline"})
         return str(made.info.run_id)
+
+    def _found(self, client: Any) -> Any | None:
+        """The run of this name; None where there is none, or no such experiment."""
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is None or "'" in self.name:  # which no run of ours has, and no filter takes
+            return None
+        named = f"tags.mlflow.runName = '{self.name}'"
+        return next(
+            iter(client.search_runs([experiment.experiment_id], named, max_results=1)), None
+        )
 
 
 @contextmanager

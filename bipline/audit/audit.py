@@ -18,11 +18,13 @@ from bipline.audit.replay import replay_findings
 from bipline.audit.source import Given, source_findings
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import heading
+from bipline.model.resolve import HUB
+from bipline.stages.resolve import REGISTRY
 from bipline.storage.manifest import MANIFEST_NAME, read_manifest
+from bipline.storage.s3_client import S3_SCHEME
 from bipline.values.audit import Audit, Finding
 
-REGISTRY = "models:/"
-UNREACHABLE = ("hf:", "s3://")
+UNREACHABLE = (HUB, S3_SCHEME)
 
 
 @dataclass(frozen=True)

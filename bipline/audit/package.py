@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from bipline.audit.findings import answered, differs, holds, unknown
+from bipline.base.errors import Refused
 from bipline.delivery import signature
-from bipline.delivery.vouching import parts
+from bipline.delivery.vouching import Told, parts
 from bipline.storage.manifest import Manifest, read_manifest, verify_directory
 from bipline.values.audit import Finding
 
@@ -26,8 +28,8 @@ def package_findings(place: Path, key: Path | None, kept_digest: str | None) -> 
     manifest = read_manifest(place)
     yield from answered("bytes", lambda: [_bytes(place)])
     yield _signature(place, key, manifest, kept_digest)
-    for name, check in parts(place, manifest, key):
-        yield from answered(name, lambda name=name, check=check: _told(name, check()))  # type: ignore[misc]
+    for name, part in parts(place, manifest, key):
+        yield from answered(name, partial(_told, name, part))
 
 
 def _bytes(place: Path) -> Finding:
@@ -43,7 +45,7 @@ def _signature(
     if key is not None:
         try:
             signature.check_signature(place, key)
-        except signature.Refused as error:
+        except Refused as error:
             return differs("signature", str(error), REWRITTEN)
         return holds("signature", f"signed by {key}, the key that was trusted")
     signed = signature.is_signed(place)
@@ -53,9 +55,9 @@ def _signature(
     return unknown("signature", said, REWRITTEN)
 
 
-def _told(name: str, sentences: Iterator[str]) -> Iterator[Finding]:
-    for said in sentences:
-        if said.startswith(("no ", "config.json tells no")) or "not held" in said:
-            yield unknown(name, said, f"its {name} is not checked")
+def _told(name: str, part: Callable[[], Iterator[Told]]) -> Iterator[Finding]:
+    for told in part():
+        if told.held:
+            yield holds(name, told.sentence)
         else:
-            yield holds(name, said)
+            yield unknown(name, told.sentence, f"its {name} is not checked")

@@ -9,16 +9,16 @@ from pathlib import Path
 from bipline.audit.findings import answered, differs, holds, unknown
 from bipline.compression.corrections import PLAN_NAME
 from bipline.delivery.evidence import Measured, read_evidence
+from bipline.delivery.export import CONFIGURATION_NAME
 from bipline.storage.digests import digest_file
 from bipline.storage.manifest import LINEAGE, read_manifest
-from bipline.storage.strict_json import parse_object
+from bipline.storage.strict_json import read_json
 from bipline.values.audit import Finding
 from bipline.values.lineage import RunLineage
 from bipline.values.plan import read_plan
-from bipline.values.reading import typed
+from bipline.values.reading import read_value
 from bipline.values.verdict import Verdict
 
-CONFIGURATION = "configuration.json"
 NOT_CHECKED = "names, hosts and times are what the run wrote; only a signature says by whom"
 
 
@@ -39,9 +39,9 @@ def _plan(place: Path) -> Finding:
 
 
 def _settings(place: Path) -> Finding:
-    if not (place / CONFIGURATION).is_file():
-        return unknown("settings", f"no {CONFIGURATION}", "the run cannot be asked for again")
-    value = parse_object((place / CONFIGURATION).read_bytes(), CONFIGURATION, "configuration")
+    if not (place / CONFIGURATION_NAME).is_file():
+        return unknown("settings", f"no {CONFIGURATION_NAME}", "the run cannot be asked for again")
+    value = read_json(place / CONFIGURATION_NAME, "configuration")
     told = [
         f"{section}.{name} {json.dumps(each)}"
         for section, names in {"score": ["criterion"], "allocate": ["ratio", "allocation"],
@@ -65,9 +65,8 @@ def _figures(measured: Measured) -> str:
     record = measured.record
     figures = [f"perplexity {text} {each.value:.2f}" for text, each in record.perplexity.items()]
     figures += [f"acc {task} {each.acc:.3f}" for task, each in record.tasks.items()]
-    protocol = (
-        f"protocol {record.protocol.get('name') or 'of its own'}, {record.protocol_digest[:12]}"
-    )
+    name = record.protocol.get("name") or "of its own"
+    protocol = f"protocol {name}, {record.protocol_digest[:12]}"
     return f"{', '.join(figures) or 'nothing measured'}; {protocol}"
 
 
@@ -76,7 +75,7 @@ def _runs(place: Path) -> Iterator[Finding]:
     if not files:
         yield unknown("runs", "the lineage names no run", "who made it, when and where is not told")
     for file in files:
-        run = typed(parse_object(file.read_bytes(), file.name, "run"), RunLineage, file.name, "run")
+        run = read_value(file, RunLineage, "run")
         commit = run.code.get("git.commit", "unknown")
         dirty = ", with uncommitted changes" if run.code.get("git.dirty") == "true" else ""
         libraries = ", ".join(
@@ -93,9 +92,8 @@ def _runs(place: Path) -> Iterator[Finding]:
 
 def _verdicts(place: Path) -> Iterator[Finding]:
     for file in sorted((place / LINEAGE / "verdicts").glob("*.json")):
-        found = typed(parse_object(file.read_bytes(), file.name, "verdict"), Verdict, file.name,
-                      "verdict")  # fmt: skip
-        if not found.digest.startswith(file.stem):
+        found = read_value(file, Verdict, "verdict")
+        if Path(found.file_name).name != file.name:
             yield differs("verdict", f"{file.name} is not the verdict of its name")
         else:
             passed = "passed" if found.passed else "refused"

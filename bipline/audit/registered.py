@@ -10,6 +10,7 @@ from typing import Any
 from bipline.audit.findings import answered, differs, holds, unknown
 from bipline.base.errors import BiplineError, Refused
 from bipline.compression.corrections import PLAN_NAME
+from bipline.delivery.evidence import RESOLUTION
 from bipline.delivery.registries.journal import history_of
 from bipline.delivery.registries.journal_mlflow import MlflowRegistry, Version
 from bipline.delivery.registries.mlflow import DIGEST_TAG
@@ -38,7 +39,6 @@ class Served:
     registry: MlflowRegistry
     version: Version
     tags: dict[str, Any]
-    wanted: str
     place: Path | None
     refused: str = ""
 
@@ -52,14 +52,15 @@ class Served:
         """The version, its stored copy hashed again. Raises InvalidInput where there is none."""
         record = find_version(source, address)
         registry = MlflowRegistry(record.name, address)
-        wanted = source.removeprefix(f"{SCHEME}{record.name}")
-        version = registry.version(str(record.version))
+        version, tags = registry.version(str(record.version)), dict(record.tags)
+        # By its number from here on: the alias may be moved meanwhile.
+        source = f"{SCHEME}{record.name}/{record.version}"
         try:
             registry.check(version)
             place = download_version(source, downloads, address)[0].parent
+            return cls(registry, version, tags, place)
         except Refused as error:
-            return cls(registry, version, dict(record.tags), wanted, None, str(error))
-        return cls(registry, version, dict(record.tags), wanted, place)
+            return cls(registry, version, tags, None, str(error))
 
 
 def registered_findings(served: Served) -> Iterator[Finding]:
@@ -78,7 +79,7 @@ def registered_findings(served: Served) -> Iterator[Finding]:
 
 def _expected(place: Path) -> dict[str, str]:
     """The version's tags as the package would have them."""
-    model, plan = read_resolution(place / "resolution.json").model, read_plan(place / PLAN_NAME)
+    model, plan = read_resolution(place / RESOLUTION).model, read_plan(place / PLAN_NAME)
     return {
         "tensor_digest": str(read_manifest(place).info.get("tensor_digest")),
         "plan_digest": plan.digest,
@@ -111,9 +112,7 @@ def _run(served: Served) -> Iterator[Finding]:
         consequence = "its parameters, metrics and verdicts are about to be gone"
         yield differs("MLflow run", f"{name} was deleted", consequence)
     else:
-        yield holds(
-            "MLflow run", f"{run.info.run_name} ({run.info.run_id}), {run.info.status.lower()}"
-        )
+        yield holds("MLflow run", f"{name}, {run.info.status.lower()}")
 
 
 def _journal(served: Served) -> Iterator[Finding]:

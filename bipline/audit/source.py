@@ -9,13 +9,12 @@ from pathlib import Path
 from bipline.audit.findings import compared, differs, holds, unknown
 from bipline.base.errors import InvalidInput
 from bipline.compression.corrections import PLAN_NAME
+from bipline.delivery.evidence import RESOLUTION
 from bipline.stages.resolve import resolve_model
 from bipline.storage.digests import digest_file
 from bipline.values.audit import Finding
 from bipline.values.plan import read_plan
 from bipline.values.resolution import Resolution, ResolvedModel, read_resolution
-
-RESOLUTION = "resolution.json"
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,14 @@ class Verified:
     told: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Told:
+    """A sentence on one thing beside the files; ``held`` is whether it was held to something."""
+
+    sentence: str
+    held: bool = True
+
+
 def verify(directory: Path, key: Path | None = None, digest: str | None = None) -> Verified:
     """All of :func:`bipline.delivery.signature.verify`, and what else vouches for the directory.
 
@@ -47,7 +55,7 @@ def verify(directory: Path, key: Path | None = None, digest: str | None = None) 
 
 def parts(
     directory: Path, manifest: Manifest, key: Path | None
-) -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:
+) -> Iterator[tuple[str, Callable[[], Iterator[Told]]]]:
     """What is looked at beside a directory's bytes, by name; each says what it finds.
 
     A part raises Refused where it is not about this directory, InvalidInput where it is not read.
@@ -62,42 +70,42 @@ def parts(
 
 def _told(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[str]:
     for _, part in parts(directory, manifest, key):
-        yield from part()
+        yield from (each.sentence for each in part())
 
 
-def _bom(directory: Path, manifest: Manifest) -> Iterator[str]:
+def _bom(directory: Path, manifest: Manifest) -> Iterator[Told]:
     if bom.NAME not in manifest.files:
-        yield f"no {bom.NAME}"
+        yield Told(f"no {bom.NAME}", False)
     elif not installed(bom.EXTRA):
         needed = f"that needs pip install 'bipline[{bom.EXTRA}]'"
-        yield f"{bom.NAME}: not held to its schema; {needed}"
+        yield Told(f"{bom.NAME}: not held to its schema; {needed}", False)
     else:
         bom.check_bom(directory, manifest)
-        yield f"{bom.NAME}: CycloneDX 1.6, valid, of these tensors"
+        yield Told(f"{bom.NAME}: CycloneDX 1.6, valid, of these tensors")
 
 
-def _lineage(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[str]:
+def _lineage(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[Told]:
     folder = directory / LINEAGE
     if not folder.exists():
-        yield "no lineage, so no provenance: who made it when is not told here"
+        yield Told("no lineage, so no provenance: who made it when is not told here", False)
         return
     files = read_manifest(folder).files
     signed = f"signed by {key}" if key else "unsigned"
     if not key and signature.is_signed(folder):
         signed = "signed, by whom only --key PUB tells"
-    yield f"{LINEAGE}: {len(files)} files, all as listed, of this package; {signed}"
+    yield Told(f"{LINEAGE}: {len(files)} files, all as listed, of this package; {signed}")
     name = f"{LINEAGE}/{provenance.NAME}"
     if provenance.NAME not in files:
-        yield f"no {name}"
+        yield Told(f"no {name}", False)
     elif installed(provenance.EXTRA):
         provenance.check_statement(directory, manifest, folder / provenance.NAME)
-        yield f"{name}: in-toto statement, SLSA provenance v1, valid, of this package"
+        yield Told(f"{name}: in-toto statement, SLSA provenance v1, valid, of this package")
     else:
         needed = f"that needs pip install 'bipline[{provenance.EXTRA}]'"
-        yield f"{name}: not held to its definitions; {needed}"
+        yield Told(f"{name}: not held to its definitions; {needed}", False)
 
 
-def _origin(place: Path, tensors: Any) -> Iterator[str]:
+def _origin(place: Path, tensors: Any) -> Iterator[Told]:
     """What a model tells of where it came from, the same in its config, weights and plan.
 
     ``tensors`` is the digest that the manifest has of them, where it has one.
@@ -112,7 +120,7 @@ def _origin(place: Path, tensors: Any) -> Iterator[str]:
     if origin is None:
         if any(key.startswith(f"{SECTION}.") for told in metadata.values() for key in told):
             raise Refused(f"{place}: the weights tell an origin, and {CONFIG} tells none")
-        yield f"{CONFIG} tells no origin"
+        yield Told(f"{CONFIG} tells no origin", False)
         return
     if plan is not None and origin.plan_digest != plan.digest:
         raise Refused(f"{place}: {CONFIG} names another plan than {PLAN_NAME}")
@@ -124,7 +132,7 @@ def _origin(place: Path, tensors: Any) -> Iterator[str]:
         for field in COMMON:
             if told.get(f"{SECTION}.{field}") != getattr(origin, field):
                 raise Refused(f"{place}: {name} and {CONFIG} tell another {field} each")
-    yield _sentence(origin)
+    yield Told(_sentence(origin))
 
 
 def _shards(folder: Folder) -> list[str]:

@@ -11,32 +11,36 @@ from bipline.base.printable import printable
 from bipline.face import options
 from bipline.face.models import STATE
 from bipline.face.options import WHAT, option
+from bipline.face.promotion import Registry, State
 
 if TYPE_CHECKING:
     from bipline.values.audit import Audit
 
-SOURCE = "a package's directory, or models:/NAME@ALIAS"
+Source = Annotated[
+    str, typer.Argument(help="a package's directory, or models:/NAME@ALIAS", show_default=False)
+]
+Key = Annotated[Path | None, option("public key (PEM) that is trusted", WHAT)]
+Model = Annotated[
+    str | None, option("the dense model, where it lies now: every file is hashed again", WHAT)
+]
+Replay = Annotated[
+    bool, option("prune --model again by the package's plan, and compare the tensors", WHAT)
+]
+Corrections = Annotated[
+    Path | None, option("the run's corrections, for --replay of a compensated plan", WHAT)
+]
 
 
 def audit(
-    source: Annotated[str, typer.Argument(help=SOURCE, show_default=False)],
-    key: Annotated[Path | None, option("public key (PEM) that is trusted", WHAT)] = None,
-    model: Annotated[
-        str | None, option("the dense model, where it lies now: every file is hashed again", WHAT)
-    ] = None,
+    source: Source,
+    key: Key = None,
+    model: Model = None,
     text: options.Text = None,
-    replay: Annotated[
-        bool, option("prune --model again by the package's plan, and compare the tensors", WHAT)
-    ] = False,
-    corrections: Annotated[
-        Path | None, option("the run's corrections, for --replay of a compensated plan", WHAT)
-    ] = None,
-    registry: Annotated[
-        str | None,
-        option("MLflow's address; default: --state's, MLFLOW_TRACKING_URI, or .bipline's", WHAT),
-    ] = None,
+    replay: Replay = False,
+    corrections: Corrections = None,
+    registry: Registry = None,
     json_file: options.JsonFile = None,
-    state: Annotated[Path | None, option("folder for logs and state")] = None,
+    state: State = None,
 ) -> None:
     """From the bytes that are served back to their source: what holds, differs, is not known.
 

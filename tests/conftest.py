@@ -13,6 +13,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from tests.mlflow_tracked import mlflow_environment
 from tests.tiny import FAMILY_CASES, tiny_model
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -28,6 +29,14 @@ def data() -> Path:
     if os.environ.get("CI"):
         pytest.fail(message)
     return pytest.skip(message)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_points_mlflow_elsewhere() -> Iterator[None]:
+    """No module leaves MLflow pointed at a server of its own: the next one would follow."""
+    before = mlflow_environment()
+    yield
+    assert mlflow_environment() == before
 
 
 @pytest.fixture(scope="session")

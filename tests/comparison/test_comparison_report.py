@@ -35,6 +35,7 @@ from bipline.values.plan import Budget
 from bipline.values.record import EvaluationRecord, Perplexity
 from bipline.values.summary import BeforeAfter
 from tests.delivery.test_report import HOSTILE, Page
+from tests.mlflow_tracked import tracked_at
 
 DID = Compensated(
     forms={"none": 1, "obs": 3}, fitted_tokens=90, held_out_tokens=10, error_without=(0.5, 0.25),
@@ -310,19 +311,14 @@ def test_child_runs_hold_what_was_tried_and_what_came_out(
     from bipline.comparison.tracking import track_comparison
     from bipline.delivery.registries.mlflow_service import prepare_tracking
 
-    before = mlflow.get_tracking_uri()
     uri = prepare_tracking(tmp_path, "sweep")
-    try:
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_experiment("sweep")
+    with tracked_at(uri, "sweep"):
         run_id = track_comparison(compared, tmp_path, {"a": {"b": 1}}, {"c": "2"})
         client = mlflow.MlflowClient(uri)
         parent = client.get_run(run_id)
         found = client.search_runs(
             [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
         )
-    finally:
-        mlflow.set_tracking_uri(before)
     assert parent.data.metrics["dense.perplexity.one"] == 50.0
     assert (parent.data.params["a.b"], parent.data.tags["c"]) == ("1", "2")
     assert len(found) == 7 and {run.info.status for run in found} == {"FINISHED"}

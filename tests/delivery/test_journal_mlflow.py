@@ -32,6 +32,7 @@ from bipline.delivery.registries.mlflow_service import prepare_experiment, prepa
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import read_manifest
 from tests.gated import asked, documents, evidence, verdict
+from tests.mlflow_tracked import tracked_at
 from tests.servers import object_of, team_servers
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -54,13 +55,8 @@ def database(
 @pytest.fixture
 def tracking(database: tuple[Path, str]) -> Iterator[Path]:
     """MLflow pointed at the tests' database."""
-    import mlflow
-
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(database[1])
-    mlflow.set_experiment("compress")
-    yield database[0]
-    mlflow.set_tracking_uri(before)
+    with tracked_at(database[1], "compress"):
+        yield database[0]
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +311,8 @@ def test_another_address_for_a_while(tracking: Path, tmp_path: Path) -> None:
     other = f"sqlite:///{tmp_path}/other.db"
     with pointed_at(other):
         assert mlflow.get_tracking_uri() == other
+    with pytest.raises(KeyError), pointed_at(other):
+        raise KeyError
     assert (mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")) == before
 
 

@@ -28,6 +28,7 @@ from bipline.model.tokenizer import load_tokenizer
 from bipline.storage.manifest import read_manifest, verify_directory
 from bipline.values.summary import Registration
 from tests.delivery.test_per_layer_package import mixed, mixed_package  # noqa: F401
+from tests.mlflow_tracked import tracked_at
 
 PROMPTS = ["The 3rd cat sat", "The 7th"]
 
@@ -35,11 +36,9 @@ PROMPTS = ["The 3rd cat sat", "The 7th"]
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A registry of its own, which MLflow is pointed at."""
-    place, before = tmp_path_factory.mktemp("loading"), mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(prepare_tracking(place, "loading"))
-    mlflow.set_experiment("loading")
-    yield place
-    mlflow.set_tracking_uri(before)
+    place = tmp_path_factory.mktemp("loading")
+    with tracked_at(prepare_tracking(place, "loading"), "loading"):
+        yield place
 
 
 def register(package: Path, name: str) -> Registration:

@@ -28,6 +28,7 @@ from bipline.values.summary import Registration
 from bipline.values.verdict import Verdict
 from tests.command import Outcome, run
 from tests.delivery.conftest import write
+from tests.mlflow_tracked import tracked_at
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 EVALUATED = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
@@ -93,12 +94,8 @@ class Registered:
 def registered(
     state: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Registered]:
-    import mlflow
-
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tracking_uri(state))
-    yield Registered(state, f"tiny-{tmp_path.name}", capfd)
-    mlflow.set_tracking_uri(before)
+    with tracked_at(tracking_uri(state), "promotion"):
+        yield Registered(state, f"tiny-{tmp_path.name}", capfd)
 
 
 def test_without_a_gate_a_run_ends_at_candidate(

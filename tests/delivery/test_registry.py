@@ -22,6 +22,7 @@ from bipline.delivery.registries.mlflow_run import RunContent
 from bipline.delivery.registries.mlflow_service import LONGEST_PARAM, prepare_tracking
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import read_manifest, verify_directory
+from tests.mlflow_tracked import tracked_at
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 NAME = "tiny-pruned.v2"
@@ -37,13 +38,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.fixture
 def tracking(database: tuple[Path, str]) -> Iterator[Path]:
     """The state folder, with MLflow pointed at its database for the test."""
-    import mlflow
-
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(database[1])
-    mlflow.set_experiment("compress")
-    yield database[0]
-    mlflow.set_tracking_uri(before)
+    with tracked_at(database[1], "compress"):
+        yield database[0]
 
 
 def make_package(directory: Path, text: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from bipline.base.errors import BiplineError, InvalidInput, Refused
@@ -16,6 +15,7 @@ from bipline.delivery.registries.mlflow_service import prepare_tracking, trackin
 from bipline.delivery.registries.mlflow_source import download_version, find_version
 from bipline.stages.resolve import resolve_model
 from bipline.storage.manifest import read_manifest
+from tests.mlflow_tracked import tracked_at
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +23,11 @@ def registry(package: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A registry with one version; the process is pointed at another that is not there."""
     state = tmp_path_factory.mktemp("registry")
     address = prepare_tracking(state, "source")
-    with pytest.MonkeyPatch.context() as patch:
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(address)
-        mlflow.set_experiment("source")
+    with tracked_at(address, "source"):
         track_and_register(
             package=package, package_digest=read_manifest(package).digest, name="tiny",
             alias="candidate", content=RunContent(),
         )  # fmt: skip
-        mlflow.set_tracking_uri(before)
-        patch.undo()
     return address
 
 

@@ -239,12 +239,15 @@ def pointed_at(address: str | None) -> Iterator[None]:
         return
     tracking = require("mlflow.tracking._tracking_service.utils", "pipeline")
     variable, before = tracking.MLFLOW_TRACKING_URI, tracking.MLFLOW_TRACKING_URI.get()
-    with tracking._use_tracking_uri(address):
-        yield
-    if before is None:
-        variable.unset()
-    else:
-        variable.set(before)
+    try:
+        with tracking._use_tracking_uri(address):
+            yield
+    finally:
+        # MLflow leaves the address of before in the environment, a default one too.
+        if before is None:
+            variable.unset()
+        else:
+            variable.set(before)
 
 
 def _package_in(location: str) -> str:

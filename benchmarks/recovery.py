@@ -90,14 +90,15 @@ def trained(
     recipe = RECIPES[settings["kind"]].model_validate({**settings, "tokens": tokens})
     place = Place(out.with_suffix(".training"))
     text, judge = (texts / TEXTS[name] for name in ("text", "judge"))
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     with watching_memory() as peak, atomic_directory(out, "model") as writer:
         dense_model = open_checkpoint(dense)
         record = recover(Request(model, text, judge, recipe, dense_model), place, writer)
-    seconds = time.perf_counter() - start
+    seconds, computed = time.perf_counter() - start, time.process_time() - processor
     before, after = measured(model, texts), measured(out, texts)
     row = {
         "recipe": record.recipe, "tokens": record.tokens, "seconds": round(seconds, 1),
+        "processor_seconds": round(computed, 1),
         "peak_bytes": peak.anonymous, "accepted": record.accepted, "reason": record.reason,
         "before": before[0], "after": after[0],
         "difference": paired_difference(before[1], after[1]).model_dump(),
@@ -153,16 +154,18 @@ def main() -> None:
         found = dict(rows(arguments))
         dense = measured(arguments.model, arguments.texts)[0]
     print(
-        f"\ndense {dense:.2f}\n\n| run | tokens | before | after | won back | s | peak GB | kept |"
+        f"\ndense {dense:.2f}\n\n| run | tokens | before | after | won back | interval of the loss "
+        "| s | processor s | peak GB | kept |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name, row in found.items():
         lost = row["before"] - dense
         won = f"{(row['before'] - row['after']) / lost:.0%}" if lost else ""
         print(
             f"| {name} | {row['tokens']:,} | {row['before']:.2f} | {row['after']:.2f} | {won} | "
-            f"{row['seconds']:.0f} | {row['peak_bytes'] / 1e9:.2f} | "
-            f"{'yes' if row['accepted'] else 'no'} |"
+            f"{row['difference']['low']:.3f} to {row['difference']['high']:.3f} | "
+            f"{row['seconds']:.0f} | {row['processor_seconds']:.0f} | "
+            f"{row['peak_bytes'] / 1e9:.2f} | {'yes' if row['accepted'] else 'no'} |"
         )
 
 

@@ -20,7 +20,7 @@ PROOF_WINDOWS = 4
 
 
 def in_memory(model: Any) -> Any:
-    """The model with weights of its own: those on disk share a mapping that none gives back alone."""
+    """The model with weights of its own: those of a file share one mapping, given back as one."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model

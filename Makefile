@@ -32,10 +32,14 @@ check: environment
 
 environment: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# kfp pins older libraries than the rest takes, so it lies in a folder that only its own processes
+# find; so do the libraries of ZenML's server.
+$(VENV)/installed: pyproject.toml constraints.txt infra/kubeflow/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable ".[all,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/kubeflow --requirement infra/kubeflow/requirements.txt
 	touch $@
 
 clean:

@@ -29,7 +29,7 @@ def own_stack(name: str | None, tracking_uri: str | None) -> Iterator[str]:
     Raises InvalidInput for a stack that is not there, has no MLflow tracker, or tells another
     server than ``tracking_uri``; EnvironmentFailure where ZenML does not answer.
     """
-    with changed(_quiet, of_every_run):
+    with changed(quiet, of_every_run):
         with answering():
             stack = _chosen(name)
             tracker = stack.experiment_tracker
@@ -49,7 +49,7 @@ def own_stack(name: str | None, tracking_uri: str | None) -> Iterator[str]:
         yield address
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """What the user has set stays; nothing asks a question in a run that nobody watches."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("ZENML_DISABLE_INTERACTIVE_INPUT", "true")

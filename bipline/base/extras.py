@@ -34,6 +34,7 @@ EXTRAS = {
     "gguf": Extra("the format gguf", ("gguf", "xllamacpp")),
     "sign": Extra("a signature", ("model_signing", "OpenSSL")),
     "hub": Extra("an hf: address", ("datasets", "huggingface_hub")),
+    "kubeflow": Extra("a Kubeflow pipeline", ("kfp", "s3fs")),
 }
 
 

@@ -15,6 +15,8 @@ from bipline.storage.directory import occupied
 from bipline.storage.folder import S3_SCHEME
 from bipline.storage.places import Place, Use, check_places, is_elsewhere
 
+# What the first line of a compiled pipeline begins with.
+COMPILED = "# For review and diff, not for submission"
 # A name, what it names, and what becomes of it; a name of elsewhere, or none, is no place here.
 Named = tuple[str, Any, Use]
 
@@ -136,6 +138,18 @@ def check_pipeline(settings: Any, command: str, json_file: Any) -> None:
     read = _of_line(settings) if isinstance(settings, LineSettings) else _sources(settings)
     named = [*read, ("state", state, Use.STATE)]
     _check(named, {"--json": (json_file, is_result(command))})
+
+
+def check_compiled(settings: LineSettings, out: Any, json_file: Any) -> None:
+    """As :func:`check_prune`; an earlier compiled file is replaced, another is not."""
+    files = {"--compile": (out, is_compiled), "--json": (json_file, is_result("compile"))}
+    _check(_of_line(settings), files)
+
+
+def is_compiled(path: Path) -> bool:
+    """Whether a file is what an earlier ``--compile`` wrote."""
+    with path.open("rb") as file:
+        return file.read(len(COMPILED)) == COMPILED.encode()
 
 
 def _of_line(settings: LineSettings) -> list[Named]:

@@ -19,6 +19,15 @@ RunState = Annotated[
     option("folder of a stack of the run's own, with its store, registry and logs", MACHINE),
 ]
 Local = Annotated[bool, option("a stack of the run's own in .bipline", MACHINE)]
+Compile = Annotated[
+    Path | None,
+    option(
+        "write what Kubeflow would be given here, for review; no server is asked, --stack may be "
+        "a stack file",
+        MACHINE,
+        "--compile",
+    ),
+]
 Stack = Annotated[
     str | None,
     option("registered ZenML stack; default: the active one, its servers are used", MACHINE),
@@ -57,9 +66,13 @@ def compress(
     local: Local = False,
     stack: Stack = None,
     dry_run: options.DryRun = False,
+    compile_: Compile = None,
     json_file: options.JsonFile = None,
 ) -> None:
     """Run the compress pipeline: from a model and its texts to a registered package."""
+    if compile_ is not None:
+        _compile(_loaded("compress", config, set_), stack, compile_, json_file)
+        return
     settings = _on_stack(_loaded("compress", config, set_), state, local, stack)
     _compress(settings, json_file, dry_run)
 
@@ -85,6 +98,15 @@ def _compress(settings: Any, json_file: Path | None, dry_run: bool = False) -> N
     summary = _run("compress", settings, json_file, dry_run)
     if summary and summary.registration.refusal:
         raise Refused(summary.registration.refusal)
+
+
+def _compile(settings: Any, stack: str | None, out: Path, json_file: Path | None) -> None:
+    from bipline.face.console import working
+    from bipline.face.stacks import compiled as compile_
+
+    with working(log_file(settings.folder, "compile")):
+        compiled = compile_(settings, stack, out, json_file)
+    typer.echo(printable(f"{out}: {len(compiled['steps'])} steps for stack {compiled['stack']}"))
 
 
 def _loaded(pipeline: str, config: Path, overrides: list[str] | None) -> Any:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from bipline.base.errors import InvalidInput
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.floor import Rates
+from bipline.model.devices import torch_dtype
+from bipline.model.floor import Rates, usual_rates
 from bipline.settings.compress import CompressSettings
 from bipline.settings.pools import NodePool, cheapest
 from bipline.stages.resolve import known_checkpoint
@@ -25,7 +26,8 @@ GIBIBYTE = 1 << 30
 ROOM = 1.5
 # A step that takes so many times as long as it should is ended; the least is what starting takes.
 PATIENCE, LEAST_TIMEOUT = 10, 3600
-RETRY_DELAY = 30
+# Longer than a lost pod holds its work in S3 (storage.s3_lease), so that the next one may take it.
+RETRY_DELAY = 75
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,37 @@ def places(
     return found
 
 
+def told_places(settings: CompressSettings, pools: tuple[NodePool, ...]) -> list[tuple[str, str]]:
+    """What each step needs and, where there are pools, where it goes: by the step's name.
+
+    Empty where the model's header is not known yet. Raises InvalidInput as :func:`places` does.
+    """
+    checkpoint = known_checkpoint(settings.model)
+    if checkpoint is None:
+        return []
+    if not pools:
+        dtype = torch_dtype(settings.compute.dtype)
+        rates = usual_rates(checkpoint.shape, dtype)
+        needs = step_needs(settings, checkpoint, rates)
+        return [(name, f"{need}, about {duration(need.seconds)}") for name, need in needs.items()]
+    placed = places(settings, checkpoint, pools)
+    told = [
+        (name, f"{each.need}, about {duration(each.need.seconds)}, on {each.pool.name}")
+        for name, each in placed.items()
+    ]
+    seconds = sum(each.need.seconds for each in placed.values())
+    cost = sum(each.cost for each in placed.values())
+    return [*told, ("all steps", f"{duration(seconds)} of nodes, {cost:.2f} dollars, their start "
+                                 "and idle time left out")]  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """A time as it is told of an estimate."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def rates_of(pool: NodePool | None) -> Rates:
     """What a node of a pool reaches."""
     if pool is None:
@@ -76,13 +109,15 @@ def checkpoint_of(settings: CompressSettings) -> Checkpoint:
     return found
 
 
-def run_options(settings: CompressSettings, config: KubeflowConfig) -> dict[str, Any]:
+def run_options(settings: CompressSettings | None, config: KubeflowConfig) -> dict[str, Any]:
     """What ZenML is told of a run on Kubeflow: the image, retries, and each step's place.
 
-    The image carries the code: nothing is built, and nothing of this folder is sent anywhere.
+    Without settings no step is placed: Kubernetes decides. The image carries the code: nothing is
+    built, and nothing of this folder is sent anywhere.
     """
     from zenml.config import DockerSettings
     from zenml.config.retry_config import StepRetryConfig
+    from zenml.enums import ExecutionMode
 
     from bipline.settings.stack_file import node_pools
 
@@ -91,9 +126,11 @@ def run_options(settings: CompressSettings, config: KubeflowConfig) -> dict[str,
         allow_download_from_code_repository=False, allow_download_from_artifact_store=False,
     )  # fmt: skip
     pools = node_pools(config.pools)
-    placed = places(settings, checkpoint_of(settings), pools) if pools else {}
+    placed = places(settings, checkpoint_of(settings), pools) if settings and pools else {}
     options: dict[str, Any] = {
         "settings": {"docker": docker},
+        # As KFP does: what needs a failed step is left out, the rest runs on.
+        "execution_mode": ExecutionMode.CONTINUE_ON_FAILURE,
         "steps": {name: {"settings": step_settings(place)} for name, place in placed.items()},
     }
     if config.retries:

@@ -39,6 +39,7 @@ from bipline.values.summary import RunSummary
 from pipelines.local_stack import activate_local_stack, close_tracking, isolated
 from pipelines.own_stack import own_stack
 from pipelines.provenance import provenance
+from pipelines.remote import placed_options, raise_failure
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
@@ -152,8 +153,11 @@ def _ended(
     module = import_module(f"pipelines.{pipeline}")
     tracking = Tracking(address, pipeline, name)
     tracking.begin(_told(settings), provenance())
+    placed = placed_options(settings)
     try:
-        module.configured(settings, run_name=name, **options)(settings)
+        module.configured(settings, run_name=name, **options).with_options(**placed)(settings)
+        if placed and (ended := _logged(name)):
+            raise_failure(ended)
     except BaseException as error:
         close_tracking()
         cause = original(error)

@@ -71,6 +71,9 @@ COMMANDS = {
         "From the bytes that are served back to their source: what holds, differs, is not known.",
     ),
     "history": ("promotion", "Who moved which alias of a registered model, when, and why."),
+    "doctor": (
+        "stacks", "Ask every component of a stack one thing; say what is wrong and what mends it.",
+    ),
     "export": ("packages", "Write a model in another format, verified by the engine it is for."),
 }  # fmt: skip
 INTERRUPTED = 130
@@ -97,6 +100,7 @@ def application(arguments: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     config.callback()(lambda: None)
     app.add_typer(config, name="config")
     app.add_typer(_store("store" in arguments), name="store")
+    app.add_typer(_stack("stack" in arguments), name="stack")
     return app
 
 
@@ -107,6 +111,15 @@ def _store(asked_for: bool) -> typer.Typer:
         found = getattr(import_module("bipline.face.storing"), function) if asked_for else None
         store.command(name)(found or _not_asked_for)
     return store
+
+
+def _stack(asked_for: bool) -> typer.Typer:
+    """The command on stack files, whole where it is asked for."""
+    stack = typer.Typer(no_args_is_help=True, help="Stacks: where pipelines run.")
+    found = import_module("bipline.face.stacks").apply if asked_for else None
+    stack.command("apply")(found or _not_asked_for)
+    stack.callback()(lambda: None)
+    return stack
 
 
 def _not_asked_for() -> None:

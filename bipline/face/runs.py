@@ -133,6 +133,11 @@ def _run(pipeline: str, settings: Any, json_file: Path | None, dry_run: bool = F
     if dry_run:
         for stage, text in api.checked(settings, thorough=True, json_file=json_file):
             typer.echo(printable(f"{stage:<11}{text}"))
+        if pipeline == "compress":
+            from bipline.face.stacks import told_needs
+
+            for step, text in told_needs(settings):
+                typer.echo(printable(f"  {step:<19}{text}"))
         return None
     with working(log := log_file(settings.folder, pipeline)) as console:
         summary = getattr(api, pipeline)(settings, json_file=json_file)

@@ -35,6 +35,8 @@ LIBRARIES = 640 * MEBIBYTE
 TRAINING_LIBRARIES = 200 * MEBIBYTE
 # What CUDA takes of the host's memory: not measured here, room for its context and libraries.
 CUDA = 2048 * MEBIBYTE
+# lm-eval, and the questions with their answers.
+TASK_LIBRARIES = 200 * MEBIBYTE
 # Pieces that are read ahead, cut and hashed, and those that are written.
 PIECES = 192 * MEBIBYTE
 # Seconds of ZenML around a step, in a process that runs already; a pod's start is its pool's.
@@ -120,7 +122,7 @@ class Estimates:
     def samples(self) -> int:
         """Calibration windows."""
         settings = self.settings
-        return samples_of(self.checkpoint, settings.calibrate, settings.compensate)
+        return samples_of(self.checkpoint, settings.calibrate, [settings.compensate])
 
     @cached_property
     def smaller(self) -> int:
@@ -157,7 +159,7 @@ class Estimates:
             read=self.checkpoint.weight_bytes,
             operations=operations + shape.num_hidden_layers * moments,
         )
-        memory = need.memory - LIBRARIES + beside + (streams - 1) * hidden
+        memory = need.memory - LIBRARIES - CUDA * self.gpu + beside + (streams - 1) * hidden
         return self._computing(work, memory, streams * hidden + self.checkpoint.weight_bytes)
 
     def _evaluation(self, windows: int, seqlen: int, dtype: DtypeName, share: float) -> StepNeed:
@@ -166,7 +168,8 @@ class Estimates:
         head = 2.0 * windows * seqlen * shape.hidden_size * shape.vocab_size
         operations = share * forward_operations(shape, *drawn) + head
         work = Work(read=int(share * self.checkpoint.weight_bytes), operations=operations)
-        return self._computing(work, need.total - LIBRARIES)
+        tasks = TASK_LIBRARIES if self.settings.evaluate.tasks else 0
+        return self._computing(work, need.total - LIBRARIES + tasks)
 
     def _recovery(self) -> StepNeed:
         """The whole model, its activations and logits, and the adapter with AdamW's moments."""
@@ -184,7 +187,7 @@ class Estimates:
         )
         work = Work(read=self.smaller, written=self.smaller, operations=share * operations)
         memory = TRAINING_LIBRARIES + 2 * weights + activations
-        return self._computing(work, memory, 2 * self.smaller)
+        return self._computing(work, memory, self.smaller)
 
     def _computing(self, work: Work, memory: int, disk: int = 0) -> StepNeed:
         """A step that runs the model: on a GPU where there is one, which then holds the same."""

@@ -138,6 +138,11 @@ class KubeflowOrchestrator(ContainerizedOrchestrator):
         with answering(self.config), self._client() as client:
             client.delete_recurring_run(_recurring_run(schedule))
 
+    def probe(self) -> None:
+        """Ask KFP whether it is there. Raises EnvironmentFailure where it does not answer."""
+        with answering(self.config), self._client() as client:
+            client.get_kfp_healthz()
+
     @contextmanager
     def _client(self) -> Iterator[Any]:
         """KFP's own client of the deployment."""

@@ -35,7 +35,9 @@ def compiled(
 
     extras.check_all(("pipeline", "kubeflow"), "--compile")
     named_places.check_compiled(settings, out, json_file)
-    checked(settings)
+    # A GPU is asked of the cluster, not of this machine.
+    anywhere = settings.compute.model_copy(update={"device": "auto"})
+    checked(settings.model_copy(update={"compute": anywhere}))
     made: dict[str, Any] = import_module("pipelines.compiled").compile_compress(
         settings, stack, out
     )

@@ -162,8 +162,8 @@ class Servers:
 
 def account_key(api: str, password: str) -> str:
     """A key of a new service account of ZenML's server."""
-    form = urllib.parse.urlencode({"username": "default", "password": password}).encode()
-    token = posted(f"{api}/login", form)["access_token"]
+    login = urllib.parse.urlencode({"username": "default", "password": password}).encode()
+    token = posted(f"{api}/login", login)["access_token"]
     account = {"name": "bipline", "active": True}
     made = posted(f"{api}/service_accounts", json.dumps(account).encode(), token)
     keys = f"{api}/service_accounts/{made['id']}/api_keys"

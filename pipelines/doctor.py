@@ -51,15 +51,19 @@ def examine(settings: StackSettings) -> list[Finding]:
 
     Raises InvalidInput for a stack that is not registered.
     """
-    from pipelines.own_stack import chosen, quiet
+    from pipelines.own_stack import ADD_TRACKER, chosen, quiet
     from pipelines.process_state import changed, of_every_run
 
     with changed(quiet, of_every_run):
         server = _found("zenml", _zenml)
         if not server.ok:
             return [server]
-        chosen(settings.stack)
-        return [server, *_components(None)]
+        stack = chosen(settings.stack)
+        found = [server, *_components(None)]
+        if stack.experiment_tracker is None:
+            mend = ADD_TRACKER.format(name=stack.name)
+            found.append(Finding("experiment_tracker", False, "the stack has none", mend))
+        return found
 
 
 def first_failure(kinds: Collection[str]) -> Finding | None:

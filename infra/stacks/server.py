@@ -57,13 +57,16 @@ class Servers:
     def down(self) -> None:
         """End what runs of them, with their children."""
         for name in self.running():
-            os.killpg(self._known()[name], signal.SIGTERM)
+            # PostgreSQL would wait for its clients otherwise.
+            kind = signal.SIGINT if name == "postgres" else signal.SIGTERM
+            os.killpg(self._known()[name], kind)
         until = time.monotonic() + 20
         while (left := self.running()) and time.monotonic() < until:
             time.sleep(0.1)
         for name in left:
             os.killpg(self._known()[name], signal.SIGKILL)
-        (self.folder / PROCESSES).unlink(missing_ok=True)
+        for name in (PROCESSES, VALUES, VARIABLES):
+            (self.folder / name).unlink(missing_ok=True)
 
     def running(self) -> list[str]:
         """The names of those that run."""

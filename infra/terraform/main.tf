@@ -43,7 +43,7 @@ module "audit" {
   name             = local.audit
   lock_days        = var.audit_days
   lock_mode        = var.audit_mode
-  old_version_days = var.audit_days + var.old_version_days
+  old_version_days = var.old_version_days > 0 ? var.audit_days + var.old_version_days : 0
   force_destroy    = !var.protected
 }
 

@@ -140,7 +140,7 @@ variable "audit_mode" {
 }
 
 variable "old_version_days" {
-  description = "Days for which overwritten and deleted artifacts can be brought back."
+  description = "Days for which overwritten and deleted artifacts can be brought back. 0: for ever, and paid for."
   type        = number
   default     = 30
 }

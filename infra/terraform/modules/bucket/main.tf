@@ -66,6 +66,7 @@ resource "aws_s3_bucket_policy" "tls" {
 }
 
 resource "aws_s3_bucket_lifecycle_configuration" "this" {
+  count  = var.old_version_days > 0 ? 1 : 0
   bucket = aws_s3_bucket_versioning.this.id
   rule {
     id     = "old-versions"

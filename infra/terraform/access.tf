@@ -15,13 +15,17 @@ locals {
       account    = "${var.kubeflow_namespace}:pipeline-runner"
       statements = [local.look, { actions = local.write, resources = ["${local.artifacts_arn}/*"] }]
     }
-    # The watch: its journal; it reads what ZenML keeps, and leaves the work to the steps.
+    # The watch keeps its journal and starts runs: before one it writes, reads and removes a small object
+    # of the artifact store, and asks whether the image is there.
     watch = {
       account = "bipline:bipline-watch"
       statements = [
         local.look,
-        { actions = local.read, resources = ["${local.artifacts_arn}/zenml/*"] },
-        { actions = local.write, resources = ["${local.artifacts_arn}/watch/*"] },
+        { actions = local.write, resources = ["${local.artifacts_arn}/zenml/*", "${local.artifacts_arn}/watch/*"] },
+        {
+          actions   = ["ecr:DescribeImages"]
+          resources = ["arn:aws:ecr:${var.region}:${local.account}:repository/${var.name}/pipeline"]
+        },
       ]
     }
     # The audit: reads everything, adds its findings, and can remove nothing of either.

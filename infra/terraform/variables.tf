@@ -47,8 +47,8 @@ variable "api_cidrs" {
   type        = list(string)
   default     = []
   validation {
-    condition     = !contains(var.api_cidrs, "0.0.0.0/0")
-    error_message = "api_cidrs: 0.0.0.0/0 opens the cluster's API to everybody; name your own addresses."
+    condition     = alltrue([for each in var.api_cidrs : can(cidrnetmask(each)) && try(tonumber(split("/", each)[1]), 0) >= 8])
+    error_message = "api_cidrs: your own addresses, such as 192.0.2.10/32; /8 and narrower, so that the API is not everybody's."
   }
 }
 

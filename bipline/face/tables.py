@@ -28,7 +28,7 @@ from bipline.values.record import EvaluationRecord
 from bipline.values.record_difference import RecordDifference
 from bipline.values.side_by_side import side_by_side, speed_lines
 from bipline.values.speed import Speeds
-from bipline.values.summary import PruneSummary, RunSummary
+from bipline.values.summary import PruneSummary, RunSummary, SeveralSummary
 from bipline.values.verdict import Verdict
 
 
@@ -108,6 +108,30 @@ def print_ended(console: Console, summary: RunSummary | SweepSummary, log: Path)
     console.print(_table(["stage", "seconds", ""], stages, left={0, 2}))
     console.print()
     print_named(console, {**_compress_lines(summary), "log": str(log)}, 12)
+
+
+def print_several(console: Console, summary: SeveralSummary, log: Path) -> None:
+    """The end of several models: a line each, then why those failed that did, and the log."""
+    lines, reports = [], {}
+    for each in summary.models:
+        made, registered = each.summary, each.name
+        size = seconds = ""
+        if made is not None:
+            dense, *_, last = made.records.values()
+            size = f"{last.parameters:,} of {dense.parameters:,}"
+            seconds = f"{made.seconds:.1f}"
+            registered = f"{each.name} {made.registration.version} {made.registration.alias}"
+            reports[each.name] = _shown(made.report)
+        lines.append([each.model, each.ended, str(each.exit_code), size, seconds, registered])
+    console.print()
+    head = ["model", "", "exit code", "parameters", "seconds", "registered"]
+    console.print(_table(head, lines, left={0, 1, 5}))
+    console.print()
+    why = {each.name: each.reason for each in summary.failed}
+    width = 2 + max(len(each.name) for each in summary.models)
+    print_named(console, {name: f"report {place}" for name, place in reports.items()}, width)
+    print_named(console, why, width)
+    print_lines(console, [f"log: {log}"])
 
 
 def print_compared(console: Console, comparison: Comparison, out: Path, log: Path) -> None:

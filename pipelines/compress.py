@@ -36,7 +36,7 @@ def compress(settings: CompressSettings) -> None:
     windows: dict[str, Any] = {}
     if runs_windows(settings):
         windows["calibration"] = line.calibrate(
-            calibration_inputs, evaluation_inputs, settings.calibrate, settings.compensate, seed
+            calibration_inputs, evaluation_inputs, settings.calibrate, (settings.compensate,), seed
         )
     scored: dict[str, Any] = {}
     corrected: dict[str, Any] = {}

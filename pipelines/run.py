@@ -183,7 +183,7 @@ def _ended(
 
 def _told(settings: CompressSettings | SweepSettings) -> dict[str, str]:
     """The configuration as parameters, without where this machine keeps its state."""
-    told = flattened(settings.model_dump(mode="json", exclude={*WHERE}))
+    told = flattened(settings.model_dump(mode="json", exclude={*WHERE, "published"}))
     return {name: without_secrets(text) for name, text in told.items()}
 
 

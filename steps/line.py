@@ -96,14 +96,14 @@ def calibrate(
     calibration_inputs: Resolution,
     evaluation_inputs: Resolution,
     settings: Parameter[CalibrateSettings],
-    compensate: Parameter[CompensateSettings],
+    compensations: Parameter[tuple[CompensateSettings, ...]],
     seed: int,
 ) -> Annotated[Handle, "calibration"]:
     """Draw the calibration windows; the evaluation texts are read to refuse overlap."""
     model, texts = calibration_inputs.model, calibration_inputs.texts
     evaluation = evaluation_inputs.texts.values()
     return line.calibrate.calibrate(
-        context(seed=seed), model, texts, settings, compensate, evaluation
+        context(seed=seed), model, texts, settings, compensations, evaluation
     )
 
 

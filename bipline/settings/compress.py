@@ -12,6 +12,7 @@ from bipline.settings.base import Settings
 from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import LineSettings
 from bipline.settings.protocol import Protocol
+from bipline.settings.published import PublishedRow
 from bipline.settings.recipes import LoraRecipe, Recipe
 from bipline.settings.stack import StackSettings
 from bipline.storage.names import is_plain_name
@@ -129,6 +130,9 @@ class CompressSettings(StackSettings, LineSettings):
     evaluate: EvaluateSettings = EvaluateSettings()
     export: ExportSettings = ExportSettings()
     promote: PromoteSettings = PromoteSettings()
+    published: tuple[PublishedRow, ...] = Field(
+        default=(), description="figures of others, which the report shows beside this run's"
+    )
 
     @model_validator(mode="after")
     def _names_exist(self) -> CompressSettings:

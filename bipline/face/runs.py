@@ -11,7 +11,7 @@ import typer
 from bipline.base.errors import Refused
 from bipline.base.printable import printable
 from bipline.face import options
-from bipline.face.options import MACHINE, option
+from bipline.face.options import MACHINE, Stack, option
 from bipline.face.output import log_file
 
 RunState = Annotated[
@@ -19,10 +19,6 @@ RunState = Annotated[
     option("folder of a stack of the run's own, with its store, registry and logs", MACHINE),
 ]
 Local = Annotated[bool, option("a stack of the run's own in .bipline", MACHINE)]
-Stack = Annotated[
-    str | None,
-    option("registered ZenML stack; default: the active one, its servers are used", MACHINE),
-]
 Models = Annotated[
     list[str] | None,
     typer.Option(

@@ -13,8 +13,8 @@ import typer
 from bipline.base.errors import InvalidInput
 from bipline.base.printable import printable
 from bipline.face import options
+from bipline.face.options import Stack
 from bipline.face.output import log_file, write_json
-from bipline.face.runs import Stack
 from bipline.settings.stack import USUAL_STATE, StackSettings
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from bipline.base.progress import note
 from bipline.compression.auto import settled_settings
 from bipline.settings.compress import CompressSettings
 from bipline.settings.cron import next_time
-from bipline.settings.notify import NotifySettings
+from bipline.settings.notify import VARIABLE, NotifySettings
 from bipline.settings.stack import StackSettings
 from bipline.values.schedule import RunSchedule, RunSchedules
 from pipelines.own_stack import answering, own_stack
@@ -45,6 +45,8 @@ def schedule_compress(settings: CompressSettings, cron: str, name: str) -> RunSc
     settings, reason = settled_settings(settings)
     if reason:
         note(reason)
+    if settings.notify.webhook is not None:
+        note(f"notify.webhook is handed to no schedule: its runs tell the webhook of {VARIABLE}")
     settings = settings.model_copy(update={"notify": NotifySettings()})
     with stack_of(settings, "compress"):
         from zenml.client import Client

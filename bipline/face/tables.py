@@ -111,26 +111,25 @@ def print_ended(console: Console, summary: RunSummary | SweepSummary, log: Path)
 
 
 def print_several(console: Console, summary: SeveralSummary, log: Path) -> None:
-    """The end of several models: a line each, then why those failed that did, and the log."""
-    lines, reports = [], {}
+    """The end of several models: a line each, then each one's report or why it failed."""
+    lines, places = [], {}
     for each in summary.models:
-        made, registered = each.summary, each.name
-        size = seconds = ""
-        if made is not None:
+        size = seconds = version = ""
+        places[each.name] = f"{_shown(each.model)}: {each.reason}"
+        if (made := each.summary) is not None:
             dense, *_, last = made.records.values()
             size = f"{last.parameters:,} of {dense.parameters:,}"
             seconds = f"{made.seconds:.1f}"
-            registered = f"{each.name} {made.registration.version} {made.registration.alias}"
-            reports[each.name] = _shown(made.report)
-        lines.append([each.model, each.ended, str(each.exit_code), size, seconds, registered])
+            version = f"{made.registration.version}, {made.registration.alias}"
+            why = f"{each.reason}; " if each.reason else ""
+            places[each.name] = f"{_shown(each.model)}: {why}report {_shown(made.report)}"
+        lines.append([each.name, each.ended, str(each.exit_code), size, seconds, version])
     console.print()
-    head = ["model", "", "exit code", "parameters", "seconds", "registered"]
+    head = ["registered", "", "exit code", "parameters", "seconds", "version"]
     console.print(_table(head, lines, left={0, 1, 5}))
     console.print()
-    why = {each.name: each.reason for each in summary.failed}
     width = 2 + max(len(each.name) for each in summary.models)
-    print_named(console, {name: f"report {place}" for name, place in reports.items()}, width)
-    print_named(console, why, width)
+    print_named(console, {name: printable(text) for name, text in places.items()}, width)
     print_lines(console, [f"log: {log}"])
 
 

@@ -40,7 +40,7 @@ def test_each_use_has_its_recipe() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_works(name: str, checkout: Path) -> None:
     page = (RECIPES / f"{name}.md").read_text(encoding="utf-8")

@@ -90,6 +90,7 @@ def typed(llama: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_each_event_is_told_and_no_secret_kept(
     server: Webhook, alerts: Path, typed: Typed, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

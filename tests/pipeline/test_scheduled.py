@@ -86,7 +86,7 @@ def typed(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_schedule_is_made_listed_and_removed(typed: Type, tmp_path: Path) -> None:
     scheduling = ("compress", "CONFIG", "--schedule", "0 3 * * 1", "--stack")
     for words, code, said in (

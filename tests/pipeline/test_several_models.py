@@ -32,7 +32,7 @@ def written(place: Path, settings: CompressSettings, models: list[Path]) -> Path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_one_that_fails_stops_no_other(
     first: RunSummary, llama: Path, folder: Path, tmp_path: Path,
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,

@@ -1,0 +1,122 @@
+"""The ONNX format: check, write, verify, and how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+
+from bipline.base import extras
+from bipline.base.errors import InvalidInput
+from bipline.base.machine import free_memory
+from bipline.delivery.formats.engines import check_texts
+from bipline.delivery.formats.interface import Layout, Subject, Verification
+from bipline.delivery.formats.onnx import verification
+from bipline.delivery.formats.onnx.graph import EXTRA, read_origin, write_graph
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import tensor_shapes
+from bipline.model.loading import load_model, transformers_config
+from bipline.model.memory import SHARE_OF_AVAILABLE, gigabytes
+from bipline.model.side_files import is_side_file
+from bipline.model.tokenizer import tokenizer_of
+from bipline.settings.onnx import OnnxSettings
+from bipline.storage.directory import DirectoryWriter
+from bipline.values.plan import Layout as PlanLayout
+
+FILE = "model.onnx"
+# What writing and verifying take in memory (docs/export.md): of the libraries, and of the weights
+# in float32 at once.
+LIBRARIES_BYTES, COPIES = 700 << 20, 2
+OTHERWISE = "leave onnx out of the formats, or take gguf, which is written in pieces"
+LOAD = """```python
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
+
+session = onnxruntime.InferenceSession("{file}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+tokens = tokenizer("Once upon a time")["input_ids"]
+caches = [each for each in session.get_inputs() if each.name.startswith("past_key_values.")]
+past = {{each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32) for each in caches}}
+given = tokens
+for _ in range(32):
+    seen = len(tokens)
+    feed = {{
+        "input_ids": np.array([given]),
+        "attention_mask": np.ones((1, seen), np.int64),
+        "position_ids": np.arange(seen - len(given), seen)[None],
+    }}
+    logits, *present = session.run(None, feed | past)
+    past = dict(zip(past, present))
+    given = [int(logits[0, -1].argmax())]
+    tokens = [*tokens, *given]
+print(tokenizer.decode(tokens))
+```
+
+Weights lie beside the graph, in `{file}.data`. Batch and length are free; a batch of texts of
+unequal length is padded on the left, with zeros in `attention_mask` and positions counted from
+each text's first token."""
+
+
+class Onnx:
+    """A graph for ONNX Runtime (:class:`bipline.delivery.formats.interface.Format`)."""
+
+    name, file, extra = "onnx", FILE, EXTRA
+
+    def check(
+        self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: OnnxSettings
+    ) -> Layout:
+        """See the interface. Raises InvalidInput for a missing extra, and for want of memory."""
+        extras.check(EXTRA, "the format onnx")
+        check_memory(checkpoint, settings)
+        check_texts(tokenizer_of(checkpoint.folder), texts, settings, context_length(checkpoint))
+        return Layout(str(checkpoint.config["architectures"][0]))
+
+    def write(
+        self, subject: Subject, writer: DirectoryWriter, folder: str, settings: OnnxSettings
+    ) -> Path:
+        """See the interface. The tokenizer's files lie beside the graph, as they are."""
+        checkpoint, file = subject.checkpoint, writer.path / folder / FILE
+        file.parent.mkdir(exist_ok=True)
+        for name in filter(is_side_file, checkpoint.folder.names()):
+            (file.parent / name).parent.mkdir(exist_ok=True)
+            (file.parent / name).write_bytes(checkpoint.folder.read(name))
+        write_graph(load_model(checkpoint, torch.float32), file, subject.origin.metadata())
+        return file
+
+    def verify(self, file: Path, subject: Subject, settings: OnnxSettings) -> Verification:
+        """See the interface and :func:`bipline.delivery.formats.onnx.verification.verify`."""
+        return verification.verify(file, subject, settings)
+
+    def how_to_load(self, file: str, layout: PlanLayout) -> str:
+        """See the interface."""
+        return LOAD.format(file=file, folder=str(Path(file).parent))
+
+    def origin(self, file: Path) -> dict[str, str]:
+        """See the interface."""
+        return read_origin(file)
+
+
+def context_length(checkpoint: Checkpoint) -> int:
+    """Positions that the model has been made for."""
+    return int(transformers_config(checkpoint.config).max_position_embeddings)
+
+
+def check_memory(checkpoint: Checkpoint, settings: OnnxSettings) -> None:
+    """Raise InvalidInput where the exporter needs more memory than it may take, or than is free.
+
+    It holds the model whole in float32.
+    """
+    shapes = tensor_shapes(checkpoint.family, checkpoint.config, checkpoint.shape).values()
+    weights = sum(map(prod, shapes)) * torch.float32.itemsize
+    needed = LIBRARIES_BYTES + COPIES * weights
+    limit, whose = int(free_memory() * SHARE_OF_AVAILABLE), "is free"
+    if settings.max_memory is not None and settings.max_memory < limit:
+        limit, whose = settings.max_memory, "is allowed by max_memory"
+    if needed > limit:
+        raise InvalidInput(
+            f"onnx: transformers' exporter holds the model whole in float32, which takes "
+            f"{gigabytes(needed)}; {gigabytes(limit)} {whose}; {OTHERWISE}"
+        )

@@ -137,6 +137,8 @@ def read_origin(file: Path) -> dict[str, str]:
         model = library.load(str(file), load_external_data=False)
     except Exception as error:  # protobuf's own, which onnx does not name
         raise Refused(f"{file}: not an ONNX model: {one_line(error)[:LONGEST_REASON]}") from None
+    if not model.HasField("graph"):  # anything short is a message of protobuf
+        raise Refused(f"{file}: not an ONNX model: no graph")
     places = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
     for entry in places:
         if entry.key == "location" and entry.value != f"{file.name}{DATA_SUFFIX}":

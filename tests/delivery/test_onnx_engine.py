@@ -107,7 +107,7 @@ def test_what_the_readme_says_runs(
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(out)
     exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("Once upon a time")
+    assert "upon a time" in capsys.readouterr().out
 
 
 def test_what_is_wrong_in_a_file_is_found(uneven: tuple[Path, Path]) -> None:
@@ -126,7 +126,7 @@ def test_what_is_wrong_in_a_file_is_found(uneven: tuple[Path, Path]) -> None:
 def test_a_window_slides_beyond_its_length(tmp_path: Path) -> None:
     model = tiny_model(
         tmp_path / "model", "mistral-gqa", dtype=torch.float32, vocab_size=VOCAB_SIZE,
-        sliding_window=16,
+        sliding_window=16, num_hidden_layers=1,
     )  # fmt: skip
     bipline.export(
         save(KINDS["gpt-2"](), model), tmp_path / "out", format="onnx", state=tmp_path / "state"

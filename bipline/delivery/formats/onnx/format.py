@@ -52,7 +52,7 @@ for _ in range(32):
     past = dict(zip(past, present))
     given = [int(logits[0, -1].argmax())]
     tokens = [*tokens, *given]
-print(tokenizer.decode(tokens))
+print(tokenizer.decode(tokens, skip_special_tokens=True))
 ```
 
 Weights lie beside the graph, in `{file}.data`. Batch and length are free; a batch of texts of

@@ -14,19 +14,21 @@ from onnx.external_data_helper import set_external_data
 
 import bipline
 from bipline.base import extras
-from bipline.base.errors import InvalidInput, Refused
+from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.delivery.formats.directory import RECORD_NAME, origin_of
 from bipline.delivery.formats.gguf.format import Gguf
 from bipline.delivery.formats.interface import Format, Subject
-from bipline.delivery.formats.onnx import format as onnx_format
 from bipline.delivery.formats.onnx.graph import read_origin
 from bipline.delivery.formats.onnx.verification import TOLERANCE, Expected, _compared
 from bipline.delivery.formats.registry import FORMATS
 from bipline.delivery.vouching import verify
+from bipline.model import memory
 from bipline.model.opening import open_checkpoint
 from bipline.model.resolve import resolve_model
+from bipline.settings.compress import CompressSettings
 from bipline.settings.gguf import GgufSettings
 from bipline.settings.onnx import OnnxSettings
+from bipline.stages import export
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import MANIFEST_NAME, FileEntry, read_manifest
@@ -53,13 +55,14 @@ def test_what_memory_does_not_hold_is_refused_before_any_work(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert check(small) == "LlamaForCausalLM"
-    with pytest.raises(InvalidInput, match=r"allowed by max_memory; .*gguf"):
+    with pytest.raises(InvalidInput, match=r"0\.73 GB .* max_memory is 0\.10 GB; .*gguf"):
         check(small, max_memory=10**8)
-    monkeypatch.setattr(onnx_format, "free_memory", lambda: 10**8)
-    with pytest.raises(InvalidInput, match=r"takes 0\.73 GB; 0\.09 GB is free"):
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**8)
+    monkeypatch.setattr(memory, "anonymous_memory", lambda: 0)
+    with pytest.raises(EnvironmentFailure, match=r"0\.73 GB .* 0\.09 GB are free here"):
         check(small)
     # What is asked for counts where it is less than what is free.
-    with pytest.raises(InvalidInput, match=r"0\.05 GB is allowed"):
+    with pytest.raises(InvalidInput, match=r"max_memory is 0\.05 GB"):
         check(small, max_memory=5 * 10**7)
 
 
@@ -68,8 +71,27 @@ def test_memory_is_counted_for_a_model_that_is_not_there_yet(small: Path) -> Non
     config = {**checkpoint.config, "vocab_size": 10**10}
     shape = checkpoint.shape.model_copy(update={"vocab_size": 10**10})
     outline = dataclasses.replace(checkpoint, config=config, shape=shape, tensors={})
-    with pytest.raises(InvalidInput, match="holds the model whole"):
+    with pytest.raises(EnvironmentFailure, match="holds the model whole"):
         FORMATS["onnx"].check(outline, {}, OnnxSettings())
+
+
+def test_a_run_is_told_before_its_first_stage_what_each_format_will_hold(small: Path) -> None:
+    values: dict[str, Any] = {
+        "model": str(small),
+        "texts": {"calibration": "a", "held-out": "b"},
+        "allocate": {"layout": "per-layer", "ratio": 0.3},
+        "export": {"formats": ("hf", "gguf", "onnx")},
+    }
+    checkpoint = open_checkpoint(small)
+    told = export.check(CompressSettings.model_validate(values), checkpoint, thorough=False)
+    assert told == [
+        ("export", "hf, gguf, onnx"),
+        ("export", "gguf: f32, architecture deci"),
+        ("export", "onnx: f32, architecture PerLayerLlamaForCausalLM"),
+    ]
+    values["export"]["onnx"] = {"max_memory": "100MB"}
+    with pytest.raises(InvalidInput, match=r"max_memory is 0\.10 GB"):
+        export.check(CompressSettings.model_validate(values), checkpoint, thorough=False)
 
 
 def test_a_missing_library_is_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +105,7 @@ def test_a_missing_library_is_told(small: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (["--format", "onnx", "--type", "q8_0"], "--type 'q8_0': input should be 'f32'"),
         (["--format", "onnx", "--max-memory", "lots"], "'lots' is not a size"),
-        (["--format", "onnx", "--max-memory", "1MB"], "allowed by max_memory"),
+        (["--format", "onnx", "--max-memory", "1MB"], "max_memory is 0.00 GB"),
         (["--format", "gguf", "--max-memory", "1GB"], "unknown key 'max_memory'"),
         (["--format", "onx"], "known: gguf, onnx"),
     ],

@@ -30,7 +30,7 @@ class PerLayerWidths:
     def __post_init__(self, **kwargs: Any) -> None:
         if (blocks := kwargs.get("per_layer_config")) is not None:
             for size in SIZES:
-                sizes = [getattr(self, size)] * self.num_hidden_layers  # type: ignore[attr-defined]
+                sizes = [getattr(self, size)] * self.num_hidden_layers
                 for index, own in blocks.items():
                     sizes[int(index)] = own.get(size, sizes[int(index)])
                 setattr(self, f"{size}_per_layer", sizes)
@@ -48,7 +48,7 @@ class PerLayerWidths:
     def validate_architecture(self) -> None:
         """Raise ValueError unless every block has its sizes; they need not divide hidden_size."""
         for name in PerLayerWidths.__dataclass_fields__:
-            sizes, layers = getattr(self, name), self.num_hidden_layers  # type: ignore[attr-defined]
+            sizes, layers = getattr(self, name), self.num_hidden_layers
             if sizes is None or len(sizes) != layers:
                 raise ValueError(f"{name} must list the size of each of {layers} blocks: {sizes}")
 

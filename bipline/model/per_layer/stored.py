@@ -36,7 +36,9 @@ def listed_widths(blocks: Any, config: Mapping[str, Any], where: str) -> dict[st
     Raises InvalidInput for what is no such table, or says otherwise than lists beside it.
     """
     layers = config.get("num_hidden_layers") or 0
-    lists = {listed: [config.get(size)] * layers for size, listed in PER_LAYER_LISTS.items()}
+    lists: dict[str, list[Any]] = {
+        listed: [config.get(size)] * layers for size, listed in PER_LAYER_LISTS.items()
+    }
     if not isinstance(blocks, dict):
         raise InvalidInput(f"{where}: {KEY} is not an object of blocks by number")
     seen = set()

@@ -82,11 +82,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     engine = Engine(request)
     rows = [row for batch in request["batches"] for row in engine.logits(batch)]
     np.save(request["logits"], np.concatenate(rows))
+    prompt, count = request["continue"]
     return {
         "engine": engine.name,
         "losses": [engine.losses(ids) for ids in request["windows"]],
-        "cached": engine.continuation(*request["continue"], cached=True),
-        "plain": engine.continuation(*request["continue"], cached=False),
+        "cached": engine.continuation(prompt, count, cached=True),
+        "plain": engine.continuation(prompt, count, cached=False),
     }
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from bipline.base import extras
-from bipline.base.errors import InvalidInput
-from bipline.base.machine import free_memory
+from bipline.base.errors import EnvironmentFailure, InvalidInput
 from bipline.delivery.formats.engines import check_texts
 from bipline.delivery.formats.interface import Layout, Subject, Verification
 from bipline.delivery.formats.onnx import verification
@@ -18,7 +17,7 @@ from bipline.delivery.formats.onnx.graph import EXTRA, read_origin, write_graph
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
 from bipline.model.loading import load_model, transformers_config
-from bipline.model.memory import SHARE_OF_AVAILABLE, gigabytes
+from bipline.model.memory import available_bytes, gigabytes, memory_limit
 from bipline.model.side_files import is_side_file
 from bipline.model.tokenizer import tokenizer_of
 from bipline.settings.onnx import OnnxSettings
@@ -68,7 +67,7 @@ class Onnx:
     def check(
         self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: OnnxSettings
     ) -> Layout:
-        """See the interface. Raises InvalidInput for a missing extra, and for want of memory."""
+        """See the interface. Raises as :func:`check_memory`, InvalidInput for no extra too."""
         extras.check(EXTRA, "the format onnx")
         check_memory(checkpoint, settings)
         check_texts(tokenizer_of(checkpoint.folder), texts, settings, context_length(checkpoint))
@@ -105,18 +104,20 @@ def context_length(checkpoint: Checkpoint) -> int:
 
 
 def check_memory(checkpoint: Checkpoint, settings: OnnxSettings) -> None:
-    """Raise InvalidInput where the exporter needs more memory than it may take, or than is free.
+    """Raise where the exporter, which holds the model whole in float32, needs too much memory.
 
-    It holds the model whole in float32.
+    InvalidInput where it is more than the settings allow, EnvironmentFailure where it is more than
+    the machine has.
     """
     shapes = tensor_shapes(checkpoint.family, checkpoint.config, checkpoint.shape).values()
-    weights = sum(map(prod, shapes)) * torch.float32.itemsize
-    needed = LIBRARIES_BYTES + COPIES * weights
-    limit, whose = int(free_memory() * SHARE_OF_AVAILABLE), "is free"
-    if settings.max_memory is not None and settings.max_memory < limit:
-        limit, whose = settings.max_memory, "is allowed by max_memory"
-    if needed > limit:
-        raise InvalidInput(
-            f"onnx: transformers' exporter holds the model whole in float32, which takes "
-            f"{gigabytes(needed)}; {gigabytes(limit)} {whose}; {OTHERWISE}"
-        )
+    needed = LIBRARIES_BYTES + COPIES * sum(map(prod, shapes)) * torch.float32.itemsize
+    if needed <= memory_limit(settings.max_memory):
+        return
+    available, allowed = available_bytes(), settings.max_memory
+    least = (
+        "onnx: transformers' exporter holds the model whole in float32, for which "
+        f"{gigabytes(needed)} of memory are needed"
+    )
+    if allowed is not None and allowed <= available:
+        raise InvalidInput(f"{least}, and max_memory is {gigabytes(allowed)}; {OTHERWISE}")
+    raise EnvironmentFailure(f"{least}, and {gigabytes(available)} are free here; {OTHERWISE}")

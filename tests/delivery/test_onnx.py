@@ -15,16 +15,24 @@ from onnx.external_data_helper import set_external_data
 import bipline
 from bipline.base import extras
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
+from bipline.compression.prune import prune
 from bipline.delivery.formats.directory import RECORD_NAME, origin_of
 from bipline.delivery.formats.gguf.format import Gguf
 from bipline.delivery.formats.interface import Format, Subject
+from bipline.delivery.formats.onnx.format import write_beside
 from bipline.delivery.formats.onnx.graph import read_origin
-from bipline.delivery.formats.onnx.verification import TOLERANCE, Expected, _compared
+from bipline.delivery.formats.onnx.verification import (
+    TOLERANCE,
+    Expected,
+    _compared,
+    _compared_ids,
+)
 from bipline.delivery.formats.registry import FORMATS
 from bipline.delivery.vouching import verify
 from bipline.model import memory
 from bipline.model.opening import open_checkpoint
 from bipline.model.resolve import resolve_model
+from bipline.model.tokenizer import tokenizer_of
 from bipline.settings.compress import CompressSettings
 from bipline.settings.gguf import GgufSettings
 from bipline.settings.onnx import OnnxSettings
@@ -35,6 +43,7 @@ from bipline.storage.manifest import MANIFEST_NAME, FileEntry, read_manifest
 from bipline.values.export import EngineCheck, ExportRecord, Origin
 from tests import command
 from tests.gguf_tokenizers import VOCAB_SIZE, byte_level, save
+from tests.per_layer import kept, plan_of
 from tests.tiny import tiny_model
 
 
@@ -92,6 +101,24 @@ def test_a_run_is_told_before_its_first_stage_what_each_format_will_hold(small: 
     values["export"]["onnx"] = {"max_memory": "100MB"}
     with pytest.raises(InvalidInput, match=r"max_memory is 0\.10 GB"):
         export.check(CompressSettings.model_validate(values), checkpoint, thorough=False)
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per-layer"])
+@pytest.mark.parametrize("case", ["llama-gqa", "mistral-gqa", "qwen2-gqa", "qwen3-gqa"])
+def test_the_tokenizer_beside_the_graph_is_the_models(
+    case: str, layout: str, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path / "model", case, dtype=torch.float32)
+    if layout == "per-layer":
+        checkpoint = open_checkpoint(model)
+        model = tmp_path / "pruned"
+        prune(checkpoint, plan_of(checkpoint, [kept([0], [1]), kept([], [2])]), model)
+    checkpoint = open_checkpoint(model)
+    (tmp_path / "out").mkdir()
+    write_beside(Subject(checkpoint, None), tmp_path / "out")  # type: ignore[arg-type]
+    ids, special = _compared_ids(tmp_path / "out", tokenizer_of(checkpoint.folder))
+    assert len(ids) > 300
+    assert special
 
 
 def test_a_missing_library_is_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

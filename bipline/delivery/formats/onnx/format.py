@@ -23,6 +23,7 @@ from bipline.model.tokenizer import tokenizer_of
 from bipline.settings.onnx import OnnxSettings
 from bipline.storage.directory import DirectoryWriter
 from bipline.values.plan import Layout as PlanLayout
+from bipline.values.resolution import CONFIG
 
 FILE = "model.onnx"
 # What writing and verifying take in memory (docs/export.md): of the libraries, and of the weights
@@ -76,13 +77,12 @@ class Onnx:
     def write(
         self, subject: Subject, writer: DirectoryWriter, folder: str, settings: OnnxSettings
     ) -> Path:
-        """See the interface. The tokenizer's files lie beside the graph, as they are."""
-        checkpoint, file = subject.checkpoint, writer.path / folder / FILE
+        """See the interface."""
+        file = writer.path / folder / FILE
         file.parent.mkdir(exist_ok=True)
-        for name in filter(is_side_file, checkpoint.folder.names()):
-            (file.parent / name).parent.mkdir(exist_ok=True)
-            (file.parent / name).write_bytes(checkpoint.folder.read(name))
-        write_graph(load_model(checkpoint, torch.float32), file, subject.origin.metadata())
+        write_beside(subject, file.parent)
+        model = load_model(subject.checkpoint, torch.float32)
+        write_graph(model, file, subject.origin.metadata())
         return file
 
     def verify(self, file: Path, subject: Subject, settings: OnnxSettings) -> Verification:
@@ -96,6 +96,20 @@ class Onnx:
     def origin(self, file: Path) -> dict[str, str]:
         """See the interface."""
         return read_origin(file)
+
+
+def write_beside(subject: Subject, folder: Path) -> None:
+    """The tokenizer's files as they are, and the config, by which its class is found.
+
+    A config of blocks that differ is of no class that transformers has: none is found by it.
+    """
+    held = subject.checkpoint.folder
+    for name in filter(is_side_file, held.names()):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(held.read(name))
+    if not subject.checkpoint.shape.per_layer:
+        text = subject.config
+        (folder / CONFIG).write_bytes(held.read(CONFIG) if text is None else text.encode())
 
 
 def context_length(checkpoint: Checkpoint) -> int:

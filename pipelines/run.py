@@ -19,6 +19,7 @@ from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
 from bipline.compression.auto import settled_settings
+from bipline.delivery.notices import about
 from bipline.delivery.registries.mlflow_run import Tracking
 from bipline.delivery.registries.mlflow_service import (
     WORK_LIMITS,
@@ -30,6 +31,7 @@ from bipline.delivery.registries.mlflow_service import (
 )
 from bipline.settings.base import flattened
 from bipline.settings.compress import CompressSettings, PromoteSettings
+from bipline.settings.notify import NotifySettings
 from bipline.settings.stack import WHERE
 from bipline.settings.sweep import SweepSettings
 from bipline.storage.locks import locked
@@ -67,8 +69,9 @@ def _run(name: str, settings: CompressSettings | SweepSettings) -> dict[str, Any
     """Run a pipeline to its end, and tell what came of it.
 
     Where ZenML's cache answers with a directory that was deleted since, the Store alone is asked
-    what is known.
+    what is known. ZenML is not told whom a webhook reaches.
     """
+    settings = settings.model_copy(update={"notify": NotifySettings()})
     with stack_of(settings, name) as address:
         try:
             return _ended(name, settings, address)
@@ -149,6 +152,7 @@ def _ended(
 ) -> dict[str, Any]:
     """One run of a pipeline: how it ended, its steps, and its module's ``summary`` of them."""
     name = f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%S-%fZ}"
+    about(run=name)
     module = import_module(f"pipelines.{pipeline}")
     tracking = Tracking(address, pipeline, name)
     tracking.begin(_told(settings), provenance())

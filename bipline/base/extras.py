@@ -27,7 +27,9 @@ class Extra:
 
 
 EXTRAS = {
-    "pipeline": Extra("a pipeline", ("zenml", "mlflow", "cyclonedx", "in_toto_attestation")),
+    "pipeline": Extra(
+        "a pipeline", ("zenml", "mlflow", "croniter", "cyclonedx", "in_toto_attestation")
+    ),
     "eval": Extra("a zero-shot task", ("lm_eval", "accelerate")),
     "recover": Extra("recovery", ("peft", "accelerate")),
     "s3": Extra("an s3:// address", ("boto3",)),

@@ -128,6 +128,11 @@ Tasks = Annotated[dict[str, str], BeforeValidator(_of_the_hub)]
 class CompressSettings(StackSettings, LineSettings):
     """One compress run: a model, its texts and tasks, and a section per stage."""
 
+    models: tuple[str, ...] = Field(
+        default=(),
+        description="in place of model: several, each with a run and a registered name of its own; "
+        "{name} in promote.name and state stands for the model's",
+    )
     tasks: Tasks = Field(default={}, description=TASKS)
     recover: RecoverSettings = RecoverSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -144,6 +149,8 @@ class CompressSettings(StackSettings, LineSettings):
             wanted += [self.recover.text, self.recover.held_out]
         all_known("text", wanted, self.texts)
         all_known("task", self.evaluate.tasks, self.tasks)
+        if self.models:
+            raise ValueError("models: one run is of one model; `bipline compress` makes them all")
         return self
 
 

@@ -11,41 +11,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.prune import check_plan, prune
+from bipline.compression.prune import check_plan
 from bipline.model.block_loop import BlockLoop
 from bipline.model.block_reader import ALIGNMENT, BlockReader
 from bipline.model.devices import CPU
-from bipline.model.families import exported_config, family_names, with_blocks
+from bipline.model.families import exported_config, with_blocks
 from bipline.model.floor import forward_operations
 from bipline.model.loading import load_model
 from bipline.model.memory import memory_need
 from bipline.model.opening import SINGLE_FILE, open_checkpoint
-from bipline.model.per_layer import modeling_per_layer
-from bipline.model.per_layer.shipping import auto_map, code_files, own_class
-from bipline.model.shapes import PER_LAYER_PREFIX, ModelShape
-from bipline.storage.stage_key import import_closure, imported_modules
-from tests.per_layer import EARLIER_CODE, LAYERS, kept, listed, mixed_blocks, plan_of
-from tests.tiny import tiny_model, token_windows
+from bipline.model.shapes import ModelShape
+from tests.per_layer import EARLIER_CODE, LAYERS, kept, listed, plan_of
+from tests.tiny import token_windows
 
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(
-        tmp_path_factory.mktemp("dense") / "llama", "llama-gqa-biased", num_hidden_layers=LAYERS
-    )
-
-
-@pytest.fixture(scope="module")
-def pruned(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = open_checkpoint(dense)
-    out = tmp_path_factory.mktemp("pruned") / "out"
-    prune(checkpoint, plan_of(checkpoint, mixed_blocks(checkpoint.shape)), out)
-    return out
 
 
 def file_with_json(name: str, **changes: object) -> Damage:
@@ -172,88 +153,6 @@ def test_code_that_is_missing_is_not_needed_by_us(pruned: Path, tmp_path: Path) 
     model = Path(shutil.copytree(pruned, tmp_path / "model"))
     (model / CODE).unlink()
     assert open_checkpoint(model).tensor_digest == open_checkpoint(pruned).tensor_digest
-
-
-def test_config_says_the_widths_as_transformers_does(pruned: Path, tmp_path: Path) -> None:
-    written = json.loads((pruned / "config.json").read_text())
-    assert written["per_layer_config"]["3"] == {
-        "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 13,
-    }  # fmt: skip
-    assert not any(key.endswith("_per_layer") for key in written)
-    config = own_class("per_layer_llama").config_class.from_pretrained(pruned)
-    assert config.is_heterogeneous
-    told = [
-        (each.num_attention_heads, each.num_key_value_heads, each.intermediate_size)
-        for each in config.per_layer_config
-    ]
-    assert told == [(0, 0, 7), (8, 4, 40), (6, 3, 0), (2, 1, 13)]
-    # Saved by transformers, with the lists beside it and less said of each block, it is the same.
-    model = Path(shutil.copytree(pruned, tmp_path / "model"))
-    config.save_pretrained(model)
-    again = json.loads((model / "config.json").read_text())
-    assert again["per_layer_config"]["0"] == written["per_layer_config"]["0"]
-    assert "1" not in again["per_layer_config"]
-    assert "intermediate_size_per_layer" in again
-    changes = {"auto_map": written["auto_map"]}
-    (model / "config.json").write_text(json.dumps({**again, **changes}))
-    assert open_checkpoint(model).shape == open_checkpoint(pruned).shape
-
-
-@pytest.mark.parametrize("name", family_names())
-def test_stock_classes_do_not_compute_with_widths_of_blocks_yet(name: str) -> None:
-    """The day that one does, its models need no code of ours any more."""
-    config = AutoConfig.for_model(
-        name, hidden_size=32, num_attention_heads=8, num_key_value_heads=4, head_dim=4,
-        intermediate_size=40, num_hidden_layers=2, vocab_size=96,
-        per_layer_config={"1": {"intermediate_size": 13}},
-    )  # fmt: skip
-    with pytest.raises(RuntimeError, match="'intermediate_size' is a per-layer attribute"):
-        AutoModelForCausalLM.from_config(config)
-
-
-def test_a_model_of_before_is_read_and_says_its_widths_anew_once_it_is_pruned(
-    pruned: Path, tmp_path: Path
-) -> None:
-    model = listed(Path(shutil.copytree(pruned, tmp_path / "model")))
-    checkpoint = open_checkpoint(model)
-    assert checkpoint.shape == open_checkpoint(pruned).shape
-    assert checkpoint.tensor_digest == open_checkpoint(pruned).tensor_digest
-    windows = token_windows()
-    one, other = (
-        BlockLoop(open_checkpoint(each), torch.float64).logits(windows) for each in (model, pruned)
-    )
-    assert torch.equal(one, other)
-    blocks = [kept([], [6]), kept([3], [39]), kept([2], []), kept([0], [12])]
-    out = tmp_path / "out"
-    prune(checkpoint, plan_of(checkpoint, blocks), out)
-    assert "per_layer_config" in json.loads((out / "config.json").read_text())
-    assert (out / "modeling_per_layer.py").read_bytes() != EARLIER_CODE.read_bytes()
-
-
-NAMES = {
-    "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
-    "seed_oss": "SeedOss",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", family_names())
-def test_every_family_ships_its_class_in_files_that_need_no_bipline(name: str) -> None:
-    model_type, module = PER_LAYER_PREFIX + name, f"modeling_per_layer_{name}"
-    assert auto_map(model_type) == {
-        "AutoConfig": f"{module}.PerLayer{NAMES[name]}Config",
-        "AutoModelForCausalLM": f"{module}.PerLayer{NAMES[name]}ForCausalLM",
-    }
-    assert own_class(model_type).config_class.model_type == model_type
-    files = code_files({"model_type": model_type})
-    assert set(files) == {"modeling_per_layer.py", f"{module}.py"}
-    for text in files.values():
-        assert not imported_modules(text.decode("utf-8"))
-
-
-def test_shipped_code_is_part_of_the_key_of_the_stage_that_ships_it() -> None:
-    reached = import_closure("bipline.compression.prune")
-    shipped = Path(modeling_per_layer.__file__).parent.glob("modeling_*.py")
-    assert {f"bipline.model.per_layer.{path.stem}" for path in shipped} <= set(reached)
 
 
 def test_widths_of_every_block_are_known(pruned: Path) -> None:

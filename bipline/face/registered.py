@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def promote(
     reason: str | None = None,
     by: str | None = None,
     registry: str | None = None,
+    also: Sequence[str] = (),
     json_file: Place | None = None,
     state: Place | None = None,
 ) -> Promotion:
@@ -35,7 +37,8 @@ def promote(
 
     ``gate`` decides by the records in its package: strict, lenient or a file. What it refuses is
     promoted with ``override`` alone, which needs ``reason`` and ``by``; both stay in verdict and
-    journal. Raises Refused where the gate does, or another promotion came first.
+    journal. ``also`` are registries that the package is put into and promoted in too; what came of
+    them is told in the result. Raises Refused where the gate does, or another promotion came first.
     """
     from bipline.stages.promote import promote_registered
 
@@ -43,7 +46,7 @@ def promote(
     named_places.check_registered(gate, json_file=json_file, command="promote", state=state)
     address = _address(registry, state)
     chosen = None if gate is None else str(gate)
-    result = promote_registered(model, to, chosen, answer, address)
+    result = promote_registered(model, to, chosen, answer, address, tuple(also))
     write_json(json_file, "promote", result.model_dump(mode="json"))
     return result
 
@@ -93,7 +96,7 @@ def _address(registry: str | None, state: Place | None) -> str | None:
     """The registry that is meant: the one named, else the state folder's."""
     from bipline.stages.promote import registry_address
 
-    return registry_address(registry, Path(state) if state else None, Path(STATE))
+    return registry_address(registry, Path(state) if state else None, Path(STATE), True)
 
 
 def _override(asked: bool, reason: str | None, by: str | None) -> Override | None:

@@ -148,7 +148,7 @@ def entry_for(
         expects=state.head,
         expects_digest=state.last.digest if state.last else None,
         adopted=None if state.head else state.adopted,
-        user=_user(),
+        user=logged_in(),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         **more,
     )
@@ -212,7 +212,7 @@ def check_alias(alias: str) -> None:
         raise InvalidInput(f"alias {alias!r}: {PREVIOUS}NAME is kept for the way back")
 
 
-def _user() -> str:
+def logged_in() -> str:
     """Who is logged in, as the system says; a container may know nobody."""
     try:
         return getpass.getuser()

@@ -13,7 +13,6 @@ from pathlib import Path
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
 from bipline.base.progress import note
 from bipline.delivery.registries.addresses import open_place
-from bipline.delivery.registries.ledger import check_model_alias
 from bipline.delivery.registries.promotion import Gate, GateRefused, promote_version
 from bipline.values.promotion import OtherRegistry
 
@@ -29,7 +28,7 @@ def check_others(addresses: Sequence[str], name: str, alias: str) -> None:
         raise InvalidInput(f"promote.also {', '.join(addresses)}: one stands twice")
     places = [open_place(name, address) for address in addresses]
     for place in places:
-        check_model_alias(alias)
+        place.check_alias(alias)
         place.check_ready()
 
 

@@ -22,7 +22,7 @@ from bipline.storage.strict_json import LARGEST_BYTES
 
 S3_SCHEME = "s3://"
 CONNECTIONS = 8
-CONNECT_SECONDS = 10
+CONNECT_SECONDS, READ_SECONDS = 10, 60
 ATTEMPTS = 5
 MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 FORBIDDEN = {
@@ -230,6 +230,7 @@ def _client(service: str, _process: int, _settings: tuple[tuple[str, str], ...])
             # Readings, and beside them the lease and the mirror of work.
             max_pool_connections=2 * CONNECTIONS,
             connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
         )
         return boto3.Session(botocore_session=session).client(service, config=config)
     except BotoCoreError as error:

@@ -68,12 +68,12 @@ class Registered:
 
     def run(
         self, package: Path, contents: PackageContents, alias: str = "candidate",
-        gate: str | Path | None = None,
+        gate: str | Path | None = None, also: tuple[str, ...] = (),
     ) -> Registration:  # fmt: skip
         """The promote stage of a run, with MLflow pointed where the run's tracker is."""
         import mlflow
 
-        settings = PromoteSettings(name=self.name, alias=alias, gate=gate and str(gate))
+        settings = PromoteSettings(name=self.name, alias=alias, gate=gate and str(gate), also=also)
         account = Account(contents.plan, contents.records, None, {})
         context = Context(LocalStore(self.state / "store"))
         mlflow.set_experiment("compress")

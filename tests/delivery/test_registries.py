@@ -36,7 +36,7 @@ ALIAS, BACK = "production", "previous-production"
 SLOW = pytest.mark.slow
 KINDS = [
     "mlflow file", pytest.param("mlflow server", marks=SLOW), "s3",
-    pytest.param("sagemaker", marks=SLOW),
+    pytest.param("sagemaker", marks=SLOW), pytest.param("hub", marks=SLOW),
 ]  # fmt: skip
 # Where every call is many requests, killing at each of them is left to the slow tests.
 PATIENT = pytest.mark.parametrize(

@@ -29,12 +29,13 @@ from bipline.delivery.registries.mlflow_service import prepare_experiment, prepa
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import read_manifest
 from tests.gated import documents
+from tests.hub_writing import WritingHub, writing_hub
 from tests.mlflow_tracked import tracked_at
 from tests.servers import object_of, team_servers
 from tests.storage.server import Server, running_server
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-BUCKET, NUMBERS = "registry", "1234"
+BUCKET, OWNER, NUMBERS = "registry", "acme", "1234"
 
 
 def make_package(folder: Path, number: str) -> Path:
@@ -210,6 +211,41 @@ class SageMakerWorld(S3World):
             registry._create(f"s3://{BUCKET}/models/{other}/packages/{digest[:32]}/hf/", digest)
 
 
+class HubWorld(PlaceWorld):
+    """The hub: a stand-in."""
+
+    address = f"hf:{OWNER}"
+
+    def __init__(self, packages: list[Path], server: WritingHub) -> None:
+        self._server = server
+        super().__init__(packages)
+
+    @property
+    def server(self) -> WritingHub:
+        return self._server
+
+    def make(self, name: str) -> None:
+        if name == "stored":
+            self._server.make(f"{OWNER}/{name}")
+
+    def copy(self, name: str, other: str) -> None:
+        self._server.copy(f"{OWNER}/{name}", f"{OWNER}/{other}")
+
+    def damage(self, registry: LedgerRegistry, number: str) -> Any:
+        whole = (self.packages[int(number) - 1] / "hf" / "model.safetensors").read_bytes()
+        file = (f"{OWNER}/{registry.name}", "hf/model.safetensors")
+        self._server.served[file] = bytes([whole[0] ^ 1]) + whole[1:]
+        return lambda: self._server.served.pop(file)
+
+    def delete_entry(self, registry: LedgerRegistry, number: int) -> None:
+        name = f"{OWNER}/{registry.name}"
+        removed = {"path": f"registry/promotions/{number:08}.json"}
+        header = {"key": "header", "value": {"summary": "by hand"}}
+        assert self._server.commit(
+            name, "main", [header, {"key": "deletedFile", "value": removed}]
+        )[0] == 200  # fmt: skip
+
+
 @contextmanager
 def running_world(kind: str, folder: Path) -> Iterator[World]:
     """A registry of a kind, with what leads to it in the environment."""
@@ -224,6 +260,8 @@ def running_world(kind: str, folder: Path) -> Iterator[World]:
                 address = prepare_tracking(folder, "compress")
             stack.enter_context(tracked_at(address, "compress"))
             world: World = MlflowWorld(packages)
+        elif kind == "hub":
+            world = HubWorld(packages, stack.enter_context(writing_hub(folder / "hub")))
         else:
             server = stack.enter_context(running_server())
             boto3.client("s3").create_bucket(Bucket=BUCKET)

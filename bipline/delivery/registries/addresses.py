@@ -1,6 +1,6 @@
 """Which registry an address means: one table, and one place where it is opened.
 
-``s3://bucket/prefix`` and ``sagemaker://bucket/prefix``; everything else is MLflow's.
+``s3://bucket/prefix``, ``sagemaker://bucket/prefix`` and ``hf:OWNER``; everything else is MLflow's.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 from bipline.base.addresses import without_secrets
 from bipline.base.errors import InvalidInput
 from bipline.delivery.registries.interface import PackageRegistry
-from bipline.delivery.registries.ledger import LedgerRegistry, check_model_alias
+from bipline.delivery.registries.ledger import LedgerRegistry
 
-S3, SAGEMAKER = "s3://", "sagemaker://"
-PLACES = (S3, SAGEMAKER)
-EXAMPLES = "s3://bucket/prefix or sagemaker://bucket/prefix"
+S3, SAGEMAKER, HUB = "s3://", "sagemaker://", "hf:"
+PLACES = (S3, SAGEMAKER, HUB)
+EXAMPLES = "s3://bucket/prefix, sagemaker://bucket/prefix or hf:OWNER"
 
 
 def is_place(address: str | None) -> bool:
@@ -37,6 +37,10 @@ def open_place(name: str, address: str) -> LedgerRegistry:
         from bipline.delivery.registries.sagemaker import SageMakerRegistry
 
         return SageMakerRegistry(name, address)
+    if address.startswith(HUB):
+        from bipline.delivery.registries.hub import HubRegistry
+
+        return HubRegistry(name, address)
     raise InvalidInput(f"{without_secrets(address)}: no place for packages; write {EXAMPLES}")
 
 
@@ -46,8 +50,9 @@ def open_registry(name: str, alias: str, address: str | None) -> PackageRegistry
     Raises InvalidInput for a name or an alias that the registry will refuse.
     """
     if address is not None and is_place(address):
-        check_model_alias(alias)
-        return open_place(name, address)
+        place = open_place(name, address)
+        place.check_alias(alias)
+        return place
     from bipline.delivery.registries.journal_mlflow import MlflowRegistry
     from bipline.delivery.registries.mlflow import check_names
 

@@ -60,6 +60,10 @@ class LedgerRegistry(ABC):
         Raises InvalidInput where it is not, EnvironmentFailure where it does not answer.
         """
 
+    def check_alias(self, alias: str) -> None:
+        """Raise InvalidInput for an alias that cannot be one here."""
+        check_model_alias(alias)
+
     @abstractmethod
     def aliases(self) -> dict[str, str]:
         """Versions by alias, as they are now."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from bipline.base.addresses import without_secrets
@@ -12,14 +13,13 @@ from bipline.base.errors import InvalidInput
 from bipline.delivery.registries.interface import PackageRegistry
 from bipline.delivery.registries.ledger import LedgerRegistry
 
-S3, SAGEMAKER, HUB = "s3://", "sagemaker://", "hf:"
-PLACES = (S3, SAGEMAKER, HUB)
 EXAMPLES = "s3://bucket/prefix, sagemaker://bucket/prefix or hf:OWNER"
+Open = Callable[[str, str], LedgerRegistry]
 
 
 def is_place(address: str | None) -> bool:
     """Whether an address is of a registry that is a place for files, not of an MLflow server."""
-    return address is not None and address.startswith(PLACES)
+    return address is not None and address.startswith(tuple(PLACES))
 
 
 def open_place(name: str, address: str) -> LedgerRegistry:
@@ -27,20 +27,9 @@ def open_place(name: str, address: str) -> LedgerRegistry:
 
     Raises InvalidInput for another address, a name that cannot lie there, or a password in it.
     """
-    if address.startswith((S3, SAGEMAKER)):
-        _check_bucket(address)
-    if address.startswith(S3):
-        from bipline.delivery.registries.s3 import S3Registry
-
-        return S3Registry(name, address)
-    if address.startswith(SAGEMAKER):
-        from bipline.delivery.registries.sagemaker import SageMakerRegistry
-
-        return SageMakerRegistry(name, address)
-    if address.startswith(HUB):
-        from bipline.delivery.registries.hub import HubRegistry
-
-        return HubRegistry(name, address)
+    for scheme, opened in PLACES.items():
+        if address.startswith(scheme):
+            return opened(name, address)
     raise InvalidInput(f"{without_secrets(address)}: no place for packages; write {EXAMPLES}")
 
 
@@ -69,3 +58,26 @@ def _check_bucket(address: str) -> None:
         )
     if not bucket or ".." in rest.split("/"):
         raise InvalidInput(f"{address}: names no place in a bucket; write {EXAMPLES}")
+
+
+def _s3(name: str, address: str) -> LedgerRegistry:
+    from bipline.delivery.registries.s3 import S3Registry
+
+    _check_bucket(address)
+    return S3Registry(name, address)
+
+
+def _sagemaker(name: str, address: str) -> LedgerRegistry:
+    from bipline.delivery.registries.sagemaker import SageMakerRegistry
+
+    _check_bucket(address)
+    return SageMakerRegistry(name, address)
+
+
+def _hub(name: str, address: str) -> LedgerRegistry:
+    from bipline.delivery.registries.hub import HubRegistry
+
+    return HubRegistry(name, address)
+
+
+PLACES: dict[str, Open] = {"s3://": _s3, "sagemaker://": _sagemaker, "hf:": _hub}

@@ -106,7 +106,9 @@ class SageMakerRegistry(S3Registry):
     def _approve(self, pointed: dict[str, Any]) -> None:
         """Make the approvals what the aliases say."""
         wanted = {int(v) for alias, v in pointed.items() if v is not None and _is_served(alias)}
-        for number, package in self._packages().items():
+        # What is to be served first: at no moment is nothing approved.
+        packages = sorted(self._packages().items(), key=lambda pair: pair[0] not in wanted)
+        for number, package in packages:
             status = APPROVED if number in wanted else PENDING
             if package["ModelApprovalStatus"] != status:
                 with self._asked() as client:

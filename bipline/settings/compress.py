@@ -86,6 +86,19 @@ def _without_login(value: str | None, info: ValidationInfo) -> str | None:
 Address = Annotated[str | None, AfterValidator(_without_login)]
 
 
+def _without_user(value: str) -> str:
+    if without_secrets(value) != value or "@" in value:
+        raise ValueError(
+            f"promote.also {without_secrets(value)}: a configuration is kept and shown, so no user "
+            "or password may stand in it; give them by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or HF_TOKEN"
+        )
+    return value
+
+
+Place = Annotated[str, AfterValidator(_without_user)]
+
+
 class PromoteSettings(Settings):
     """Where the package is registered."""
 
@@ -107,6 +120,11 @@ class PromoteSettings(Settings):
         default=None,
         description="MLflow server that holds the registered model; null: MLFLOW_REGISTRY_URI, or "
         "where the run is told to",
+    )
+    also: tuple[Place, ...] = Field(
+        default=(),
+        description="registries that get the package too, each with a gate's verdict of its own: "
+        "s3://bucket/prefix, sagemaker://bucket/prefix, hf:OWNER",
     )
 
 

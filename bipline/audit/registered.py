@@ -52,7 +52,7 @@ class Served:
         """The version, its stored copy hashed again. Raises InvalidInput where there is none."""
         record = find_version(source, address)
         registry = MlflowRegistry(record.name, address)
-        version, tags = registry.version(str(record.version)), dict(record.tags)
+        version, tags = registry.find(str(record.version)), dict(record.tags)
         # By its number from here on: the alias may be moved meanwhile.
         source = f"{SCHEME}{record.name}/{record.version}"
         try:

@@ -34,6 +34,7 @@ EXTRAS = {
     "recover": Extra("recovery", ("peft", "accelerate")),
     "s3": Extra("an s3:// address", ("boto3",)),
     "gguf": Extra("the format gguf", ("gguf", "xllamacpp")),
+    "onnx": Extra("the format onnx", ("onnx", "onnxscript", "onnxruntime")),
     "sign": Extra("a signature", ("model_signing", "OpenSSL")),
     "hub": Extra("an hf: address", ("datasets", "huggingface_hub")),
 }

@@ -29,7 +29,7 @@ from bipline.face.registered import history, promote, rollback
 from bipline.face.running import compress, sweep
 from bipline.face.several import compress_each
 from bipline.settings.base import MethodOptions
-from bipline.settings.gguf import GgufSettings
+from bipline.settings.compress import ENGINE_SETTINGS
 from bipline.settings.line import ComputeSettings
 from bipline.settings.loading import validated
 from bipline.settings.protocol import Protocol
@@ -203,12 +203,15 @@ def export(
     """Write a model in another format into the directory ``out``, verified by its engine.
 
     ``settings`` are the fields of :class:`bipline.settings.gguf.GgufSettings`, such as
-    ``type="q8_0"``; on ``texts`` the perplexity of what was written is measured.
+    ``type="q8_0"``, or of :class:`bipline.settings.onnx.OnnxSettings`; on ``texts`` the perplexity
+    of what was written is measured.
     """
+    from bipline.delivery.formats.registry import engine_format
     from bipline.stages.export import export_model
 
     named = {name: str(text) for name, text in (texts or {}).items()}
-    chosen = validated(GgufSettings, given_values(settings))
+    kind = ENGINE_SETTINGS[engine_format(format).name]
+    chosen = validated(kind, given_values(settings))
     named_places.check_export(model, named, out=out, json_file=json_file, state=state)
     downloads = Path(state) / "downloads"
     record = export_model(str(model), Path(out), format, named, chosen, downloads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ def promote(
     reason: str | None = None,
     by: str | None = None,
     registry: str | None = None,
+    also: Sequence[str] = (),
     json_file: Place | None = None,
     state: Place | None = None,
 ) -> Promotion:
@@ -40,7 +41,8 @@ def promote(
 
     ``gate`` decides by the records in its package: strict, lenient or a file. What it refuses is
     promoted with ``override`` alone, which needs ``reason`` and ``by``; both stay in verdict and
-    journal. Raises Refused where the gate does, or another promotion came first.
+    journal. ``also`` are registries that the package is put into and promoted in too; what came of
+    them is told in the result. Raises Refused where the gate does, or another promotion came first.
     """
     from bipline.stages.promote import promote_registered
 
@@ -49,7 +51,7 @@ def promote(
     address = _address(registry, state)
     chosen = None if gate is None else str(gate)
     with telling(NotifySettings()), _refusals_told():
-        result = promote_registered(model, to, chosen, answer, address)
+        result = promote_registered(model, to, chosen, answer, address, tuple(also))
         _moved(result, "promotion")
     write_json(json_file, "promote", result.model_dump(mode="json"))
     return result
@@ -102,7 +104,7 @@ def _address(registry: str | None, state: Place | None) -> str | None:
     """The registry that is meant: the one named, else the state folder's."""
     from bipline.stages.promote import registry_address
 
-    return registry_address(registry, Path(state) if state else None, Path(STATE))
+    return registry_address(registry, Path(state) if state else None, Path(STATE), True)
 
 
 @contextmanager

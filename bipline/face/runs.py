@@ -110,9 +110,13 @@ def sweep(
 
 def _compress(settings: Any, json_file: Path | None, dry_run: bool = False) -> None:
     """A run whose gate refused ends well in all else, and says so by its exit code."""
+    from bipline.stages.other_registries import raise_first
+
     summary = _run("compress", settings, json_file, dry_run)
     if summary and summary.registration.refusal:
         raise Refused(summary.registration.refusal)
+    if summary:
+        raise_first(summary.registration.also)
 
 
 def _compress_each(runs: tuple[Any, ...], json_file: Path | None) -> None:

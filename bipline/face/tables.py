@@ -242,6 +242,7 @@ def _compress_lines(summary: RunSummary) -> dict[str, str]:
         "report": _shown(summary.report),
         "registered": f"{registration.model_name} version {registration.version} ({known}), "
         f"alias {registration.alias}",
+        **({"also": "; ".join(map(str, registration.also))} if registration.also else {}),
     }
 
 
@@ -256,7 +257,7 @@ def print_promoted(console: Console, done: Promotion) -> None:
     """The end of ``promote`` and ``rollback``: the checks, and where the alias points."""
     if done.verdict:
         print_verdict(console, done.verdict)
-    print_lines(console, [printable(str(done))])
+    print_lines(console, map(printable, map(str, (done, *done.also))))
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:

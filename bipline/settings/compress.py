@@ -9,8 +9,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 
 from bipline.base.addresses import without_secrets
 from bipline.settings.base import Settings
+from bipline.settings.engine import EngineSettings
 from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import LineSettings
+from bipline.settings.onnx import OnnxSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.published import PublishedRow
 from bipline.settings.recipes import LoraRecipe, Recipe
@@ -19,7 +21,9 @@ from bipline.storage.names import is_plain_name
 
 # What a new version is called that no gate has passed.
 CANDIDATE = "candidate"
-FormatName = Literal["hf", "gguf"]
+FormatName = Literal["hf", "gguf", "onnx"]
+# The settings of each format that a model is written in anew.
+ENGINE_SETTINGS: dict[str, type[EngineSettings]] = {"gguf": GgufSettings, "onnx": OnnxSettings}
 FIGURE_NAME = re.compile(r"(?=\S)[\w .:/-]{1,100}(?<=\S)")
 
 
@@ -50,10 +54,14 @@ class ExportSettings(Settings):
     """Which formats the package holds."""
 
     formats: tuple[FormatName, ...] = Field(
-        default=("hf",), description="hf: transformers, in every package; gguf: llama.cpp"
+        default=("hf",),
+        description="hf: transformers, in every package; gguf: llama.cpp; onnx: ONNX Runtime",
     )
     gguf: GgufSettings = Field(
         default=GgufSettings(), description="how the gguf is stored and measured"
+    )
+    onnx: OnnxSettings = Field(
+        default=OnnxSettings(), description="how the onnx is written and measured"
     )
 
     @model_validator(mode="after")
@@ -78,6 +86,19 @@ def _without_login(value: str | None, info: ValidationInfo) -> str | None:
 Address = Annotated[str | None, AfterValidator(_without_login)]
 
 
+def _without_user(value: str) -> str:
+    if without_secrets(value) != value or "@" in value:
+        raise ValueError(
+            f"promote.also {without_secrets(value)}: a configuration is kept and shown, so no user "
+            "or password may stand in it; give them by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or HF_TOKEN"
+        )
+    return value
+
+
+Place = Annotated[str, AfterValidator(_without_user)]
+
+
 class PromoteSettings(Settings):
     """Where the package is registered."""
 
@@ -99,6 +120,11 @@ class PromoteSettings(Settings):
         default=None,
         description="MLflow server that holds the registered model; null: MLFLOW_REGISTRY_URI, or "
         "where the run is told to",
+    )
+    also: tuple[Place, ...] = Field(
+        default=(),
+        description="registries that get the package too, each with a gate's verdict of its own: "
+        "s3://bucket/prefix, sagemaker://bucket/prefix, hf:OWNER",
     )
 
 

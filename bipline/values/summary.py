@@ -7,6 +7,7 @@ from typing import Any, Literal
 from bipline.storage.store import Handle
 from bipline.values.frozen import Frozen
 from bipline.values.plan import PruningPlan
+from bipline.values.promotion import OtherRegistry
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
 from bipline.values.verdict import Verdict
@@ -72,7 +73,7 @@ class Registration(Frozen):
     """A version of a registered model. ``reused``: the same package was registered before.
 
     ``alias`` is the one that it got. With a gate ``verdict`` is what that said, and ``refusal`` why
-    the version has not the alias that was asked for.
+    the version has not the alias that was asked for. ``also`` is what came of other registries.
     """
 
     mlflow_run_id: str
@@ -82,6 +83,7 @@ class Registration(Frozen):
     reused: bool
     verdict: Verdict | None = None
     refusal: str | None = None
+    also: tuple[OtherRegistry, ...] = ()
 
 
 class StageSummary(Frozen):

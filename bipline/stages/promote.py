@@ -16,7 +16,7 @@ from typing import Any
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import heading, note
 from bipline.delivery.evidence import RESOLUTION, read_evidence
-from bipline.delivery.lineage import record_run, record_verdict
+from bipline.delivery.lineage import record_run
 from bipline.delivery.registries import mlflow as core
 from bipline.delivery.registries.journal import check_alias, history_of
 from bipline.delivery.registries.journal_mlflow import REPORT, SUFFIX, MlflowRegistry
@@ -29,12 +29,15 @@ from bipline.delivery.registries.promotion import (
     roll_back_alias,
 )
 from bipline.delivery.run_facts import version_facts
+from bipline.delivery.signer import Signer
 from bipline.delivery.version_summary import base_model, version_summary
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import flattened
 from bipline.settings.compress import CANDIDATE, CompressSettings, PromoteSettings
 from bipline.settings.gate import EVERY, GateSettings, gate_name, load_gate
 from bipline.stages.export import Account
+from bipline.stages.format_limits import check_format_limits
+from bipline.stages.signing import Telling, signed
 from bipline.stages.stage import Context, Lines
 from bipline.storage.store import Handle
 from bipline.values.lineage import RunLineage
@@ -58,10 +61,12 @@ def promote(
     seconds: Mapping[str, float],
     evaluated_at: datetime | None = None,
     run: RunLineage | None = None,
+    signer: Signer | None = None,
 ) -> Registration:
     """Register the package as candidate, with every number of the run; then ask the gate.
 
-    ``seconds`` are of the stages that ran; ``run`` is added to the package's lineage first. Never
+    ``seconds`` are of the stages that ran; ``run`` is added to the package's lineage first, and
+    ``signer`` signs both before anything is registered. Never
     found in a Store: whether the registry has it is the registry's to say. A refusal is told in the
     registration, so that the run's other results stay. Raises InvalidInput for an alias that needs
     a gate and has none.
@@ -71,6 +76,7 @@ def promote(
     place = context.store.open(package)
     if run is not None:
         record_run(place, account.config, run)
+    signature = signed(place, signer)
     with registry_at(settings.registry_uri):
         registered = core.track_and_register(
             package=place,
@@ -84,7 +90,8 @@ def promote(
             registry.tell_evaluated(registered.version, evaluated_at)
         if gate is not None:
             chosen = Gate(gate, gate_name(str(settings.gate)))
-            registered = _gated(registry, place, registered, settings.alias, chosen)
+            told = Telling(place, signer, signature)
+            registered = _gated(registry, told, place, registered, settings.alias, chosen)
         page = (place / REPORT).read_text(encoding="utf-8")
         facts = version_facts(registered, evaluated_at)
         registry.tell_report(registered.mlflow_run_id, page, facts)
@@ -132,25 +139,28 @@ def _content(
 
 
 def _gated(
-    registry: MlflowRegistry, place: Path, registered: Registration, alias: str, gate: Gate
+    registry: MlflowRegistry,
+    telling: Telling,
+    place: Path,
+    registered: Registration,
+    alias: str,
+    gate: Gate,
 ) -> Registration:
     """The registration with what the gate said, and the alias that came of it."""
     version = registry.version(registered.version)
     evidence = read_evidence(
         lambda name: (place / name).read_bytes(), str(place), version.package_digest,
-        evaluated_at=version.evaluated_at,
+        evaluated_at=version.evaluated_at, signature=telling.signature,
     )  # fmt: skip
     try:
         promotion = promote_version(registry, version, alias, gate, evidence)
     except Refused as refusal:
         note(str(refusal))
         verdict = refusal.verdict if isinstance(refusal, GateRefused) else None
-        if verdict is not None:
-            record_verdict(place, verdict)
+        telling.tell(verdict, version)
         return registered.model_copy(update={"refusal": str(refusal), "verdict": verdict})
     note(str(promotion))
-    if promotion.verdict is not None:
-        record_verdict(place, promotion.verdict)
+    telling.tell(promotion.verdict, version)
     return registered.model_copy(update={"alias": alias, "verdict": promotion.verdict})
 
 
@@ -175,7 +185,14 @@ def promote_registered(
     version = model.version(wanted)
     evidence = model.evidence(version)
     model.check(version)
-    return promote_version(model, version, alias, chosen, evidence)
+    telling = Telling()
+    try:
+        promotion = promote_version(model, version, alias, chosen, evidence)
+    except GateRefused as refusal:
+        telling.tell(refusal.verdict, version)
+        raise
+    telling.tell(promotion.verdict, version)
+    return promotion
 
 
 def roll_back(
@@ -293,6 +310,7 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     if gate is None:
         return [("promote", f"register {section.name}, alias {section.alias}")]
     _check_measured(gate, settings)
+    check_format_limits(gate, settings)
     told = f"register {section.name}, alias {CANDIDATE}; if gate {section.gate} passes it, "
     return [("promote", told + section.alias)]
 

@@ -80,7 +80,8 @@ def compress(settings: CompressSettings) -> None:
         account["speeds"] = line.speed(pruned=pruned, subject=subject, **measured)
     inputs = calibration_inputs, evaluation_inputs, recovery_inputs
     package = line.export(subject, *inputs, settings.export, **account, **scored)
-    line.promote(package, settings.promote, gate_of(settings.promote), provenance(), **account)
+    promotion = settings.promote, gate_of(settings.promote), settings.export.sign
+    line.promote(package, *promotion, provenance(), **account)
 
 
 def measure(name: str, subject: Any, **inputs: Any) -> Any:

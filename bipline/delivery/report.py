@@ -16,6 +16,7 @@ from bipline.compression.descriptions import criterion_description
 from bipline.compression.statistics import Scores
 from bipline.delivery.compensation_text import HEADER, compensation_lines, compensation_rows
 from bipline.delivery.contents import NO_SCORES, PackageContents, portable_config
+from bipline.delivery.loading_part import loading_part
 from bipline.delivery.page import (
     Lane,
     Part,
@@ -260,6 +261,7 @@ def versions_part(contents: PackageContents) -> Content:
 PARTS: tuple[Part[PackageContents], ...] = (
     Part("summary", "Summary", summary_part),
     Part("samples", "Samples of text", samples_part),
+    Part("loading", "How to load", loading_part),
     Part("widths", "Widths kept", widths_part),
     Part("importance", "Importance per block", importance_part),
     Part("compensation", "Compensation", compensation_part),

@@ -20,6 +20,7 @@ from bipline.delivery.formats.directory import RECORD_NAME
 from bipline.delivery.formats.interface import Format
 from bipline.delivery.formats.registry import FORMATS
 from bipline.delivery.origin import model_origin
+from bipline.delivery.signer import Trust
 from bipline.model.safetensors_header import read_metadata
 from bipline.storage.folder import Folder, open_folder
 from bipline.storage.manifest import LINEAGE, Manifest, read_manifest
@@ -50,7 +51,7 @@ class Told:
     held: bool = True
 
 
-def verify(directory: Path, key: Path | None = None, digest: str | None = None) -> Verified:
+def verify(directory: Path, key: Path | Trust | None = None, digest: str | None = None) -> Verified:
     """All of :func:`bipline.delivery.signature.verify`, and what else vouches for the directory.
 
     Raises Refused at the first thing that is not what it says, InvalidInput as there.
@@ -60,7 +61,7 @@ def verify(directory: Path, key: Path | None = None, digest: str | None = None) 
 
 
 def parts(
-    directory: Path, manifest: Manifest, key: Path | None
+    directory: Path, manifest: Manifest, key: Path | Trust | None
 ) -> Iterator[tuple[str, Callable[[], Iterator[Told]]]]:
     """What is looked at beside a directory's bytes, by name; each says what it finds.
 
@@ -78,7 +79,7 @@ def parts(
         yield "lineage", partial(_lineage, directory, manifest, key)
 
 
-def _told(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[str]:
+def _told(directory: Path, manifest: Manifest, key: Path | Trust | None) -> Iterator[str]:
     for _, part in parts(directory, manifest, key):
         yield from (each.sentence for each in part())
 
@@ -94,7 +95,7 @@ def _bom(directory: Path, manifest: Manifest) -> Iterator[Told]:
         yield Told(f"{bom.NAME}: CycloneDX 1.6, valid, of these tensors")
 
 
-def _lineage(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[Told]:
+def _lineage(directory: Path, manifest: Manifest, key: Path | Trust | None) -> Iterator[Told]:
     folder = directory / LINEAGE
     if not folder.exists():
         yield Told("no lineage, so no provenance: who made it when is not told here", False)

@@ -28,6 +28,7 @@ from bipline.face.recovering import recover
 from bipline.face.registered import history, promote, rollback
 from bipline.face.running import compress, sweep
 from bipline.face.several import compress_each
+from bipline.face.vouched import sign, verify
 from bipline.settings.base import MethodOptions
 from bipline.settings.compress import ENGINE_SETTINGS
 from bipline.settings.line import ComputeSettings
@@ -36,7 +37,6 @@ from bipline.settings.protocol import Protocol
 from bipline.settings.stack import USUAL_STATE
 
 if TYPE_CHECKING:
-    from bipline.storage.manifest import Manifest
     from bipline.values.comparison import Comparison
     from bipline.values.export import ExportRecord
     from bipline.values.record import EvaluationRecord
@@ -246,25 +246,6 @@ def speed(
     )
     write_json(json_file, "speed", found.model_dump(mode="json"))
     return found
-
-
-def verify(directory: Place, *, key: Place | None = None, digest: str | None = None) -> Manifest:
-    """Re-hash every file of a directory against its manifest. Raises Refused where one differs.
-
-    Lineage, provenance and BOM of a package are held to what they are about too. ``key`` is a
-    public key (PEM) that must have signed the manifest, and the lineage's; ``digest`` what a
-    registry keeps of the directory.
-    """
-    from bipline.delivery import vouching
-
-    return vouching.verify(Path(directory), Path(key) if key else None, digest).manifest
-
-
-def sign(directory: Place, key: Place) -> Manifest:
-    """Verify a directory and sign its manifest, and its lineage's, by a private key (PEM)."""
-    from bipline.delivery import signature
-
-    return signature.sign(Path(directory), Path(key))
 
 
 __all__ = [

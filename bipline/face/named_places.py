@@ -134,8 +134,18 @@ def check_pipeline(settings: Any, command: str, json_file: Any) -> None:
         raise InvalidInput(f"state {settings.state}: {reason}")
     state = USUAL_STATE if settings.state is None else settings.state
     read = _of_line(settings) if isinstance(settings, LineSettings) else _sources(settings)
-    named = [*read, ("state", state, Use.STATE)]
+    named = [*read, *_signing(settings), ("state", state, Use.STATE)]
     _check(named, {"--json": (json_file, is_result(command))})
+
+
+def _signing(settings: Any) -> list[Named]:
+    """The files that a package is signed by; a sweep makes none."""
+    if (export := getattr(settings, "export", None)) is None:
+        return []
+    sign = export.sign
+    single = [(name, getattr(sign, name)) for name in ("key", "certificate")]
+    chain = [("certificate_chain", each) for each in sign.certificate_chain]
+    return [(f"export.sign.{name}", each, Use.READ_FILE) for name, each in (*single, *chain)]
 
 
 def _of_line(settings: LineSettings) -> list[Named]:

@@ -16,6 +16,7 @@ from bipline.settings.onnx import OnnxSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.published import PublishedRow
 from bipline.settings.recipes import LoraRecipe, Recipe
+from bipline.settings.signing import SignSettings
 from bipline.settings.stack import StackSettings
 from bipline.storage.names import is_plain_name
 
@@ -62,6 +63,10 @@ class ExportSettings(Settings):
     )
     onnx: OnnxSettings = Field(
         default=OnnxSettings(), description="how the onnx is written and measured"
+    )
+    # Dumped nowhere: whose key signs a package changes nothing that it holds or tells.
+    sign: SignSettings = Field(
+        default=SignSettings(), exclude=True, description="who signs it, in the run that makes it"
     )
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check as check_extra
 from bipline.face import named_places
+from bipline.face.audited import audit, audit_registry
 from bipline.face.keywords import (
     Place,
     Sources,
@@ -334,6 +335,21 @@ def sign(directory: Place, key: Place) -> Manifest:
 
 
 __all__ = [
-    "MethodOptions", "compare", "compress", "diff", "evaluate", "export", "history", "promote",
-    "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
+    "MethodOptions",
+    "audit",
+    "audit_registry",
+    "compare",
+    "compress",
+    "diff",
+    "evaluate",
+    "export",
+    "history",
+    "promote",
+    "prune",
+    "recover",
+    "rollback",
+    "sign",
+    "speed",
+    "sweep",
+    "verify",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bipline.audit.audit import Request, audit
+from bipline.audits.audit import Request, audit
 from bipline.base.errors import InvalidInput
 from bipline.delivery.registries.mlflow_service import tracking_uri
 from bipline.delivery.registries.mlflow_source import download_version

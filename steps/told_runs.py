@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from pydantic import BaseModel
+
 from bipline.audits.orchestrated import ToldArtifact, ToldRun, comparable
+from bipline.base.errors import Refused
+from bipline.values.lineage import StageLineage
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse, StepRunResponse
@@ -28,7 +32,7 @@ def _found(run_id: str) -> PipelineRunResponse | None:
 
 
 def _told(run: PipelineRunResponse) -> ToldRun:
-    from steps.stage import stage_lineage, step_runs
+    from steps.stage import step_runs
 
     steps = step_runs(run.id)
     promote = steps.get("promote")
@@ -36,10 +40,19 @@ def _told(run: PipelineRunResponse) -> ToldRun:
     return ToldRun(
         run_name=run.name,
         status=run.status.value,
-        stages={name: stage_lineage(step) for name, step in steps.items()},
+        stages={name: _stage(step) for name, step in steps.items()},
         artifacts=[each for step in steps.values() for each in _artifacts(step)],
         registration=registration if isinstance(registration, dict) else {},
     )
+
+
+def _stage(step: StepRunResponse) -> StageLineage:
+    from steps.stage import stage_lineage
+
+    told = stage_lineage(step)
+    if step.status.is_successful:
+        return told
+    return told.model_copy(update={"status": step.status.value})
 
 
 def _artifacts(step: StepRunResponse) -> Iterator[ToldArtifact]:
@@ -50,14 +63,15 @@ def _artifacts(step: StepRunResponse) -> Iterator[ToldArtifact]:
 
 def _artifact(step: str, name: str, load: Callable[[], object]) -> ToldArtifact:
     """An output, loaded by its materializer, which holds it to the digest in the database."""
-    from pydantic import BaseModel
-
     try:
         value = load()
+    except (Refused, ValueError) as error:
+        return ToldArtifact(step, name, problem=_reason(error))
     except Exception as error:
-        # Whatever a store or a changed file raises means the same here.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return ToldArtifact(step, name, problem=f"cannot be read as it was saved: {reason:.200}")
-    if not isinstance(value, BaseModel):
-        return ToldArtifact(step, name)
-    return ToldArtifact(step, name, comparable(value))
+        # Whatever a store raises that is not reached any more.
+        return ToldArtifact(step, name, unread=f"cannot be read: {_reason(error)}")
+    return ToldArtifact(step, name, comparable(value) if isinstance(value, BaseModel) else "")
+
+
+def _reason(error: Exception) -> str:
+    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"

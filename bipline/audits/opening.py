@@ -97,7 +97,7 @@ def is_remote(source: str) -> bool:
 def _registered(served: Served, folder: Path) -> Opened:
     try:
         stored = served.registry.stored(served.version, folder)
-    except InvalidInput as error:  # what the version points at is gone
+    except (InvalidInput, Refused) as error:  # what the version points at is gone
         return Opened(folder, problem=str(error), served=served)
     around = ""
     try:

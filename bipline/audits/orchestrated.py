@@ -38,13 +38,15 @@ PLAN_STEPS = ("allocate", "given_plan", "given_corrections", "compensate")
 class ToldArtifact:
     """An output of a step, as it is stored now; ``value`` is :func:`comparable`.
 
-    ``problem`` says why it cannot be read, or that it is not of the digest in ZenML's database.
+    ``problem`` says that it is not of the digest in ZenML's database; ``unread`` why it cannot be
+    read at all.
     """
 
     step: str
     name: str
     value: str = ""
     problem: str = ""
+    unread: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,20 @@ def _artifacts(told: ToldRun, opened: Opened) -> Iterator[Finding]:
     changed = []
     for each in told.artifacts:
         name = f"{each.step}.{each.name}"
-        if each.problem:
+        if each.unread:
+            yield unknown(about, f"{name}: {each.unread}", "what is stored of it is not compared")
+        elif each.problem:
             changed.append(f"{name}: {each.problem}")
         elif expected.get(name, each.value) != each.value:
             changed.append(f"{name} is not the one that was packaged")
     for sentence in changed:
         yield differs(about, sentence, SWAPPED)
     if not changed:
-        also = sum(f"{each.step}.{each.name}" in expected for each in told.artifacts)
-        said = f"{len(told.artifacts)} outputs are what was saved, {also} of them as packaged"
+        also = sum(
+            f"{each.step}.{each.name}" in expected for each in told.artifacts if not each.unread
+        )
+        read = sum(not each.unread for each in told.artifacts)
+        said = f"{read} outputs are what was saved, {also} of them as packaged"
         yield holds(about, said)
 
 

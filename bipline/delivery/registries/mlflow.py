@@ -122,8 +122,13 @@ def check_stored_copy(model: Any, package_digest: str) -> None:
 
 
 def stored_copy(model: Any, folder: str) -> Path:
-    """The files of a logged model where they lie, or fetched into ``folder``; nothing is hashed."""
+    """The files of a logged model where they lie, or fetched into ``folder``; nothing is hashed.
+
+    Raises Refused where they are gone from this machine.
+    """
     location = model.artifact_location
+    if _is_local(location) and not Path(location.removeprefix("file://")).exists():
+        raise Refused(f"the registry's copy is gone: there is no {location}")
     return Path(
         mlflow_library().artifacts.download_artifacts(
             artifact_uri=location, dst_path=None if _is_local(location) else folder

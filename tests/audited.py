@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bipline.audits.audit import Request
 from bipline.delivery.registries.mlflow_service import tracking_uri
 from bipline.storage.directory import write_text
 from bipline.storage.manifest import list_files, read_manifest
-from bipline.values.audit import Audit
+from bipline.values.audit import Audit, Finding, Status
 
 NAME = "audited"
 # Where databases keep the place of what lies beside them.
@@ -120,3 +121,31 @@ def edited(database: Path, *changes: tuple[str, tuple[Any, ...]]) -> Iterator[No
         with closing(sqlite3.connect(database)) as connection:
             kept.backup(connection)
         kept.close()
+
+
+def sample_audit() -> Audit:
+    """An audit with every kind of answer about every step, long texts and names from outside."""
+    digest, letters = "9f0b" * 16, "W&<b>"
+    answers: list[tuple[str, Status, str]] = [
+        ("trust", "holds", "release team (release.pub, sha256 12ab34cd56ef): counts for package"),
+        ("registry's copy", "holds", "version 3 of small: every stored file hashed again"),
+        ("version's tags", "differs", f"plan_digest says {digest}, the package {digest}"),
+        ("journal", "holds", "entry 1: promote to production; gate passed, verdict 12ab34cd56ef"),
+        ("who promoted", "unknown", f"user root moved production; {letters * 30!r} was typed"),
+        ("bytes", "holds", f"14 files, 61.2 MB, all as listed; digest {digest}"),
+        ("signature", "unknown", "unsigned"),
+        ("dense model", "holds", f"acme/{letters * 20} at {digest[:40]}; licence apache-2.0"),
+        ("text calibration", "unknown", "calibration.txt, sha256 12ab34cd56ef"),
+        ("plan", "holds", "digest abcdefabcdef, of tensors 0123456789ab"),
+        ("evaluation of dense", "holds", "perplexity held-out 18.21; protocol house, 12ab34cd56ef"),
+        ("ZenML run", "differs", "ZenML knows no run compress-20261128T161552-186219Z"),
+        ("run", "unknown", "compress-1 on build-7, 2026-11-28 16:00 to 16:10; commit 12ab34cd56ef"),
+    ]
+    findings = tuple(
+        Finding(about=question, status=status, said=told,
+                consequence=None if status == "holds" else "what it says is not to be relied on")
+        for question, status, told in answers
+    )  # fmt: skip
+    at = datetime(2026, 11, 28, 16, tzinfo=UTC)
+    return Audit(source=f"models:/{letters * 9}@production", package_digest=digest,
+                 audited_at=at, findings=findings)  # fmt: skip

@@ -335,21 +335,6 @@ def sign(directory: Place, key: Place) -> Manifest:
 
 
 __all__ = [
-    "MethodOptions",
-    "audit",
-    "audit_registry",
-    "compare",
-    "compress",
-    "diff",
-    "evaluate",
-    "export",
-    "history",
-    "promote",
-    "prune",
-    "recover",
-    "rollback",
-    "sign",
-    "speed",
-    "sweep",
-    "verify",
+    "MethodOptions", "audit", "audit_registry", "compare", "compress", "diff", "evaluate", "export",
+    "history", "promote", "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
 ]  # fmt: skip

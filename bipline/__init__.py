@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         audit_registry,
         compare,
         compress,
+        compress_each,
         diff,
         evaluate,
         export,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "audit",
-    "audit_registry", "compare", "compress", "diff", "evaluate", "export", "history", "promote",
-    "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
+    "audit_registry", "compare", "compress", "compress_each", "diff", "evaluate", "export",
+    "history", "promote", "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

@@ -39,7 +39,7 @@ class Served:
         record = find_version(source, address)
         registry = MlflowRegistry(record.name, address)
         # By its number from here on: the alias may be moved meanwhile.
-        return cls(registry, registry.version(str(record.version)), dict(record.tags))
+        return cls(registry, registry.find(str(record.version)), dict(record.tags))
 
     @property
     def digest(self) -> str:

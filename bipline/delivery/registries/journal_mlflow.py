@@ -35,7 +35,12 @@ from bipline.delivery.registries.mlflow_service import (
     probe,
     translated,
 )
-from bipline.delivery.registries.mlflow_source import SCHEME, _refuse_absent, find_version
+from bipline.delivery.registries.mlflow_source import (
+    SCHEME,
+    _refuse_absent,
+    download_version,
+    find_version,
+)
 from bipline.delivery.run_facts import Fact, run_facts
 from bipline.storage.digests import digest_file
 from bipline.storage.strict_json import parse_object
@@ -121,7 +126,7 @@ class MlflowRegistry:
             else:
                 client.set_registered_model_alias(self.name, alias, version)
 
-    def version(self, wanted: str) -> Version:
+    def find(self, wanted: str) -> Version:
         """A version by its number, or ``@ALIAS``.
 
         Raises InvalidInput for one that is not there or is no package.
@@ -158,6 +163,11 @@ class MlflowRegistry:
         with self._asked():
             check_stored_copy(version.model, version.package_digest)
         return version.package_digest
+
+    def fetch(self, version: Version, folder: Path) -> Path:
+        """The package of a version below a folder, every file of it hashed."""
+        source = f"{SCHEME}{self.name}/{version.number}"
+        return download_version(source, folder, self._address)[0].parent
 
     def keep(self, version: Version, verdict: Verdict) -> None:
         """Keep a verdict beside its version: in its run, and by its digest as a tag."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bipline.base.errors import InvalidInput
 from bipline.face import named_places
+from bipline.face.audited import audit, audit_registry
 from bipline.face.keywords import (
     Place,
     Sources,
@@ -249,6 +250,7 @@ def speed(
 
 
 __all__ = [
-    "MethodOptions", "compare", "compress", "compress_each", "diff", "evaluate", "export",
+    "MethodOptions", "audit", "audit_registry", "compare", "compress", "compress_each", "diff",
+    "evaluate", "export",
     "history", "promote", "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
 ]  # fmt: skip

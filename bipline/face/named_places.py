@@ -80,15 +80,20 @@ def check_export(
 
 
 def check_audit(
-    source: Any, key: Any, texts: Mapping[str, Any], json_file: Any, state: Any
-) -> None:
-    """As :func:`check_prune`; an audit writes its result, and copies below the state, alone."""
+    source: Any, key: Any, trust: Any, texts: Mapping[str, Any], json_file: Any, html_file: Any,
+    state: Any,
+) -> None:  # fmt: skip
+    """As :func:`check_prune`; an audit writes its results, and copies below the state, alone."""
+    from bipline.audits.page import is_audit_page
+
     named = [
         ("SOURCE", source, Use.READ_FOLDER), ("--key", key, Use.READ_FILE),
+        ("--trust", trust, Use.READ_FILE),
         *((f"--text {name}", text, Use.READ_FILE) for name, text in texts.items()),
         ("--state", state, Use.STATE),
     ]  # fmt: skip
-    _check(named, {"--json": (json_file, is_result("audit"))})
+    results = {"--json": (json_file, is_result("audit")), "--html": (html_file, is_audit_page)}
+    _check(named, results)
 
 
 def check_registered(gate: Any, *, json_file: Any, command: str, state: Any) -> None:

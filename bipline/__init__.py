@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bipline.face.api import (
         compare,
         compress,
+        compress_each,
         diff,
         evaluate,
         export,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "compare",
-    "compress", "diff", "evaluate", "export", "history", "promote", "prune", "recover", "rollback",
-    "sign", "speed", "sweep", "verify",
+    "compress", "compress_each", "diff", "evaluate", "export", "history", "promote", "prune",
+    "recover", "rollback", "sign", "speed", "sweep", "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

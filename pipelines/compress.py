@@ -23,11 +23,12 @@ from bipline.stages.line import runs_windows
 from bipline.stages.promote import gate_of
 from pipelines.provenance import provenance
 from steps import line
+from steps.notices import on_failure
 from steps.stage import output, store
 
 
 # The first failure ends the run, so that its own exception reaches the caller.
-@pipeline(name="compress", execution_mode=ExecutionMode.FAIL_FAST)
+@pipeline(name="compress", execution_mode=ExecutionMode.FAIL_FAST, on_failure=on_failure)
 def compress(settings: CompressSettings) -> None:
     """From a model and its texts to a registered package, one stage after the other."""
     model, calibration_inputs, recovery_inputs, evaluation_inputs = line.resolve(settings)

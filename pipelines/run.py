@@ -19,6 +19,7 @@ from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
 from bipline.compression.auto import settled_settings
+from bipline.delivery.notices import about
 from bipline.delivery.registries.mlflow_run import Tracking
 from bipline.delivery.registries.mlflow_service import (
     WORK_LIMITS,
@@ -30,6 +31,7 @@ from bipline.delivery.registries.mlflow_service import (
 )
 from bipline.settings.base import flattened
 from bipline.settings.compress import CompressSettings, PromoteSettings
+from bipline.settings.notify import NotifySettings
 from bipline.settings.stack import WHERE
 from bipline.settings.sweep import SweepSettings
 from bipline.storage.locks import locked
@@ -68,8 +70,9 @@ def _run(name: str, settings: CompressSettings | SweepSettings) -> dict[str, Any
     """Run a pipeline to its end, and tell what came of it.
 
     Where ZenML's cache answers with a directory that was deleted since, the Store alone is asked
-    what is known.
+    what is known. ZenML is not told whom a webhook reaches.
     """
+    settings = settings.model_copy(update={"notify": NotifySettings()})
     with stack_of(settings, name) as address:
         try:
             return _ended(name, settings, address)
@@ -150,10 +153,11 @@ def _ended(
 ) -> dict[str, Any]:
     """One run of a pipeline: how it ended, its steps, and its module's ``summary`` of them."""
     name = f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%S-%fZ}"
+    about(run=name)
     module = import_module(f"pipelines.{pipeline}")
+    placed = placed_options(settings)  # before MLflow is told of a run
     tracking = Tracking(address, pipeline, name)
     tracking.begin(_told(settings), provenance())
-    placed = placed_options(settings)
     try:
         module.configured(settings, run_name=name, **options).with_options(**placed)(settings)
         if placed and (ended := _logged(name)):
@@ -183,7 +187,7 @@ def _ended(
 
 def _told(settings: CompressSettings | SweepSettings) -> dict[str, str]:
     """The configuration as parameters, without where this machine keeps its state."""
-    told = flattened(settings.model_dump(mode="json", exclude={*WHERE}))
+    told = flattened(settings.model_dump(mode="json", exclude={*WHERE, "published"}))
     return {name: without_secrets(text) for name, text in told.items()}
 
 

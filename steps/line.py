@@ -39,6 +39,7 @@ from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution
 from bipline.values.speed import Speeds
 from bipline.values.summary import Registration
+from steps.notices import tell_registered
 from steps.stage import (
     Parameter,
     cached_by,
@@ -342,4 +343,5 @@ def promote(
     )  # fmt: skip
     told = registered.model_dump(mode="json", exclude={"verdict"})
     log_metadata({"output_digest": package.digest, "registration": told})
+    tell_registered(registered, settings.alias)
     return registered

@@ -104,7 +104,7 @@ def _content(
     model = read_resolution(place / RESOLUTION).model
     documents = {name: (place / name).read_text(encoding="utf-8") for name in (REPORT, "README.md")}
     return RunContent(
-        params=flattened(account.config),
+        params=flattened({k: v for k, v in account.config.items() if k != "published"}),
         metrics={
             **{f"seconds/{stage}": each for stage, each in seconds.items()},
             **metrics_of(records, plan, account.recovery),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.prune import check_plan, prune
@@ -26,7 +27,7 @@ from bipline.model.per_layer import modeling_per_layer
 from bipline.model.per_layer.shipping import auto_map, code_files, own_class
 from bipline.model.shapes import PER_LAYER_PREFIX, ModelShape
 from bipline.storage.stage_key import import_closure, imported_modules
-from tests.per_layer import LAYERS, kept, mixed_blocks, plan_of
+from tests.per_layer import EARLIER_CODE, LAYERS, kept, listed, mixed_blocks, plan_of
 from tests.tiny import tiny_model, token_windows
 
 Damage = Callable[[Path], object]
@@ -57,6 +58,24 @@ def file_with_json(name: str, **changes: object) -> Damage:
 
 def config_with(**changes: object) -> Damage:
     return file_with_json("config.json", **changes)
+
+
+def blocks_with(place: str, **sizes: object) -> Damage:
+    """Other sizes of one block in per_layer_config; None takes the size out."""
+
+    def damage(model: Path) -> None:
+        path = model / "config.json"
+        config = json.loads(path.read_text())
+        own = {**config["per_layer_config"].get(place, {}), **sizes}
+        config["per_layer_config"][place] = {k: v for k, v in own.items() if v is not None}
+        path.write_text(json.dumps(config))
+
+    return damage
+
+
+def before(damage: Damage) -> Damage:
+    """Damage to a model whose widths stand in lists."""
+    return lambda model: damage(listed(model))
 
 
 def file_with(name: str, text: str) -> Damage:
@@ -93,22 +112,38 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "another family": (config_with(model_type="per_layer_qwen2"), "does not name bipline's own"),
     "unknown family": (config_with(model_type="per_layer_mamba"), "'per_layer_mamba' is not supp"),
     "path for a family": (config_with(model_type="per_layer_../x"), "'per_layer_../x' is not supp"),
-    "no list": (config_with(intermediate_size_per_layer=None), "a list"),
-    "short list": (config_with(num_key_value_heads_per_layer=[4]), "a list"),
+    "no list": (before(config_with(intermediate_size_per_layer=None)), "a list"),
+    "short list": (before(config_with(num_key_value_heads_per_layer=[4])), "a list"),
     "negative width": (
-        config_with(intermediate_size_per_layer=[7, 40, -1, 13]), "a list",
+        before(config_with(intermediate_size_per_layer=[7, 40, -1, 13])), "a list",
     ),
-    "heads out of step": (
-        config_with(num_attention_heads_per_layer=[0, 8, 6, 4]), "differ in the query heads",
+    "listed heads out of step": (
+        before(config_with(num_attention_heads_per_layer=[0, 8, 6, 4])), "differ in the query",
     ),
+    "no widths": (config_with(per_layer_config=None), "a list"),
+    "widths that are a list": (config_with(per_layer_config=[]), "not an object of blocks"),
+    "a block too many": (blocks_with("4", intermediate_size=1), "has a block '4'; there are 4"),
+    "a block twice": (blocks_with("00", intermediate_size=7), "has a block '00'"),
+    "a block by another name": (blocks_with("last"), "has a block 'last'"),
+    "a negative block": (blocks_with("-1"), "has a block '-1'"),
+    "another size": (blocks_with("1", head_dim=4), "block 1 says other than num_attention_heads"),
+    "a size that is a text": (blocks_with("1", intermediate_size="40"), "a list"),
+    "a negative size": (blocks_with("1", intermediate_size=-1), "a list"),
+    "widths said twice": (
+        config_with(intermediate_size_per_layer=[7, 40, 0, 14]), "other widths than per_layer_con",
+    ),
+    "code of before": (
+        lambda model: shutil.copy(EARLIER_CODE, model / "modeling_per_layer.py"),
+        "is of an earlier bipline, which reads no per_layer_config",
+    ),
+    "heads out of step": (blocks_with("3", num_attention_heads=4), "differ in the query heads"),
     "widest block": (config_with(intermediate_size=48), "is 48, its widest block has 40"),
     "other width": (
-        config_with(intermediate_size_per_layer=[7, 40, 0, 14]),
+        blocks_with("3", intermediate_size=14),
         r"layers.3.mlp.gate_proj.weight has shape \(13, 32\), config.json says \(14, 32\)",
     ),
     "sublayer that is not there": (
-        config_with(intermediate_size_per_layer=[7, 40, 5, 13]),
-        "layers.2.mlp.gate_proj.weight is missing",
+        blocks_with("2", intermediate_size=5), "layers.2.mlp.gate_proj.weight is missing",
     ),
     "tensor of a dropped sublayer": (norm_comes_back, "layers.0.input_layernorm.weight does not"),
 }  # fmt: skip
@@ -137,6 +172,62 @@ def test_code_that_is_missing_is_not_needed_by_us(pruned: Path, tmp_path: Path) 
     model = Path(shutil.copytree(pruned, tmp_path / "model"))
     (model / CODE).unlink()
     assert open_checkpoint(model).tensor_digest == open_checkpoint(pruned).tensor_digest
+
+
+def test_config_says_the_widths_as_transformers_does(pruned: Path, tmp_path: Path) -> None:
+    written = json.loads((pruned / "config.json").read_text())
+    assert written["per_layer_config"]["3"] == {
+        "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 13,
+    }  # fmt: skip
+    assert not any(key.endswith("_per_layer") for key in written)
+    config = own_class("per_layer_llama").config_class.from_pretrained(pruned)
+    assert config.is_heterogeneous
+    told = [
+        (each.num_attention_heads, each.num_key_value_heads, each.intermediate_size)
+        for each in config.per_layer_config
+    ]
+    assert told == [(0, 0, 7), (8, 4, 40), (6, 3, 0), (2, 1, 13)]
+    # Saved by transformers, with the lists beside it and less said of each block, it is the same.
+    model = Path(shutil.copytree(pruned, tmp_path / "model"))
+    config.save_pretrained(model)
+    again = json.loads((model / "config.json").read_text())
+    assert again["per_layer_config"]["0"] == written["per_layer_config"]["0"]
+    assert "1" not in again["per_layer_config"]
+    assert "intermediate_size_per_layer" in again
+    changes = {"auto_map": written["auto_map"]}
+    (model / "config.json").write_text(json.dumps({**again, **changes}))
+    assert open_checkpoint(model).shape == open_checkpoint(pruned).shape
+
+
+@pytest.mark.parametrize("name", family_names())
+def test_stock_classes_do_not_compute_with_widths_of_blocks_yet(name: str) -> None:
+    """The day that one does, its models need no code of ours any more."""
+    config = AutoConfig.for_model(
+        name, hidden_size=32, num_attention_heads=8, num_key_value_heads=4, head_dim=4,
+        intermediate_size=40, num_hidden_layers=2, vocab_size=96,
+        per_layer_config={"1": {"intermediate_size": 13}},
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="'intermediate_size' is a per-layer attribute"):
+        AutoModelForCausalLM.from_config(config)
+
+
+def test_a_model_of_before_is_read_and_says_its_widths_anew_once_it_is_pruned(
+    pruned: Path, tmp_path: Path
+) -> None:
+    model = listed(Path(shutil.copytree(pruned, tmp_path / "model")))
+    checkpoint = open_checkpoint(model)
+    assert checkpoint.shape == open_checkpoint(pruned).shape
+    assert checkpoint.tensor_digest == open_checkpoint(pruned).tensor_digest
+    windows = token_windows()
+    one, other = (
+        BlockLoop(open_checkpoint(each), torch.float64).logits(windows) for each in (model, pruned)
+    )
+    assert torch.equal(one, other)
+    blocks = [kept([], [6]), kept([3], [39]), kept([2], []), kept([0], [12])]
+    out = tmp_path / "out"
+    prune(checkpoint, plan_of(checkpoint, blocks), out)
+    assert "per_layer_config" in json.loads((out / "config.json").read_text())
+    assert (out / "modeling_per_layer.py").read_bytes() != EARLIER_CODE.read_bytes()
 
 
 NAMES = {

@@ -2,6 +2,7 @@
 # make test    the environment, then the tests (minutes)
 # make test-slow  those that take longer, alone
 # make test-all   both
+# make server-up  the servers of infra/stacks/server.yaml on this machine; make server-down ends them
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,7 +12,7 @@ export BIPLINE_DATA ?= $(abspath ../shared/data)
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: demo test test-slow test-all check environment clean
+.PHONY: demo test test-slow test-all check environment server-up server-down clean
 
 demo: environment
 	$(BIN)/bipline demo
@@ -30,12 +31,26 @@ check: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# PostgreSQL, MLflow, an S3 endpoint and ZenML's server on this machine, for infra/stacks/server.yaml.
+server-up: environment
+	$(BIN)/python -m infra.stacks.server up .bipline-server
+
+server-down:
+	$(BIN)/python -m infra.stacks.server down .bipline-server
+
 environment: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# kfp pins older libraries than the rest takes, so it lies in a folder that only its own processes
+# find; so do the libraries of ZenML's server.
+$(VENV)/installed: pyproject.toml constraints.txt infra/kubeflow/requirements.txt \
+		infra/stacks/server-requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable ".[all,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/kubeflow --requirement infra/kubeflow/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/server --requirement infra/stacks/server-requirements.txt
 	touch $@
 
 clean:

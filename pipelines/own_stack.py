@@ -14,6 +14,8 @@ from typing import Any
 from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
+from bipline.settings.pools import NodePool
+from bipline.settings.stack_file import node_pools
 from pipelines.process_state import changed, of_every_run
 
 ADD_TRACKER = (
@@ -29,9 +31,9 @@ def own_stack(name: str | None, tracking_uri: str | None) -> Iterator[str]:
     Raises InvalidInput for a stack that is not there, has no MLflow tracker, or tells another
     server than ``tracking_uri``; EnvironmentFailure where ZenML does not answer.
     """
-    with changed(_quiet, of_every_run):
+    with changed(quiet, of_every_run):
         with answering():
-            stack = _chosen(name)
+            stack = chosen(name)
             tracker = stack.experiment_tracker
             tracks = tracker is not None and tracker.flavor == "mlflow"
             address = str(tracker.get_tracking_uri()) if tracker and tracks else ""
@@ -49,13 +51,23 @@ def own_stack(name: str | None, tracking_uri: str | None) -> Iterator[str]:
         yield address
 
 
-def _quiet() -> None:
+def pools_of(name: str) -> tuple[NodePool, ...]:
+    """The node pools of a registered stack; empty for one whose orchestrator has none.
+
+    Raises as :func:`own_stack` does.
+    """
+    with changed(quiet, of_every_run), answering():
+        return node_pools(getattr(chosen(name).orchestrator.config, "pools", ()))
+
+
+def quiet() -> None:
     """What the user has set stays; nothing asks a question in a run that nobody watches."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("ZENML_DISABLE_INTERACTIVE_INPUT", "true")
 
 
-def _chosen(name: str | None) -> Any:
+def chosen(name: str | None) -> Any:
+    """The stack of a name, the active one of this process from here on; or the active one."""
     from zenml.client import Client
 
     client = Client()

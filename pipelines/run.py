@@ -43,6 +43,7 @@ from bipline.values.summary import RunSummary
 from pipelines.local_stack import activate_local_stack, close_tracking, isolated
 from pipelines.own_stack import own_stack
 from pipelines.provenance import provenance
+from pipelines.remote import placed_options, raise_failure
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
@@ -160,10 +161,13 @@ def _ended(pipeline: str, settings: StackSettings, address: str, **options: bool
     name = f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%S-%fZ}"
     about(run=name)
     module = import_module(f"pipelines.{pipeline}")
+    placed = placed_options(settings)  # before MLflow is told of a run
     tracking = Tracking(address, pipeline, name)
     tracking.begin(_told(settings), provenance())
     try:
-        module.configured(settings, run_name=name, **options)(settings)
+        module.configured(settings, run_name=name, **options).with_options(**placed)(settings)
+        if placed and (ended := _logged(name)):
+            raise_failure(ended)
     except BaseException as error:
         close_tracking()
         cause = original(error)

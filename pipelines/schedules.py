@@ -16,6 +16,7 @@ from bipline.settings.notify import VARIABLE, NotifySettings
 from bipline.settings.stack import StackSettings
 from bipline.values.schedule import RunSchedule, RunSchedules
 from pipelines.own_stack import answering, own_stack
+from pipelines.remote import placed_options
 from pipelines.run import stack_of
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def schedule_compress(settings: CompressSettings, cron: str, name: str) -> RunSc
         plan = Schedule(name=name, cron_expression=cron)
         try:
             pipeline = configured(settings, run_name=RUN_NAME, schedule=plan)
+            pipeline = pipeline.with_options(**placed_options(settings))
             _as_it_fails(pipeline, stack)(settings)
         except BaseException as error:
             for each in _named(name):

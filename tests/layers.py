@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("bipline", "steps", "pipelines", "materializers", "benchmarks")
+PACKAGES = ("bipline", "steps", "pipelines", "materializers", "infra", "benchmarks")
 
 
 def module_of(path: Path) -> str:

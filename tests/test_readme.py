@@ -106,7 +106,8 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def test_constraints_pin_every_dependency() -> None:
-    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
+    files = (ROOT / "constraints.txt", ROOT / "infra" / "kubeflow" / "requirements.txt")
+    pins = "".join(each.read_text(encoding="utf-8") for each in files).lower().replace("_", "-")
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -71,6 +71,9 @@ COMMANDS = {
         "From the bytes that are served back to their source: what holds, differs, is not known.",
     ),
     "history": ("promotion", "Who moved which alias of a registered model, when, and why."),
+    "doctor": (
+        "stacks", "Ask every component of a stack one thing; say what is wrong and what mends it.",
+    ),
     "export": ("packages", "Write a model in another format, verified by the engine it is for."),
 }  # fmt: skip
 # Commands of two words: where they lie, their line, and their functions.
@@ -82,6 +85,7 @@ GROUPS = {
         "scheduling", "Schedules of the stack's orchestrator; `compress --schedule` makes them.",
         {"list": "list_", "remove": "remove"},
     ),
+    "stack": ("stacks", "Stacks: where pipelines run.", {"apply": "apply"}),
 }  # fmt: skip
 INTERRUPTED = 130
 # What an operating system says of a path that can never be right.
@@ -117,6 +121,7 @@ def _group(module: str, line: str, functions: dict[str, str], asked_for: bool) -
     for name, function in functions.items():
         found = getattr(import_module(f"bipline.face.{module}"), function) if asked_for else None
         group.command(name)(found or _not_asked_for)
+    group.callback()(lambda: None)  # else a group of one command would be that command
     return group
 
 

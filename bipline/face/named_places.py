@@ -15,6 +15,8 @@ from bipline.storage.directory import occupied
 from bipline.storage.folder import S3_SCHEME
 from bipline.storage.places import Place, Use, check_places, is_elsewhere
 
+# What the first line of a compiled pipeline begins with.
+COMPILED = "# For review and diff, not for submission"
 # A name, what it names, and what becomes of it; a name of elsewhere, or none, is no place here.
 Named = tuple[str, Any, Use]
 
@@ -151,6 +153,18 @@ def _signing(settings: Any) -> list[Named]:
     single = [(name, getattr(sign, name)) for name in ("key", "certificate")]
     chain = [("certificate_chain", each) for each in sign.certificate_chain]
     return [(f"export.sign.{name}", each, Use.READ_FILE) for name, each in (*single, *chain)]
+
+
+def check_compiled(settings: LineSettings, out: Any, json_file: Any) -> None:
+    """As :func:`check_prune`; an earlier compiled file is replaced, another is not."""
+    files = {"--compile": (out, is_compiled), "--json": (json_file, is_result("compile"))}
+    _check(_of_line(settings), files)
+
+
+def is_compiled(path: Path) -> bool:
+    """Whether a file is what an earlier ``--compile`` wrote."""
+    with path.open("rb") as file:
+        return file.read(len(COMPILED)) == COMPILED.encode()
 
 
 def _of_line(settings: LineSettings) -> list[Named]:

@@ -19,6 +19,15 @@ RunState = Annotated[
     option("folder of a stack of the run's own, with its store, registry and logs", MACHINE),
 ]
 Local = Annotated[bool, option("a stack of the run's own in .bipline", MACHINE)]
+Compile = Annotated[
+    Path | None,
+    option(
+        "write what Kubeflow would be given here, for review; no server is asked, --stack may be "
+        "a stack file",
+        MACHINE,
+        "--compile",
+    ),
+]
 Models = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,6 +78,7 @@ def compress(
     schedule: Schedule = None,
     schedule_name: ScheduleName = None,
     dry_run: options.DryRun = False,
+    compile_: Compile = None,
     json_file: options.JsonFile = None,
 ) -> None:
     """Run the compress pipeline: from a model and its texts to a registered package.
@@ -78,6 +88,9 @@ def compress(
     """
     from bipline.settings.loading import load_each
 
+    if compile_ is not None:
+        _compile(_loaded("compress", config, set_), stack, compile_, json_file)
+        return
     runs = load_each(config, tuple(set_ or ()), tuple(model or ()))
     runs = tuple(_on_stack(each, state, local, stack) for each in runs)
     if schedule is not None or schedule_name is not None:
@@ -117,6 +130,15 @@ def _compress(settings: Any, json_file: Path | None, dry_run: bool = False) -> N
         raise Refused(summary.registration.refusal)
     if summary:
         raise_first(summary.registration.also)
+
+
+def _compile(settings: Any, stack: str | None, out: Path, json_file: Path | None) -> None:
+    from bipline.face.console import working
+    from bipline.face.stacks import compiled as compile_
+
+    with working(log_file(settings.folder, "compile")):
+        compiled = compile_(settings, stack, out, json_file)
+    typer.echo(printable(f"{out}: {len(compiled['steps'])} steps for stack {compiled['stack']}"))
 
 
 def _compress_each(runs: tuple[Any, ...], json_file: Path | None) -> None:
@@ -172,6 +194,11 @@ def _run(pipeline: str, settings: Any, json_file: Path | None, dry_run: bool = F
     if dry_run:
         for stage, text in checked(settings, thorough=True, json_file=json_file):
             typer.echo(printable(f"{stage:<11}{text}"))
+        if pipeline == "compress":
+            from bipline.face.stacks import told_needs
+
+            for step, text in told_needs(settings):
+                typer.echo(printable(f"  {step:<19}{text}"))
         return None
     with working(log := log_file(settings.folder, pipeline)) as console:
         summary = getattr(api, pipeline)(settings, json_file=json_file)

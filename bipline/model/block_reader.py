@@ -18,6 +18,7 @@ from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.devices import SLOTS, Transfer
 
 Weights = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
 # Tensors begin at multiples of this many elements, so that vector instructions are aligned.
 ALIGNMENT = 64
 
@@ -36,15 +37,12 @@ class BlockReader:
         self.dtype = dtype
         self.device = device
         self._by_transfer = device.type != "cpu" if by_transfer is None else by_transfer
-        self._shapes = [
-            {name: checkpoint.tensors[full].shape for name, full in names.items()}
-            for names in map(checkpoint.block_names, range(checkpoint.shape.num_hidden_layers))
-        ]
+        self._shapes = block_shapes(checkpoint)
 
     @property
     def elements(self) -> int:
         """Elements of one place: the largest block's weights, each at an aligned element."""
-        return max(sum(_aligned(prod(s)) for s in shapes.values()) for shapes in self._shapes)
+        return place_elements(self._shapes)
 
     def blocks(self, indices: Iterable[int]) -> Iterator[tuple[int, Weights]]:
         """Blocks by index. A block's tensors are overwritten when the next one is taken."""
@@ -107,3 +105,16 @@ class BlockReader:
 
 def _aligned(elements: int) -> int:
     return -(-elements // ALIGNMENT) * ALIGNMENT
+
+
+def block_shapes(checkpoint: Checkpoint) -> list[Shapes]:
+    """The shapes of every block's tensors by their names inside it."""
+    return [
+        {name: checkpoint.tensors[full].shape for name, full in names.items()}
+        for names in map(checkpoint.block_names, range(checkpoint.shape.num_hidden_layers))
+    ]
+
+
+def place_elements(shapes: Iterable[Shapes]) -> int:
+    """Elements of the largest of these blocks, each of its tensors at an aligned element."""
+    return max(sum(_aligned(prod(shape)) for shape in each.values()) for each in shapes)

@@ -25,6 +25,8 @@ from bipline.storage.synced_file import SyncedFile
 REPEATS = 5
 SAMPLE_BYTES = 256 << 20
 READ_BYTES = 8 << 20
+QUICK_TOKENS = 2048
+USUAL_DISK = 4e8
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ def measure_rates(loop: BlockLoop, seqlen: int, folder: Path) -> Rates:
         write=write_rate(folder),
         compute=compute_rate(loop, micro_batch_of(seqlen, loop.micro_batch) * seqlen),
     )
+
+
+def usual_rates(shape: ModelShape, dtype: torch.dtype) -> Rates:
+    """What this machine computes at one product of the model, and a usual disk: for an estimate."""
+    values = torch.ones(QUICK_TOKENS, shape.hidden_size, dtype=dtype)
+    weight = torch.ones(shape.intermediate_size, shape.hidden_size, dtype=dtype)
+    torch.nn.functional.linear(values, weight)
+    seconds = _best(lambda: torch.nn.functional.linear(values, weight))
+    return Rates(USUAL_DISK, USUAL_DISK, 2.0 * values.numel() * shape.intermediate_size / seconds)
 
 
 def read_rate(checkpoint: Checkpoint) -> float:

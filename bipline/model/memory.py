@@ -18,7 +18,8 @@ import torch
 from bipline.base.errors import EnvironmentFailure, InvalidInput
 from bipline.base.machine import anonymous_memory, free_memory
 from bipline.model.block_loop import HEAD_TOKENS, BlockLoop, micro_batch_of
-from bipline.model.checkpoint import TORCH_DTYPES
+from bipline.model.block_reader import block_shapes, place_elements
+from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.devices import SLOTS
 
 # Of what the machine has free: other processes need some, and the count is an estimate.
@@ -68,10 +69,25 @@ def memory_need(loop: BlockLoop, token_ids: torch.Tensor, logits: bool) -> Memor
     ``logits`` says whether the pass ends in losses and not with the last block. On a GPU
     activations are not in this memory, and are counted all the same.
     """
-    checkpoint, shape = loop.checkpoint, loop.checkpoint.shape
     windows, seqlen = token_ids.shape
-    size = loop.dtype.itemsize
-    tokens = micro_batch_of(seqlen, loop.micro_batch) * seqlen
+    return pass_need(loop.checkpoint, loop.dtype, (windows, seqlen), logits, loop.micro_batch)
+
+
+def pass_need(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    drawn: tuple[int, int],
+    logits: bool,
+    micro_batch: int | None = None,
+    libraries: int | None = None,
+) -> MemoryNeed:
+    """The same from the header alone, for ``drawn`` windows of so many tokens.
+
+    ``libraries`` is what the process holds without the pass; this process's where it is None.
+    """
+    shape, size = checkpoint.shape, dtype.itemsize
+    windows, seqlen = drawn
+    tokens = micro_batch_of(seqlen, micro_batch) * seqlen
     attention = shape.num_attention_heads * shape.head_dim
     # Live at once: the observed inputs and outputs of both halves, the residual stream and its
     # norms in float32, and the float32 logits of the last step.
@@ -83,11 +99,12 @@ def memory_need(loop: BlockLoop, token_ids: torch.Tensor, logits: bool) -> Memor
         checkpoint.tensors[name].num_bytes
         for index in range(shape.num_hidden_layers)
         for name in checkpoint.block_names(index).values()
-        if TORCH_DTYPES[checkpoint.tensors[name].dtype] != loop.dtype
+        if TORCH_DTYPES[checkpoint.tensors[name].dtype] != dtype
     ]
+    places = SLOTS * place_elements(block_shapes(checkpoint)) * size
     return MemoryNeed(
-        libraries=anonymous_memory() + ROOM_BYTES,
-        weights=SLOTS * loop.reader.elements * size + max(converted, default=0),
+        libraries=anonymous_memory() + ROOM_BYTES if libraries is None else libraries,
+        weights=places + max(converted, default=0),
         activations=max(in_block + stream, head * shape.vocab_size * logits) + chunk,
         hidden_states=windows * seqlen * shape.hidden_size * size,
     )

@@ -1,0 +1,213 @@
+"""What each step of a compress run needs: from the model's header and the settings, before it runs.
+
+Memory is private memory, because its limit is what kills a pod; files are those that a step makes
+and those it fetches. Seconds are operations and bytes at given rates, and what starting costs.
+A test holds all of it within a factor of 1.5 of what a run then uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from bipline.compression.allocate import needs_windows
+from bipline.compression.auto import applies, settled_settings
+from bipline.compression.compensation import checks
+from bipline.compression.compensation.memory import moments_operations
+from bipline.compression.criteria import needs_of
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import torch_dtype
+from bipline.model.floor import Rates, Work, forward_operations
+from bipline.model.memory import pass_need
+from bipline.settings.compress import CompressSettings
+from bipline.settings.line import DtypeName
+from bipline.stages.calibrate import samples_of
+from bipline.stages.line import runs_windows
+from bipline.stages.score import reads_windows
+from bipline.values.need import StepNeed
+
+MEBIBYTE = 1 << 20
+# Measured: private memory of a process that has opened ZenML, MLflow, torch and a model.
+LIBRARIES = 640 * MEBIBYTE
+# Of one that trains: accelerate, peft, and what autograd keeps of its own.
+TRAINING_LIBRARIES = 200 * MEBIBYTE
+# What CUDA takes of the host's memory: not measured here, room for its context and libraries.
+CUDA = 2048 * MEBIBYTE
+# lm-eval, and the questions with their answers.
+TASK_LIBRARIES = 200 * MEBIBYTE
+# Pieces that are read ahead, cut and hashed, and those that are written.
+PIECES = 192 * MEBIBYTE
+# Seconds of ZenML around a step, in a process that runs already; a pod's start is its pool's.
+AROUND = 1.0
+# A token of English text.
+TOKEN_BYTES = 4
+# Files of any step: records, logs, pages.
+FILES = 4 * MEBIBYTE
+# How far from the floor the work is on small shapes, where products are not all there is.
+OVER_FLOOR = 1.5
+# Forward, and twice as much backward.
+TRAINING_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """The needs of a run's steps, by name; ``gpu`` says whether there is one to use."""
+
+    settings: CompressSettings
+    checkpoint: Checkpoint
+    rates: Rates
+    gpu: bool = False
+
+    def needs(self) -> dict[str, StepNeed]:
+        """Every step that the settings bring, in order."""
+        return dict(self._steps())
+
+    def _steps(self) -> Iterator[tuple[str, StepNeed]]:
+        settings = self.settings
+        yield "resolve", self._need(Work(read=self.checkpoint.weight_bytes))
+        if runs_windows(settings):
+            yield "calibrate", self._need(disk=self.samples * settings.calibrate.seqlen * 8)
+        if applies(settings):
+            given = "given_corrections" if settings.compensate.corrections else "given_plan"
+            yield given, self._need()
+        else:
+            yield from self._scoring()
+            measures = needs_windows(settings.allocate)
+            yield "allocate", self._pass(1.0, "compute") if measures else self._need()
+        if set(settings.export.formats) != {"hf"}:
+            yield "check_formats", self._need()
+        if settings.compensate.chosen != "none":
+            yield "compensate", self._compensation()
+        smaller = self.smaller
+        yield "prune", self._need(Work(read=smaller, written=smaller), smaller, PIECES)
+        if settings.recover.enabled:
+            yield "recover", self._recovery()
+        yield from self._measuring()
+        size = smaller * len(settings.export.formats)
+        yield "export", self._need(Work(read=2 * size, written=size), size, PIECES)
+        yield "promote", self._need(Work(read=size, written=size), 0, PIECES)
+
+    def _scoring(self) -> Iterator[tuple[str, StepNeed]]:
+        section = self.settings.score
+        passes = needs_of(section.criterion).passes
+        if not reads_windows(section):
+            yield "score", self._need(Work(read=self.checkpoint.weight_bytes), FILES, PIECES)
+        elif section.parts == 1:
+            yield "score", self._pass(passes, "compute")
+        else:
+            for index in range(section.parts):
+                yield f"score_part_{index + 1}", self._pass(passes / section.parts, "compute")
+            yield "score", self._need()
+
+    def _measuring(self) -> Iterator[tuple[str, StepNeed]]:
+        settings = self.settings
+        texts = sum(_size(settings.texts[name]) for name in settings.evaluate.texts)
+        rows = sum(_size(settings.tasks[name]) for name in settings.evaluate.tasks)
+        protocol = settings.evaluate.protocol
+        windows = max(1, (texts + rows) // TOKEN_BYTES // protocol.seqlen)
+        whole = self._evaluation(windows, protocol.seqlen, protocol.dtype, 1.0)
+        share = self.smaller / self.checkpoint.weight_bytes
+        part = self._evaluation(windows, protocol.seqlen, protocol.dtype, share)
+        yield "evaluate_dense", whole
+        yield "evaluate_pruned", part
+        if settings.recover.enabled:
+            yield "evaluate_recovered", part
+        if protocol.speed:
+            both = self.checkpoint.weight_bytes + self.smaller
+            yield "speed", self._computing(Work(read=both), both)
+
+    @cached_property
+    def samples(self) -> int:
+        """Calibration windows."""
+        settings = self.settings
+        return samples_of(self.checkpoint, settings.calibrate, [settings.compensate])
+
+    @cached_property
+    def smaller(self) -> int:
+        """Bytes of the pruned model's weights: without the share of the blocks that goes."""
+        section, whole = self.settings.allocate, self.checkpoint.weight_bytes
+        shape, parameters = self.checkpoint.shape, self.checkpoint.parameters
+        of = parameters if section.ratio_of == "total" else shape.linear_weights
+        return int(whole * (1 - section.ratio * of / parameters))
+
+    def _pass(self, passes: float, what: str) -> StepNeed:
+        settings = self.settings
+        drawn = self.samples, settings.calibrate.seqlen
+        need = pass_need(
+            self.checkpoint, torch_dtype(settings.compute.dtype), drawn, False,
+            settings.compute.micro_batch, LIBRARIES,
+        )  # fmt: skip
+        operations = passes * forward_operations(self.checkpoint.shape, *drawn)
+        work = Work(read=self.checkpoint.weight_bytes, operations=operations)
+        return self._computing(work, need.total - LIBRARIES, need.hidden_states)
+
+    def _compensation(self) -> StepNeed:
+        settings, shape = self.settings, self.checkpoint.shape
+        section, seqlen = settings.compensate, settings.calibrate.seqlen
+        options = checks.compensation_options(section)
+        streams = 2 if options.sequential else 1
+        need = self._pass(streams, "compute")
+        beside = checks.needed_bytes(self.checkpoint, section, self.samples, seqlen)
+        hidden = need.disk - FILES
+        tokens = self.samples * seqlen
+        maps = options.sequential and options.input_maps
+        moments = moments_operations(shape, tokens, options.sequential, maps)
+        operations = streams * forward_operations(shape, self.samples, seqlen)
+        work = Work(
+            read=self.checkpoint.weight_bytes,
+            operations=operations + shape.num_hidden_layers * moments,
+        )
+        memory = need.memory - LIBRARIES - CUDA * self.gpu + beside + (streams - 1) * hidden
+        return self._computing(work, memory, streams * hidden + self.checkpoint.weight_bytes)
+
+    def _evaluation(self, windows: int, seqlen: int, dtype: DtypeName, share: float) -> StepNeed:
+        shape, drawn = self.checkpoint.shape, (windows, seqlen)
+        need = pass_need(self.checkpoint, torch_dtype(dtype), drawn, True, None, LIBRARIES)
+        head = 2.0 * windows * seqlen * shape.hidden_size * shape.vocab_size
+        operations = share * forward_operations(shape, *drawn) + head
+        work = Work(read=int(share * self.checkpoint.weight_bytes), operations=operations)
+        tasks = TASK_LIBRARIES if self.settings.evaluate.tasks else 0
+        return self._computing(work, need.total - LIBRARIES + tasks)
+
+    def _recovery(self) -> StepNeed:
+        """The whole model, its activations and logits, and the adapter with AdamW's moments."""
+        recipe, shape = self.settings.recover.recipe, self.checkpoint.shape
+        size = torch_dtype(self.settings.compute.dtype).itemsize
+        tokens = recipe.batch_size // recipe.accumulation * recipe.seqlen
+        share = self.smaller / self.checkpoint.weight_bytes
+        weights = int(self.checkpoint.parameters * share * size)
+        attention = shape.num_attention_heads * shape.head_dim
+        kept = 8 * shape.hidden_size + 4 * shape.intermediate_size + 4 * attention
+        blocks = 1 if recipe.checkpointing else shape.num_hidden_layers
+        activations = tokens * (kept * size * blocks + 3 * 4 * shape.vocab_size)
+        operations = TRAINING_PASSES * forward_operations(
+            shape, recipe.trained_tokens // recipe.seqlen, recipe.seqlen
+        )
+        work = Work(read=self.smaller, written=self.smaller, operations=share * operations)
+        memory = TRAINING_LIBRARIES + 2 * weights + activations
+        return self._computing(work, memory, self.smaller)
+
+    def _computing(self, work: Work, memory: int, disk: int = 0) -> StepNeed:
+        """A step that runs the model: on a GPU where there is one, which then holds the same."""
+        need = self._need(work, disk, memory + CUDA * self.gpu)
+        return replace(need, gpu=True, gpu_memory=memory) if self.gpu else need
+
+    def _need(self, work: Work | None = None, disk: int = 0, memory: int = 0) -> StepNeed:
+        seconds = AROUND + OVER_FLOOR * (work or Work()).seconds(self.rates)
+        return StepNeed(memory=LIBRARIES + memory, disk=FILES + disk, seconds=seconds)
+
+
+def step_needs(
+    settings: CompressSettings, checkpoint: Checkpoint, rates: Rates, gpu: bool = False
+) -> dict[str, StepNeed]:
+    """What each step of a run needs, at these rates; ``gpu`` says whether there is one to use."""
+    settled, _ = settled_settings(settings)
+    return Estimates(settled, checkpoint, rates, gpu).needs()
+
+
+def _size(source: str) -> int:
+    """Bytes of a text or of rows that lie here; a fetched one is taken for a small one."""
+    path = Path(source.partition(":")[2] if source.startswith("chat:") else source)
+    return path.stat().st_size if path.is_file() else MEBIBYTE

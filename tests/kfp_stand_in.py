@@ -1,0 +1,266 @@
+"""A stand-in for the API of Kubeflow Pipelines: it runs every compiled step as a process.
+
+Steps run in the order of the DAG with their environment, their secrets, their memory limit and
+their deadline, and are repeated as their retry policy says. It imitates no image, volume, node,
+taint or GPU, no namespace and no login; it waits seconds between attempts, not minutes, and steps
+run one after the other. Where a container would be, there is a process with an empty home.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from tests.kfp_process import kfp_environment
+from tests.layers import ROOT
+
+UNITS = {"Mi": 1 << 20, "Gi": 1 << 30, "M": 10**6, "G": 10**9}
+# The image that the registry has; the API answers for it too.
+IMAGE = "bipline"
+# After a pod was lost: until its hold on its work in S3 has run out, see tests/kfp_pods.py.
+LOST_SECONDS = 5.0
+
+
+@dataclass
+class Attempt:
+    """A pod that ran: its step, its exit code, its log, and the most private memory it had."""
+
+    step: str
+    code: int
+    log: Path
+    memory: int
+    limit: int
+
+
+@dataclass
+class KubeflowStandIn:
+    """What it was given, what it ran, and what it is to do to a step's first pod."""
+
+    folder: Path
+    secrets: dict[str, dict[str, str]]
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recurring: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+    # A step whose first pod is killed when this says so.
+    kills: dict[str, Callable[[], bool]] = field(default_factory=dict)
+    address: str = ""
+
+    @property
+    def told(self) -> list[tuple[str, int, str]]:
+        """What every pod ended with: for the message of a test that fails."""
+        return [(each.step, each.code, each.log.read_text()[-1500:]) for each in self.attempts]
+
+    def execute(self, run_id: str, documents: dict[str, Any]) -> None:
+        """Run every task whose upstream tasks ended well; then say how the run ended."""
+        specification, platform = _parts(documents)
+        tasks, ended = specification["root"]["dag"]["tasks"], dict[str, bool]()
+        while len(ended) < len(tasks):
+            for name, task in tasks.items():
+                before = task.get("dependentTasks", [])
+                if name in ended or not all(each in ended for each in before):
+                    continue
+                ended[name] = all(ended[each] for each in before) and self._task(
+                    run_id, name, task, specification, platform
+                )
+        self.runs[run_id] |= {"state": "SUCCEEDED" if all(ended.values()) else "FAILED",
+                              "finished_at": _now()}  # fmt: skip
+
+    def _task(
+        self, run_id: str, name: str, task: dict[str, Any], specification: dict[str, Any],
+        platform: dict[str, Any],
+    ) -> bool:  # fmt: skip
+        label = specification["components"][task["componentRef"]["name"]]["executorLabel"]
+        container = specification["deploymentSpec"]["executors"][label]["container"]
+        pod = platform.get(label, {})
+        step = task["taskInfo"]["name"]
+        attempts = 1 + int(task.get("retryPolicy", {}).get("maxRetryCount", 0))
+        for number in range(attempts):
+            ended = self._pod(run_id, f"{name}-{number}", step, container, pod)
+            self.attempts.append(ended)
+            if ended.code == 0:
+                return True
+            if ended.code < 0:
+                time.sleep(LOST_SECONDS)
+        return False
+
+    def _pod(
+        self, run_id: str, name: str, step: str, container: dict[str, Any], pod: dict[str, Any]
+    ) -> Attempt:
+        folder = self.folder / run_id / name
+        folder.mkdir(parents=True)
+        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
+        for each in container.get("env", ()):
+            value = each["value"].replace("{{$.pipeline_job_uuid}}", run_id)
+            environment[each["name"]] = value.replace("/scratch", str(folder))
+        for secret in pod.get("secretAsEnv", ()):
+            values = self.secrets[secret["secretName"]]
+            environment |= {k["envVar"]: values[k["secretKey"]] for k in secret["keyToEnv"]}
+        command = [*container["command"], *container["args"]]
+        assert command[:2] == ["python", "-m"], command
+        log = folder / "log"
+        self._pods.stdin.write(json.dumps({
+            "name": name, "folder": str(folder), "log": str(log), "arguments": command[2:],
+            "environment": {**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        }) + "\n")  # fmt: skip
+        self._pods.stdin.flush()
+        number = self._answer("pid")
+        limit = _bytes(container.get("resources", {}).get("resourceMemoryLimit", "999Gi"))
+        deadline = time.monotonic() + float(pod.get("activeDeadlineSeconds", 3600))
+        kill, most = self.kills.get(step), 0
+        while (private := _private(number)) is not None:
+            most = max(most, private)
+            if private > limit or time.monotonic() > deadline or (kill and kill()):
+                os.kill(number, signal.SIGKILL)
+                self.kills.pop(step, None)
+                break
+            time.sleep(0.05)
+        return Attempt(step, self._answer("code"), log, most, limit)
+
+    def _answer(self, wanted: str) -> int:
+        return int(json.loads(self._pods.stdout.readline())[wanted])
+
+    @contextmanager
+    def serving(self) -> Iterator[KubeflowStandIn]:
+        """The API on a free port for the length of the block, with the process that has pods."""
+        environment = kfp_environment(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+        for name in [name for name in environment if name.startswith(("ZENML", "MLFLOW", "AWS"))]:
+            del environment[name]
+        command = [sys.executable, "-m", "tests.kfp_pods"]
+        self._pods: Any = subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Bound", (Handler,), {"stand_in": self})
+        )
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.address = f"http://127.0.0.1:{server.server_port}/pipeline"
+        try:
+            assert self._answer("ready")
+            yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+            self._pods.stdin.close()
+            self._pods.terminate()
+            self._pods.wait(timeout=30)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The part of v2beta1 that kfp's client asks for."""
+
+    stand_in: KubeflowStandIn
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = self._path()
+        kind, _, name = path.partition("/")
+        found = _kinds(self.stand_in).get(kind)
+        if path == "healthz":
+            self._send({"multi_user": False})
+        elif found is not None and name in found:
+            self._send(found[name])
+        elif found is not None and not name:
+            values = list(found.values())
+            self._send({kind: values, "total_size": len(values)})
+        else:
+            self._send({"error": "not found"}, 404)
+
+    def do_POST(self) -> None:
+        path, body = self._path(), self._body()
+        if path.endswith((":disable", ":enable")):
+            name, _, mode = path.partition("/")[2].partition(":")
+            self.stand_in.recurring[name]["mode"] = mode.upper()
+            return self._send({})
+        kind = {"experiments": "experiment", "runs": "run", "recurringruns": "recurring_run"}
+        made = {**body, f"{kind[path]}_id": str(uuid.uuid4()), "created_at": _now()}
+        _kinds(self.stand_in)[path][made[f"{kind[path]}_id"]] = made
+        if path == "runs":
+            made["state"] = "RUNNING"
+            arguments = made["run_id"], made["pipeline_spec"]
+            threading.Thread(
+                target=_executed, args=(self.stand_in, *arguments), daemon=True
+            ).start()
+        return self._send(made)
+
+    def do_HEAD(self) -> None:
+        """A registry's answer: one image is there."""
+        there = self.path == f"/v2/{IMAGE}/manifests/1"
+        self.send_response(200 if there else 404)
+        self.end_headers()
+
+    def do_DELETE(self) -> None:
+        kind, _, name = self._path().partition("/")
+        self._send({}, 200 if _kinds(self.stand_in)[kind].pop(name, None) else 404)
+
+    def _path(self) -> str:
+        return re.sub(r"^.*/apis/v2beta1/", "", self.path.partition("?")[0])
+
+    def _body(self) -> dict[str, Any]:
+        length = int(self.headers.get("Content-Length") or 0)
+        return dict(json.loads(self.rfile.read(length) or b"{}"))
+
+    def _send(self, value: dict[str, Any], code: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _kinds(stand_in: KubeflowStandIn) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        "runs": stand_in.runs, "recurringruns": stand_in.recurring,
+        "experiments": stand_in.experiments,
+    }  # fmt: skip
+
+
+def _executed(stand_in: KubeflowStandIn, run_id: str, documents: dict[str, Any]) -> None:
+    try:
+        stand_in.execute(run_id, documents)
+    except BaseException as error:
+        stand_in.runs[run_id] |= {"state": "FAILED", "error": {"message": repr(error)}}
+        raise
+
+
+def _parts(documents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pipeline, and what is Kubernetes' own of every executor."""
+    specification = documents.get("pipeline_spec", documents)
+    platform = documents.get("platform_spec", {}).get("platforms", {}).get("kubernetes", {})
+    return specification, platform.get("deploymentSpec", {}).get("executors", {})
+
+
+def _private(number: int) -> int | None:
+    """Private bytes of a process; None when it has ended."""
+    try:
+        status = Path(f"/proc/{number}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    found = re.search(r"RssAnon:\s+(\d+)", status)
+    return int(found[1]) * 1024 if found and "State:\tZ" not in status else None
+
+
+def _bytes(text: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)(\w+)", text).groups()  # type: ignore[union-attr]
+    return int(number) * UNITS[unit]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bipline.audits.findings import differs, holds, unknown
-from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
-from bipline.base.extras import require
-from bipline.delivery import signature
+from bipline.base.errors import EnvironmentFailure, Refused
+from bipline.delivery import signature, signer
 from bipline.settings.trust import BOTH, Part, TrustedKey, TrustSettings, load_trust
 from bipline.storage.digests import digest_file
-from bipline.storage.manifest import LINEAGE, MANIFEST_NAME, SIGNATURE_NAME
+from bipline.storage.manifest import LINEAGE, SIGNATURE_NAME
 from bipline.values.audit import Finding
 
 REWRITTEN = (
@@ -38,7 +37,7 @@ class Trusted:
     told: str
     parts: tuple[Part, ...]
     kind: str
-    check: Callable[[Path], None]
+    check: Callable[[Path], object]
 
 
 def read_trust(key: Path | None, file: Path | None) -> TrustSettings:
@@ -57,13 +56,15 @@ def read_trust(key: Path | None, file: Path | None) -> TrustSettings:
 def trusted(trust: TrustSettings) -> list[Trusted]:
     """Everybody whose signatures count. Raises InvalidInput for keys and certificates of none."""
     return [
-        *(Trusted(_of_file(each), each.counts_for, "publicKey", _by_key(Path(each.file)))
+        *(Trusted(_of_file(each), each.counts_for, "publicKey",
+                  _by(signer.Trust(key=Path(each.file))))
           for each in trust.keys),
         *(Trusted(f"certificate of {_of_file(each)}", each.counts_for, "x509CertificateChain",
-                  partial(_check, _by_certificate(Path(each.file)), each.name))
+                  _by(signer.Trust(certificate_chain=(Path(each.file),))))
           for each in trust.certificates),
         *(Trusted(f"{each.name} ({each.identity} at {each.issuer})", each.counts_for,
-                  "certificate", partial(_check_identity, each.identity, each.issuer, each.name))
+                  "certificate", partial(signature.check_signature, key=signer.Trust(
+                      identity=each.identity, issuer=each.issuer)))
           for each in trust.identities),
     ]  # fmt: skip
 
@@ -136,41 +137,7 @@ def _of_file(each: Any) -> str:
     return f"{each.name} ({Path(each.file).name}, sha256 {digest_file(Path(each.file))[:12]})"
 
 
-def _by_key(file: Path) -> Callable[[Path], None]:
-    config = require("model_signing.verifying", signature.EXTRA).Config()
-    try:
-        config.use_elliptic_key_verifier(public_key=file)
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidInput(f"{file}: not a public elliptic curve key: {_line(error)}") from None
-    return partial(signature.check_signature, key=file)
-
-
-def _by_certificate(file: Path) -> Any:
-    config = require("model_signing.verifying", signature.EXTRA).Config()
-    try:
-        return config.use_certificate_verifier(certificate_chain=[file])
-    except Exception as error:  # OpenSSL's own errors are not of one class
-        raise InvalidInput(f"{file}: not a certificate in PEM: {_line(error)}") from None
-
-
-def _check_identity(identity: str, issuer: str, name: str, place: Path) -> None:
-    """Raise Refused unless Sigstore signed for it, EnvironmentFailure without its roots."""
-    config = require("model_signing.verifying", signature.EXTRA).Config()
-    try:
-        config.use_sigstore_verifier(identity=identity, oidc_issuer=issuer)
-    except Exception as error:
-        said = f"Sigstore's roots cannot be had to look for {name}: {_line(error)}"
-        raise EnvironmentFailure(said) from None
-    _check(config, name, place)
-
-
-def _check(config: Any, name: str, place: Path) -> None:
-    try:
-        config.verify(place / MANIFEST_NAME, place / SIGNATURE_NAME)
-    except Exception as error:
-        # What its libraries raise is not one class; to the reader all of it means the same.
-        raise Refused(f"{place}: {SIGNATURE_NAME} is not by {name}: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _by(trust: signer.Trust) -> Callable[[Path], object]:
+    """The check of those who may be asked offline. Raises InvalidInput for a file that is none."""
+    trust.verifier()
+    return partial(signature.check_signature, key=trust)

@@ -14,26 +14,28 @@ from zenml import pipeline
 from zenml.enums import ExecutionMode
 from zenml.models import StepRunResponse
 
+from bipline.comparison.grid import compensations_of
 from bipline.comparison.plan import sources_of, sweep_rows
-from bipline.settings.line import CompensateSettings
 from bipline.settings.stack import WHERE
 from bipline.settings.sweep import SweepSettings
 from bipline.values.combination import Combination
 from pipelines.provenance import provenance
 from steps.line import calibrate, resolve
+from steps.notices import on_failure
 from steps.rows import collect, dense, row, score_criterion, track
 from steps.stage import output, store
 
 
-@pipeline(name="sweep", execution_mode=ExecutionMode.FAIL_FAST)
+@pipeline(name="sweep", execution_mode=ExecutionMode.FAIL_FAST, on_failure=on_failure)
 def sweep(settings: SweepSettings) -> None:
     """Resolve, calibrate, score, then a step a row, and what they come to."""
     rows, compute = sweep_rows(settings), settings.compute
     protocol = settings.evaluate.protocol
     _, calibration_inputs, _, evaluation_inputs = resolve(sources_of(settings))
+    compensations = compensations_of(rows)
     windows = {
         seed: calibrate(
-            calibration_inputs, evaluation_inputs, settings.calibrate, CompensateSettings(), seed,
+            calibration_inputs, evaluation_inputs, settings.calibrate, compensations, seed,
             id=f"calibrate_seed_{seed}",
         )
         for seed in settings.grid.seeds
@@ -54,7 +56,7 @@ def sweep(settings: SweepSettings) -> None:
     ]  # fmt: skip
     tried = [each.model_dump(mode="json") for each in rows]
     comparison, report = collect(
-        outcomes, dense_record, calibration_inputs, tried, settings.calibrate
+        outcomes, dense_record, calibration_inputs, windows[rows[0].seed], tried, settings.calibrate
     )
     described = settings.model_dump(mode="json", exclude={*WHERE})
     track(comparison, report, settings.select, described, provenance())

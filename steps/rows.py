@@ -78,6 +78,7 @@ def collect(
     outcomes: list[Outcome],
     dense_record: EvaluationRecord,
     calibration_inputs: Resolution,
+    calibration: Handle,
     combinations: list[dict[str, Any]],
     settings: Parameter[CalibrateSettings],
 ) -> tuple[Annotated[Comparison, "comparison"], Annotated[Handle, "report"]]:
@@ -86,7 +87,7 @@ def collect(
     first, texts = tried[0], [calibration_inputs.texts[name] for name in settings.texts]
     models = {first.model: (calibration_inputs.model, dense_record)}
     rows = [Row.of(*pair) for pair in zip(tried, outcomes, strict=True)]
-    comparison = comparison_of(models, {first.calibration: texts}, settings, rows)
+    comparison = comparison_of(models, {first.calibration: (texts, calibration)}, rows)
     return comparison, store_results(context(), comparison)
 
 

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+POINTING = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
+
 
 def mlflow_environment() -> dict[str, str]:
-    """What the environment says to MLflow."""
-    return {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    """Where the environment points MLflow."""
+    return {name: os.environ[name] for name in POINTING if name in os.environ}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -22,3 +23,13 @@ def anonymous_memory() -> int:
     """Resident private memory of this process now, in bytes."""
     resident, shared = Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3]
     return (int(resident) - int(shared)) * PAGE_BYTES
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system; what lies between used pieces is kept otherwise.
+
+    Does nothing where the C library is not glibc.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -18,7 +18,7 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note, ticking
 from bipline.comparison.folder import MODELS, comparison_folder
 from bipline.comparison.grid import combinations, refusal_of
-from bipline.comparison.inputs import Inputs, check_windows, comparison_of
+from bipline.comparison.inputs import Inputs, check_windows, comparison_of, with_samples
 from bipline.comparison.pool import Perform, Task, performing, processes_for, threads_for
 from bipline.comparison.rows import (
     RowInputs,
@@ -33,9 +33,9 @@ from bipline.model.devices import choose_device
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.zero_shot import check_tasks, model_questions
-from bipline.settings.line import CompensateSettings, ComputeSettings
+from bipline.settings.line import ComputeSettings
 from bipline.settings.sweep import ComparisonSettings
-from bipline.stages.calibrate import DEFAULT_SAMPLES, calibrate
+from bipline.stages.calibrate import calibrate
 from bipline.stages.stage import Context
 from bipline.storage.store import Handle, Store
 from bipline.values.combination import Combination
@@ -59,6 +59,7 @@ def compare(
         raise InvalidInput(f"jobs {jobs}: speed is measured by one process alone; leave out --jobs")
     if jobs > 1 and choose_device(settings.compute.device).type != "cpu":
         raise InvalidInput(f"jobs {jobs}: several processes run on the CPU only; give --device cpu")
+    settings = with_samples(settings, inputs, rows)
     # Threads are part of a key, and jobs decide how many there are.
     with threads_for(jobs), comparison_folder(out) as store:
         works = [
@@ -76,8 +77,7 @@ def compare(
                 work.run(perform)
     return comparison_of(
         {work.name: (work.given.model, work.dense) for work in works},
-        {name: [text] for name, text in inputs.calibrations.items()},
-        settings.calibrate,
+        {name: ([text], works[0].drawn_from(name)) for name, text in inputs.calibrations.items()},
         (row for work in works for row in work.finished),
     )
 
@@ -113,10 +113,10 @@ class _Model:
         for name, seed in dict.fromkeys(row.drawing for row in self.rows):
             drawn = section.model_copy(update={"texts": {name: 1.0}})
             self.windows[name, seed] = calibrate(
-                Context(self.store, self.compute, seed), given.model, calibrations, drawn,
-                CompensateSettings(), given.texts.values(),
+                Context(self.store, self.compute, seed), given.model, calibrations, drawn, (),
+                given.texts.values(),
             )  # fmt: skip
-        sizes = section.samples or DEFAULT_SAMPLES, section.seqlen
+        sizes = int(section.samples or 0), section.seqlen
         for row in self.rows:
             if reason := refusal_of(checkpoint, row, sizes, self.compute.max_memory):
                 self.outcomes[row.unnamed.digest] = Outcome(refusal=reason)
@@ -143,6 +143,10 @@ class _Model:
         for scored, found in perform(scoring):
             self.statistics.update(zip(scored, found, strict=True))
         self._measure(perform)
+
+    def drawn_from(self, calibration: str) -> Handle:
+        """Windows of a calibration text: of every seed there are as many, and as long."""
+        return next(found for (name, _), found in self.windows.items() if name == calibration)
 
     @property
     def finished(self) -> list[Row]:

@@ -12,7 +12,7 @@ from bipline.compression.allocate import check_allocation, check_ratio
 from bipline.compression.auto import settle
 from bipline.compression.compensation.checks import check_compensation_settings
 from bipline.model.checkpoint import Checkpoint
-from bipline.settings.line import AllocateSettings, LineSettings, sectioned
+from bipline.settings.line import AllocateSettings, CompensateSettings, LineSettings, sectioned
 from bipline.settings.sweep import ComparisonSettings, GridSettings
 from bipline.values.combination import Choice, Combination, Method
 
@@ -54,6 +54,12 @@ def line_of(combination: Combination) -> LineSettings:
         values |= {part: chosen.name, f"{part}_option": chosen.options}
     given = {**sectioned(values), "model": combination.model, "seed": combination.seed}
     return LineSettings.model_validate(given)
+
+
+def compensations_of(combinations: Iterable[Combination]) -> tuple[CompensateSettings, ...]:
+    """Each compensation of a grid once: together they say how many windows are drawn for all."""
+    found = (line_of(each).compensate for each in combinations)
+    return tuple({each.model_dump_json(): each for each in found}.values())
 
 
 def refusal_of(

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from bipline.base.errors import InvalidInput
-from bipline.comparison.grid import line_of
+from bipline.base.progress import note
+from bipline.comparison.grid import compensations_of, line_of
 from bipline.compression.compensation.checks import needed_bytes
 from bipline.compression.criteria import needs_of
 from bipline.compression.gradient_sums import gradient_memory
@@ -21,15 +22,16 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device, torch_dtype
 from bipline.model.memory import memory_need
+from bipline.model.opening import open_checkpoint
 from bipline.model.resolve import HUB
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import text_windows
-from bipline.settings.line import CalibrateSettings
 from bipline.settings.sweep import ComparisonSettings
-from bipline.stages.calibrate import DEFAULT_SAMPLES
+from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_of
 from bipline.stages.resolve import resolve_model, resolve_tasks, resolve_texts
 from bipline.storage.digests import digest_json
 from bipline.storage.documents import TEXT_SUFFIXES, read_documents
+from bipline.storage.store import Handle
 from bipline.values.combination import Combination
 from bipline.values.comparison import ComparedCalibration, ComparedModel, Comparison, Row
 from bipline.values.record import EvaluationRecord
@@ -90,15 +92,31 @@ def resolve_inputs(
     )
 
 
+def with_samples(
+    settings: ComparisonSettings, inputs: Inputs, rows: Sequence[Combination]
+) -> ComparisonSettings:
+    """The same with its number of windows set: as many as the neediest row needs, for all alike."""
+    section, compensations = settings.calibrate, compensations_of(rows)
+    samples = max(
+        samples_of(open_checkpoint(given.model.location), section, compensations)
+        for given in inputs.models.values()
+    )
+    if section.samples is None and samples > DEFAULT_SAMPLES:
+        note(f"samples {samples} for every row: compensation needs more than {DEFAULT_SAMPLES}")
+    return settings.model_copy(
+        update={"calibrate": section.model_copy(update={"samples": samples})}
+    )
+
+
 def comparison_of(
     models: Mapping[str, tuple[ResolvedModel, EvaluationRecord]],
-    calibrations: Mapping[str, Sequence[ResolvedText]],
-    settings: CalibrateSettings,
+    calibrations: Mapping[str, tuple[Sequence[ResolvedText], Handle]],
     rows: Iterable[Row],
 ) -> Comparison:
     """What a comparison tells: models with their dense records, calibrations and rows.
 
-    Of a mix of calibration texts it tells the sources together, and a digest over them.
+    A calibration is its texts and a set of windows drawn from them. Of a mix it tells the sources
+    together, and a digest over them.
     """
     compared = {
         name: ComparedModel(
@@ -110,13 +128,13 @@ def comparison_of(
         for name, (model, record) in models.items()
     }
     drawn = {}
-    for name, texts in calibrations.items():
+    for name, (texts, windows) in calibrations.items():
         digests = [text.sha256 for text in texts]
         drawn[name] = ComparedCalibration(
             source=" + ".join(text.source for text in texts),
             sha256=digests[0] if len(digests) == 1 else digest_json(sorted(digests)),
-            samples=settings.samples or DEFAULT_SAMPLES,
-            seqlen=settings.seqlen,
+            samples=int(windows.info["samples"]),
+            seqlen=int(windows.info["seqlen"]),
         )
     return Comparison(models=compared, calibrations=drawn, rows=tuple(rows))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bipline.comparison.grid import combinations, refusal_of
+from bipline.comparison.grid import combinations, compensations_of, refusal_of
 from bipline.comparison.inputs import short_name
 from bipline.model.devices import choose_device
 from bipline.settings.compress import CompressSettings, EvaluateSettings
 from bipline.settings.sweep import Selection, SweepSettings
 from bipline.stages import evaluate, resolve
-from bipline.stages.calibrate import DEFAULT_SAMPLES
+from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_of
 from bipline.stages.resolve import known_checkpoint
 from bipline.values.combination import Combination
 
@@ -42,6 +42,8 @@ def check_sweep(settings: SweepSettings) -> list[tuple[str, str]]:
     evaluate.check(source, checkpoint, thorough=False)
     section, seeds = settings.calibrate, len(settings.grid.seeds)
     samples = section.samples or DEFAULT_SAMPLES
+    if checkpoint:
+        samples = samples_of(checkpoint, section, compensations_of(rows))
     criteria = len({row.criterion.label for row in rows})
     texts = ", ".join(settings.evaluate.texts)
     corrected = sum(row.compensates for row in rows)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import require
+from bipline.base.machine import return_freed_memory
 from bipline.settings.recipes import BaLoraRecipe, LoraRecipe, Schedule
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -18,11 +19,27 @@ MERGE_TOLERANCE = 1e-4
 PROOF_WINDOWS = 4
 
 
+def in_memory(model: Any) -> Any:
+    """The model with weights of its own: those of a file share one mapping, given back as one."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def in_float32(model: Any) -> Any:
+    """The model in float32, weight by weight: at no time is more there than the wider model."""
+    for parameter in model.parameters():
+        if parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+            return_freed_memory()
+    return model.float()  # buffers
+
+
 def prepared(model: Any, recipe: Schedule) -> Any:
     """The model with what is trained: an adapter around it, or all its weights in float32."""
     model.config.use_cache = False
     if not isinstance(recipe, LoraRecipe):
-        return model.float().requires_grad_(True)
+        return in_float32(model).requires_grad_(True)
     return with_adapter(model, recipe)
 
 
@@ -58,11 +75,7 @@ def with_adapter(model: Any, recipe: LoraRecipe) -> Any:
 @torch.no_grad()
 def merged(adapted: Any, windows: Tensor) -> tuple[dict[str, Tensor], float]:
     """The merged weights in float32, and how far merging moved the logits, of the largest."""
-    adapted = adapted.to("cpu")
-    for parameter in adapted.parameters():
-        # Weights as they were loaded share one mapping of their file, which none gives back alone.
-        parameter.data = parameter.data.clone()
-    adapted = adapted.float().eval()
+    adapted = in_float32(adapted.to("cpu")).eval()
     windows = windows[:PROOF_WINDOWS]
     expected = adapted(input_ids=windows).logits
     plain = adapted.merge_and_unload() if hasattr(adapted, "merge_and_unload") else adapted

@@ -34,7 +34,7 @@ from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer, tokenizer_of
 from bipline.model.writer import TensorSpec, write_weights
 from bipline.quality.perplexity import measure_text, text_windows
-from bipline.recovery.adapter import MERGE_TOLERANCE, merged, prepared, save_adapter
+from bipline.recovery.adapter import MERGE_TOLERANCE, in_memory, merged, prepared, save_adapter
 from bipline.recovery.examples import Examples, examples_of
 from bipline.recovery.objectives import Teacher
 from bipline.recovery.place import Place, Trained, random_state_kept
@@ -181,7 +181,8 @@ def _train(
     recipe = request.recipe
     with random_state_kept():
         torch.manual_seed(recipe.seed)
-        model = prepared(load_model(source, place.dtype).to(place.device), recipe)
+        loaded = in_memory(load_model(source, place.dtype).to(place.device))
+        model = prepared(loaded, recipe)
         teacher = _teacher(request, examples, place)
         return model, train(model, examples, recipe, teacher, place)
 

@@ -32,19 +32,19 @@ def calibrate(
     model: ResolvedModel,
     texts: Mapping[str, ResolvedText],
     settings: CalibrateSettings,
-    compensate: CompensateSettings,
+    compensations: Iterable[CompensateSettings],
     evaluation: Iterable[ResolvedText] = (),
 ) -> Handle:
     """Draw the windows; text that is also evaluation text is refused, drawn before or not.
 
     Neither the names of the texts nor their order change the draw. Samples that are not named
-    are as many as ``compensate`` needs.
+    are as many as each of ``compensations`` needs, which all use these windows.
     """
     chosen = [texts[name] for name in settings.texts]
     check_overlap(
         [Path(text.location) for text in chosen], [Path(text.location) for text in evaluation]
     )
-    samples = samples_of(context.opened(model), settings, compensate)
+    samples = samples_of(context.opened(model), settings, compensations)
     if settings.samples is None and samples > DEFAULT_SAMPLES:
         note(f"samples {samples}: compensation needs more than {DEFAULT_SAMPLES} on this model")
     # By content, because the key does not depend on what a text is called; and by how many windows
@@ -70,12 +70,14 @@ def calibrate(
 
 
 def samples_of(
-    checkpoint: Checkpoint, settings: CalibrateSettings, compensate: CompensateSettings
+    checkpoint: Checkpoint, settings: CalibrateSettings, compensations: Iterable[CompensateSettings]
 ) -> int:
     """The number of windows: as it was set, else 128 or what compensation needs on this model."""
     if settings.samples is not None:
         return settings.samples
-    return max(DEFAULT_SAMPLES, least_samples_of(compensate, checkpoint.shape, settings.seqlen))
+    shape, seqlen = checkpoint.shape, settings.seqlen
+    least = [least_samples_of(one, shape, seqlen) for one in compensations]
+    return max([DEFAULT_SAMPLES, *least])
 
 
 def needed(calibration: Handle | None, reader: str) -> Handle:
@@ -105,7 +107,7 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
             raise InvalidInput(f"calibrate.texts: {name!r} is not listed under texts")
     samples = section.samples
     if checkpoint is not None:
-        samples = samples_of(checkpoint, section, settings.compensate)
+        samples = samples_of(checkpoint, section, [settings.compensate])
     if samples is None:
         return [("calibrate", f"{DEFAULT_SAMPLES} windows, or as many as compensation needs")]
     local = not any(source.startswith("hf:") for source in sources.values())

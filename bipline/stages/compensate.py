@@ -114,7 +114,7 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
         f"{section.chosen}, {'in order, on the pruned stream' if sequential else 'on dense inputs'}"
     )
     if checkpoint is not None:
-        windows = samples_of(checkpoint, calibrate, section), calibrate.seqlen
+        windows = samples_of(checkpoint, calibrate, [section]), calibrate.seqlen
         checks.check_compensation_settings(
             checkpoint, section, *windows, settings.compute.max_memory
         )

@@ -64,7 +64,7 @@ def smaller(
     calibration = corrections = statistics = None
     if runs_windows(settings):
         calibration = calibrate.calibrate(
-            context, model, texts, settings.calibrate, settings.compensate, evaluation
+            context, model, texts, settings.calibrate, [settings.compensate], evaluation
         )
     if not context.workers.leads:
         if not applies(settings):

@@ -18,7 +18,7 @@ from typing import Any
 from bipline.base.errors import BiplineError, InvalidInput, Refused
 from bipline.base.progress import heading, note
 from bipline.delivery.evidence import RESOLUTION, read_evidence
-from bipline.delivery.lineage import record_run, record_verdict
+from bipline.delivery.lineage import record_run
 from bipline.delivery.registries import mlflow as core
 from bipline.delivery.registries.addresses import (
     EXAMPLES,
@@ -37,14 +37,17 @@ from bipline.delivery.registries.promotion import (
     roll_back_alias,
 )
 from bipline.delivery.run_facts import version_facts
+from bipline.delivery.signer import Signer
 from bipline.delivery.version_summary import base_model, version_summary
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import flattened
 from bipline.settings.compress import CANDIDATE, CompressSettings, PromoteSettings
 from bipline.settings.gate import GateSettings, gate_name, load_gate
 from bipline.stages.export import Account
+from bipline.stages.format_limits import check_format_limits
 from bipline.stages.gate_figures import check_measured
 from bipline.stages.other_registries import check_others, promote_in_others
+from bipline.stages.signing import Telling, signed
 from bipline.stages.stage import Context, Lines
 from bipline.storage.store import Handle
 from bipline.values.lineage import RunLineage
@@ -65,10 +68,12 @@ def promote(
     seconds: Mapping[str, float],
     evaluated_at: datetime | None = None,
     run: RunLineage | None = None,
+    signer: Signer | None = None,
 ) -> Registration:
     """Register the package as candidate, with every number of the run; then ask the gate.
 
-    ``seconds`` are of the stages that ran; ``run`` is added to the package's lineage first. Never
+    ``seconds`` are of the stages that ran; ``run`` is added to the package's lineage first, and
+    ``signer`` signs both before anything is registered. Never
     found in a Store: whether the registry has it is the registry's to say. A refusal is told in the
     registration, so that the run's other results stay. Raises InvalidInput for an alias that needs
     a gate and has none.
@@ -78,6 +83,7 @@ def promote(
     place = context.store.open(package)
     if run is not None:
         record_run(place, account.config, run)
+    signature = signed(place, signer)
     with registry_at(settings.registry_uri):
         registered = core.track_and_register(
             package=place,
@@ -91,7 +97,8 @@ def promote(
             registry.tell_evaluated(registered.version, evaluated_at)
         chosen = None if gate is None else Gate(gate, gate_name(str(settings.gate)))
         if chosen is not None:
-            registered = _gated(registry, place, registered, settings.alias, chosen)
+            told = Telling(place, signer, signature)
+            registered = _gated(registry, told, place, registered, settings.alias, chosen)
         others = promote_in_others(
             settings.also, settings.name, place, evaluated_at, settings.alias, chosen
         )
@@ -115,7 +122,7 @@ def _content(
     model = read_resolution(place / RESOLUTION).model
     documents = {name: (place / name).read_text(encoding="utf-8") for name in (REPORT, "README.md")}
     return RunContent(
-        params=flattened(account.config),
+        params=flattened({k: v for k, v in account.config.items() if k != "published"}),
         metrics={
             **{f"seconds/{stage}": each for stage, each in seconds.items()},
             **metrics_of(records, plan, account.recovery),
@@ -143,25 +150,28 @@ def _content(
 
 
 def _gated(
-    registry: MlflowRegistry, place: Path, registered: Registration, alias: str, gate: Gate
+    registry: MlflowRegistry,
+    telling: Telling,
+    place: Path,
+    registered: Registration,
+    alias: str,
+    gate: Gate,
 ) -> Registration:
     """The registration with what the gate said, and the alias that came of it."""
     version = registry.find(registered.version)
     evidence = read_evidence(
         lambda name: (place / name).read_bytes(), str(place), version.package_digest,
-        evaluated_at=version.evaluated_at,
+        evaluated_at=version.evaluated_at, signature=telling.signature,
     )  # fmt: skip
     try:
         promotion = promote_version(registry, version, alias, gate, evidence)
     except Refused as refusal:
         note(str(refusal))
         verdict = refusal.verdict if isinstance(refusal, GateRefused) else None
-        if verdict is not None:
-            record_verdict(place, verdict)
+        telling.tell(verdict, version)
         return registered.model_copy(update={"refusal": str(refusal), "verdict": verdict})
     note(str(promotion))
-    if promotion.verdict is not None:
-        record_verdict(place, promotion.verdict)
+    telling.tell(promotion.verdict, version)
     return registered.model_copy(update={"alias": alias, "verdict": promotion.verdict})
 
 
@@ -194,11 +204,15 @@ def promote_registered(
         others = partial(
             promote_in_others, also, name, package, version.evaluated_at, alias, chosen
         )
+        telling = Telling()
         try:
             promotion = promote_version(model, version, alias, chosen, evidence)
-        except BiplineError:
+        except BiplineError as error:
+            if isinstance(error, GateRefused):
+                telling.tell(error.verdict, version)
             others()  # each tells what it came to
             raise
+        telling.tell(promotion.verdict, version)
         return promotion.model_copy(update={"also": others()})
 
 
@@ -323,6 +337,7 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     if gate is None:
         return [("promote", f"register {section.name}, alias {section.alias}"), *_also(section)]
     check_measured(gate, settings)
+    check_format_limits(gate, settings)
     told = f"register {section.name}, alias {CANDIDATE}; if gate {section.gate} passes it, "
     return [("promote", told + section.alias), *_also(section)]
 

@@ -228,7 +228,7 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
         check_windows(section.criterion, options, samples)
     text = f"{section.criterion} in {compute.dtype}"
     if checkpoint is not None:
-        samples = samples_of(checkpoint, settings.calibrate, settings.compensate)
+        samples = samples_of(checkpoint, settings.calibrate, [settings.compensate])
         operations = 2 * checkpoint.shape.linear_weights * samples * settings.calibrate.seqlen
         text += f", one forward pass of about {operations / 1e9:,.1f} GFLOP"
     if section.parts > 1:

@@ -28,6 +28,9 @@ PACKAGE = "bipline"
 DATA_SUFFIXES = (".json", ".j2")
 # Modules whose text goes into a pruned model as it stands, so that every byte of it counts.
 SHIPPED_MODULES = "modeling_per_layer*.py"
+# Tables of names, each for a module: a stage's key follows the module that its name stands for, so
+# a line more changes no result that there is.
+REGISTERS = ("bipline.settings.method_names",)
 # Libraries whose version can change a stage's numbers or bytes.
 NUMERIC_LIBRARIES = (
     "torch", "transformers", "tokenizers", "safetensors", "datasets", "lm_eval", "peft",
@@ -140,11 +143,13 @@ def import_closure(*modules: str, root: Path = PROJECT_ROOT) -> dict[str, Path]:
 def code_digest(*modules: str, root: Path = PROJECT_ROOT) -> str:
     """The digest of what ``modules`` can do: their import closure and the data files beside it.
 
-    A comment, a docstring or another formatting changes nothing. Of data files and of the modules
-    that a model carries along every byte counts. Raises ModuleNotFoundError as the closure does.
+    A comment, a docstring, another formatting or a line of a register changes nothing. Of data
+    files and of the modules that a model carries along every byte counts. Raises
+    ModuleNotFoundError as the closure does.
     """
     closure = import_closure(*modules, root=root)
-    digests = {name: _code_of(file).meaning for name, file in closure.items()}
+    counted = {name: file for name, file in closure.items() if name not in REGISTERS}
+    digests = {name: _code_of(file).meaning for name, file in counted.items()}
     for folder in {file.parent for file in closure.values()}:
         for file in _data_files(folder):
             digests[str(file.relative_to(root))] = _read_data(file, *_version_of(file))

@@ -119,3 +119,37 @@ class RunSummary(Frozen):
     def stage(self, name: str) -> StageSummary:
         """The stage of this name."""
         return next(stage for stage in self.stages if stage.name == name)
+
+
+class ModelOutcome(Frozen):
+    """How the run of one of several models ended: its exit code, why if not well, what it made."""
+
+    model: str
+    name: str
+    exit_code: int
+    reason: str = ""
+    summary: RunSummary | None = None
+
+    @property
+    def ended(self) -> str:
+        """The end in a word."""
+        if self.exit_code == 0:
+            return "unchanged" if self.summary and self.summary.unchanged else "done"
+        return "refused" if self.summary else "failed"
+
+
+class SeveralSummary(Frozen):
+    """Several models of one configuration, in its order, each with a run of its own."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    models: tuple[ModelOutcome, ...]
+
+    @property
+    def failed(self) -> tuple[ModelOutcome, ...]:
+        """Those that did not end well."""
+        return tuple(each for each in self.models if each.exit_code)
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of all: the highest, of which 3 says that a retry may help."""
+        return max(each.exit_code for each in self.models)

@@ -14,9 +14,10 @@ from bipline.base.progress import listening
 from bipline.comparison import rows
 from bipline.comparison.engine import compare
 from bipline.comparison.folder import MARKER_NAME
+from bipline.comparison.grid import compensations_of
 from bipline.comparison.rows import RowInputs, measure_row, score_rows
-from bipline.settings.line import CompensateSettings
-from bipline.stages.calibrate import calibrate
+from bipline.model.opening import open_checkpoint
+from bipline.stages.calibrate import calibrate, samples_of
 from bipline.stages.evaluate import evaluate_dense
 from bipline.stages.stage import Context, Stage
 from bipline.storage.local_store import LocalStore
@@ -62,7 +63,7 @@ def row_inputs(bench: Bench, context: Context, row: Combination) -> RowInputs:
     inputs, settings = bench.inputs(), bench.settings()
     given, protocol = inputs.models[bench.model.name], settings.evaluate.protocol
     windows = calibrate(
-        context, given.model, inputs.calibrations, settings.calibrate, CompensateSettings(),
+        context, given.model, inputs.calibrations, settings.calibrate, (),
         given.texts.values(),
     )  # fmt: skip
     return RowInputs(
@@ -141,3 +142,26 @@ def test_a_refusal_on_the_way_names_no_folder_of_the_run_and_leaves_no_work(
     assert row.refusal == "it cannot be"
     assert not list(Path("out").rglob("*.work"))
     assert run().rows[0].measured, "a refusal is not stored"
+
+
+def test_windows_that_are_not_counted_are_those_of_the_neediest_method_alone(
+    bench: Bench, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a sweep finds what compress drew for its method, and all rows see the same."""
+    monkeypatch.setattr("bipline.stages.calibrate.DEFAULT_SAMPLES", 2)
+    asked = bench.settings(**AXES)
+    section = asked.calibrate.model_copy(update={"samples": None})
+    settings = asked.model_copy(update={"calibrate": section})
+    compared = compare(settings, bench.inputs(), bench.folder / "out")
+    needy = compensations_of(bench.combinations(**AXES))[-1]
+    checkpoint = open_checkpoint(bench.model)
+    assert needy.chosen == "obs"
+    assert samples_of(checkpoint, section, [needy]) > 2 == samples_of(checkpoint, section, ())
+    assert compared.calibrations["calibration"].samples == samples_of(checkpoint, section, [needy])
+    made.clear()
+    inputs = bench.inputs()
+    calibrate(
+        Context(store_of(bench), settings.compute), inputs.models[bench.model.name].model,
+        inputs.calibrations, section, [needy],
+    )  # fmt: skip
+    assert made == []

@@ -101,6 +101,15 @@ def first(run: Run) -> RunSummary:
     return run()
 
 
+@pytest.fixture(scope="session")
+def audited_run(run: Run) -> RunSummary:
+    """A run without a training, so that it can be replayed."""
+    return run(
+        recover={}, score={"criterion": "magnitude"}, compensate={"compensation": "none"},
+        promote={"name": "audited"},
+    )  # fmt: skip
+
+
 def client_of(folder: Path) -> Any:
     """MLflow's client of the state that the runs of ``folder`` wrote."""
     import mlflow

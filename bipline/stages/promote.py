@@ -20,7 +20,12 @@ from bipline.base.progress import heading, note
 from bipline.delivery.evidence import RESOLUTION, read_evidence
 from bipline.delivery.lineage import record_run
 from bipline.delivery.registries import mlflow as core
-from bipline.delivery.registries.addresses import EXAMPLES, is_place, open_registry
+from bipline.delivery.registries.addresses import (
+    EXAMPLES,
+    is_place,
+    known_registry,
+    open_registry,
+)
 from bipline.delivery.registries.journal import check_alias, history_of
 from bipline.delivery.registries.journal_mlflow import REPORT, SUFFIX, MlflowRegistry
 from bipline.delivery.registries.mlflow_run import RunContent, Tracking
@@ -222,14 +227,14 @@ def roll_back(
     name, wanted = parts_of(source, "")
     if not wanted.startswith("@"):
         raise InvalidInput(f"{source}: write NAME@ALIAS, the alias that is to go back")
-    model = open_registry(name, wanted[1:], registry)
+    model = known_registry(name, wanted[1:], registry)
     heading("rollback")
     return roll_back_alias(model, wanted[1:], expected, reason, by)
 
 
 def history(name: str, registry: str | None) -> History:
     """Who moved which alias when, and why, of a registered model."""
-    return history_of(open_registry(name, CANDIDATE, registry))
+    return history_of(known_registry(name, CANDIDATE, registry))
 
 
 def registry_address(

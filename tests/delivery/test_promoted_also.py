@@ -125,6 +125,8 @@ def test_by_hand(
     assert refused.code == 1 and "is not made staging" in refused.errors
     back = registered.command("rollback", f"{registered.name}@production", *there)
     back.assert_one_line(1, "no version was production before")
+    nobody = registered.command("history", "nobody", *there)
+    nobody.assert_one_line(2, f"the registry at {PLACE} knows no model 'nobody'")
     assert bipline.history(registered.name, registry=PLACE).champions == {"production": "1"}
 
 

@@ -38,11 +38,11 @@ KINDS = [
     "mlflow file", pytest.param("mlflow server", marks=SLOW), "s3",
     pytest.param("sagemaker", marks=SLOW), pytest.param("hub", marks=SLOW),
 ]  # fmt: skip
-# Where every call is many requests, killing at each of them is left to the slow tests.
-PATIENT = pytest.mark.parametrize(
-    "world", [KINDS[0], *(kind if isinstance(kind, type(KINDS[1])) else
-                          pytest.param(kind, marks=SLOW) for kind in KINDS[1:])], indirect=True,
-)  # fmt: skip
+# Where every call is many requests, other tests stop at requests, and a race is one of the slow.
+MLFLOW = pytest.mark.parametrize("world", KINDS[:2], indirect=True)
+RACED = pytest.mark.parametrize(
+    "world", [*KINDS[:2], pytest.param("s3", marks=SLOW), *KINDS[3:]], indirect=True
+)
 OPEN = Gate(asked({"figure": "parameters", "at_most": 1000}), "open")
 SHUT = Gate(asked({"figure": "parameters", "at_most": 1}), "shut")
 
@@ -152,7 +152,7 @@ class Killed(BaseException):
 CALLS = ("aliases", "entries", "append", "point")
 
 
-@PATIENT
+@MLFLOW
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("call", range(9))
 def test_killed_at_every_call_and_run_again(
@@ -191,7 +191,7 @@ def test_killed_at_every_call_and_run_again(
     assert registry.aliases() == {"candidate": "4", ALIAS: "2", BACK: "1"}
 
 
-@PATIENT
+@RACED
 @pytest.mark.parametrize("call", range(9))
 def test_another_promotes_between_any_two_calls(
     world: World, registry: Any, monkeypatch: pytest.MonkeyPatch, call: int

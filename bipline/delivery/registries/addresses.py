@@ -49,6 +49,17 @@ def open_registry(name: str, alias: str, address: str | None) -> PackageRegistry
     return MlflowRegistry(name, address)
 
 
+def known_registry(name: str, alias: str, address: str | None) -> PackageRegistry[Any]:
+    """As :func:`open_registry`. Raises InvalidInput for a model that nobody registered there.
+
+    MLflow says so itself when it is asked.
+    """
+    registry = open_registry(name, alias, address)
+    if isinstance(registry, LedgerRegistry):
+        registry.check_known()
+    return registry
+
+
 def _check_bucket(address: str) -> None:
     bucket, _, rest = address.partition("://")[2].partition("/")
     if "@" in bucket or "?" in address or "#" in address:

@@ -145,6 +145,11 @@ class LedgerRegistry(ABC):
         """Put an entry under the first number that is free."""
         return self._added(PROMOTIONS, entry, self.entries, lambda each: each.id == entry.id)
 
+    def check_known(self) -> None:
+        """Raise InvalidInput where nothing was ever registered under the name."""
+        if not (self.versions() or self.entries()):
+            raise InvalidInput(f"the registry at {self.address} knows no model {self.name!r}")
+
     def find(self, wanted: str) -> StoredVersion:
         """A version by its number, or ``@ALIAS``. Raises InvalidInput where there is none."""
         number = self.aliases().get(wanted[1:]) if wanted.startswith("@") else wanted

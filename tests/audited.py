@@ -77,6 +77,7 @@ def copied_state(state: Path, target: Path, rooms: tuple[str, ...] = ("mlflow", 
     """A state folder's databases and artifacts beside them, as if they had always been there."""
     for room in rooms:
         shutil.copytree(state / room, target / room, symlinks=True)
+    forget_places()
     for config in (target / "zenml" / "config").glob("config.yaml"):  # names its database
         config.write_text(config.read_text().replace(str(state), str(target)))
     for database, tables in PLACES.items():
@@ -87,6 +88,13 @@ def copied_state(state: Path, target: Path, rooms: tuple[str, ...] = ("mlflow", 
     if "zenml" in rooms:
         _move_components(target / ZENML, str(state), str(target))
     return target
+
+
+def forget_places() -> None:
+    """MLflow remembers by a run's id where its files lie; a copy's run has the same id."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()
 
 
 def _move_components(database: Path, before: str, after: str) -> None:

@@ -31,8 +31,9 @@ from bipline.values.recovery import RecoveryRecord
 ABOUT = "MLflow run"
 EDITED = "somebody edited the registry: what it says of this version is not to be relied on"
 GONE = "parameters, metrics and verdicts are gone"
-# Where local sources lay: the package tells their last names alone.
-PLACES = ("model", "texts.", "tasks.")
+# Not compared: where local sources lay, of which the package tells their last names alone, and
+# figures of others, which MLflow is not told.
+LEFT_OUT = ("model", "texts.", "tasks.", "published")
 # What was too long for MLflow ends so.
 CUT = "…"
 
@@ -84,9 +85,9 @@ def _tags(run: Any, place: Path, digest: str) -> Iterator[Finding]:
 
 
 def _parameters(run: Any, place: Path) -> Finding:
-    """Each parameter that the configuration tells, but for where sources lay."""
+    """Each parameter that the configuration tells, but for what is left out."""
     kept = flattened(read_json(place / CONFIGURATION_NAME, "configuration", ""))
-    known = {key: value for key, value in kept.items() if not key.startswith(PLACES)}
+    known = {key: value for key, value in kept.items() if not key.startswith(LEFT_OUT)}
     given = {key: value for key, value in run.data.params.items() if not value.endswith(CUT)}
     return _same("run's parameters", given, known, "configuration")
 

@@ -34,9 +34,8 @@ def test_all_versions_and_no_secret(
     monkeypatch.chdir(tmp_path)
     for name in VARIABLES:
         monkeypatch.setenv(name, SECRET)
-    address = f"sqlite:///{state / MLFLOW}?password={SECRET}"
     files = {name: tmp_path / f"audit.{name}" for name in ("html", "json")}
-    asked = ("audit", f"models:/{NAME}", "--state", state, "--registry", address)
+    asked = ("audit", f"models:/{NAME}", "--state", state)
     change = "UPDATE model_version_tags SET value = 'x' WHERE key = 'base_model'"
     with edited(state / MLFLOW, (change, ())):
         ended = command(capfd, *asked, "--html", files["html"], "--json", files["json"])

@@ -2,7 +2,7 @@
 
 The public functions are those of :mod:`bipline.face.api`, the errors those of
 :mod:`bipline.base.errors`; nothing heavy is imported before one is used. The packages are rooms;
-imports run downward only, in this order: ``face``, ``watch``, ``audit``, ``comparison``,
+imports run downward only, in this order: ``face``, ``watch``, ``audits``, ``comparison``,
 ``stages``, ``delivery``, ``recovery``, ``quality``, ``compression``, ``model``, ``settings``,
 ``values``, ``storage``, ``base``.
 """
@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
     from bipline.face.api import (
+        audit,
+        audit_registry,
         compare,
         compress,
+        compress_each,
         diff,
         evaluate,
         export,
@@ -32,9 +35,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "compare",
-    "compress", "diff", "evaluate", "export", "history", "promote", "prune", "recover", "rollback",
-    "sign", "speed", "sweep", "verify",
+    "BiplineError", "EnvironmentFailure", "InvalidInput", "Refused", "__version__", "audit",
+    "audit_registry", "compare", "compress", "compress_each", "diff", "evaluate", "export",
+    "history", "promote", "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
 ]  # fmt: skip
 ERRORS = ("BiplineError", "EnvironmentFailure", "InvalidInput", "Refused")
 

@@ -14,10 +14,12 @@ from pydantic import BaseModel, ValidationError
 from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 
+from bipline.audits.page import render_registry
 from bipline.base.errors import Refused
 from bipline.delivery.page import Part, figure, joined, render_page, table
 from bipline.delivery.pictures import widths_picture
 from bipline.storage.digests import digest_json
+from bipline.values.audit import AuditedVersion, RegistryAudit
 from bipline.values.comparison import Comparison, Outcome, Tracked
 from bipline.values.plan import PruningPlan
 from bipline.values.record import EvaluationRecord
@@ -82,16 +84,18 @@ class JsonValueMaterializer(JsonMaterializer[BaseModel]):
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (
         Resolution, PruningPlan, EvaluationRecord, RecoveryRecord, Registration, Speeds,
-        Outcome, Comparison, Tracked,
+        Outcome, Comparison, Tracked, AuditedVersion, RegistryAudit,
     )  # fmt: skip
 
     def save_visualizations(self, data: BaseModel) -> dict[str, VisualizationType]:
-        """A table of the value's figures; of a plan also a picture of what every block keeps."""
+        """A table of the value's figures; of a plan a picture too, of audits their page."""
         shown = super().save_visualizations(data)
         if isinstance(data, PruningPlan):
             part = Part("plan", "What every block keeps", widths)
             page = render_page("Plan", data.digest, [part], data)
             shown[self._write("plan.html", page)] = VisualizationType.HTML
+        if isinstance(data, RegistryAudit):
+            shown[self._write("audit.html", render_registry(data))] = VisualizationType.HTML
         return shown
 
 

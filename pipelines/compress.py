@@ -23,11 +23,12 @@ from bipline.stages.line import runs_windows
 from bipline.stages.promote import gate_of
 from pipelines.provenance import provenance
 from steps import line
+from steps.notices import on_failure
 from steps.stage import output, store
 
 
 # The first failure ends the run, so that its own exception reaches the caller.
-@pipeline(name="compress", execution_mode=ExecutionMode.FAIL_FAST)
+@pipeline(name="compress", execution_mode=ExecutionMode.FAIL_FAST, on_failure=on_failure)
 def compress(settings: CompressSettings) -> None:
     """From a model and its texts to a registered package, one stage after the other."""
     model, calibration_inputs, recovery_inputs, evaluation_inputs = line.resolve(settings)
@@ -79,7 +80,8 @@ def compress(settings: CompressSettings) -> None:
         account["speeds"] = line.speed(pruned=pruned, subject=subject, **measured)
     inputs = calibration_inputs, evaluation_inputs, recovery_inputs
     package = line.export(subject, *inputs, settings.export, **account, **scored)
-    line.promote(package, settings.promote, gate_of(settings.promote), provenance(), **account)
+    promotion = settings.promote, gate_of(settings.promote), settings.export.sign
+    line.promote(package, *promotion, provenance(), **account)
 
 
 def measure(name: str, subject: Any, **inputs: Any) -> Any:

@@ -16,6 +16,7 @@ from bipline.base.errors import BiplineError
 from bipline.delivery.registries.mlflow_service import PROBE_LIMITS, limited, probe
 from bipline.settings.stack import StackSettings
 from bipline.settings.stack_file import node_pools
+from pipelines.process_state import Attribute, of_every_run
 
 ACCEPT = ", ".join(
     f"application/vnd.{kind}+json"
@@ -52,9 +53,9 @@ def examine(settings: StackSettings) -> list[Finding]:
     Raises InvalidInput for a stack that is not registered.
     """
     from pipelines.own_stack import ADD_TRACKER, chosen, quiet
-    from pipelines.process_state import changed, of_every_run
+    from pipelines.process_state import changed
 
-    with changed(quiet, of_every_run):
+    with changed(quiet, _asked_anew):
         server = _found("zenml", _zenml)
         if not server.ok:
             return [server]
@@ -64,6 +65,13 @@ def examine(settings: StackSettings) -> list[Finding]:
             mend = ADD_TRACKER.format(name=stack.name)
             found.append(Finding("experiment_tracker", False, "the stack has none", mend))
         return found
+
+
+def _asked_anew() -> list[Attribute]:
+    """As every run, and without what ZenML remembers of components that changed since."""
+    from zenml.stack import stack
+
+    return [*of_every_run(), (stack, "_STACK_CACHE", {})]
 
 
 def first_failure(kinds: Collection[str]) -> Finding | None:

@@ -19,6 +19,7 @@ from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
 from bipline.compression.auto import settled_settings
+from bipline.delivery.notices import about
 from bipline.delivery.registries.mlflow_run import Tracking
 from bipline.delivery.registries.mlflow_service import (
     WORK_LIMITS,
@@ -28,12 +29,15 @@ from bipline.delivery.registries.mlflow_service import (
     probe,
     translated,
 )
+from bipline.settings.audit import AuditSettings
 from bipline.settings.base import flattened
 from bipline.settings.compress import CompressSettings, PromoteSettings
-from bipline.settings.stack import WHERE
+from bipline.settings.notify import NotifySettings
+from bipline.settings.stack import WHERE, StackSettings
 from bipline.settings.sweep import SweepSettings
 from bipline.storage.locks import locked
 from bipline.storage.store import StoredGone
+from bipline.values.audit import RegistryAudit
 from bipline.values.comparison import SweepSummary
 from bipline.values.summary import RunSummary
 from pipelines.local_stack import activate_local_stack, close_tracking, isolated
@@ -64,12 +68,19 @@ def run_sweep(settings: SweepSettings) -> SweepSummary:
     return SweepSummary(**_run("sweep", settings))
 
 
-def _run(name: str, settings: CompressSettings | SweepSettings) -> dict[str, Any]:
+def run_audit(settings: AuditSettings) -> RegistryAudit:
+    """Audit every version that an alias points at, a step each, and collect them."""
+    found: RegistryAudit = _run("audit", settings)["audit"]
+    return found
+
+
+def _run(name: str, settings: StackSettings) -> dict[str, Any]:
     """Run a pipeline to its end, and tell what came of it.
 
     Where ZenML's cache answers with a directory that was deleted since, the Store alone is asked
-    what is known.
+    what is known. ZenML is not told whom a webhook reaches.
     """
+    settings = settings.model_copy(update={"notify": NotifySettings()})
     with stack_of(settings, name) as address:
         try:
             return _ended(name, settings, address)
@@ -79,7 +90,7 @@ def _run(name: str, settings: CompressSettings | SweepSettings) -> dict[str, Any
 
 
 @contextmanager
-def stack_of(settings: CompressSettings | SweepSettings, experiment: str) -> Iterator[str]:
+def stack_of(settings: StackSettings, experiment: str) -> Iterator[str]:
     """The stack that a run's settings mean, with its experiment; gives the MLflow it tells.
 
     Raises before any work: InvalidInput for a stack that cannot be used, EnvironmentFailure where
@@ -145,15 +156,14 @@ def local_stack(place: Path, experiment: str, tracking_uri: str | None = None) -
         yield address
 
 
-def _ended(
-    pipeline: str, settings: CompressSettings | SweepSettings, address: str, **options: bool
-) -> dict[str, Any]:
+def _ended(pipeline: str, settings: StackSettings, address: str, **options: bool) -> dict[str, Any]:
     """One run of a pipeline: how it ended, its steps, and its module's ``summary`` of them."""
     name = f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%S-%fZ}"
+    about(run=name)
     module = import_module(f"pipelines.{pipeline}")
+    placed = placed_options(settings)  # before MLflow is told of a run
     tracking = Tracking(address, pipeline, name)
     tracking.begin(_told(settings), provenance())
-    placed = placed_options(settings)
     try:
         module.configured(settings, run_name=name, **options).with_options(**placed)(settings)
         if placed and (ended := _logged(name)):
@@ -181,9 +191,9 @@ def _ended(
     }
 
 
-def _told(settings: CompressSettings | SweepSettings) -> dict[str, str]:
+def _told(settings: StackSettings) -> dict[str, str]:
     """The configuration as parameters, without where this machine keeps its state."""
-    told = flattened(settings.model_dump(mode="json", exclude={*WHERE}))
+    told = flattened(settings.model_dump(mode="json", exclude={*WHERE, "published"}))
     return {name: without_secrets(text) for name, text in told.items()}
 
 

@@ -30,7 +30,7 @@ def list_runs(settings: StackSettings, name: str | None = None) -> PipelineRuns:
 
     Raises InvalidInput as :func:`check_state`, and for a run that is not known.
     """
-    with _reading(settings) as address:
+    with reading(settings) as address:
         from zenml.client import Client
 
         wanted = {} if name is None else {"name": name}
@@ -49,8 +49,11 @@ def check_state(settings: StackSettings) -> None:
 
 
 @contextmanager
-def _reading(settings: StackSettings) -> Iterator[str]:
-    """The stack of these settings, to be asked; gives where its runs are tracked."""
+def reading(settings: StackSettings) -> Iterator[str]:
+    """The stack of these settings, to be asked; gives where its runs are tracked.
+
+    Raises as :func:`check_state`.
+    """
     if settings.state is None:
         with own_stack(settings.stack, None) as address:
             yield address

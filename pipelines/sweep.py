@@ -21,11 +21,12 @@ from bipline.settings.sweep import SweepSettings
 from bipline.values.combination import Combination
 from pipelines.provenance import provenance
 from steps.line import calibrate, resolve
+from steps.notices import on_failure
 from steps.rows import collect, dense, row, score_criterion, track
 from steps.stage import output, store
 
 
-@pipeline(name="sweep", execution_mode=ExecutionMode.FAIL_FAST)
+@pipeline(name="sweep", execution_mode=ExecutionMode.FAIL_FAST, on_failure=on_failure)
 def sweep(settings: SweepSettings) -> None:
     """Resolve, calibrate, score, then a step a row, and what they come to."""
     rows, compute = sweep_rows(settings), settings.compute

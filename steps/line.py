@@ -13,6 +13,7 @@ from zenml.enums import ArtifactType
 
 from bipline.base.progress import heading
 from bipline.delivery.registries.mlflow_run import Tracking
+from bipline.delivery.signer import signer_of
 from bipline.settings.compress import (
     CompressSettings,
     ExportSettings,
@@ -29,6 +30,7 @@ from bipline.settings.line import (
     ScoreSettings,
 )
 from bipline.settings.protocol import Protocol
+from bipline.settings.signing import SignSettings
 from bipline.stages import formats, line
 from bipline.stages import speed as timing
 from bipline.stages.export import Account, records_of
@@ -39,6 +41,7 @@ from bipline.values.recovery import RecoveryRecord
 from bipline.values.resolution import Resolution
 from bipline.values.speed import Speeds
 from bipline.values.summary import Registration
+from steps.notices import tell_registered
 from steps.stage import (
     Parameter,
     cached_by,
@@ -310,6 +313,7 @@ def promote(
     package: Handle,
     settings: Parameter[PromoteSettings],
     gate: Parameter[GateSettings | None],
+    sign: Parameter[SignSettings],
     provenance: dict[str, str],
     plan: PruningPlan,
     config: dict[str, Any],
@@ -338,8 +342,9 @@ def promote(
     account = Account(plan, records, recovery, config)
     registered = line.promote.promote(
         context(), package, account, settings, gate, tags, seconds, evaluated_at(run.id),
-        run_lineage(run, provenance),
+        run_lineage(run, provenance), signer_of(sign),
     )  # fmt: skip
     told = registered.model_dump(mode="json", exclude={"verdict"})
     log_metadata({"output_digest": package.digest, "registration": told})
+    tell_registered(registered, settings.alias)
     return registered

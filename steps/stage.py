@@ -104,11 +104,12 @@ def run_lineage(run: PipelineRunResponse, code: Mapping[str, str]) -> RunLineage
         started=_utc(run.start_time) or now,
         ended=now,
         code=dict(code),
-        stages={name: _stage_lineage(each) for name, each in steps.items()},
+        stages={name: stage_lineage(each) for name, each in steps.items()},
     )
 
 
-def _stage_lineage(step: StepRunResponse) -> StageLineage:
+def stage_lineage(step: StepRunResponse) -> StageLineage:
+    """How a step ended, when, and by which key, as ZenML keeps it."""
     told, summary = step.run_metadata, stage_summary(step)
     names = {"key": "stage_key", "digest": "output_digest"}
     return StageLineage(

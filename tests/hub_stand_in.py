@@ -149,6 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, b"")
 
+    def commit(self, folder: Path) -> str:
+        """The commit that a folder is."""
+        return commit_of(folder)
+
     def _repository(self, kind: str, name: str, revision: str | None) -> Path | None:
         """The folder of a repository at a revision; says what is wrong and gives None if absent."""
         folder = self.repositories / kind / name
@@ -187,14 +191,14 @@ class _Handler(BaseHTTPRequestHandler):
             found = _listing(folder, "", recursive=True)
             self._send_json([entry for entry in found if entry["path"] in wanted])
         else:
-            self._send_json(_info(folder, name))
+            self._send_json({**_info(folder, name), "sha": self.commit(folder)})
 
     def _answer_file(self, match: re.Match[str]) -> None:
         kind = "datasets" if match[1] else "models"
         folder = self._repository(kind, match[2], unquote(match[3]))
         if folder is None:
             return
-        commit = {"X-Repo-Commit": commit_of(folder)}
+        commit = {"X-Repo-Commit": self.commit(folder)}
         path = _files(folder).get(unquote(match[4]))
         if path is None:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound", **commit})

@@ -10,10 +10,12 @@ import os
 import runpy
 import sys
 import threading
+import time
 from typing import Any
 
 HOLD_SECONDS = 3.0
 MIRROR_SECONDS = 0.05
+BLOCK_SECONDS = 0.3
 
 
 def serve() -> None:
@@ -71,6 +73,7 @@ def _warm() -> None:
     # A test does not wait the minute for which a killed holder of work is believed alive, and
     # its models are done before the usual mirror looks at them.
     s3_lease.LEASE_SECONDS, s3_work.MIRROR_SECONDS = HOLD_SECONDS, MIRROR_SECONDS
+    _slow_scoring()
     for module in (
         "zenml", "zenml.client", "zenml.integrations.s3.artifact_stores",
         "zenml.integrations.mlflow.experiment_trackers", "zenml.zen_stores.rest_zen_store",
@@ -79,6 +82,19 @@ def _warm() -> None:
         "transformers", "boto3", "bipline.quality.evaluate",
     ):  # fmt: skip
         importlib.import_module(module)
+
+
+def _slow_scoring() -> None:
+    """A block takes as long as the mirror needs to look at it: tiny models have none such."""
+    from bipline.compression.score_progress import ScoreProgress
+
+    save = ScoreProgress.save
+
+    def slowly(self: ScoreProgress, *arguments: Any) -> None:
+        save(self, *arguments)
+        time.sleep(BLOCK_SECONDS)
+
+    ScoreProgress.save = slowly  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

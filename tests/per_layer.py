@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from bipline.model.shapes import ModelShape
 from bipline.values.plan import BlockPlan, Budget, PruningPlan
 
 LAYERS = 5
+EARLIER_CODE = Path(__file__).parent / "model" / "earlier_modeling_per_layer.txt"
 
 
 def plan_of(
@@ -90,3 +93,15 @@ def _keep_columns(linear: torch.nn.Linear, rows: torch.Tensor) -> None:
     linear.weight[:, silent] = 0
     if not len(rows) and linear.bias is not None:
         linear.bias.zero_()
+
+
+def listed(model: Path) -> Path:
+    """The model as before ``per_layer_config``: its widths in lists, with the code of then."""
+    config = json.loads((model / "config.json").read_text())
+    blocks = config.pop("per_layer_config")
+    ordered = [blocks[place] for place in sorted(blocks, key=int)]
+    for size in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        config[f"{size}_per_layer"] = [each[size] for each in ordered]
+    (model / "config.json").write_text(json.dumps(config))
+    shutil.copy(EARLIER_CODE, model / "modeling_per_layer.py")
+    return model

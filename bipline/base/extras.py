@@ -27,11 +27,14 @@ class Extra:
 
 
 EXTRAS = {
-    "pipeline": Extra("a pipeline", ("zenml", "mlflow", "cyclonedx", "in_toto_attestation")),
+    "pipeline": Extra(
+        "a pipeline", ("zenml", "mlflow", "croniter", "cyclonedx", "in_toto_attestation")
+    ),
     "eval": Extra("a zero-shot task", ("lm_eval", "accelerate")),
     "recover": Extra("recovery", ("peft", "accelerate")),
     "s3": Extra("an s3:// address", ("boto3",)),
     "gguf": Extra("the format gguf", ("gguf", "xllamacpp")),
+    "onnx": Extra("the format onnx", ("onnx", "onnxscript", "onnxruntime")),
     "sign": Extra("a signature", ("model_signing", "OpenSSL")),
     "hub": Extra("an hf: address", ("datasets", "huggingface_hub")),
     "kubeflow": Extra("a Kubeflow pipeline", ("kfp", "s3fs")),

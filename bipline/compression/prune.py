@@ -23,6 +23,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import exported_config, with_output_biases
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.per_layer.shipping import refuse_tokenizer_code, shipped_files
+from bipline.model.per_layer.stored import stored_config
 from bipline.model.shapes import BlockWidths, shape_of
 from bipline.model.side_files import is_side_file
 from bipline.model.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_json, write_weights
@@ -198,7 +199,7 @@ def write_config(
 ) -> None:
     """Write config.json with the section that says where the tensors came from."""
     told = origin.model_copy(update={"tensor_digest": tensor_digest})
-    write_json(writer, CONFIG, {**config, **told.section()})
+    write_json(writer, CONFIG, {**stored_config(config), **told.section()})
 
 
 def declare_content(writer: DirectoryWriter) -> None:

@@ -31,6 +31,7 @@ def render_card(contents: PackageContents) -> str:
         _removed(contents),
         *loading_sections(contents),
         REGISTERED,
+        _engines(contents),
         *(_as_format(record) for record in contents.exports.values()),
         _limitations(contents),
         _provenance(contents),
@@ -183,6 +184,14 @@ REGISTERED = (
     "model whose blocks differ is loaded by the installed bipline, and `mlflow.pyfunc` alone."
 )
 
+# What was read of vLLM (docs/export.md), which needs a GPU.
+VLLM_READ = "0.33.0"
+VLLM_UNIFORM = "takes all sizes of `hf` from its config.json, head_dim too."
+VLLM_PER_LAYER = (
+    "takes each block's query and KV heads from `per_layer_config` and the class from the code in "
+    "`hf`, which `--trust-remote-code` allows to run; a block without attention it refuses."
+)
+
 
 def loading_sections(contents: PackageContents) -> list[str]:
     """How each format of the package is loaded, as sections of markdown."""
@@ -192,6 +201,16 @@ def loading_sections(contents: PackageContents) -> list[str]:
         told = format_of(name).how_to_load(loaded_from(name), layout).strip()
         sections.append(f"{head}\n\n{told}")
     return sections
+
+
+def _engines(contents: PackageContents) -> str:
+    """Which engines ran this package when it was made, and what of another's source was read."""
+    run = ["transformers", *(escaped(each.check.engine) for each in contents.exports.values())]
+    layout = VLLM_PER_LAYER if contents.plan.layout == "per-layer" else VLLM_UNIFORM
+    return (
+        f"## Engines\n\nRun on this package when it was made: {', '.join(run)}. Not run on it, "
+        f"only read in its source: vLLM {VLLM_READ}, which {layout}"
+    )
 
 
 def _as_format(record: ExportRecord) -> str:

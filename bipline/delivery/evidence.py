@@ -17,6 +17,7 @@ from bipline.base.errors import BiplineError, InvalidInput, Refused
 from bipline.storage.digests import digest_bytes, digest_json
 from bipline.storage.manifest import MANIFEST_NAME, Manifest, differs, parse_manifest
 from bipline.storage.strict_json import parse_object
+from bipline.values.export import ExportRecord
 from bipline.values.items import EvaluationItems
 from bipline.values.reading import typed
 from bipline.values.record import EvaluationRecord
@@ -38,10 +39,11 @@ class Signature:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model: its record, and the items behind it where they are at hand."""
+    """One model: its record, the items behind it where they are at hand, and its formats' own."""
 
     record: EvaluationRecord
     items: EvaluationItems | None = None
+    exports: Mapping[str, ExportRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ def evidence_of(manifest: Manifest, documents: Mapping[str, Any]) -> Evidence:
     for model in ("dense", "packaged"):
         if found := told(model, partial(measured_of, documents, model)):
             models[model] = found
+    exports = told("formats measured", lambda: _exports(manifest, documents, models["packaged"]))
+    if exports:
+        models["packaged"] = replace(models["packaged"], exports=exports)
     resolution = told("resolution", lambda: _resolution(documents))
     told("package", lambda: _compare(manifest, documents, models, resolution))
     return Evidence(
@@ -150,6 +155,28 @@ def _resolution(documents: Mapping[str, Any]) -> Resolution:
 
 def _formats(manifest: Manifest) -> tuple[str, ...]:
     return tuple(map(str, manifest.info["formats"]))
+
+
+def _exports(
+    manifest: Manifest, documents: Mapping[str, Any], packaged: Measured
+) -> dict[str, ExportRecord]:
+    """What engines said of each format, where it is about these tensors, texts and files.
+
+    Raises Refused where one is not, and KeyError and its like for documents of no package.
+    """
+    found = {}
+    for name, value in (documents[EVALUATION].get("formats") or {}).items():
+        record = typed(value, ExportRecord, EVALUATION, f"record of {name}")
+        if record.format != name or name not in _formats(manifest):
+            raise Refused(f"the record of {name} is of {record.format}, or the package has none")
+        if record.origin.tensor_digest != manifest.info["tensor_digest"]:
+            raise Refused(f"the record of {name} is about other tensors than the package's")
+        texts = packaged.record.protocol.get("texts") or {}
+        for text, measured in record.perplexity.items():
+            if measured.sha256 != texts.get(text):
+                raise Refused(f"the record of {name} is of another text {text}")
+        found[name] = record
+    return found
 
 
 def _compare(

@@ -32,7 +32,7 @@ from bipline.delivery.origin import named_config
 from bipline.delivery.report import render_report
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import PICKLED, open_checkpoint, read_config
-from bipline.model.per_layer.shipping import code_files
+from bipline.model.per_layer.shipping import is_own_code
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.manifest import Manifest, read_manifest, relative_files
 from bipline.values.export import ExportRecord, Origin
@@ -109,10 +109,10 @@ def _refuse_unfit(model: Path) -> None:
     for name in ADAPTER_FILES:
         if (model / name).exists():
             raise Refused(f"{model}: {name} makes it an adapter of another model; merge it first")
-    own, present = code_files(read_config(model)), relative_files(model)
+    config, present = read_config(model), relative_files(model)
     for pattern in (*PICKLED, "*.py"):
         for name in matching(present, pattern):
-            if own.get(name) != (model / name).read_bytes():
+            if not is_own_code(config, name, (model / name).read_bytes()):
                 raise Refused(
                     f"{model / name}: can run code where it is loaded and is never packaged"
                 )

@@ -110,7 +110,14 @@ def _package_check(evidence: Evidence) -> Check:
         return _check("package", None, f"the records are not this package's: {problem}")
     if not {"packaged", "dense"} <= evidence.models.keys():
         return _check("package", None, "a record is missing")
-    return _check("package", True, "the records are about the packaged and the dense model")
+    told = "the records are about the packaged and the dense model"
+    if problem := evidence.problems.get("formats measured"):
+        told += f"; what engines said of its formats cannot be read: {problem}"
+    if not (exports := evidence.models["packaged"].exports):
+        return _check("package", True, told)
+    held = {name: f"{name} ({each.type})" for name, each in exports.items()}
+    told += f" as hf has them; of {', '.join(held.values())} only figures that name it"
+    return _check("package", True, told, {f"{name} type": exports[name].type for name in held})
 
 
 def _protocol_checks(requirements: Requirements, evidence: Evidence) -> Iterator[Check]:

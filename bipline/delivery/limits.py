@@ -15,7 +15,14 @@ from bipline.delivery.evidence import Measured
 from bipline.delivery.losses import SPEEDS, Side, Unknown, loss_of
 from bipline.settings.gate import EVERY, Limit
 from bipline.values.differences import SHARES_OF_ROWS, kind_name
-from bipline.values.figures import Figure, figures_of, kind_of, label_of
+from bipline.values.figures import (
+    FORMAT_TEXT_FIGURES,
+    Figure,
+    figures_of,
+    format_figures,
+    kind_of,
+    label_of,
+)
 from bipline.values.verdict import Answer, Check, Number
 
 # Figures that are changes against dense themselves, and what they are changes of.
@@ -24,6 +31,7 @@ INCREASES = {"perplexity_increase": "perplexity", "nll_increase": "nll"}
 LOWEST = {
     "parameters": 1.0, "file_bytes": 1.0, "parameters_ratio": sys.float_info.min,
     "perplexity": 1.0, "perplexity_increase": -1.0, "nll_increase": -math.inf,
+    "format_bytes": 1.0, "format_perplexity": 1.0, "format_perplexity_increase": -1.0,
     **dict.fromkeys(SPEEDS, sys.float_info.min),
 }  # fmt: skip
 
@@ -57,7 +65,9 @@ class Subjects:
             raise Unknown(self.absent.get(model, f"there is no record of the {model} model"))
         dense = self.models.get("dense") if model == "packaged" else None
         try:
-            return figures_of(self.models[model].record, dense.record if dense else None)
+            measured = self.models[model]
+            own = figures_of(measured.record, dense.record if dense else None)
+            return {**own, **format_figures(measured.exports)}
         except (ArithmeticError, ValueError):
             raise Unknown(f"figures of the {model} model are beyond all numbers") from None
 
@@ -95,6 +105,9 @@ def _against_dense(limit: Limit) -> Limit:
 def _names(limit: Limit, subjects: Subjects) -> set[str]:
     """The figures that a limit is on: of ``*`` all that any of the models has, or was to have."""
     kind, _, subject = limit.figure.partition(".")
+    if kind in FORMAT_TEXT_FIGURES and subject.endswith(f".{EVERY}"):
+        packaged, stem = subjects.models.get("packaged"), limit.figure.removesuffix(EVERY)
+        return {f"{stem}{text}" for text in (packaged.record.perplexity if packaged else ())}
     if subject != EVERY:
         return {limit.figure}
     on_tasks, found = kind in SHARES_OF_ROWS, set[str]()

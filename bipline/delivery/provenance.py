@@ -54,7 +54,7 @@ def statement(
                 "internalParameters": {
                     "stages": {name: each.key for name, each in run.stages.items() if each.key}
                 },
-                "resolvedDependencies": list(_dependencies(resolution)),
+                "resolvedDependencies": list(dependencies(resolution)),
             },
             "runDetails": {
                 "builder": {"id": BUILDER, "version": run.code},
@@ -88,7 +88,8 @@ def _subject(package: Path, manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def _dependencies(resolution: Resolution) -> Iterator[dict[str, Any]]:
+def dependencies(resolution: Resolution) -> Iterator[dict[str, Any]]:
+    """Tensors and files of the base model, texts and tasks, each with its sha256."""
     model = resolution.model
     source = {"source": portable_source(model.source), "revision": model.revision or ""}
     yield _dependency(f"model/{TENSORS}", str(model.tensor_digest), **source)

@@ -16,6 +16,7 @@ from bipline.compression.descriptions import criterion_description
 from bipline.compression.statistics import Scores
 from bipline.delivery.compensation_text import HEADER, compensation_lines, compensation_rows
 from bipline.delivery.contents import NO_SCORES, PackageContents, portable_config
+from bipline.delivery.loading_part import loading_part
 from bipline.delivery.page import (
     Lane,
     Part,
@@ -39,8 +40,10 @@ from bipline.delivery.pictures import (
     histogram_picture,
     widths_picture,
 )
+from bipline.delivery.published import published_table
 from bipline.delivery.recovery_part import recovery_told
 from bipline.delivery.samples import NEW_TOKENS
+from bipline.settings.published import PublishedRow
 from bipline.values.combination import UNIFORM
 from bipline.values.figures import percent, perplexity_text
 from bipline.values.record import EvaluationRecord, Perplexity
@@ -89,7 +92,19 @@ def summary_part(contents: PackageContents) -> Content:
     head = ["", *(model.capitalize() for model in contents.measured), "Change"]
     lead = f"Change is of the {contents.packaged} model against the dense one, same protocol."
     figures = table(rows, head, True, f"The {', '.join(contents.measured)} model, side by side")
-    return lead, joined([tiles(first[:MOST_TILES]), figures, *_intervals(contents)])
+    shown = [tiles(first[:MOST_TILES]), figures, *_intervals(contents), *_published(contents)]
+    return lead, joined(shown)
+
+
+def _published(contents: PackageContents) -> list[Markup]:
+    """What others printed of such models, where the configuration holds any of it."""
+    rows = [PublishedRow.model_validate(each) for each in contents.config.get("published", ())]
+    if not rows:
+        return []
+    removed = contents.plan.budget.reached_total
+    head, lines = published_table(rows, contents.measured, removed)
+    caption = "Published by others and not measured here, below this run's own figures"
+    return [table(lines, head, caption=caption)]
 
 
 def _intervals(contents: PackageContents) -> list[Markup]:
@@ -246,6 +261,7 @@ def versions_part(contents: PackageContents) -> Content:
 PARTS: tuple[Part[PackageContents], ...] = (
     Part("summary", "Summary", summary_part),
     Part("samples", "Samples of text", samples_part),
+    Part("loading", "How to load", loading_part),
     Part("widths", "Widths kept", widths_part),
     Part("importance", "Importance per block", importance_part),
     Part("compensation", "Compensation", compensation_part),

@@ -1,4 +1,4 @@
-"""Signatures of manifests, by the ``model_signing`` package: an elliptic curve key, offline.
+"""Signatures of manifests, by the ``model_signing`` package.
 
 A package's lineage has a manifest of its own, so it is signed apart, by the same call.
 
@@ -16,9 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bipline.base.errors import InvalidInput, Refused
-from bipline.base.extras import require
-from bipline.delivery.lineage import verify_lineage
+from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
+from bipline.delivery.lineage import record_verdict, verify_lineage
+from bipline.delivery.signer import Signer, Trust, line
+from bipline.settings.signing import SignSettings
 from bipline.storage.digests import digest_file
 from bipline.storage.directory import write_text
 from bipline.storage.manifest import (
@@ -26,10 +27,10 @@ from bipline.storage.manifest import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
     Manifest,
+    read_manifest,
     verify_directory,
 )
-
-EXTRA = "sign"
+from bipline.values.verdict import Verdict
 
 
 def is_signed(directory: Path) -> bool:
@@ -37,36 +38,74 @@ def is_signed(directory: Path) -> bool:
     return (directory / SIGNATURE_NAME).is_file()
 
 
-def sign(directory: Path, key: Path) -> Manifest:
-    """Sign a directory, and its lineage where it has one, by a private key in PEM.
+def sign(directory: Path, signer: Path | Signer) -> Manifest:
+    """Sign a directory, and its lineage where it has one; a path is of a private key in PEM.
 
     All files are verified first. An earlier signature is replaced. Raises InvalidInput for a key
-    that cannot sign, Refused where a file is not as listed.
+    that cannot sign, Refused where a file is not as listed, EnvironmentFailure where Sigstore does
+    not answer.
     """
-    signing = require("model_signing.signing", EXTRA)
-    config = signing.Config()
-    try:
-        config.use_elliptic_key_signer(private_key=key)
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidInput(f"{key}: not a private elliptic curve key: {_line(error)}") from None
+    signer = _signer(signer)
+    config = signer.config()
     manifest = verify_directory(directory)
     lineage = verify_lineage(directory, manifest)
-    _sign_manifest(config, directory)
+    _sign_manifest(config, directory, signer)
     if lineage is not None:
-        _sign_manifest(config, directory / LINEAGE)
+        _sign_manifest(config, directory / LINEAGE, signer)
     return manifest
 
 
-def _sign_manifest(config: Any, directory: Path) -> None:
+def add_verdict(package: Path, verdict: Verdict, signer: Signer | None = None) -> None:
+    """Add a verdict to the lineage of a package, and sign the lineage again where it was signed.
+
+    A signed lineage is left as it is without its signer, since what is added would take the
+    signature from it. Raises Refused for that, and where the lineage is not the signer's or not as
+    listed: who signs it again vouches for all of it.
+    """
+    folder, manifest = package / LINEAGE, read_manifest(package)
+    if signer is None:
+        if is_signed(folder):
+            raise Refused(
+                f"{folder}: is signed, and stays as it was signed: the verdict is not in it; with "
+                "the key that signed it, it is added and signed again"
+            )
+        record_verdict(package, verdict)
+        return
+    config = signer.config()
+    if verify_lineage(package, manifest) is not None and is_signed(folder):
+        with signer.trusted() as trust:
+            if trust is not None:
+                check_signature(folder, trust)
+    record_verdict(package, verdict)
+    _sign_manifest(config, folder, signer)
+
+
+def _signer(given: Path | Signer) -> Signer:
+    return given if isinstance(given, Signer) else Signer(SignSettings(key=str(given)))
+
+
+def _trust(given: Path | Trust) -> Trust:
+    return given if isinstance(given, Trust) else Trust(key=given)
+
+
+def _sign_manifest(config: Any, directory: Path, signer: Signer) -> None:
     # Not beside the manifest: what a kill leaves there would be a file that nothing lists.
     with TemporaryDirectory() as temporary:
         made = Path(temporary) / SIGNATURE_NAME
-        config.sign(directory / MANIFEST_NAME, made)
+        try:
+            config.sign(directory / MANIFEST_NAME, made)
+        except Exception as error:
+            # By a key nothing can fail that was not seen before; online, what its clients raise.
+            if not signer.settings.keyless:
+                raise
+            raise EnvironmentFailure(f"Sigstore did not sign: {line(error)}") from None
         write_text(directory / SIGNATURE_NAME, made.read_text(encoding="utf-8"))
 
 
-def verify(directory: Path, key: Path | None = None, digest: str | None = None) -> Manifest:
-    """Re-hash every file, of the lineage too; with ``key``, a public one in PEM, both signatures.
+def verify(directory: Path, key: Path | Trust | None = None, digest: str | None = None) -> Manifest:
+    """Re-hash every file, of the lineage too; with ``key``, whose both signatures must be.
+
+    A path is of a public key in PEM.
 
     ``digest`` is what somebody else keeps of the directory: all of it, or 12 digits at least.
     Raises Refused at the first difference, InvalidInput for a key or digest that is none.
@@ -89,17 +128,12 @@ def _check_digest(digest: str) -> None:
         raise InvalidInput(f"digest {digest!r}: give 12 to 64 digits of 0-9 and a-f")
 
 
-def check_signature(directory: Path, key: Path) -> None:
-    """Hold the signature of a directory's manifest to a public key in PEM.
+def check_signature(directory: Path, key: Path | Trust) -> None:
+    """Hold the signature of a directory's manifest to whom is trusted; a path is of a public key.
 
-    Raises Refused where there is none, or it is another key's; InvalidInput for a key that is none.
+    Raises Refused where there is none, or it is another's; InvalidInput for a key that is none.
     """
-    verifying = require("model_signing.verifying", EXTRA)
-    config = verifying.Config()
-    try:
-        config.use_elliptic_key_verifier(public_key=key)
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidInput(f"{key}: not a public elliptic curve key: {_line(error)}") from None
+    config = _trust(key).verifier()
     if not is_signed(directory):
         raise Refused(f"{directory}: is not signed: there is no {SIGNATURE_NAME}")
     if (signed := _signed_digest(directory)) != (found := digest_file(directory / MANIFEST_NAME)):
@@ -111,7 +145,7 @@ def check_signature(directory: Path, key: Path) -> None:
         config.verify(directory / MANIFEST_NAME, directory / SIGNATURE_NAME)
     except Exception as error:
         # What its libraries raise is not one class; to the reader all of it means the same.
-        reason = _line(error)
+        reason = line(error)
         raise Refused(f"{directory}: {SIGNATURE_NAME} is not by {key}: {reason}") from None
 
 
@@ -127,8 +161,3 @@ def _signed_digest(directory: Path) -> str:
         return str(resource["digest"])
     except (ValueError, KeyError, TypeError, NotBase64, RecursionError):
         raise Refused(f"{path}: not a signature of a manifest") from None
-
-
-def _line(error: Exception) -> str:
-    """What a library says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -6,7 +6,7 @@ what is not there is said, and what cannot be looked at here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,23 @@ from bipline.base.errors import InvalidInput, Refused
 from bipline.base.extras import installed
 from bipline.compression.corrections import PLAN_NAME
 from bipline.delivery import bom, provenance, signature
+from bipline.delivery.formats.directory import RECORD_NAME
+from bipline.delivery.formats.interface import Format
+from bipline.delivery.formats.registry import FORMATS
 from bipline.delivery.origin import model_origin
+from bipline.delivery.signer import Trust
 from bipline.model.safetensors_header import read_metadata
 from bipline.storage.folder import Folder, open_folder
 from bipline.storage.manifest import LINEAGE, Manifest, read_manifest
+from bipline.values.export import ExportRecord
 from bipline.values.origin import SECTION, ModelOrigin
 from bipline.values.plan import read_plan
+from bipline.values.reading import read_value
 from bipline.values.resolution import CONFIG
 
 # What every part of a model tells alike; shards of a resumed run may be of two commits.
 COMMON = ("base_tensor_digest", "plan_digest")
+VERSION = f"{SECTION}.version"
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Told:
     held: bool = True
 
 
-def verify(directory: Path, key: Path | None = None, digest: str | None = None) -> Verified:
+def verify(directory: Path, key: Path | Trust | None = None, digest: str | None = None) -> Verified:
     """All of :func:`bipline.delivery.signature.verify`, and what else vouches for the directory.
 
     Raises Refused at the first thing that is not what it says, InvalidInput as there.
@@ -54,7 +61,7 @@ def verify(directory: Path, key: Path | None = None, digest: str | None = None) 
 
 
 def parts(
-    directory: Path, manifest: Manifest, key: Path | None
+    directory: Path, manifest: Manifest, key: Path | Trust | None
 ) -> Iterator[tuple[str, Callable[[], Iterator[Told]]]]:
     """What is looked at beside a directory's bytes, by name; each says what it finds.
 
@@ -63,12 +70,16 @@ def parts(
     for place in (directory, directory / "hf"):
         if (place / CONFIG).is_file():
             yield "origin", partial(_origin, place, manifest.info.get("tensor_digest"))
+    for name, each in FORMATS.items():
+        for place in (directory, directory / name):
+            if each.file and (place / each.file).is_file():
+                yield "origin", partial(_file_origin, place, each, manifest.info)
     if "tensor_digest" in manifest.info and manifest.kind == "package":
         yield "BOM", partial(_bom, directory, manifest)
         yield "lineage", partial(_lineage, directory, manifest, key)
 
 
-def _told(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[str]:
+def _told(directory: Path, manifest: Manifest, key: Path | Trust | None) -> Iterator[str]:
     for _, part in parts(directory, manifest, key):
         yield from (each.sentence for each in part())
 
@@ -84,7 +95,7 @@ def _bom(directory: Path, manifest: Manifest) -> Iterator[Told]:
         yield Told(f"{bom.NAME}: CycloneDX 1.6, valid, of these tensors")
 
 
-def _lineage(directory: Path, manifest: Manifest, key: Path | None) -> Iterator[Told]:
+def _lineage(directory: Path, manifest: Manifest, key: Path | Trust | None) -> Iterator[Told]:
     folder = directory / LINEAGE
     if not folder.exists():
         yield Told("no lineage, so no provenance: who made it when is not told here", False)
@@ -133,6 +144,27 @@ def _origin(place: Path, tensors: Any) -> Iterator[Told]:
             if told.get(f"{SECTION}.{field}") != getattr(origin, field):
                 raise Refused(f"{place}: {name} and {CONFIG} tell another {field} each")
     yield Told(_sentence(origin))
+
+
+def _file_origin(place: Path, format_: Format, info: Mapping[str, Any]) -> Iterator[Told]:
+    """What a file of an engine's format tells of where it came from, as beside it and listed."""
+    file = place / format_.file
+    try:
+        record = read_value(place / RECORD_NAME, ExportRecord, "export record")
+    except InvalidInput as error:
+        raise Refused(f"{place}: {error}") from None
+    if record.origin.tensor_digest != info.get("tensor_digest"):
+        raise Refused(f"{place}: {RECORD_NAME} names other tensors than the manifest")
+    if not installed(format_.extra):
+        needed = f"that needs pip install 'bipline[{format_.extra}]'"
+        yield Told(f"{file.name}: its origin was not read; {needed}", False)
+        return
+    listed, told = record.origin.metadata(), format_.origin(file)
+    for key in sorted(listed.keys() | told.keys()):
+        # Files of before had a version of which their record told nothing.
+        if listed.get(key) != told.get(key) and not (key == VERSION and key not in listed):
+            raise Refused(f"{file}: tells another {key} than {RECORD_NAME}")
+    yield Told(f"{file.name}: tells of the same tensors, {record.origin.tensor_digest[:12]}")
 
 
 def _shards(folder: Folder) -> list[str]:

@@ -7,13 +7,12 @@ Heavy libraries are imported when a function is called.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bipline.base.errors import InvalidInput
-from bipline.base.extras import check as check_extra
 from bipline.face import named_places
+from bipline.face.audited import audit, audit_registry
 from bipline.face.keywords import (
     Place,
     Sources,
@@ -28,23 +27,23 @@ from bipline.face.keywords import (
 from bipline.face.output import write_json
 from bipline.face.recovering import recover
 from bipline.face.registered import history, promote, rollback
+from bipline.face.running import compress, sweep
+from bipline.face.several import compress_each
+from bipline.face.vouched import sign, verify
 from bipline.settings.base import MethodOptions
-from bipline.settings.compress import CompressSettings
-from bipline.settings.gguf import GgufSettings
+from bipline.settings.compress import ENGINE_SETTINGS
 from bipline.settings.line import ComputeSettings
-from bipline.settings.loading import KINDS, load, placed, validated
+from bipline.settings.loading import validated
 from bipline.settings.protocol import Protocol
 from bipline.settings.stack import USUAL_STATE
-from bipline.settings.sweep import SweepSettings
 
 if TYPE_CHECKING:
-    from bipline.storage.manifest import Manifest
-    from bipline.values.comparison import Comparison, SweepSummary
+    from bipline.values.comparison import Comparison
     from bipline.values.export import ExportRecord
     from bipline.values.record import EvaluationRecord
     from bipline.values.record_difference import RecordDifference
     from bipline.values.speed import Speeds
-    from bipline.values.summary import PruneSummary, RunSummary
+    from bipline.values.summary import PruneSummary
 
 STATE = USUAL_STATE
 
@@ -192,73 +191,6 @@ def compare(
     return comparison
 
 
-def compress(
-    config: Place | CompressSettings,
-    overrides: Sequence[str] = (),
-    *,
-    json_file: Place | None = None,
-    state: Place | None = None,
-    stack: str | None = None,
-) -> RunSummary:
-    """Run the compress pipeline from a configuration: a file or settings, with overrides.
-
-    On a stack in the folder ``state``, else on the ZenML stack named, else on the active one.
-    """
-    summary: RunSummary = _run("compress", config, overrides, json_file, state, stack)
-    return summary
-
-
-def sweep(
-    config: Place | SweepSettings,
-    overrides: Sequence[str] = (),
-    *,
-    json_file: Place | None = None,
-    state: Place | None = None,
-    stack: str | None = None,
-) -> SweepSummary:
-    """Run the sweep pipeline: score once per criterion, measure every row, pick the best.
-
-    Where it runs is said as for :func:`compress`.
-    """
-    summary: SweepSummary = _run("sweep", config, overrides, json_file, state, stack)
-    return summary
-
-
-def checked(
-    settings: Any, thorough: bool = False, json_file: Place | None = None
-) -> list[tuple[str, str]]:
-    """What a pipeline would do, a line per stage. Raises what can be seen to fail before work."""
-    is_sweep = isinstance(settings, SweepSettings)
-    named_places.check_pipeline(settings, "sweep" if is_sweep else "compress", json_file)
-    if is_sweep:
-        from bipline.comparison.plan import check_sweep
-
-        return check_sweep(settings)
-    from bipline.stages.line import check
-
-    return check(settings, thorough)
-
-
-def _run(
-    pipeline: str,
-    config: Any,
-    overrides: Sequence[str],
-    json_file: Place | None,
-    state: Place | None,
-    stack: str | None,
-) -> Any:
-    """What the runner of a pipeline, which lies beside this package, answers."""
-    kind = KINDS[pipeline]
-    sets = (overrides,) if isinstance(overrides, str) else tuple(overrides)
-    settings = config if isinstance(config, kind) else load(kind, Path(config), sets)
-    check_extra("pipeline", pipeline)
-    settings = placed(settings, state, stack)
-    checked(settings, json_file=json_file)  # before ZenML is imported, and anything started
-    summary = getattr(import_module("pipelines.run"), f"run_{pipeline}")(settings)
-    write_json(json_file, pipeline, summary.model_dump(mode="json"))
-    return summary
-
-
 def export(
     model: Place,
     out: Place,
@@ -272,12 +204,15 @@ def export(
     """Write a model in another format into the directory ``out``, verified by its engine.
 
     ``settings`` are the fields of :class:`bipline.settings.gguf.GgufSettings`, such as
-    ``type="q8_0"``; on ``texts`` the perplexity of what was written is measured.
+    ``type="q8_0"``, or of :class:`bipline.settings.onnx.OnnxSettings`; on ``texts`` the perplexity
+    of what was written is measured.
     """
+    from bipline.delivery.formats.registry import engine_format
     from bipline.stages.export import export_model
 
     named = {name: str(text) for name, text in (texts or {}).items()}
-    chosen = validated(GgufSettings, given_values(settings))
+    kind = ENGINE_SETTINGS[engine_format(format).name]
+    chosen = validated(kind, given_values(settings))
     named_places.check_export(model, named, out=out, json_file=json_file, state=state)
     downloads = Path(state) / "downloads"
     record = export_model(str(model), Path(out), format, named, chosen, downloads)
@@ -314,26 +249,8 @@ def speed(
     return found
 
 
-def verify(directory: Place, *, key: Place | None = None, digest: str | None = None) -> Manifest:
-    """Re-hash every file of a directory against its manifest. Raises Refused where one differs.
-
-    Lineage, provenance and BOM of a package are held to what they are about too. ``key`` is a
-    public key (PEM) that must have signed the manifest, and the lineage's; ``digest`` what a
-    registry keeps of the directory.
-    """
-    from bipline.delivery import vouching
-
-    return vouching.verify(Path(directory), Path(key) if key else None, digest).manifest
-
-
-def sign(directory: Place, key: Place) -> Manifest:
-    """Verify a directory and sign its manifest, and its lineage's, by a private key (PEM)."""
-    from bipline.delivery import signature
-
-    return signature.sign(Path(directory), Path(key))
-
-
 __all__ = [
-    "MethodOptions", "compare", "compress", "diff", "evaluate", "export", "history", "promote",
-    "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
+    "MethodOptions", "audit", "audit_registry", "compare", "compress", "compress_each", "diff",
+    "evaluate", "export",
+    "history", "promote", "prune", "recover", "rollback", "sign", "speed", "sweep", "verify",
 ]  # fmt: skip

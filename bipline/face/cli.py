@@ -76,6 +76,17 @@ COMMANDS = {
     ),
     "export": ("packages", "Write a model in another format, verified by the engine it is for."),
 }  # fmt: skip
+# Commands of two words: where they lie, their line, and their functions.
+GROUPS = {
+    "store": (
+        "storing", "What lies in the Store of pipeline runs.", {"list": "list_", "prune": "prune"},
+    ),
+    "schedule": (
+        "scheduling", "Schedules of the stack's orchestrator; `compress --schedule` makes them.",
+        {"list": "list_", "remove": "remove"},
+    ),
+    "stack": ("stacks", "Stacks: where pipelines run.", {"apply": "apply"}),
+}  # fmt: skip
 INTERRUPTED = 130
 # What an operating system says of a path that can never be right.
 WRONG_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
@@ -99,27 +110,19 @@ def application(arguments: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     config.command("schema")(schema)
     config.callback()(lambda: None)
     app.add_typer(config, name="config")
-    app.add_typer(_store("store" in arguments), name="store")
-    app.add_typer(_stack("stack" in arguments), name="stack")
+    for name, (module, line, functions) in GROUPS.items():
+        app.add_typer(_group(module, line, functions, name in arguments), name=name)
     return app
 
 
-def _store(asked_for: bool) -> typer.Typer:
-    """The commands on a Store, whole where they are asked for."""
-    store = typer.Typer(no_args_is_help=True, help="What lies in the Store of pipeline runs.")
-    for name, function in (("list", "list_"), ("prune", "prune")):
-        found = getattr(import_module("bipline.face.storing"), function) if asked_for else None
-        store.command(name)(found or _not_asked_for)
-    return store
-
-
-def _stack(asked_for: bool) -> typer.Typer:
-    """The command on stack files, whole where it is asked for."""
-    stack = typer.Typer(no_args_is_help=True, help="Stacks: where pipelines run.")
-    found = import_module("bipline.face.stacks").apply if asked_for else None
-    stack.command("apply")(found or _not_asked_for)
-    stack.callback()(lambda: None)
-    return stack
+def _group(module: str, line: str, functions: dict[str, str], asked_for: bool) -> typer.Typer:
+    """Commands under a common name, whole where they are asked for."""
+    group = typer.Typer(no_args_is_help=True, help=line)
+    for name, function in functions.items():
+        found = getattr(import_module(f"bipline.face.{module}"), function) if asked_for else None
+        group.command(name)(found or _not_asked_for)
+    group.callback()(lambda: None)  # else a group of one command would be that command
+    return group
 
 
 def _not_asked_for() -> None:

@@ -82,15 +82,20 @@ def check_export(
 
 
 def check_audit(
-    source: Any, key: Any, texts: Mapping[str, Any], json_file: Any, state: Any
-) -> None:
-    """As :func:`check_prune`; an audit writes its result, and copies below the state, alone."""
+    source: Any, key: Any, trust: Any, texts: Mapping[str, Any], json_file: Any, html_file: Any,
+    state: Any,
+) -> None:  # fmt: skip
+    """As :func:`check_prune`; an audit writes its results, and copies below the state, alone."""
+    from bipline.audits.page import is_audit_page
+
     named = [
         ("SOURCE", source, Use.READ_FOLDER), ("--key", key, Use.READ_FILE),
+        ("--trust", trust, Use.READ_FILE),
         *((f"--text {name}", text, Use.READ_FILE) for name, text in texts.items()),
         ("--state", state, Use.STATE),
     ]  # fmt: skip
-    _check(named, {"--json": (json_file, is_result("audit"))})
+    results = {"--json": (json_file, is_result("audit")), "--html": (html_file, is_audit_page)}
+    _check(named, results)
 
 
 def check_registered(gate: Any, *, json_file: Any, command: str, state: Any) -> None:
@@ -136,8 +141,18 @@ def check_pipeline(settings: Any, command: str, json_file: Any) -> None:
         raise InvalidInput(f"state {settings.state}: {reason}")
     state = USUAL_STATE if settings.state is None else settings.state
     read = _of_line(settings) if isinstance(settings, LineSettings) else _sources(settings)
-    named = [*read, ("state", state, Use.STATE)]
+    named = [*read, *_signing(settings), ("state", state, Use.STATE)]
     _check(named, {"--json": (json_file, is_result(command))})
+
+
+def _signing(settings: Any) -> list[Named]:
+    """The files that a package is signed by; a sweep makes none."""
+    if (export := getattr(settings, "export", None)) is None:
+        return []
+    sign = export.sign
+    single = [(name, getattr(sign, name)) for name in ("key", "certificate")]
+    chain = [("certificate_chain", each) for each in sign.certificate_chain]
+    return [(f"export.sign.{name}", each, Use.READ_FILE) for name, each in (*single, *chain)]
 
 
 def check_compiled(settings: LineSettings, out: Any, json_file: Any) -> None:

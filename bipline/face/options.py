@@ -140,4 +140,8 @@ Verbose = Annotated[bool, option("also tell how far each stage is from its floor
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated")
 ]
+Stack = Annotated[
+    str | None,
+    option("registered ZenML stack; default: the active one, its servers are used", MACHINE),
+]
 DryRun = Annotated[bool, typer.Option(help="print the plan of work, do nothing")]

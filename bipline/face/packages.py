@@ -9,13 +9,16 @@ from bipline.face.models import STATE
 from bipline.face.options import WHAT, named_sources, option, with_settings
 from bipline.face.output import log_file
 from bipline.settings.gguf import GgufSettings
+from bipline.settings.onnx import OnnxSettings
 
 
-@with_settings(GgufSettings)
+@with_settings(GgufSettings, OnnxSettings)
 def export(
     model: options.Model,
     out: options.Out,
-    format_: Annotated[str, option("gguf, for llama.cpp", WHAT, "--format")] = "gguf",
+    format_: Annotated[
+        str, option("gguf, for llama.cpp; onnx, for ONNX Runtime", WHAT, "--format")
+    ] = "gguf",
     text: Annotated[
         list[str] | None,
         option("NAME=FILE to measure the file's own perplexity on; may be repeated", WHAT),

@@ -14,7 +14,11 @@ from bipline.face.output import log_file
 
 Registry = Annotated[
     str | None,
-    option("address of the registry; default: --state's, MLFLOW_TRACKING_URI, or .bipline's", WHAT),
+    option(
+        "address of the registry: MLflow's, s3://bucket/prefix, sagemaker://bucket/prefix or "
+        "hf:OWNER; default: --state's, MLFLOW_TRACKING_URI, or .bipline's",
+        WHAT,
+    ),
 ]
 State = Annotated[Path | None, option("state folder whose registry is meant; logs too", OUTPUT)]
 By = Annotated[str | None, option("who answers for it", WHAT)]
@@ -34,6 +38,10 @@ def promote(
     reason: Annotated[str | None, option("why, for ever in verdict and journal", WHAT)] = None,
     by: By = None,
     registry: Registry = None,
+    also: Annotated[
+        list[str] | None,
+        option("registry that gets the package too, and promotes it; may be repeated", WHAT),
+    ] = None,
     json_file: options.JsonFile = None,
     state: State = None,
 ) -> None:
@@ -45,17 +53,19 @@ def promote(
     from bipline.delivery.registries.promotion import GateRefused
     from bipline.face import api, tables
     from bipline.face.console import working
+    from bipline.stages.other_registries import raise_first
 
     with working(log_file(state or STATE, "promote")) as console:
         try:
             done = api.promote(
                 model, to, gate=gate, override=override, reason=reason, by=by, registry=registry,
-                json_file=json_file, state=state,
+                also=also or (), json_file=json_file, state=state,
             )  # fmt: skip
         except GateRefused as refusal:
             tables.print_verdict(console, refusal.verdict)
             raise
         tables.print_promoted(console, done)
+        raise_first(done.also)
 
 
 def rollback(

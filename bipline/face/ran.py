@@ -10,8 +10,8 @@ import typer
 
 from bipline.base.printable import printable
 from bipline.face import options
+from bipline.face.options import Stack
 from bipline.face.output import log_file, write_json
-from bipline.face.runs import Stack
 
 if TYPE_CHECKING:
     from bipline.values.pipeline_run import PipelineRun, PipelineRuns

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bipline.base.errors import InvalidInput
+from bipline.delivery.notices import tell, telling
 from bipline.face import named_places
 from bipline.face.keywords import Place
 from bipline.face.output import write_json
 from bipline.settings.loading import validated
+from bipline.settings.notify import Event, NotifySettings
 from bipline.settings.stack import USUAL_STATE
+from bipline.values.notice import Notice
 
 if TYPE_CHECKING:
     from bipline.values.promotion import History, Promotion
@@ -28,6 +33,7 @@ def promote(
     reason: str | None = None,
     by: str | None = None,
     registry: str | None = None,
+    also: Sequence[str] = (),
     json_file: Place | None = None,
     state: Place | None = None,
 ) -> Promotion:
@@ -35,7 +41,8 @@ def promote(
 
     ``gate`` decides by the records in its package: strict, lenient or a file. What it refuses is
     promoted with ``override`` alone, which needs ``reason`` and ``by``; both stay in verdict and
-    journal. Raises Refused where the gate does, or another promotion came first.
+    journal. ``also`` are registries that the package is put into and promoted in too; what came of
+    them is told in the result. Raises Refused where the gate does, or another promotion came first.
     """
     from bipline.stages.promote import promote_registered
 
@@ -43,7 +50,9 @@ def promote(
     named_places.check_registered(gate, json_file=json_file, command="promote", state=state)
     address = _address(registry, state)
     chosen = None if gate is None else str(gate)
-    result = promote_registered(model, to, chosen, answer, address)
+    with telling(NotifySettings()), _refusals_told():
+        result = promote_registered(model, to, chosen, answer, address, tuple(also))
+        _moved(result, "promotion")
     write_json(json_file, "promote", result.model_dump(mode="json"))
     return result
 
@@ -67,7 +76,9 @@ def rollback(
 
     named_places.check_registered(None, json_file=json_file, command="rollback", state=state)
     address = _address(registry, state)
-    result = roll_back(model, expected, reason, by, address)
+    with telling(NotifySettings()):
+        result = roll_back(model, expected, reason, by, address)
+        _moved(result, "rollback", reason)
     write_json(json_file, "rollback", result.model_dump(mode="json"))
     return result
 
@@ -93,7 +104,28 @@ def _address(registry: str | None, state: Place | None) -> str | None:
     """The registry that is meant: the one named, else the state folder's."""
     from bipline.stages.promote import registry_address
 
-    return registry_address(registry, Path(state) if state else None, Path(STATE))
+    return registry_address(registry, Path(state) if state else None, Path(STATE), True)
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Tell of a gate that refuses in the block."""
+    from bipline.delivery.registries.promotion import GateRefused
+
+    try:
+        yield
+    except GateRefused as refused:
+        told = {name: getattr(refused.verdict, name) for name in ("model", "version", "alias")}
+        tell(Notice(event="refusal", pipeline="promote", reason=str(refused), **told))
+        raise
+
+
+def _moved(done: Promotion, event: Event, reason: str | None = None) -> None:
+    """Tell of an alias that points elsewhere now."""
+    told = {name: getattr(done, name) for name in ("model", "version", "alias")}
+    if done.changed:
+        pipeline = "promote" if event == "promotion" else event
+        tell(Notice(event=event, pipeline=pipeline, reason=reason, **told))
 
 
 def _override(asked: bool, reason: str | None, by: str | None) -> Override | None:

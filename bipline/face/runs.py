@@ -11,7 +11,7 @@ import typer
 from bipline.base.errors import Refused
 from bipline.base.printable import printable
 from bipline.face import options
-from bipline.face.options import MACHINE, option
+from bipline.face.options import MACHINE, Stack, option
 from bipline.face.output import log_file
 
 RunState = Annotated[
@@ -28,9 +28,18 @@ Compile = Annotated[
         "--compile",
     ),
 ]
-Stack = Annotated[
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", help="model, in place of the configuration's; repeated: each has its own run"
+    ),
+]
+Schedule = Annotated[
     str | None,
-    option("registered ZenML stack; default: the active one, its servers are used", MACHINE),
+    typer.Option("--schedule", help="CRON: the stack's orchestrator starts it then, not now"),
+]
+ScheduleName = Annotated[
+    str | None, typer.Option("--schedule-name", help="default: compress-NAME of the model")
 ]
 ASSETS = "assets/"
 QUICK = (
@@ -61,20 +70,39 @@ def demo(
 
 def compress(
     config: Annotated[Path, typer.Argument(help="YAML file; see `bipline config schema`")],
+    model: Models = None,
     set_: options.Set = None,
     state: RunState = None,
     local: Local = False,
     stack: Stack = None,
+    schedule: Schedule = None,
+    schedule_name: ScheduleName = None,
     dry_run: options.DryRun = False,
     compile_: Compile = None,
     json_file: options.JsonFile = None,
 ) -> None:
-    """Run the compress pipeline: from a model and its texts to a registered package."""
+    """Run the compress pipeline: from a model and its texts to a registered package.
+
+    Of several models each has a run and a registered name of its own; one that fails stops no
+    other, and the exit code is the highest of theirs.
+    """
+    from bipline.settings.loading import load_each
+
     if compile_ is not None:
         _compile(_loaded("compress", config, set_), stack, compile_, json_file)
         return
-    settings = _on_stack(_loaded("compress", config, set_), state, local, stack)
-    _compress(settings, json_file, dry_run)
+    runs = load_each(config, tuple(set_ or ()), tuple(model or ()))
+    runs = tuple(_on_stack(each, state, local, stack) for each in runs)
+    if schedule is not None or schedule_name is not None:
+        from bipline.face.scheduling import schedule_runs
+
+        schedule_runs(runs, schedule, schedule_name, dry_run, json_file)
+    elif len(runs) == 1:
+        _compress(runs[0], json_file, dry_run)
+    elif dry_run:
+        _tell_each(runs, json_file)
+    else:
+        _compress_each(runs, json_file)
 
 
 def sweep(
@@ -95,9 +123,13 @@ def sweep(
 
 def _compress(settings: Any, json_file: Path | None, dry_run: bool = False) -> None:
     """A run whose gate refused ends well in all else, and says so by its exit code."""
+    from bipline.stages.other_registries import raise_first
+
     summary = _run("compress", settings, json_file, dry_run)
     if summary and summary.registration.refusal:
         raise Refused(summary.registration.refusal)
+    if summary:
+        raise_first(summary.registration.also)
 
 
 def _compile(settings: Any, stack: str | None, out: Path, json_file: Path | None) -> None:
@@ -107,6 +139,34 @@ def _compile(settings: Any, stack: str | None, out: Path, json_file: Path | None
     with working(log_file(settings.folder, "compile")):
         compiled = compile_(settings, stack, out, json_file)
     typer.echo(printable(f"{out}: {len(compiled['steps'])} steps for stack {compiled['stack']}"))
+
+
+def _compress_each(runs: tuple[Any, ...], json_file: Path | None) -> None:
+    """A run for each model, and how they ended in a table."""
+    from bipline.face import several, tables
+    from bipline.face.console import working
+
+    with working(log := log_file(runs[0].folder, "compress")) as console:
+        summary = several.compress_each(runs, json_file=json_file)
+        tables.print_several(console, summary, log)
+    if error := several.error_of(summary):
+        raise error
+
+
+def _tell_each(runs: tuple[Any, ...], json_file: Path | None) -> None:
+    """What would be done for each model, or why it cannot be; ends as the runs would."""
+    from bipline.base.errors import BiplineError
+
+    worst: BiplineError | None = None
+    for number, each in enumerate(runs, start=1):
+        typer.echo(printable(f"model {number} of {len(runs)}: {each.model}"))
+        try:
+            _run("compress", each, json_file, dry_run=True)
+        except BiplineError as error:
+            typer.echo(printable(f"refused    {error}"))
+            worst = max(worst or error, error, key=lambda found: found.exit_code)
+    if worst:
+        raise worst
 
 
 def _loaded(pipeline: str, config: Path, overrides: list[str] | None) -> Any:
@@ -129,9 +189,10 @@ def _run(pipeline: str, settings: Any, json_file: Path | None, dry_run: bool = F
     """Run a pipeline and print what it came to; a dry run prints what it would do."""
     from bipline.face import api, tables
     from bipline.face.console import working
+    from bipline.face.running import checked
 
     if dry_run:
-        for stage, text in api.checked(settings, thorough=True, json_file=json_file):
+        for stage, text in checked(settings, thorough=True, json_file=json_file):
             typer.echo(printable(f"{stage:<11}{text}"))
         if pipeline == "compress":
             from bipline.face.stacks import told_needs

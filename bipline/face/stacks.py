@@ -31,7 +31,7 @@ def compiled(
     ``stack`` is a stack file, or the name of one that comes with bipline. Gives the stack's name
     and those of the steps.
     """
-    from bipline.face.api import checked
+    from bipline.face.running import checked
 
     extras.check_all(("pipeline", "kubeflow"), "--compile")
     named_places.check_compiled(settings, out, json_file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from bipline.base.addresses import without_secrets
 from bipline.face import named_places, options
 from bipline.face.models import STATE
 from bipline.face.options import WHAT, option
@@ -28,7 +29,8 @@ def list_(
     with working(log_file(state, "store")) as console:
         found = stored(state, _address(registry, state))
         write_json(json_file, "store list", found.model_dump(mode="json"))
-        print_lines(console, [*map(_line, found.entries), _total(found)])
+        told = _asked(registry, state)
+        print_lines(console, [*map(_line, found.entries), _total(found), told])
 
 
 def prune(
@@ -58,7 +60,7 @@ def prune(
         told = (
             f"{len(going):,} of {len(done.entries):,} {verb}, {byte_size(done.freed_bytes)} freed"
         )
-        print_lines(console, [*map(_line, going), told])
+        print_lines(console, [*map(_line, going), told, _asked(registry, state)])
 
 
 def _check(json_file: Path | None, state: Path, command: str) -> None:
@@ -75,6 +77,17 @@ def _address(registry: str | None, state: Path) -> str | None:
     if registry is None and not (state / "mlflow" / "mlflow.db").is_file():
         return None
     return registry_address(registry, state, state)
+
+
+def _asked(registry: str | None, state: Path) -> str:
+    """Which registry's versions count here."""
+    address = _address(registry, state)
+    if address is None:
+        return "no registry was asked: versions that point here would not be known; give --registry"
+    return (
+        f"versions are those of {without_secrets(address)}; what another registry's point at is "
+        "not known"
+    )
 
 
 def _line(entry: StoredEntry) -> str:

@@ -28,7 +28,7 @@ from bipline.values.record import EvaluationRecord
 from bipline.values.record_difference import RecordDifference
 from bipline.values.side_by_side import side_by_side, speed_lines
 from bipline.values.speed import Speeds
-from bipline.values.summary import PruneSummary, RunSummary
+from bipline.values.summary import PruneSummary, RunSummary, SeveralSummary
 from bipline.values.verdict import Verdict
 
 
@@ -108,6 +108,29 @@ def print_ended(console: Console, summary: RunSummary | SweepSummary, log: Path)
     console.print(_table(["stage", "seconds", ""], stages, left={0, 2}))
     console.print()
     print_named(console, {**_compress_lines(summary), "log": str(log)}, 12)
+
+
+def print_several(console: Console, summary: SeveralSummary, log: Path) -> None:
+    """The end of several models: a line each, then each one's report or why it failed."""
+    lines, places = [], {}
+    for each in summary.models:
+        size = seconds = version = ""
+        places[each.name] = f"{_shown(each.model)}: {each.reason}"
+        if (made := each.summary) is not None:
+            dense, *_, last = made.records.values()
+            size = f"{last.parameters:,} of {dense.parameters:,}"
+            seconds = f"{made.seconds:.1f}"
+            version = f"{made.registration.version}, {made.registration.alias}"
+            why = f"{each.reason}; " if each.reason else ""
+            places[each.name] = f"{_shown(each.model)}: {why}report {_shown(made.report)}"
+        lines.append([each.name, each.ended, str(each.exit_code), size, seconds, version])
+    console.print()
+    head = ["registered", "", "exit code", "parameters", "seconds", "version"]
+    console.print(_table(head, lines, left={0, 1, 5}))
+    console.print()
+    width = 2 + max(len(each.name) for each in summary.models)
+    print_named(console, {name: printable(text) for name, text in places.items()}, width)
+    print_lines(console, [f"log: {log}"])
 
 
 def print_compared(console: Console, comparison: Comparison, out: Path, log: Path) -> None:
@@ -219,6 +242,7 @@ def _compress_lines(summary: RunSummary) -> dict[str, str]:
         "report": _shown(summary.report),
         "registered": f"{registration.model_name} version {registration.version} ({known}), "
         f"alias {registration.alias}",
+        **({"also": "; ".join(map(str, registration.also))} if registration.also else {}),
     }
 
 
@@ -233,7 +257,7 @@ def print_promoted(console: Console, done: Promotion) -> None:
     """The end of ``promote`` and ``rollback``: the checks, and where the alias points."""
     if done.verdict:
         print_verdict(console, done.verdict)
-    print_lines(console, [printable(str(done))])
+    print_lines(console, map(printable, map(str, (done, *done.also))))
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:

@@ -64,6 +64,7 @@ def watch(
 
 def _watch(settings: WatchSettings, once: bool) -> BiplineError | None:
     """Watch; the end of one look is what was not as it should be, or None."""
+    from bipline.delivery.notices import telling
     from bipline.face.console import working
     from bipline.watch.opening import open_watcher
     from bipline.watch.watcher import watch as watching
@@ -71,7 +72,8 @@ def _watch(settings: WatchSettings, once: bool) -> BiplineError | None:
     watcher = open_watcher(settings)
     # As for Ctrl-C: what runs is stopped, and that is written down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with working(log_file(Path(settings.state), "watch")) as console:
+    log = log_file(Path(settings.state), "watch")
+    with telling(settings.notify), working(log) as console:
         watching(watcher, once, settings.every)
         tally = watcher.tally
         console.print(

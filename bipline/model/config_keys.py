@@ -19,6 +19,7 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.model.allowed import Allowed
 from bipline.model.families import family_of
+from bipline.model.per_layer.stored import KEY, listed_widths
 from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer, shape_of
 from bipline.values.origin import SECTION
 
@@ -74,12 +75,19 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(model_type, str):
         raise InvalidInput(f"{where}: model_type is {shown(model_type)}, not a text")
     allowed = allowed_keys(model_type)
+    blocks = config.get(KEY) if is_per_layer(config) else None
+    if blocks is not None:
+        config = {key: value for key, value in config.items() if key != KEY}
     _refuse_named(config, where)
     _tell_unknown(where, tuple(sorted(set(config) - set(allowed) - {SECTION})))
     known = {key: value for key, value in config.items() if key in allowed}
     for key, value in known.items():
         _check(key, value, allowed[key], where)
     checked = {**class_defaults(model_type), **known}
+    if blocks is not None:
+        for key, value in listed_widths(blocks, checked, where).items():
+            _check(key, value, allowed[key], where)
+            checked[key] = value
     for key in ("rope_parameters", "rope_scaling"):
         if checked.get(key):
             checked[key] = _checked_rope(checked[key], f"{where}: {key}")

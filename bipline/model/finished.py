@@ -6,13 +6,11 @@ What is read anyway is not read twice: digests that are known already are compar
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.model.side_files import is_model_file
-from bipline.storage.digests import CHUNK_BYTES
-from bipline.storage.folder import ByteFile, Folder, LocalFolder, open_folder
+from bipline.storage.folder import Folder, LocalFolder, digest_byte_file, open_folder
 from bipline.storage.manifest import MANIFEST_NAME, FileEntry, differs, parse_manifest
 from bipline.storage.strict_json import parse
 
@@ -36,7 +34,7 @@ def hold_to_manifest(folder: Folder, hashed: Mapping[str, str] | None = None) ->
     for name, entry in listed.items():
         if "/" not in name and name not in present:
             raise Refused(f"{folder.location}: {name} is listed in {MANIFEST_NAME} but missing")
-        if (known.get(name) or _digest(folder.open(name))) != entry.sha256:
+        if (known.get(name) or digest_byte_file(folder.open(name))) != entry.sha256:
             raise differs(folder.location, name)
 
 
@@ -72,12 +70,3 @@ def _is_ours(text: bytes) -> bool:
     except ValueError:
         return b'"sha256"' in text
     return isinstance(value, dict) and {"kind", "files"} <= value.keys()
-
-
-def _digest(file: ByteFile) -> str:
-    sha256, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK_BYTES, file.size)))
-    for start in range(0, file.size, CHUNK_BYTES):
-        piece = buffer[: file.size - start]
-        file.read_into(piece, start)
-        sha256.update(piece)
-    return sha256.hexdigest()

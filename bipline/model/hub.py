@@ -63,6 +63,13 @@ def list_model(repository: str, revision: str) -> tuple[dict[str, int], str]:
 
     Raises as :func:`download_model` does.
     """
+    sizes, commit = list_repository(repository, revision)
+    _refuse_unsafe(f"hf:{repository}@{revision}", list(sizes))
+    return sizes, commit
+
+
+def list_repository(repository: str, revision: str) -> tuple[dict[str, int], str]:
+    """As :func:`list_model`, whatever the repository holds."""
     hub = require("huggingface_hub", "hub")
     what = f"hf:{repository}@{revision}"
     with hub_failures(what, "model"):
@@ -73,7 +80,6 @@ def list_model(repository: str, revision: str) -> tuple[dict[str, int], str]:
     commit = commit_of(info, what)
     if COMMIT.fullmatch(revision) and commit != revision:
         raise EnvironmentFailure(f"{what}: {_endpoint()} gives {commit} for it, another commit")
-    _refuse_unsafe(what, list(sizes))
     return sizes, commit
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -59,6 +60,20 @@ def resolve_model(source: str, downloads: Path) -> ResolvedModel:
     resolved = _resolved_folder(source, open_folder(directory), commit)
     hub.check_download(parsed.repository, commit, directory, resolved.files)
     return resolved
+
+
+def fetch_repository(source: str, directory: Path) -> str:
+    """Every file of ``hf:org/name@revision`` into a new folder, but for git's own; its commit.
+
+    Raises as :func:`resolve_model`.
+    """
+    repository, revision = _place(_model_of_hub(source))
+    sizes, commit = hub.list_repository(repository, revision)
+    wanted = [name for name in sizes if not name.startswith(".git")]
+    with hub.hub_failures(source, "model"):
+        hub.fetch_files(repository, commit, directory, wanted)
+    shutil.rmtree(directory / ".cache", ignore_errors=True)  # what the library keeps there
+    return commit
 
 
 def known_checkpoint(source: str) -> Checkpoint:

@@ -20,7 +20,7 @@ import torch
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note, track
 from bipline.model.block_loop import BlockLoop
-from bipline.model.memory import MemoryNeed, gigabytes, memory_need, states_fit
+from bipline.model.memory import MemoryNeed, gigabytes, memory_limit, memory_need, states_fit
 from bipline.model.token_ids import rendered, token_ids
 from bipline.settings.protocol import BosPolicy
 from bipline.values.record import Perplexity
@@ -52,11 +52,23 @@ def text_windows(
     width = seqlen - 1 if bos == "window" else seqlen
     if len(ids) < width:
         raise InvalidInput(f"the text has {len(ids)} tokens, shorter than one window of {seqlen}")
-    windows = torch.tensor(ids, dtype=torch.int64).unfold(0, width, stride or width).contiguous()
+    step = stride or width
+    _check_size(1 + (len(ids) - width) // step, seqlen, step, max_memory)
+    windows = torch.tensor(ids, dtype=torch.int64).unfold(0, width, step).contiguous()
     if bos == "window":
         opening = torch.full((len(windows), 1), tokenizer.bos_token_id, dtype=torch.int64)
         windows = torch.cat([opening, windows], dim=1)
     return windows
+
+
+def _check_size(windows: int, seqlen: int, stride: int, max_memory: int | None) -> None:
+    """Raise InvalidInput for more windows than memory holds: a small stride makes many."""
+    need, limit = windows * seqlen * torch.int64.itemsize, memory_limit(max_memory)
+    if need > limit:
+        raise InvalidInput(
+            f"stride {stride}: {windows:,} windows of {seqlen} tokens take {gigabytes(need)} as "
+            f"token ids alone, of {gigabytes(limit)}; take a larger stride, or less text"
+        )
 
 
 def perplexity(

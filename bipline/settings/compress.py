@@ -9,16 +9,22 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 
 from bipline.base.addresses import without_secrets
 from bipline.settings.base import Settings
+from bipline.settings.engine import EngineSettings
 from bipline.settings.gguf import GgufSettings
 from bipline.settings.line import LineSettings
+from bipline.settings.onnx import OnnxSettings
 from bipline.settings.protocol import Protocol
+from bipline.settings.published import PublishedRow
 from bipline.settings.recipes import LoraRecipe, Recipe
+from bipline.settings.signing import SignSettings
 from bipline.settings.stack import StackSettings
 from bipline.storage.names import is_plain_name
 
 # What a new version is called that no gate has passed.
 CANDIDATE = "candidate"
-FormatName = Literal["hf", "gguf"]
+FormatName = Literal["hf", "gguf", "onnx"]
+# The settings of each format that a model is written in anew.
+ENGINE_SETTINGS: dict[str, type[EngineSettings]] = {"gguf": GgufSettings, "onnx": OnnxSettings}
 FIGURE_NAME = re.compile(r"(?=\S)[\w .:/-]{1,100}(?<=\S)")
 
 
@@ -49,10 +55,18 @@ class ExportSettings(Settings):
     """Which formats the package holds."""
 
     formats: tuple[FormatName, ...] = Field(
-        default=("hf",), description="hf: transformers, in every package; gguf: llama.cpp"
+        default=("hf",),
+        description="hf: transformers, in every package; gguf: llama.cpp; onnx: ONNX Runtime",
     )
     gguf: GgufSettings = Field(
         default=GgufSettings(), description="how the gguf is stored and measured"
+    )
+    onnx: OnnxSettings = Field(
+        default=OnnxSettings(), description="how the onnx is written and measured"
+    )
+    # Dumped nowhere: whose key signs a package changes nothing that it holds or tells.
+    sign: SignSettings = Field(
+        default=SignSettings(), exclude=True, description="who signs it, in the run that makes it"
     )
 
     @model_validator(mode="after")
@@ -77,6 +91,19 @@ def _without_login(value: str | None, info: ValidationInfo) -> str | None:
 Address = Annotated[str | None, AfterValidator(_without_login)]
 
 
+def _without_user(value: str) -> str:
+    if without_secrets(value) != value or "@" in value:
+        raise ValueError(
+            f"promote.also {without_secrets(value)}: a configuration is kept and shown, so no user "
+            "or password may stand in it; give them by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or HF_TOKEN"
+        )
+    return value
+
+
+Place = Annotated[str, AfterValidator(_without_user)]
+
+
 class PromoteSettings(Settings):
     """Where the package is registered."""
 
@@ -99,6 +126,11 @@ class PromoteSettings(Settings):
         description="MLflow server that holds the registered model; null: MLFLOW_REGISTRY_URI, or "
         "where the run is told to",
     )
+    also: tuple[Place, ...] = Field(
+        default=(),
+        description="registries that get the package too, each with a gate's verdict of its own: "
+        "s3://bucket/prefix, sagemaker://bucket/prefix, hf:OWNER",
+    )
 
 
 def _of_the_hub(value: Any) -> Any:
@@ -119,11 +151,19 @@ Tasks = Annotated[dict[str, str], BeforeValidator(_of_the_hub)]
 class CompressSettings(StackSettings, LineSettings):
     """One compress run: a model, its texts and tasks, and a section per stage."""
 
+    models: tuple[str, ...] = Field(
+        default=(),
+        description="in place of model: several, each with a run and a registered name of its own; "
+        "{name} in promote.name and state stands for the model's",
+    )
     tasks: Tasks = Field(default={}, description=TASKS)
     recover: RecoverSettings = RecoverSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     export: ExportSettings = ExportSettings()
     promote: PromoteSettings = PromoteSettings()
+    published: tuple[PublishedRow, ...] = Field(
+        default=(), description="figures of others, which the report shows beside this run's"
+    )
 
     @model_validator(mode="after")
     def _names_exist(self) -> CompressSettings:
@@ -132,6 +172,8 @@ class CompressSettings(StackSettings, LineSettings):
             wanted += [self.recover.text, self.recover.held_out]
         all_known("text", wanted, self.texts)
         all_known("task", self.evaluate.tasks, self.tasks)
+        if self.models:
+            raise ValueError("models: one run is of one model; `bipline compress` makes them all")
         return self
 
 

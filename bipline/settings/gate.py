@@ -16,7 +16,7 @@ from bipline.base.errors import InvalidInput
 from bipline.settings.base import Settings
 from bipline.settings.loading import load
 from bipline.storage.digests import digest_json
-from bipline.values.figures import KINDS
+from bipline.values.figures import FORMAT_FIGURES, FORMAT_TEXT_FIGURES, KINDS
 
 READY = ("strict", "lenient")
 EVERY = "*"
@@ -32,7 +32,7 @@ class Limit(Settings):
 
     figure: str = Field(
         description="name of a figure: perplexity.TEXT, acc.TASK, parameters, ...; "
-        "perplexity.* is every text"
+        "perplexity.* is every text; format_perplexity.gguf.TEXT is of the gguf by llama.cpp"
     )
     against: Literal["dense", "champion"] | None = Field(
         default=None, description="the model it is compared with; null: the value alone counts"
@@ -60,6 +60,8 @@ class Limit(Settings):
                 f"limit on {self.figure} against {self.against}: write worse_at_most or "
                 "better_at_least"
             )
+        if self.figure.partition(".")[0] in FORMAT_FIGURES:
+            self._check_format()
         if self.against and kind.better == "neither":
             raise ValueError(f"limit on {self.figure}: neither more nor less of it is better")
         if sum(bound is not None for bound in (*values, *changes)) != 1:
@@ -68,6 +70,19 @@ class Limit(Settings):
                 "better_at_least"
             )
         return self
+
+    def _check_format(self) -> None:
+        kind, _, subject = self.figure.partition(".")
+        if self.against:
+            raise ValueError(
+                f"limit on {self.figure} against {self.against}: a format has windows of its "
+                "own; limit format_perplexity_increase, which is against its model on the same ones"
+            )
+        parts = subject.split(".", 1)
+        wanted = 2 if kind in FORMAT_TEXT_FIGURES else 1
+        if not all(parts) or (len(parts) if wanted == 2 else 1 + subject.count(".")) != wanted:
+            shape = "FORMAT.TEXT, or FORMAT.* for every text" if wanted == 2 else "FORMAT"
+            raise ValueError(f"limit on {self.figure!r}: write {kind}.{shape}")
 
 
 class Requirements(Settings):

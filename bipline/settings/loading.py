@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from bipline.base.errors import InvalidInput
 from bipline.settings.base import Settings
 from bipline.settings.compress import CompressSettings
 from bipline.settings.named_protocol import expand_protocol
+from bipline.settings.placeholders import check_plain, filled, model_name
 from bipline.settings.recipes import RECIPES
 from bipline.settings.sweep import SweepSettings
 from bipline.settings.watch import WatchSettings
@@ -27,6 +29,8 @@ KINDS: dict[str, type[Settings]] = {
     "compress": CompressSettings, "sweep": SweepSettings, "watch": WatchSettings,
 }  # fmt: skip
 Configuration = TypeVar("Configuration", bound=BaseModel)
+# What stands for a model's name in the values of a configuration.
+NAME = "{name}"
 # Fields whose flag has another name than they have.
 FLAGS = {"evaluate.protocol.seqlen": "evaluation_seqlen"}
 
@@ -36,9 +40,72 @@ def load(kind: type[Configuration], path: Path, overrides: tuple[str, ...] = ())
 
     Raises InvalidInput, in one line, naming the key, the value and what is allowed.
     """
+    return _validated(kind, _values(path, overrides), path)
+
+
+def load_each(
+    path: Path, overrides: tuple[str, ...] = (), models: tuple[str, ...] = ()
+) -> tuple[CompressSettings, ...]:
+    """The runs that one configuration asks for: one, or one for each of its models.
+
+    ``models`` stand in place of those that the file names. Each run has its model, and the model's
+    name where ``promote.name`` and ``state`` hold ``{name}``. Raises InvalidInput as :func:`load`,
+    for a model that stands twice, and where two would be registered under one name.
+    """
+    values = _values(path, overrides)
+    listed = values.pop("models", None) or []
+    if listed and "model" in values and not models:
+        raise InvalidInput(f"{path}: model and models: give one of them")
+    if not (isinstance(listed, list) and all(isinstance(each, str) for each in listed)):
+        raise InvalidInput(f"{path}: models = {json.dumps(listed)}: give a list of models")
+    named = models or tuple(listed)
+    runs = [_validated(CompressSettings, _for_model(values, each), path) for each in named]
+    if not named:
+        runs = [_validated(CompressSettings, _for_model(values, values.get("model")), path)]
+    _check_apart(runs)
+    return tuple(runs)
+
+
+def _for_model(values: dict[str, Any], model: Any) -> dict[str, Any]:
+    """A configuration's values for one model, with its name where they leave it open."""
+    if not isinstance(model, str):
+        return values
+    made = {**values, "model": model}
+    if isinstance(values.get("promote"), dict):
+        made["promote"] = dict(values["promote"])
+    for section, key in ((made, "state"), (made.get("promote"), "name")):
+        text = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(text, str) and NAME in text:
+            check_plain(name := model_name(model))
+            section[key] = filled(text, {"name": name})
+    return made
+
+
+def _check_apart(runs: list[CompressSettings]) -> None:
+    """Raise InvalidInput where one model stands twice, or two have one registered name."""
+    counted = Counter(each.model for each in runs)
+    if twice := next((model for model, count in counted.items() if count > 1), None):
+        raise InvalidInput(f"models: {twice} stands twice")
+    by_name: dict[str, str] = {}
+    for each in runs:
+        other = by_name.setdefault(each.promote.name, each.model)
+        if other != each.model:
+            raise InvalidInput(
+                f"models: {other} and {each.model} would both be registered as "
+                f"{each.promote.name!r}; write promote.name with {NAME}, such as '{NAME}-pruned', "
+                "and give models whose names differ"
+            )
+
+
+def _values(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """What a file holds, with overrides."""
     values = _read_yaml(path)
     for override in overrides:
         _override(values, override)
+    return values
+
+
+def _validated(kind: type[Configuration], values: dict[str, Any], path: Path) -> Configuration:
     try:
         if kind in KINDS.values():
             values = expand_protocol(values)

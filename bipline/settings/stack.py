@@ -8,14 +8,16 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from bipline.settings.base import Settings
+from bipline.settings.notify import NotifySettings
 
 USUAL_STATE = ".bipline"
-# Where a run keeps what it makes changes nothing that it makes.
-WHERE = frozenset({"state", "stack"})
+# Where a run keeps what it makes, who hears of it, and what else was asked for beside it, changes
+# nothing that it makes.
+WHERE = frozenset({"state", "stack", "notify", "models"})
 
 
 class StackSettings(Settings):
-    """A folder, or a stack by its name; neither is the active stack."""
+    """A folder, or a stack by its name; neither is the active stack. And who hears of the runs."""
 
     state: str | None = Field(
         default=None,
@@ -25,6 +27,7 @@ class StackSettings(Settings):
     stack: str | None = Field(
         default=None, min_length=1, description="registered ZenML stack; null: the active one"
     )
+    notify: NotifySettings = NotifySettings()
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -11,6 +10,8 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from bipline.settings.base import ByteCount, Settings
+from bipline.settings.notify import NotifySettings
+from bipline.settings.placeholders import PART
 from bipline.settings.stack import USUAL_STATE
 from bipline.storage.names import is_plain_name
 
@@ -21,7 +22,6 @@ UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 COUNT = re.compile(rf"(\d+(?:\.\d+)?)([{''.join(UNITS)}])")
 # What an override may hold of the release that it is for.
 PARTS = {"name", "revision", "source"}
-PART = re.compile(r"\{(\w+)\}")
 
 
 def _count(value: Any) -> Any:
@@ -48,11 +48,6 @@ def moment(text: str) -> datetime:
     """A date or time; without a zone it is UTC. Raises ValueError for anything else."""
     found = datetime.fromisoformat(text)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def filled(override: str, parts: Mapping[str, str]) -> str:
-    """An override with the release's parts in it; other braces are YAML's."""
-    return PART.sub(lambda found: parts[found[1]], override)
 
 
 ParameterCount = Annotated[int, BeforeValidator(_count), Field(ge=1)]
@@ -91,6 +86,11 @@ class SourceSettings(Settings):
         default=None, description="name of a registered model: every version of it"
     )
     folder: str | None = Field(default=None, description="directory with a folder for each model")
+    registry: str | None = Field(
+        default=None,
+        description="address of the registry that holds `registered`; null: that of its runs, by "
+        "promote.registry_uri, promote.tracking_uri, state or MLFLOW_TRACKING_URI",
+    )
     compress: str = Field(description="YAML file of the compress run that a release starts")
     set: tuple[str, ...] = Field(
         default=(),
@@ -117,6 +117,8 @@ class SourceSettings(Settings):
         if len(named) != 1:
             told = ", ".join(named) or "none"
             raise ValueError(f"a source is one of {', '.join(PLACES)}; here: {told}")
+        if self.registry and not self.registered:
+            raise ValueError("registry: is asked for a registered model alone; give registered too")
         return self
 
     @model_validator(mode="after")
@@ -167,6 +169,7 @@ class WatchSettings(Settings):
     every: float = Field(default=900.0, gt=0, description="seconds between two looks at a source")
     limits: LimitSettings = LimitSettings()
     retry: RetrySettings = RetrySettings()
+    notify: NotifySettings = NotifySettings()
 
     @property
     def folder(self) -> Path:

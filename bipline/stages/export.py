@@ -15,6 +15,7 @@ from bipline.delivery.formats.directory import export_to, origin_of
 from bipline.delivery.formats.interface import Subject
 from bipline.delivery.formats.registry import engine_format
 from bipline.delivery.samples import continued
+from bipline.delivery.signer import signer_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
 from bipline.quality.evaluate import fitted_shares
@@ -127,8 +128,12 @@ def export_model(
 def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
     """The formats. Raises InvalidInput where no package can be made.
 
-    That is for want of what draws reports, or for a format that cannot hold the smaller model.
+    That is for want of what draws reports, for a format that cannot hold the smaller model, or for
+    a key that cannot sign.
     """
     extras.check("pipeline", "a package's report")
+    if (signer := signer_of(settings.export.sign)) is not None:
+        signer.check()
     told = formats.check_settings(settings, checkpoint, thorough) if checkpoint else []
-    return [("export", ", ".join(settings.export.formats)), *told]
+    by = [("  sign", str(signer))] if signer else []
+    return [("export", ", ".join(settings.export.formats)), *told, *by]

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from bipline.base.errors import InvalidInput, Refused
+from bipline.base.errors import BiplineError, InvalidInput, Refused
 from bipline.base.progress import heading, note
 from bipline.delivery.evidence import RESOLUTION, read_evidence
-from bipline.delivery.lineage import record_run, record_verdict
+from bipline.delivery.lineage import record_run
 from bipline.delivery.registries import mlflow as core
+from bipline.delivery.registries.addresses import (
+    EXAMPLES,
+    is_place,
+    known_registry,
+    open_registry,
+)
 from bipline.delivery.registries.journal import check_alias, history_of
 from bipline.delivery.registries.journal_mlflow import REPORT, SUFFIX, MlflowRegistry
 from bipline.delivery.registries.mlflow_run import RunContent, Tracking
@@ -29,12 +37,17 @@ from bipline.delivery.registries.promotion import (
     roll_back_alias,
 )
 from bipline.delivery.run_facts import version_facts
+from bipline.delivery.signer import Signer
 from bipline.delivery.version_summary import base_model, version_summary
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.base import flattened
 from bipline.settings.compress import CANDIDATE, CompressSettings, PromoteSettings
-from bipline.settings.gate import EVERY, GateSettings, gate_name, load_gate
+from bipline.settings.gate import GateSettings, gate_name, load_gate
 from bipline.stages.export import Account
+from bipline.stages.format_limits import check_format_limits
+from bipline.stages.gate_figures import check_measured
+from bipline.stages.other_registries import check_others, promote_in_others
+from bipline.stages.signing import Telling, signed
 from bipline.stages.stage import Context, Lines
 from bipline.storage.store import Handle
 from bipline.values.lineage import RunLineage
@@ -43,9 +56,6 @@ from bipline.values.promotion import History, Promotion
 from bipline.values.resolution import Resolution, ResolvedTask, ResolvedText, read_resolution
 from bipline.values.summary import Registration
 from bipline.values.verdict import Override
-
-MEASURED_TEXTS = ("perplexity", "nll", "perplexity_increase", "nll_increase")
-MEASURED_TASKS = ("acc", "acc_norm")
 
 
 def promote(
@@ -58,10 +68,12 @@ def promote(
     seconds: Mapping[str, float],
     evaluated_at: datetime | None = None,
     run: RunLineage | None = None,
+    signer: Signer | None = None,
 ) -> Registration:
     """Register the package as candidate, with every number of the run; then ask the gate.
 
-    ``seconds`` are of the stages that ran; ``run`` is added to the package's lineage first. Never
+    ``seconds`` are of the stages that ran; ``run`` is added to the package's lineage first, and
+    ``signer`` signs both before anything is registered. Never
     found in a Store: whether the registry has it is the registry's to say. A refusal is told in the
     registration, so that the run's other results stay. Raises InvalidInput for an alias that needs
     a gate and has none.
@@ -71,6 +83,7 @@ def promote(
     place = context.store.open(package)
     if run is not None:
         record_run(place, account.config, run)
+    signature = signed(place, signer)
     with registry_at(settings.registry_uri):
         registered = core.track_and_register(
             package=place,
@@ -82,9 +95,14 @@ def promote(
         registry = MlflowRegistry(settings.name)
         if evaluated_at is not None:
             registry.tell_evaluated(registered.version, evaluated_at)
-        if gate is not None:
-            chosen = Gate(gate, gate_name(str(settings.gate)))
-            registered = _gated(registry, place, registered, settings.alias, chosen)
+        chosen = None if gate is None else Gate(gate, gate_name(str(settings.gate)))
+        if chosen is not None:
+            told = Telling(place, signer, signature)
+            registered = _gated(registry, told, place, registered, settings.alias, chosen)
+        others = promote_in_others(
+            settings.also, settings.name, place, evaluated_at, settings.alias, chosen
+        )
+        registered = registered.model_copy(update={"also": others})
         page = (place / REPORT).read_text(encoding="utf-8")
         facts = version_facts(registered, evaluated_at)
         registry.tell_report(registered.mlflow_run_id, page, facts)
@@ -104,7 +122,7 @@ def _content(
     model = read_resolution(place / RESOLUTION).model
     documents = {name: (place / name).read_text(encoding="utf-8") for name in (REPORT, "README.md")}
     return RunContent(
-        params=flattened(account.config),
+        params=flattened({k: v for k, v in account.config.items() if k != "published"}),
         metrics={
             **{f"seconds/{stage}": each for stage, each in seconds.items()},
             **metrics_of(records, plan, account.recovery),
@@ -132,25 +150,28 @@ def _content(
 
 
 def _gated(
-    registry: MlflowRegistry, place: Path, registered: Registration, alias: str, gate: Gate
+    registry: MlflowRegistry,
+    telling: Telling,
+    place: Path,
+    registered: Registration,
+    alias: str,
+    gate: Gate,
 ) -> Registration:
     """The registration with what the gate said, and the alias that came of it."""
-    version = registry.version(registered.version)
+    version = registry.find(registered.version)
     evidence = read_evidence(
         lambda name: (place / name).read_bytes(), str(place), version.package_digest,
-        evaluated_at=version.evaluated_at,
+        evaluated_at=version.evaluated_at, signature=telling.signature,
     )  # fmt: skip
     try:
         promotion = promote_version(registry, version, alias, gate, evidence)
     except Refused as refusal:
         note(str(refusal))
         verdict = refusal.verdict if isinstance(refusal, GateRefused) else None
-        if verdict is not None:
-            record_verdict(place, verdict)
+        telling.tell(verdict, version)
         return registered.model_copy(update={"refusal": str(refusal), "verdict": verdict})
     note(str(promotion))
-    if promotion.verdict is not None:
-        record_verdict(place, promotion.verdict)
+    telling.tell(promotion.verdict, version)
     return registered.model_copy(update={"alias": alias, "verdict": promotion.verdict})
 
 
@@ -160,22 +181,39 @@ def promote_registered(
     gate: str | None,
     override: Override | None,
     registry: str | None,
+    also: Sequence[str] = (),
 ) -> Promotion:
     """Promote a registered version, ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``, by its records.
 
-    Every file is hashed again where it lies before anything points at it. Raises InvalidInput
-    before anything is asked of the registry where the request can be seen to fail.
+    Every file is hashed again where it lies before anything points at it. The package goes to
+    ``also`` too, and each registry's gate is asked apart; what they came to is told even where this
+    one refuses. Raises InvalidInput before anything is asked of the registry where the request can
+    be seen to fail.
     """
     name, wanted = parts_of(source, f"@{CANDIDATE}")
-    core.check_names(name, alias)
+    model = open_registry(name, alias, registry)
     _check_gate(PromoteSettings(name=name, alias=alias, gate=gate))
     chosen = Gate(load_gate(str(gate)), gate_name(str(gate)), override)
     heading("promote")
-    model = MlflowRegistry(name, registry)
-    version = model.version(wanted)
+    check_others(also, name, alias)
+    version = model.find(wanted)
     evidence = model.evidence(version)
     model.check(version)
-    return promote_version(model, version, alias, chosen, evidence)
+    with TemporaryDirectory() as temporary:
+        package = model.fetch(version, Path(temporary)) if also else Path()
+        others = partial(
+            promote_in_others, also, name, package, version.evaluated_at, alias, chosen
+        )
+        telling = Telling()
+        try:
+            promotion = promote_version(model, version, alias, chosen, evidence)
+        except BiplineError as error:
+            if isinstance(error, GateRefused):
+                telling.tell(error.verdict, version)
+            others()  # each tells what it came to
+            raise
+        telling.tell(promotion.verdict, version)
+        return promotion.model_copy(update={"also": others()})
 
 
 def roll_back(
@@ -189,27 +227,32 @@ def roll_back(
     name, wanted = parts_of(source, "")
     if not wanted.startswith("@"):
         raise InvalidInput(f"{source}: write NAME@ALIAS, the alias that is to go back")
-    core.check_names(name, wanted[1:])
+    model = known_registry(name, wanted[1:], registry)
     heading("rollback")
-    return roll_back_alias(MlflowRegistry(name, registry), wanted[1:], expected, reason, by)
+    return roll_back_alias(model, wanted[1:], expected, reason, by)
 
 
 def history(name: str, registry: str | None) -> History:
     """Who moved which alias when, and why, of a registered model."""
-    core.check_names(name, CANDIDATE)
-    return history_of(MlflowRegistry(name, registry))
+    return history_of(known_registry(name, CANDIDATE, registry))
 
 
-def registry_address(given: str | None, state: Path | None, usual: Path) -> str | None:
+def registry_address(
+    given: str | None, state: Path | None, usual: Path, places: bool = False
+) -> str | None:
     """The registry that is meant: an address, a state folder's, MLflow's variables', or the usual.
 
-    None leaves it to MLflow. Raises InvalidInput where there is none at all.
+    None leaves it to MLflow. With ``places`` it may be one of those that are no MLflow server.
+    Raises InvalidInput where there is none at all.
     """
     if given is not None:
-        if "://" not in given or given.startswith("s3://"):
+        if places and is_place(given):
+            return given
+        if "://" not in given or is_place(given):
+            more = f", or {EXAMPLES}" if places else ""
             raise InvalidInput(
                 f"--registry {given}: give MLflow's address, such as http://host:5000 or "
-                "sqlite:///FILE"
+                f"sqlite:///FILE{more}"
             )
         return given
     if state is None and any(os.environ.get(f"MLFLOW_{w}_URI") for w in ("TRACKING", "REGISTRY")):
@@ -290,35 +333,17 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     section = settings.promote
     core.check_names(section.name, section.alias)
     gate = gate_of(section)
+    check_others(section.also, section.name, section.alias)
     if gate is None:
-        return [("promote", f"register {section.name}, alias {section.alias}")]
-    _check_measured(gate, settings)
+        return [("promote", f"register {section.name}, alias {section.alias}"), *_also(section)]
+    check_measured(gate, settings)
+    check_format_limits(gate, settings)
     told = f"register {section.name}, alias {CANDIDATE}; if gate {section.gate} passes it, "
-    return [("promote", told + section.alias)]
+    return [("promote", told + section.alias), *_also(section)]
 
 
-def _check_measured(gate: GateSettings, settings: CompressSettings) -> None:
-    """Raise InvalidInput for a limit on what the run will not measure, or a format not written."""
-    evaluated = settings.evaluate
-    for limit in gate.limits:
-        kind, _, subject = limit.figure.partition(".")
-        known: tuple[str, ...] | None = None
-        if kind in MEASURED_TEXTS:
-            known, key = evaluated.texts, "evaluate.texts"
-        elif kind in MEASURED_TASKS:
-            known, key = evaluated.tasks, "evaluate.tasks"
-        elif kind.endswith("tokens_per_second") and not evaluated.protocol.speed:
-            known, key = (), "evaluate.protocol.speed"
-        if known is not None and not (subject in known or (subject == EVERY and known)):
-            raise InvalidInput(
-                f"gate {settings.promote.gate} limits {limit.figure}, which {key} does not measure"
-            )
-    for format_ in gate.requirements.formats:
-        if format_ not in settings.export.formats:
-            raise InvalidInput(
-                f"gate {settings.promote.gate} requires the format {format_}, which "
-                "export.formats does not name"
-            )
+def _also(section: PromoteSettings) -> Lines:
+    return [(" also", address) for address in section.also]
 
 
 def _json(value: Any) -> str:

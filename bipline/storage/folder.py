@@ -10,6 +10,7 @@ those of ``INNER_FOLDERS``.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import threading
@@ -19,6 +20,7 @@ from typing import Protocol
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.storage.containment import check_contained, contained_files, open_plain
+from bipline.storage.digests import CHUNK_BYTES
 from bipline.storage.s3 import S3Folder
 from bipline.storage.s3_client import S3_SCHEME
 from bipline.storage.strict_json import LARGEST_BYTES
@@ -58,6 +60,16 @@ class ByteFile(Protocol):
 
     def avoid_cache(self) -> None:
         """Read around the page cache from now on, where that is possible."""
+
+
+def digest_byte_file(file: ByteFile) -> str:
+    """The sha256 of an opened file, read to its end."""
+    sha256, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK_BYTES, file.size)))
+    for start in range(0, file.size, CHUNK_BYTES):
+        piece = buffer[: file.size - start]
+        file.read_into(piece, start)
+        sha256.update(piece)
+    return sha256.hexdigest()
 
 
 class Folder(Protocol):

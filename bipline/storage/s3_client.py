@@ -14,20 +14,31 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, BinaryIO
 
+from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
 from bipline.base.extras import require
 from bipline.storage.names import is_plain_name
+from bipline.storage.strict_json import LARGEST_BYTES
 
 S3_SCHEME = "s3://"
 CONNECTIONS = 8
-CONNECT_SECONDS = 10
+CONNECT_SECONDS, READ_SECONDS = 10, 60
 ATTEMPTS = 5
 MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
-FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+FORBIDDEN = {
+    "403", "AccessDenied", "AccessDeniedException", "UnrecognizedClientException",
+    "InvalidAccessKeyId", "SignatureDoesNotMatch",
+}  # fmt: skip
 CHANGED = {"412", "PreconditionFailed", "416", "InvalidRange"}
 DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch"}
 # What a conditional write is told when another one came first.
 OVERTAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict", "NoSuchKey"}
+# What is never put, on a condition that is never fulfilled.
+PROBE, NO_ETAG = "bipline-probe", '"00000000000000000000000000000000"'
+ELSEWHERE = {
+    "301", "307", "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+}  # fmt: skip
 # A page has a thousand names: what goes on longer is no folder of ours or of a model.
 MOST_PAGES = 1000
 # What one request may remove.
@@ -47,8 +58,8 @@ class S3Place:
             raise InvalidInput(f"{location}: names no bucket; write s3://bucket/prefix")
         if "@" in bucket:
             raise InvalidInput(
-                f"{location}: an s3:// address takes no user and password; set AWS_ACCESS_KEY_ID "
-                "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                f"{without_secrets(location)}: an s3:// address takes no user and password; set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             )
         self.location = location.rstrip("/")
         self.bucket = bucket
@@ -57,11 +68,7 @@ class S3Place:
     @property
     def client(self) -> Any:
         """boto3's client. Raises InvalidInput for variables and files that make no sense."""
-        settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        try:
-            return _client(os.getpid(), tuple(sorted(settings.items())))
-        except ValueError as error:
-            raise InvalidInput(f"{self.location}: the AWS settings: {error}") from error
+        return aws_client("s3", self.location)
 
     def below(self, name: str) -> S3Place:
         """A place below this one."""
@@ -126,6 +133,27 @@ class S3Place:
         except MissingObject:
             return None
 
+    def small(self, name: str) -> tuple[bytes, str] | None:
+        """A small object whole, by one request, and its ETag; None where there is none.
+
+        An answer that breaks off, or does not match its checksum, is asked for again.
+        """
+        where = self.where(name)
+        for _ in range(ATTEMPTS):
+            try:
+                with failures(where):
+                    answer = self.client.get_object(**self.address(name))
+                    size, etag, stream = answer["ContentLength"], answer["ETag"], answer["Body"]
+                    if not 0 <= int(size) <= LARGEST_BYTES:
+                        raise ValueError(f"{size} bytes of a small object")
+            except MissingObject:
+                return None
+            with broken_streams():
+                body = bytes(stream.read())
+                if len(body) == size:
+                    return body, str(etag)
+        raise EnvironmentFailure(f"{where}: breaks off, or arrives changed; try again")
+
     def put(
         self, name: str, body: bytes | BinaryIO, over: str | None = None, **options: Any
     ) -> str | None:
@@ -145,6 +173,22 @@ class S3Place:
                 raise
             return str(answer["ETag"])
 
+    def check_writable(self) -> None:
+        """Ask before any work whether objects may be listed and put here.
+
+        The one that is asked for is put on a condition that nothing fulfils, so it never lies
+        there. Raises InvalidInput where it may not be, or where conditions are not known.
+        """
+        with failures(self.location):
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+        if self.put(PROBE, b"", over=NO_ETAG) is None:
+            return
+        self.remove([PROBE])
+        raise InvalidInput(
+            f"{self.location}: {_endpoint()} puts an object whatever the condition; promotions "
+            "need conditional writes, as S3 has them"
+        )
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; those that are gone already are no error."""
         keys = [{"Key": self.prefix + name} for name in names]
@@ -156,8 +200,17 @@ class S3Place:
                 raise _meaning(f"{S3_SCHEME}{self.bucket}/{error['Key']}", error["Code"], None)
 
 
+def aws_client(service: str, where: str) -> Any:
+    """boto3's client of a service. Raises InvalidInput for settings that make no sense."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    try:
+        return _client(service, os.getpid(), tuple(sorted(settings.items())))
+    except ValueError as error:
+        raise InvalidInput(f"{where}: the AWS settings: {error}") from error
+
+
 @lru_cache(maxsize=4)
-def _client(_process: int, _settings: tuple[tuple[str, str], ...]) -> Any:
+def _client(service: str, _process: int, _settings: tuple[tuple[str, str], ...]) -> Any:
     """The client of a process under these variables, made once; it asks again where that may help.
 
     Raises ValueError for variables and files that make no sense.
@@ -177,8 +230,9 @@ def _client(_process: int, _settings: tuple[tuple[str, str], ...]) -> Any:
             # Readings, and beside them the lease and the mirror of work.
             max_pool_connections=2 * CONNECTIONS,
             connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
         )
-        return boto3.Session(botocore_session=session).client("s3", config=config)
+        return boto3.Session(botocore_session=session).client(service, config=config)
     except BotoCoreError as error:
         raise ValueError(str(error)) from error
 
@@ -205,8 +259,8 @@ def broken_streams() -> Iterator[None]:
 
 
 @contextmanager
-def failures(where: str) -> Iterator[None]:
-    """Say what S3's answer means for the user, in one line that names the place."""
+def failures(where: str, service: str = "S3") -> Iterator[None]:
+    """Say in one line that names the place what an answer of S3, or another service, means."""
     require("boto3", "s3")
     from botocore.exceptions import (
         BotoCoreError,
@@ -219,7 +273,7 @@ def failures(where: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _meaning(where, code_of(error), error) from error
+        raise _meaning(where, code_of(error), error, service) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise InvalidInput(
             f"{where}: no credentials; set AWS_ACCESS_KEY_ID or a profile"
@@ -227,13 +281,13 @@ def failures(where: str) -> Iterator[None]:
     except ParamValidationError as error:
         raise InvalidInput(f"{where}: {' '.join(str(error).split())}") from error
     except BotoCoreError as error:
-        raise EnvironmentFailure(f"{where}: S3 does not answer: {error}") from error
+        raise EnvironmentFailure(f"{where}: {service} does not answer: {error}") from error
     except OSError as error:
-        raise EnvironmentFailure(f"{where}: the connection to S3 broke: {error}") from error
+        raise EnvironmentFailure(f"{where}: the connection to {service} broke: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         # What is asked for in here is S3 alone: a proxy's page, or an answer that lacks a field.
         raise EnvironmentFailure(
-            f"{where}: {_endpoint()} does not answer as S3 does "
+            f"{where}: {_endpoint()} does not answer as {service} does "
             f"({type(error).__name__}: {' '.join(str(error).split())}); check AWS_ENDPOINT_URL"
         ) from error
 
@@ -243,15 +297,19 @@ def _endpoint() -> str:
     return next((os.environ[name] for name in names if os.environ.get(name)), "the endpoint")
 
 
-def _meaning(where: str, code: str, error: Exception | None) -> BiplineError:
+def _meaning(where: str, code: str, error: Exception | None, service: str = "S3") -> BiplineError:
     if code == "NoSuchBucket":
         return InvalidInput(f"{where}: no such bucket")
     if code in MISSING:
         return MissingObject(f"{where}: no such object")
     if code in FORBIDDEN:
         return InvalidInput(f"{where}: access denied ({code}); check the credentials")
+    if code in ELSEWHERE:
+        return InvalidInput(
+            f"{where}: the bucket lies in another region ({code}); set AWS_DEFAULT_REGION"
+        )
     if code in DAMAGED:
         return Refused(f"{where}: what arrived does not match its checksum; run again")
     if code in CHANGED:
         return Refused(f"{where}: changed while it was read; run again")
-    return EnvironmentFailure(f"{where}: S3 answered {code or error}; try again")
+    return EnvironmentFailure(f"{where}: {service} answered {code or error}; try again")

@@ -14,6 +14,7 @@ from typing import Literal
 
 from bipline.values.comparison import Change, Measured, Row
 from bipline.values.differences import paired_differences
+from bipline.values.export import ExportRecord
 from bipline.values.paired import PairedDifference
 from bipline.values.record import EvaluationRecord, Perplexity, TaskResult
 from bipline.values.speed import Speed, Spread
@@ -24,6 +25,9 @@ MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 ROW_FIGURES = ("parameters", "parameters_ratio", "file_bytes", "seconds", "peak_bytes")
 TEXT_FIGURES = ("perplexity", "perplexity_increase", "nll_increase")
 TASK_FIGURES = ("acc", "acc_change", "acc_p", "acc_norm", "acc_norm_change", "acc_norm_p")
+# Of what a format's engine measured, each by ``KIND.FORMAT.TEXT``; sizes by ``KIND.FORMAT``.
+FORMAT_TEXT_FIGURES = ("format_perplexity", "format_perplexity_increase")
+FORMAT_FIGURES = ("format_bytes", *FORMAT_TEXT_FIGURES)
 # Whose speeds a row has.
 DENSE, PRUNED = "dense", "pruned"
 FACTORS = {name: f"{name}_factor" for name in ("prefill", "decode")}
@@ -146,6 +150,13 @@ KINDS: dict[str, Kind] = {
         True,
     ),
     "load_seconds": Kind("Loading", "seconds", seconds_text, "lower", None, True),
+    "format_bytes": Kind("Size of the format", "bytes", byte_size),
+    "format_perplexity": Kind(
+        "Perplexity of the format by its engine", "per token", perplexity_text
+    ),
+    "format_perplexity_increase": Kind(
+        "Perplexity increase of the format", "share of the model's on the same windows", percent
+    ),
     "seconds": Kind("Seconds", "seconds", "{:.1f}".format),
     "peak_bytes": Kind("Memory", "bytes of private memory", byte_size),
     "peak_device_bytes": Kind("Device memory", "bytes on the device", byte_size),
@@ -235,6 +246,24 @@ def _of_record(record: EvaluationRecord, dense: EvaluationRecord | None) -> Iter
         yield from _of_task(task, result)
     if record.speed:
         yield from speed_figures(record.speed)
+
+
+def format_figures(exports: Mapping[str, ExportRecord]) -> dict[str, Figure]:
+    """What engines measured of each format's own file: ``format_perplexity.FORMAT.TEXT``.
+
+    On the first windows of a text, so beside the model's own on the same, and no other figure.
+    """
+    return {figure.name: figure for name in exports for figure in _of_format(name, exports[name])}
+
+
+def _of_format(name: str, record: ExportRecord) -> Iterator[Figure]:
+    yield Figure(f"format_bytes.{name}", record.file_bytes)
+    for text, found in record.perplexity.items():
+        subject, engine = f"{name}.{text}", found.engine
+        yield Figure(f"format_perplexity.{subject}", engine.value, error=engine.stderr)
+        # By nats, so that no perplexity is too high to be divided by.
+        share = math.expm1(engine.nll - found.model.nll)
+        yield Figure(f"format_perplexity_increase.{subject}", share)
 
 
 def speed_figures(speed: Speed) -> Iterator[Figure]:

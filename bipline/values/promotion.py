@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from bipline.storage.digests import digest_json
 from bipline.values.frozen import Frozen
@@ -51,6 +51,25 @@ class JournalEntry(Frozen):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
 
 
+class RegisteredPackage(Frozen):
+    """A version in a registry that is a place for files: which package it is, and where it lies.
+
+    ``location`` is below the registry's place, on the hub a commit. ``evaluated_at`` is when its
+    records were measured, None where nobody said.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    package_digest: str
+    location: str
+    evaluated_at: AwareDatetime | None = None
+    user: str
+    at: str
+
+    def to_json(self) -> str:
+        """The text that the registry keeps."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+
+
 class HistoryLine(Frozen):
     """An entry of the journal as it came out: ``won`` moved the alias, another one came first."""
 
@@ -78,7 +97,7 @@ class Promotion(Frozen):
     """What ``promote`` or ``rollback`` came to.
 
     ``changed`` is False where the alias pointed at the version already. ``verdict`` is None where
-    no gate was asked.
+    no gate was asked. ``also`` is what came of other registries, each for itself.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -88,8 +107,33 @@ class Promotion(Frozen):
     previous: str | None
     changed: bool
     verdict: Verdict | None = None
+    also: tuple[OtherRegistry, ...] = ()
 
     def __str__(self) -> str:
         how = "is now" if self.changed else "is already"
         before = f"; before it version {self.previous}" if self.previous else ""
         return f"{self.model}: version {self.version} {how} {self.alias}{before}"
+
+
+class OtherRegistry(Frozen):
+    """What came of a package in one more registry.
+
+    ``version`` and ``location`` are None where it did not get there, ``promotion`` where no gate
+    was asked or something failed; ``error`` says what, ``exit_code`` of which kind it is.
+    """
+
+    address: str
+    version: str | None = None
+    location: str | None = None
+    promotion: Promotion | None = None
+    verdict: Verdict | None = None
+    error: str | None = None
+    exit_code: int = 0
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{self.address}: {self.error}"
+        return f"{self.address}: {self.promotion or f'version {self.version}'}"
+
+
+Promotion.model_rebuild()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from bipline.storage.store import Handle
 from bipline.values.frozen import Frozen
 from bipline.values.plan import PruningPlan
+from bipline.values.promotion import OtherRegistry
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
 from bipline.values.verdict import Verdict
@@ -72,7 +73,7 @@ class Registration(Frozen):
     """A version of a registered model. ``reused``: the same package was registered before.
 
     ``alias`` is the one that it got. With a gate ``verdict`` is what that said, and ``refusal`` why
-    the version has not the alias that was asked for.
+    the version has not the alias that was asked for. ``also`` is what came of other registries.
     """
 
     mlflow_run_id: str
@@ -82,6 +83,7 @@ class Registration(Frozen):
     reused: bool
     verdict: Verdict | None = None
     refusal: str | None = None
+    also: tuple[OtherRegistry, ...] = ()
 
 
 class StageSummary(Frozen):
@@ -117,3 +119,37 @@ class RunSummary(Frozen):
     def stage(self, name: str) -> StageSummary:
         """The stage of this name."""
         return next(stage for stage in self.stages if stage.name == name)
+
+
+class ModelOutcome(Frozen):
+    """How the run of one of several models ended: its exit code, why if not well, what it made."""
+
+    model: str
+    name: str
+    exit_code: int
+    reason: str = ""
+    summary: RunSummary | None = None
+
+    @property
+    def ended(self) -> str:
+        """The end in a word."""
+        if self.exit_code == 0:
+            return "unchanged" if self.summary and self.summary.unchanged else "done"
+        return "refused" if self.summary else "failed"
+
+
+class SeveralSummary(Frozen):
+    """Several models of one configuration, in its order, each with a run of its own."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    models: tuple[ModelOutcome, ...]
+
+    @property
+    def failed(self) -> tuple[ModelOutcome, ...]:
+        """Those that did not end well."""
+        return tuple(each for each in self.models if each.exit_code)
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of all: the highest, of which 3 says that a retry may help."""
+        return max(each.exit_code for each in self.models)

@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from bipline.settings.watch import RetrySettings
-from bipline.values.release import ReleaseState, WatchRecord
+from bipline.values.notice import Notice
+from bipline.values.release import Release, ReleaseState, WatchRecord
 from bipline.watch.launcher import Ended
 from bipline.watch.sources import told_time
 
@@ -40,3 +41,11 @@ def backoff(retry: RetrySettings, failures: int) -> float:
     """Seconds to wait after so many failures in a row."""
     growth = retry.factor ** min(failures - 1, MOST_GROWTH)
     return min(retry.longest, retry.first * growth)
+
+
+def parked_notice(release: Release, record: WatchRecord) -> Notice:
+    """What is told of a release that will not be tried again by itself."""
+    return Notice(
+        event="parked", pipeline="watch", run=release.run, source=release.model,
+        exit_code=record.exit_code, reason=record.reason, log=record.log,
+    )  # fmt: skip

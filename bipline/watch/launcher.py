@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,13 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-import yaml
-
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.base.waiting import asked_wait
 from bipline.settings.compress import CompressSettings
 from bipline.settings.loading import load
-from bipline.settings.watch import SourceSettings, filled
+from bipline.settings.placeholders import check_plain, filled
+from bipline.settings.watch import SourceSettings
 from bipline.storage.strict_json import read_json
 from bipline.values.release import Release
 from bipline.watch.sources import told_time
@@ -28,8 +26,6 @@ from bipline.watch.sources import told_time
 INTERRUPTED = 130
 STOPPED = {INTERRUPTED, -signal.SIGINT}
 STOP_SECONDS = 30.0
-# What a release may be called where its name becomes part of an override.
-PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 # How a command's error begins, and the line in a log before what a start prints.
 ERROR, START = "error: ", "--- started "
 # Of a log's end so much is read for its last error.
@@ -44,6 +40,7 @@ class Run:
     config: str
     overrides: tuple[str, ...]
     state: Path | None
+    registry: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,7 +55,7 @@ class Run:
         """
         name = release.name.rpartition("/")[2]
         if any("{name}" in each for each in source.set):
-            _check_name(name)
+            check_plain(name)
         parts = {
             "name": name, "revision": release.revision[:12],
             "source": release.source,
@@ -71,16 +68,9 @@ class Run:
                 f"{source.registered} that it watches; set promote.name to another"
             )
         state = None if settings.state is None else settings.folder
-        return cls(release, source.compress, overrides, state)
-
-
-def _check_name(name: str) -> None:
-    """Raise InvalidInput for a name that is not only a name where an override is read as YAML."""
-    if not PLAIN.fullmatch(name) or not isinstance(yaml.safe_load(name), str):
-        raise InvalidInput(
-            f"{name!a:.60}: cannot stand for {{name}} in an override; rename the model to letters, "
-            "digits and . _ -, or leave {name} out"
-        )
+        promote = settings.promote
+        registry = source.registry or promote.registry_uri or promote.tracking_uri
+        return cls(release, source.compress, overrides, state, registry)
 
 
 @dataclass(frozen=True)
@@ -134,10 +124,13 @@ class Launcher(Protocol):
 
 
 class ProcessLauncher:
-    """Runs as processes of this machine, with their logs and results in a folder."""
+    """Runs as processes of this machine, with their logs in a folder and their results in one.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    ``results`` is what other machines see too, where there is such a folder.
+    """
+
+    def __init__(self, folder: Path, results: Path | None = None) -> None:
+        self._folder, self._results = folder, results or folder
 
     def finished(self, run: Run) -> Ended | None:
         """The result that ``compress --json`` wrote: done, or refused by its gate."""
@@ -172,7 +165,7 @@ class ProcessLauncher:
         return _Process(process, log)
 
     def _result(self, run: Run) -> Path:
-        return self._folder / "results" / f"{run.name}.json"
+        return self._results / "results" / f"{run.name}.json"
 
 
 class _Process:

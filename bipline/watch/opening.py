@@ -31,10 +31,17 @@ def open_watcher(settings: WatchSettings, launcher: Launcher | None = None) -> W
         if extra := EXTRAS.get(source.kind):
             check(extra, f"the source {name}")
         run = Run.of(_example(name, source), source)
-        sources[name] = open_source(name, source, settings.folder, run.state)
+        asked = source.model_copy(update={"registry": run.registry})
+        sources[name] = open_source(name, asked, settings.folder, run.state)
     limits = MachineLimits(settings.folder, settings.limits)
-    starting = launcher or ProcessLauncher(settings.folder)
+    starting = launcher or ProcessLauncher(settings.folder, shared_folder(settings))
     return Watcher(settings, sources, open_journal(settings), starting, limits)
+
+
+def shared_folder(settings: WatchSettings) -> Path | None:
+    """The journal's folder, which several machines may mount; None for one in S3 or the usual."""
+    journal = settings.journal
+    return None if journal is None or "://" in journal else Path(journal)
 
 
 def open_journal(settings: WatchSettings) -> Journal:

@@ -47,7 +47,7 @@ class LocalSource:
         found = []
         for path in track(models, f"look at {place}"):
             try:
-                if is_settled(_changed(path), self._settled):
+                if is_settled(_touched(path), self._settled):
                     found.append(self._release(place, path))
             except (InvalidInput, OSError) as error:  # the others count all the same
                 note(f"{path}: left out: {error}")
@@ -62,6 +62,18 @@ class LocalSource:
         if now.key != release.key:
             raise EnvironmentFailure(f"{release.model}: changes while it is looked at")
         return Description.of(open_checkpoint(release.model))
+
+    def is_still(self, release: Release) -> bool:
+        """Whether its files, every one hashed again, are those that were listed.
+
+        One that is gone is left to its run, which says so.
+        """
+        path = Path(release.model)
+        note(f"{release.run}: its files are hashed before it starts")
+        try:
+            return digest_of(path, _own_files(path)) == release.revision
+        except (InvalidInput, OSError):
+            return True
 
     def _release(self, place: str, path: Path) -> Release:
         digest = self._known.digest(path)
@@ -80,16 +92,25 @@ class KnownDigests:
 
     def digest(self, path: Path) -> str:
         """The digest of a model's files, its README and the like left out."""
-        names = [name for name in LocalFolder(path).names() if is_model_file(name)]
+        names = _own_files(path)
         states = {name: _state(path / name) for name in names}
         kept = self._folder / f"{digest_json(str(path.absolute()))}.json"
         known = parse_object(kept.read_bytes(), str(kept), "digest") if kept.is_file() else {}
         if known.get("files") != states or "digest" not in known:
-            digest = digest_listing({name: digest_file(path / name) for name in names})
-            known = {"files": states, "digest": digest}
+            known = {"files": states, "digest": digest_of(path, names)}
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_text(kept, json.dumps(known) + "\n")
         return str(known["digest"])
+
+
+def digest_of(path: Path, names: Iterable[str]) -> str:
+    """The digest of a model's files, each read."""
+    return digest_listing({name: digest_file(path / name) for name in names})
+
+
+def _own_files(path: Path) -> list[str]:
+    """A model's files, its README and the like left out."""
+    return [name for name in LocalFolder(path).names() if is_model_file(name)]
 
 
 class S3Source:
@@ -118,6 +139,12 @@ class S3Source:
         """The model by its configuration and headers."""
         return Description.of(open_checkpoint(release.model))
 
+    def is_still(self, release: Release) -> bool:
+        """Whether its objects are those that were listed, by names, sizes and ETags."""
+        entries = S3Folder(release.model).entries()
+        own = {name: state for name, state, _ in entries if is_model_file(name)}
+        return not own or digest_json(own) == release.revision
+
     def _release(self, place: str, folder: str, files: dict[str, tuple[str, datetime]]) -> Release:
         own = {name: state for name, (state, _) in files.items() if is_model_file(name)}
         digest = digest_json(own)
@@ -139,11 +166,23 @@ def _is_model(path: Path) -> bool:
 
 
 def _changed(path: Path) -> datetime:
-    """When the last of a folder's files changed."""
-    times: Iterable[float] = (file.stat().st_mtime for file in path.iterdir() if file.is_file())
+    """When the last of a folder's files changed, as whoever wrote it tells."""
+    return _latest(path, "st_mtime")
+
+
+def _touched(path: Path) -> datetime:
+    """When the last of a folder's files changed here: a copy may keep the times of its original.
+
+    The system's own time of a change cannot be set by whoever writes.
+    """
+    return max(_changed(path), _latest(path, "st_ctime"))
+
+
+def _latest(path: Path, which: str) -> datetime:
+    times = (getattr(file.stat(), which) for file in path.iterdir() if file.is_file())
     return datetime.fromtimestamp(max(times), UTC)
 
 
 def _state(path: Path) -> list[int]:
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

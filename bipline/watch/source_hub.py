@@ -55,6 +55,10 @@ class HubSource:
         tags = confirm_commit(release.name, release.revision)
         return Description.of(known_checkpoint(release.model), tags)
 
+    def is_still(self, release: Release) -> bool:
+        """True: its address names the commit."""
+        return True
+
     def _release(self, place: str, info: Any) -> Release:
         if not is_plain_name(str(info.id)) or len(str(info.id)) > 200:
             raise EnvironmentFailure(f"{place}: the hub lists {info.id!a:.60}, which is no model")

@@ -25,23 +25,28 @@ class RegisteredSource:
     def __init__(
         self, name: str, settings: SourceSettings, folder: Path, state: Path | None
     ) -> None:
-        self._name, self._state = name, state
+        self._name, self._state, self._registry = name, state, settings.registry
         self._model = str(settings.registered)
         self.places = (f"{SCHEME}{self._model}",)
 
     def listed(self, place: str) -> list[Release]:
         """Every version, by the digest of its package or the place of its files."""
-        address = registry_address(None, self._state, USUAL)
+        address = registry_address(self._registry, self._state, USUAL)
         found = MlflowRegistry(self._model, address).versions()
         return [self._release(place, version) for version in found]
 
     def described(self, release: Release) -> Description:
         """What the version's tags say; its files are fetched by the run."""
-        version = find_version(release.model, registry_address(None, self._state, USUAL))
+        address = registry_address(self._registry, self._state, USUAL)
+        version = find_version(release.model, address)
         if _identity(version) != release.revision:
             raise InvalidInput(f"{release.model}: is another version than was listed")
         tags = {f"{name}={value}" for name, value in version.tags.items()}
         return Description(None, None, None, frozenset(tags))
+
+    def is_still(self, release: Release) -> bool:
+        """True: its address names the version, and the run holds its files to their digests."""
+        return True
 
     def _release(self, place: str, version: Any) -> Release:
         created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)

@@ -55,6 +55,12 @@ class Source(Protocol):
         that can be compressed.
         """
 
+    def is_still(self, release: Release) -> bool:
+        """Whether what lies there is still the release, asked as its run starts.
+
+        Raises EnvironmentFailure where that cannot be told now.
+        """
+
 
 # The module and class of each kind: a library is imported where its kind is watched.
 KINDS: Mapping[str, tuple[str, str]] = {

@@ -19,9 +19,10 @@ from bipline import __version__
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
 from bipline.base.progress import note
 from bipline.base.waiting import asked_wait
+from bipline.delivery.notices import tell
 from bipline.settings.watch import NOW, WatchSettings, moment
 from bipline.values.release import Release, ReleaseState, WatchBegin, WatchRecord
-from bipline.watch.endings import ending
+from bipline.watch.endings import ending, parked_notice
 from bipline.watch.filters import filters_digest, passed_over
 from bipline.watch.journal import Hold, Journal, Standing
 from bipline.watch.launcher import Ended, Launched, Launcher, Run
@@ -147,7 +148,7 @@ class Watcher:
         """Write down a release: seen, or passed over by the filters."""
         standing = self._journal.standing(release.key)
         filters = self._settings.sources[name].filters
-        digest: str | None = filters_digest(filters, __version__)
+        digest: str | None = self._filters(name)
         if standing and (standing.last.state != "passed-over" or standing.last.filters == digest):
             return
         try:
@@ -216,6 +217,8 @@ class Watcher:
                 return
         else:
             self._launcher.forget(run)
+        if not self._is_still(key, standing):
+            return
         failures = standing.last.failures + (standing.last.state in LEFT)
         record = self._record("claimed", standing, failures=failures)
         if (claimed := self._journal.append(key, standing, record)) is None:
@@ -232,6 +235,24 @@ class Watcher:
         note(f"{run.name}: started for {run.release.model}")
         running = self._record("running", claimed, log=launched.log)
         self.active[key].standing = self._journal.append(key, claimed, running) or claimed
+
+    def _is_still(self, key: str, standing: Standing) -> bool:
+        """Whether what is to be compressed is what was seen; what is not is another release."""
+        release = standing.release
+        try:
+            if self._sources[release.source].is_still(release):
+                return True
+        except BiplineError as error:
+            self._unanswered(release.source, release.model, error)
+            return False
+        reason = "changed between the look and its start; what lies there now is another release"
+        told = {"reason": reason, "filters": self._filters(release.source)}
+        self._journal.append(key, standing, self._record("passed-over", standing, **told))
+        note(f"{release.run}: {reason}")
+        return False
+
+    def _filters(self, name: str) -> str:
+        return filters_digest(self._settings.sources[name].filters, __version__)
 
     def _too_often(self, standing: Standing) -> Ended | None:
         """A run that ended its watcher again and again is no run to go on with for ever."""
@@ -261,6 +282,8 @@ class Watcher:
             return
         if state in ("done", "parked"):
             getattr(self.tally, state).append(run)
+        if state == "parked":
+            tell(parked_notice(standing.release, record))
         what = f"{state} {record.until}" if record.until else state
         note(f"{run}: {what}" + (f": {record.reason}" if record.reason else ""))
 

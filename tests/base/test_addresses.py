@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,3 +93,18 @@ def test_what_is_one(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_hub_address()
     monkeypatch.setenv("HF_ENDPOINT", address)
     check_hub_address()
+
+
+def test_a_secret_of_the_environment_is_shown_nowhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "TEAM_PASSWORD", "SOME_APIKEY"):
+        monkeypatch.setenv(name, f"value-of-{name}")
+        assert without_secrets(f"a value-of-{name}!") == "a ***!"
+        assert str(Refused(f"value-of-{name}")) == "***"
+    monkeypatch.setenv("MONKEY", "value-of-monkey")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "value-of-monkey")
+    monkeypatch.setenv("TEAM_PASSWORD", "word")
+    monkeypatch.setenv("TEAM_CREDENTIALS", str(tmp_path))
+    for plain in ("value-of-monkey", "a word", f"{tmp_path}/file"):
+        assert without_secrets(plain) == plain

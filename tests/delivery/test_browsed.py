@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bipline.audits.page import render_audit, render_registry
 from bipline.comparison.report import render_comparison
 from bipline.delivery.contents import PackageContents
 from bipline.delivery.page import Part, figure, joined, render_page, told_of_run
@@ -26,8 +27,10 @@ from bipline.delivery.pictures import (
 )
 from bipline.delivery.report import render_report
 from bipline.delivery.samples import Sample
+from bipline.values.audit import AuditedVersion, RegistryAudit
 from bipline.values.compensation import BlockRecord, CompensationRecord, SublayerRecord
 from bipline.values.recovery import TrainingPoint
+from tests.audited import sample_audit
 from tests.comparison.test_comparison_report import comparison, row
 from tests.delivery.conftest import with_recovery
 from tests.delivery.test_report import hostile, speed
@@ -39,7 +42,7 @@ MODES = [
     (1280, "screen", "light"), (1280, "screen", "dark"), (420, "screen", "light"),
     (420, "screen", "dark"), (SHEET, "print", "light"), (SHEET, "print", "dark"),
 ]  # fmt: skip
-NAMES = ("report", "hostile", "comparison", "one-ratio", "wide")
+NAMES = ("report", "hostile", "comparison", "one-ratio", "wide", "audit", "audits")
 CHECKS = (Path(__file__).parent / "browsed.js").read_text(encoding="utf-8")
 
 
@@ -83,6 +86,18 @@ def blocks_page() -> str:
     return render_page("Forty blocks", "", [Part("x", "Pictures", lambda _: ("", page))], None)
 
 
+def audits_page() -> str:
+    """Two versions of a registry: one differs, one does not."""
+    whole = sample_audit()
+    good = tuple(each for each in whole.findings if each.status != "differs")
+    versions = tuple(
+        AuditedVersion(model="small", version=str(number), aliases=("candidate", "production"),
+                       audit=whole.model_copy(update={"findings": findings}))
+        for number, findings in enumerate((whole.findings, good), start=1)
+    )  # fmt: skip
+    return render_registry(RegistryAudit(registry="http://127.0.0.1:5000", versions=versions))
+
+
 @pytest.fixture(scope="module")
 def pages(contents: PackageContents, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, contents = tmp_path_factory.mktemp("pages"), full(contents)
@@ -101,6 +116,8 @@ def pages(contents: PackageContents, tmp_path_factory: pytest.TempPathFactory) -
         "comparison": render_comparison(comparison(*rows, row("random", 0.4, value=None))),
         "one-ratio": render_comparison(comparison(*rows[::6])),
         "wide": blocks_page(),
+        "audit": render_audit(sample_audit()),
+        "audits": audits_page(),
     }  # fmt: skip
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")

@@ -133,3 +133,11 @@ def test_hostile_names_break_nothing(contents: PackageContents) -> None:
 
 def test_the_same_contents_give_the_same_bytes(contents: PackageContents) -> None:
     assert render_card(contents) == render_card(altered(contents))
+
+
+def test_it_says_which_engines_were_run_and_which_only_read(contents: PackageContents) -> None:
+    card = render_card(contents)
+    assert "Run on this package when it was made: transformers. Not run on it" in card
+    assert "vLLM 0.33.0, which takes all sizes of `hf` from its config.json" in card
+    plan = contents.plan.model_copy(update={"layout": "per-layer"})
+    assert "a block without attention it refuses" in render_card(altered(contents, plan=plan))

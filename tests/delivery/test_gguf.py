@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -20,7 +19,7 @@ from bipline.base import extras
 from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.compression.prune import prune
 from bipline.delivery.formats.directory import origin_of
-from bipline.delivery.formats.gguf import verification
+from bipline.delivery.formats.engines import ask
 from bipline.delivery.formats.gguf.architectures import architecture_of, written_widths
 from bipline.delivery.formats.gguf.tensors import converted, interleaved
 from bipline.delivery.formats.interface import Subject
@@ -310,11 +309,9 @@ def test_a_missing_extra_is_named(small: Path, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_an_engine_that_ends_badly_is_one_line(
-    program: str, error: type[Exception], words: str, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    program: str, error: type[Exception], words: str, tmp_path: Path
+) -> None:
     script = tmp_path / "engine.py"
     script.write_text(program)
-    monkeypatch.setattr(verification, "engine", SimpleNamespace(__file__=str(script)))
     with pytest.raises(error, match=words):
-        verification.ask(tmp_path / "file", {}, 1)
+        ask(script, tmp_path / "file", {}, GgufSettings(seconds=1), "gguf: llama.cpp")

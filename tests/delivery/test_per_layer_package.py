@@ -13,14 +13,14 @@ import pytest
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.prune import prune
-from bipline.delivery.export import PackageContents
+from bipline.delivery.export import PackageContents, _refuse_unfit
 from bipline.delivery.verification import verify_hf
 from bipline.model.opening import open_checkpoint
 from bipline.quality.evaluate import evaluate
 from bipline.settings.protocol import Protocol
 from bipline.storage.manifest import read_manifest, verify_directory
 from tests.delivery.conftest import altered, write
-from tests.per_layer import kept, plan_of
+from tests.per_layer import kept, listed, plan_of
 
 FRESH = """
 import json, sys
@@ -141,10 +141,10 @@ def test_other_widths_than_the_declared_are_refused(
     wrong = tampered(mixed_package, tmp_path)
     path = wrong / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["intermediate_size_per_layer"] = [48, 40, 40]
+    config["per_layer_config"]["1"]["intermediate_size"] = 40
     path.write_text(json.dumps(config), encoding="utf-8")
     assert "does not load the package" in refusal(wrong, mixed)
-    config["intermediate_size_per_layer"] = [48, 0, 40]
+    config["per_layer_config"]["1"]["intermediate_size"] = 0
     config["rms_norm_eps"] = 0.5
     path.write_text(json.dumps(config), encoding="utf-8")
     assert "the logits differ" in refusal(wrong, mixed)
@@ -192,3 +192,11 @@ def test_code_in_a_folder_of_a_per_layer_model_is_refused(
     shutil.copy(mixed.model / CODE, model / "deeper" / CODE)
     with pytest.raises(Refused, match="can run code"):
         write(altered(mixed, model=model), tmp_path / "out")
+
+
+def test_a_package_of_before_is_verified_and_packaged_again(
+    mixed: PackageContents, mixed_package: Path, tmp_path: Path
+) -> None:
+    before = listed(tampered(mixed_package, tmp_path))
+    verify_hf(before, mixed.model, mixed.dense)
+    _refuse_unfit(before)

@@ -68,12 +68,12 @@ class Registered:
 
     def run(
         self, package: Path, contents: PackageContents, alias: str = "candidate",
-        gate: str | Path | None = None,
+        gate: str | Path | None = None, also: tuple[str, ...] = (),
     ) -> Registration:  # fmt: skip
         """The promote stage of a run, with MLflow pointed where the run's tracker is."""
         import mlflow
 
-        settings = PromoteSettings(name=self.name, alias=alias, gate=gate and str(gate))
+        settings = PromoteSettings(name=self.name, alias=alias, gate=gate and str(gate), also=also)
         account = Account(contents.plan, contents.records, None, {})
         context = Context(LocalStore(self.state / "store"))
         mlflow.set_experiment("compress")
@@ -104,7 +104,7 @@ def test_without_a_gate_a_run_ends_at_candidate(
     told = registered.run(package, contents)
     assert (told.alias, told.verdict, told.refusal) == ("candidate", None, None)
     assert registered.aliases == {"candidate": "1"}
-    assert registered.registry.version("1").evaluated_at == EVALUATED
+    assert registered.registry.find("1").evaluated_at == EVALUATED
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_an_override_stays_for_ever(
     entry = registered.registry.entries()[1]
     assert entry.override and (entry.override.reason, entry.by) == ("shown to guests", "Ada")
     assert entry.passed is False
-    version = registered.registry.version("1")
+    version = registered.registry.find("1")
     run_ = mlflow.MlflowClient().get_run(version.run_id)
     text = mlflow.artifacts.load_text(
         f"{run_.info.artifact_uri}/verdicts/{str(entry.verdict_digest)[:16]}.json"
@@ -237,7 +237,7 @@ def test_a_damaged_copy_is_neither_promoted_nor_gone_back_to(
     name = registered.name
     bipline.promote(f"{name}/2", "production", gate="lenient", state=registered.state,
                     override=True, reason="a test", by="Ada")  # fmt: skip
-    stored = Path(registered.registry.version("1").location.removeprefix("file://"))
+    stored = Path(registered.registry.find("1").location.removeprefix("file://"))
     weights = stored / "hf" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

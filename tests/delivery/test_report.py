@@ -9,6 +9,7 @@ import pytest
 
 from bipline.delivery import pictures
 from bipline.delivery.contents import PackageContents, portable
+from bipline.delivery.loading_part import loading_part, prose
 from bipline.delivery.page import Part
 from bipline.delivery.report import PARTS, render_report
 from bipline.values.record import Speed, TaskResult
@@ -183,3 +184,15 @@ def test_a_histogram_shows_every_channel() -> None:
     group = pictures.Group((1.0, 2.0, 3.0, 4.0), frozenset({2, 3}))
     kept, removed = pictures._counts(group, pictures.axis_over(group.scores))
     assert (sum(kept), sum(removed)) == (2, 2)
+
+
+def test_the_report_says_how_each_format_is_loaded(contents: PackageContents) -> None:
+    both = altered(contents, formats=("hf", "gguf"))
+    lead, body = loading_part(both)
+    assert "hf, gguf" in lead
+    for told in ("from_pretrained(&#34;hf&#34;)", "llama-cli -m gguf/model.gguf", "<pre><code>"):
+        assert told in body
+    assert "```" not in body and "gguf/model.gguf" not in loading_part(contents)[1]
+    assert prose("`a<b` & c\n\n```sh\nx `y`\n```") == (
+        "<p><code>a&lt;b</code> &amp; c</p>\n<pre><code>x `y`</code></pre>"
+    )

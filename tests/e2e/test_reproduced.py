@@ -40,3 +40,5 @@ def test_a_configuration_runs_on_a_small_model(path: Path, data: Path, tmp_path:
     assert budget.reached_total == pytest.approx(budget.asked, abs=0.02)
     assert (summary.recovery is not None) == with_lora
     assert summary.registration.alias == "candidate"
+    report = Path(summary.report).read_text(encoding="utf-8")
+    assert "not published" in report and "this run, pruned" in report

@@ -224,7 +224,7 @@ def test_a_failing_step_is_a_failed_run_with_its_own_error(cloud: Cloud, llama: 
 
 
 def test_a_killed_pod_is_run_again_and_goes_on_from_s3(cloud: Cloud) -> None:
-    deep = tiny_model(cloud.folder / "deep", "llama-gqa", num_hidden_layers=24)
+    deep = tiny_model(cloud.folder / "deep", "llama-gqa", num_hidden_layers=8)
     sections = {"score": {"criterion": "llm-bip-glu"}, "promote": {"name": "deep"}}
     cloud.configure(deep, **sections)
     states, sent, recorded, killed = (threading.Event() for _ in range(4))

@@ -13,38 +13,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.prune import check_plan, prune
+from bipline.compression.prune import check_plan
 from bipline.model.block_loop import BlockLoop
 from bipline.model.block_reader import ALIGNMENT, BlockReader
 from bipline.model.devices import CPU
-from bipline.model.families import exported_config, family_names, with_blocks
+from bipline.model.families import exported_config, with_blocks
 from bipline.model.floor import forward_operations
 from bipline.model.loading import load_model
 from bipline.model.memory import memory_need
 from bipline.model.opening import SINGLE_FILE, open_checkpoint
-from bipline.model.per_layer import modeling_per_layer
-from bipline.model.per_layer.shipping import auto_map, code_files, own_class
-from bipline.model.shapes import PER_LAYER_PREFIX, ModelShape
-from bipline.storage.stage_key import import_closure, imported_modules
-from tests.per_layer import LAYERS, kept, mixed_blocks, plan_of
-from tests.tiny import tiny_model, token_windows
+from bipline.model.shapes import ModelShape
+from tests.per_layer import EARLIER_CODE, LAYERS, kept, listed, plan_of
+from tests.tiny import token_windows
 
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(
-        tmp_path_factory.mktemp("dense") / "llama", "llama-gqa-biased", num_hidden_layers=LAYERS
-    )
-
-
-@pytest.fixture(scope="module")
-def pruned(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = open_checkpoint(dense)
-    out = tmp_path_factory.mktemp("pruned") / "out"
-    prune(checkpoint, plan_of(checkpoint, mixed_blocks(checkpoint.shape)), out)
-    return out
 
 
 def file_with_json(name: str, **changes: object) -> Damage:
@@ -57,6 +39,24 @@ def file_with_json(name: str, **changes: object) -> Damage:
 
 def config_with(**changes: object) -> Damage:
     return file_with_json("config.json", **changes)
+
+
+def blocks_with(place: str, **sizes: object) -> Damage:
+    """Other sizes of one block in per_layer_config; None takes the size out."""
+
+    def damage(model: Path) -> None:
+        path = model / "config.json"
+        config = json.loads(path.read_text())
+        own = {**config["per_layer_config"].get(place, {}), **sizes}
+        config["per_layer_config"][place] = {k: v for k, v in own.items() if v is not None}
+        path.write_text(json.dumps(config))
+
+    return damage
+
+
+def before(damage: Damage) -> Damage:
+    """Damage to a model whose widths stand in lists."""
+    return lambda model: damage(listed(model))
 
 
 def file_with(name: str, text: str) -> Damage:
@@ -93,22 +93,38 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "another family": (config_with(model_type="per_layer_qwen2"), "does not name bipline's own"),
     "unknown family": (config_with(model_type="per_layer_mamba"), "'per_layer_mamba' is not supp"),
     "path for a family": (config_with(model_type="per_layer_../x"), "'per_layer_../x' is not supp"),
-    "no list": (config_with(intermediate_size_per_layer=None), "a list"),
-    "short list": (config_with(num_key_value_heads_per_layer=[4]), "a list"),
+    "no list": (before(config_with(intermediate_size_per_layer=None)), "a list"),
+    "short list": (before(config_with(num_key_value_heads_per_layer=[4])), "a list"),
     "negative width": (
-        config_with(intermediate_size_per_layer=[7, 40, -1, 13]), "a list",
+        before(config_with(intermediate_size_per_layer=[7, 40, -1, 13])), "a list",
     ),
-    "heads out of step": (
-        config_with(num_attention_heads_per_layer=[0, 8, 6, 4]), "differ in the query heads",
+    "listed heads out of step": (
+        before(config_with(num_attention_heads_per_layer=[0, 8, 6, 4])), "differ in the query",
     ),
+    "no widths": (config_with(per_layer_config=None), "a list"),
+    "widths that are a list": (config_with(per_layer_config=[]), "not an object of blocks"),
+    "a block too many": (blocks_with("4", intermediate_size=1), "has a block '4'; there are 4"),
+    "a block twice": (blocks_with("00", intermediate_size=7), "has a block '00'"),
+    "a block by another name": (blocks_with("last"), "has a block 'last'"),
+    "a negative block": (blocks_with("-1"), "has a block '-1'"),
+    "another size": (blocks_with("1", head_dim=4), "block 1 says other than num_attention_heads"),
+    "a size that is a text": (blocks_with("1", intermediate_size="40"), "a list"),
+    "a negative size": (blocks_with("1", intermediate_size=-1), "a list"),
+    "widths said twice": (
+        config_with(intermediate_size_per_layer=[7, 40, 0, 14]), "other widths than per_layer_con",
+    ),
+    "code of before": (
+        lambda model: shutil.copy(EARLIER_CODE, model / "modeling_per_layer.py"),
+        "is of an earlier bipline, which reads no per_layer_config",
+    ),
+    "heads out of step": (blocks_with("3", num_attention_heads=4), "differ in the query heads"),
     "widest block": (config_with(intermediate_size=48), "is 48, its widest block has 40"),
     "other width": (
-        config_with(intermediate_size_per_layer=[7, 40, 0, 14]),
+        blocks_with("3", intermediate_size=14),
         r"layers.3.mlp.gate_proj.weight has shape \(13, 32\), config.json says \(14, 32\)",
     ),
     "sublayer that is not there": (
-        config_with(intermediate_size_per_layer=[7, 40, 5, 13]),
-        "layers.2.mlp.gate_proj.weight is missing",
+        blocks_with("2", intermediate_size=5), "layers.2.mlp.gate_proj.weight is missing",
     ),
     "tensor of a dropped sublayer": (norm_comes_back, "layers.0.input_layernorm.weight does not"),
 }  # fmt: skip
@@ -137,32 +153,6 @@ def test_code_that_is_missing_is_not_needed_by_us(pruned: Path, tmp_path: Path) 
     model = Path(shutil.copytree(pruned, tmp_path / "model"))
     (model / CODE).unlink()
     assert open_checkpoint(model).tensor_digest == open_checkpoint(pruned).tensor_digest
-
-
-NAMES = {
-    "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
-    "seed_oss": "SeedOss",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", family_names())
-def test_every_family_ships_its_class_in_files_that_need_no_bipline(name: str) -> None:
-    model_type, module = PER_LAYER_PREFIX + name, f"modeling_per_layer_{name}"
-    assert auto_map(model_type) == {
-        "AutoConfig": f"{module}.PerLayer{NAMES[name]}Config",
-        "AutoModelForCausalLM": f"{module}.PerLayer{NAMES[name]}ForCausalLM",
-    }
-    assert own_class(model_type).config_class.model_type == model_type
-    files = code_files({"model_type": model_type})
-    assert set(files) == {"modeling_per_layer.py", f"{module}.py"}
-    for text in files.values():
-        assert not imported_modules(text.decode("utf-8"))
-
-
-def test_shipped_code_is_part_of_the_key_of_the_stage_that_ships_it() -> None:
-    reached = import_closure("bipline.compression.prune")
-    shipped = Path(modeling_per_layer.__file__).parent.glob("modeling_*.py")
-    assert {f"bipline.model.per_layer.{path.stem}" for path in shipped} <= set(reached)
 
 
 def test_widths_of_every_block_are_known(pruned: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from bipline.settings.compress import CompressSettings
 from bipline.values.summary import RunSummary
+from tests.audited import forget_places
 
 TEXTS = ("calibration", "held-out", "judge")
 Run = Callable[..., RunSummary]
@@ -99,6 +100,22 @@ def inside(folder: Path) -> Iterator[Any]:
 def first(run: Run) -> RunSummary:
     """The first run, in which nothing is known yet."""
     return run()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def places_of_copies_are_forgotten() -> Iterator[None]:
+    """A module that copied a state leaves none of its places to the next one."""
+    yield
+    forget_places()
+
+
+@pytest.fixture(scope="session")
+def audited_run(run: Run) -> RunSummary:
+    """A run without a training, so that it can be replayed."""
+    return run(
+        recover={}, score={"criterion": "magnitude"}, compensate={"compensation": "none"},
+        promote={"name": "audited"},
+    )  # fmt: skip
 
 
 def client_of(folder: Path) -> Any:

@@ -61,7 +61,7 @@ def test_the_verdict_decides_in_the_run(
     uri = f"sqlite:///{folder / 'state' / 'mlflow' / 'mlflow.db'}"
     registry = MlflowRegistry("gated", uri)
     assert registry.aliases() == {"candidate": "2", "production": "1"}
-    at = registry.version("1").evaluated_at
+    at = registry.find("1").evaluated_at
     assert at and (datetime.now(UTC) - at).total_seconds() < 3600
 
 

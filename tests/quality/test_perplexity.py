@@ -164,3 +164,14 @@ def test_word_perplexity_is_that_of_lm_evals_wikitext(reference: Path) -> None:
     assert measured.tokens == tokens
     ours = math.exp(measured.nll * measured.tokens / words)
     assert ours == pytest.approx(math.exp(-loglikelihood / words), rel=1e-5)
+
+
+def test_a_stride_that_makes_more_windows_than_memory_holds_is_refused(
+    reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(reference)
+    whole = text_windows(tokenizer, [TEXT], 32, "none")
+    monkeypatch.setattr("bipline.quality.perplexity.memory_limit", lambda _: whole.nbytes)
+    assert text_windows(tokenizer, [TEXT], 32, "none").equal(whole)
+    with pytest.raises(InvalidInput, match=r"stride 1: [\d,]+ windows of 32 tokens take"):
+        text_windows(tokenizer, [TEXT], 32, "none", stride=1)

@@ -28,6 +28,8 @@ class Server:
     breaking: int = 0
     share: float = 0.5
     down: bool = False
+    # Answers every request in place of the server, which it may ask: a proxy that misbehaves.
+    proxy: Callable[[dict[str, Any], Any, Any], Iterable[bytes]] | None = None
     # Called before every request, with its method and path: a test's own fault.
     before: Callable[[str, str], None] | None = None
 
@@ -39,6 +41,8 @@ class Server:
         if self.down:
             start(*DOWN)
             return []
+        if self.proxy:
+            return self.proxy(environ, start, self.application)
         answer = self.application(environ, start)
         if ranged and self.breaking:
             self.breaking -= 1
@@ -49,6 +53,7 @@ class Server:
     def behave(self) -> None:
         """No fault any more, and an empty list."""
         self.breaking, self.share, self.down, self.before = 0, 0.5, False, None
+        self.proxy = None
         self.asked.clear()
 
     @property

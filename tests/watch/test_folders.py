@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -99,7 +100,10 @@ def test_what_is_being_copied_is_left_alone(models: Path, tmp_path: Path) -> Non
     assert listed(source_of(tmp_path, folder=str(models), settled=3600)) == {}
     for path in (models / "a").iterdir():
         os.utime(path, (0, datetime.now(UTC).timestamp() - 3700))
-    assert list(listed(source_of(tmp_path, folder=str(models), settled=3600))) == ["a"]
+    # As `cp -p` leaves it: the times are those of the original, the copy may go on.
+    assert listed(source_of(tmp_path, folder=str(models), settled=3600)) == {}
+    time.sleep(1.1)
+    assert list(listed(source_of(tmp_path, folder=str(models), settled=1))) == ["a"]
     now = datetime.now(UTC)
     assert not is_settled(now + timedelta(seconds=5), 1, now), "from a clock that is ahead"
 
@@ -124,6 +128,22 @@ def test_half_a_model_and_one_that_changes_are_none(models: Path, tmp_path: Path
         source.described(release)
     with pytest.raises(InvalidInput, match="not a whole safetensors file"):
         source.described(listed(source)["a"])
+
+
+def test_what_changes_between_look_and_start_is_seen(models: Path, tmp_path: Path) -> None:
+    source = source_of(tmp_path, folder=str(models))
+    release = listed(source)["a"]
+    assert source.is_still(release)
+    weights = models / "a" / "model.safetensors"
+    content, times = weights.read_bytes(), weights.stat()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not source.is_still(release), "whatever its times say"
+    assert listed(source)["a"].key != release.key
+    weights.write_bytes(content)
+    assert source.is_still(release)
+    shutil.rmtree(models / "a")
+    assert source.is_still(release), "its run says that it is gone"
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
@@ -162,11 +182,11 @@ def test_folders_below_a_prefix(
     assert release.name == "org/a" and release.model == f"s3://{BUCKET}/{top}/org/a"
     assert source.described(release).family == "llama"
     upload(models / "a", f"{top}/renamed")
-    assert listed(source)["renamed"].key == release.key
+    assert listed(source)["renamed"].key == release.key and source.is_still(release)
     boto3.client("s3").put_object(Bucket=BUCKET, Key=f"{top}/org/a/README.md", Body=b"told")
     assert listed(source)["org/a"].key == release.key
     boto3.client("s3").put_object(Bucket=BUCKET, Key=f"{top}/org/a/config.json", Body=b"{}")
-    assert listed(source)["org/a"].key != release.key
+    assert listed(source)["org/a"].key != release.key and not source.is_still(release)
     with pytest.raises(InvalidInput):
         source.described(listed(source)["org/a"])
     assert listed(source_of(tmp_path, s3=f"s3://{BUCKET}/{top}", settled=600)) == {}

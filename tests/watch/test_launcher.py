@@ -21,7 +21,8 @@ from bipline.settings.watch import LimitSettings, SourceSettings
 from bipline.storage.locks import locked
 from bipline.watch.launcher import Ended, Launched, ProcessLauncher, Run, last_error
 from bipline.watch.machine_limits import Hindrance, MachineLimits
-from tests.watch.world import CONFIG, release
+from bipline.watch.opening import shared_folder
+from tests.watch.world import CONFIG, release, settings_of
 
 ROOT = Path(__file__).parents[2]
 RUN = Run(release(1), "config.yaml", ("model=there",), None)
@@ -217,3 +218,17 @@ def test_how_long_a_server_asks_to_wait() -> None:
     for text in ("", "-5", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "٣"):
         assert asks_to_wait({"Retry-After": text}) == ""
     assert asks_to_wait({}) == ""
+
+
+def test_results_lie_where_other_machines_see_them(tmp_path: Path) -> None:
+    """Beside a mounted journal; with one in S3, or the usual, on this machine."""
+    journal = tmp_path / "mounted"
+    assert shared_folder(settings_of(journal=str(journal))) == journal
+    assert shared_folder(settings_of()) is shared_folder(settings_of(journal="s3://a/b")) is None
+    one, other = (ProcessLauncher(tmp_path / name, journal) for name in ("one", "other"))
+    assert other.finished(RUN) is None
+    result = journal / "results" / f"{RUN.name}.json"
+    result.parent.mkdir(parents=True)
+    result.write_text('{"registration": {"refusal": null}}')
+    assert one.finished(RUN) == other.finished(RUN) == Ended(0)
+    assert ProcessLauncher(tmp_path / "one").finished(RUN) is None

@@ -134,6 +134,7 @@ def test_what_cannot_be_watched_is_said_at_once(
     for changes, words in (
         ({"folder": None}, "a source is one of organisation"),
         ({"s3": "s3://a/b"}, "here: s3, folder"),
+        ({"registry": "http://host"}, "give registered too"),
         ({"since": "yesterday"}, "write now, a date"),
         ({"set": ["model=other"]}, "the model is the release"),
         ({"set": ["promote.name={nobody}"]}, "{nobody} stands for nothing"),

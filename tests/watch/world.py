@@ -57,6 +57,7 @@ class Memory:
     results: set[str] = field(default_factory=set)
     outcomes: dict[str, list[Ended]] = field(default_factory=dict)
     releases: list[Release] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
     now: datetime = datetime(2026, 12, 1, tzinfo=UTC)
 
     def finish(self, name: str) -> None:
@@ -101,6 +102,10 @@ class Client:
     def listed(self, place: str) -> list[Release]:
         self._process.stop()
         return list(self._memory.releases)
+
+    def is_still(self, release: Release) -> bool:
+        self._process.stop()
+        return release.run not in self._memory.changed
 
     def described(self, release: Release) -> Description:
         return LIKE_ANY

@@ -34,7 +34,7 @@ WITH_CODE = (
 class Hf:
     """A directory for transformers (:class:`bipline.delivery.formats.interface.Format`)."""
 
-    name, file = "hf", ""
+    name, file, extra = "hf", "", ""
 
     def check(self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: None) -> Layout:
         """See the interface. Raises InvalidInput for settings that nobody could load it with."""
@@ -78,6 +78,10 @@ class Hf:
             f"{'by the same code' if own else 'this way'}, and decoded greedily with and without "
             "a KV cache, which gave the same tokens."
         )
+
+    def origin(self, file: Path) -> dict[str, str]:
+        """See the interface."""
+        return {}
 
 
 def _with_config(manifest: Manifest, text: str, writer: DirectoryWriter, folder: str) -> Manifest:

@@ -52,10 +52,12 @@ class Format(Protocol):
     """A way to write a model for an engine. One more is a file, and a line in ``registry``.
 
     ``file`` is what is loaded, in the format's folder; empty where it is the folder itself.
+    ``extra`` brings what reads and writes it; empty where nothing more is needed.
     """
 
     name: str
     file: str
+    extra: str
 
     def check(
         self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: SettingsOf
@@ -79,3 +81,10 @@ class Format(Protocol):
 
     def how_to_load(self, file: str, layout: PlanLayout) -> str:
         """Markdown that says how users load the file, of a model whose plan has this layout."""
+
+    def origin(self, file: Path) -> dict[str, str]:
+        """What the file tells of where its tensors came from, under ``bipline.FIELD``.
+
+        Raises Refused for what is no file of this format. The folder of hf tells it in its config
+        and weights, and nothing here.
+        """

@@ -10,9 +10,10 @@ from bipline.base.errors import InvalidInput
 from bipline.delivery.formats.gguf.format import Gguf
 from bipline.delivery.formats.hf import Hf
 from bipline.delivery.formats.interface import Format, Layout
+from bipline.delivery.formats.onnx.format import Onnx
 from bipline.model.checkpoint import Checkpoint
 
-FORMATS: dict[str, Format] = {each.name: each for each in (Hf(), Gguf())}
+FORMATS: dict[str, Format] = {each.name: each for each in (Hf(), Gguf(), Onnx())}
 
 
 def format_of(name: str) -> Format:

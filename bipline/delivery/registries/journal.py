@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from bipline.base.errors import InvalidInput, Refused
+from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.base.progress import note
 from bipline.values.promotion import Action, History, HistoryLine, JournalEntry
 
 PREVIOUS = "previous-"
+# What is set must be there at last, however many others write.
+MOST_ROUNDS = 100
 
 
 class Registry(Protocol):
@@ -104,9 +106,10 @@ def settle(registry: Registry, alias: str) -> State:
 
     Aliases are read before the journal: one that is behind it by then was left, or is being set.
     All is read again after a write, for another process may have moved on, or have written late.
+    Raises EnvironmentFailure where what is set is never there.
     """
     repaired = False
-    while True:
+    for _ in range(MOST_ROUNDS):
         pointed = registry.aliases()
         state = state_of(registry.name, registry.entries(), alias)
         if not state.head:
@@ -119,6 +122,7 @@ def settle(registry: Registry, alias: str) -> State:
         repaired = True
         for each, version in wrong.items():
             registry.point(each, version)
+    raise EnvironmentFailure(f"{registry.name}@{alias}: the registry does not keep what is set")
 
 
 def move(registry: Registry, state: State, entry: JournalEntry) -> State:
@@ -148,7 +152,7 @@ def entry_for(
         expects=state.head,
         expects_digest=state.last.digest if state.last else None,
         adopted=None if state.head else state.adopted,
-        user=_user(),
+        user=logged_in(),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         **more,
     )
@@ -212,7 +216,7 @@ def check_alias(alias: str) -> None:
         raise InvalidInput(f"alias {alias!r}: {PREVIOUS}NAME is kept for the way back")
 
 
-def _user() -> str:
+def logged_in() -> str:
     """Who is logged in, as the system says; a container may know nobody."""
     try:
         return getpass.getuser()

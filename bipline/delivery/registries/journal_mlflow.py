@@ -24,6 +24,7 @@ from bipline.delivery.registries.mlflow import (
     DIGEST_TAG,
     check_stored_copy,
     logged_model,
+    stored_copy,
 )
 from bipline.delivery.registries.mlflow_flavors import PACKAGE
 from bipline.delivery.registries.mlflow_service import (
@@ -34,8 +35,14 @@ from bipline.delivery.registries.mlflow_service import (
     probe,
     translated,
 )
-from bipline.delivery.registries.mlflow_source import SCHEME, _refuse_absent, find_version
+from bipline.delivery.registries.mlflow_source import (
+    SCHEME,
+    _refuse_absent,
+    download_version,
+    find_version,
+)
 from bipline.delivery.run_facts import Fact, run_facts
+from bipline.storage.digests import digest_file
 from bipline.storage.strict_json import parse_object
 from bipline.values.promotion import JournalEntry
 from bipline.values.reading import typed
@@ -119,7 +126,7 @@ class MlflowRegistry:
             else:
                 client.set_registered_model_alias(self.name, alias, version)
 
-    def version(self, wanted: str) -> Version:
+    def find(self, wanted: str) -> Version:
         """A version by its number, or ``@ALIAS``.
 
         Raises InvalidInput for one that is not there or is no package.
@@ -157,6 +164,11 @@ class MlflowRegistry:
             check_stored_copy(version.model, version.package_digest)
         return version.package_digest
 
+    def fetch(self, version: Version, folder: Path) -> Path:
+        """The package of a version below a folder, every file of it hashed."""
+        source = f"{SCHEME}{self.name}/{version.number}"
+        return download_version(source, folder, self._address)[0].parent
+
     def keep(self, version: Version, verdict: Verdict) -> None:
         """Keep a verdict beside its version: in its run, and by its digest as a tag."""
         with self._asked() as client:
@@ -164,10 +176,22 @@ class MlflowRegistry:
             tag = f"verdict.{verdict.alias}"
             client.set_model_version_tag(self.name, version.number, tag, verdict.digest)
 
+    def stored(self, version: Version, folder: Path) -> Path:
+        """All that is stored of a version, where it lies or fetched into ``folder``, not hashed."""
+        with self._asked():
+            return stored_copy(version.model, str(folder))
+
     def run(self, version: Version) -> Any:
         """MLflow's record of the run that registered a version, a deleted one too."""
         with self._asked() as client:
             return client.get_run(version.run_id)
+
+    def run_file(self, version: Version, name: str) -> str:
+        """The sha256 of a file that a version's run keeps. Raises Refused where it is gone."""
+        with self._asked() as client, TemporaryDirectory() as temporary:
+            if name not in {each.path for each in client.list_artifacts(version.run_id)}:
+                raise Refused(f"the run keeps no {name} any more")
+            return digest_file(Path(client.download_artifacts(version.run_id, name, temporary)))
 
     def verdict(self, version: Version, digest: str) -> Verdict:
         """A verdict as the version's run keeps it. Raises Refused where it is not there."""

@@ -110,25 +110,40 @@ def check_stored_copy(model: Any, package_digest: str) -> None:
     Raises Refused when a file differs from the package's manifest, the manifest from the digest,
     or what lies around the package from what was registered.
     """
-    location = model.artifact_location
     with TemporaryDirectory() as temporary:
-        stored = Path(
-            mlflow_library().artifacts.download_artifacts(
-                artifact_uri=location, dst_path=None if _is_local(location) else temporary
-            )
-        )
+        stored = stored_copy(model, temporary)
         try:
             digest = verify_directory(package_in(stored)).digest
         except BiplineError as error:
             raise Refused(f"the registry's copy is damaged: {error}") from None
-        around = model.tags.get(AROUND_TAG)
-        if around and around != digest_around(stored):
-            raise Refused(
-                "the registry's copy is damaged: MLmodel, or a file beside it, is not the one that "
-                "was registered"
-            )
+        check_around(model, stored)
     if digest != package_digest:
         raise Refused(f"the registry's copy is package {digest[:12]}, not {package_digest[:12]}")
+
+
+def stored_copy(model: Any, folder: str) -> Path:
+    """The files of a logged model where they lie, or fetched into ``folder``; nothing is hashed.
+
+    Raises Refused where they are gone from this machine.
+    """
+    location = model.artifact_location
+    if _is_local(location) and not Path(location.removeprefix("file://")).exists():
+        raise Refused(f"the registry's copy is gone: there is no {location}")
+    return Path(
+        mlflow_library().artifacts.download_artifacts(
+            artifact_uri=location, dst_path=None if _is_local(location) else folder
+        )
+    )
+
+
+def check_around(model: Any, stored: Path) -> None:
+    """Raise Refused where what lies around a stored package is not what was registered."""
+    around = model.tags.get(AROUND_TAG)
+    if around and around != digest_around(stored):
+        raise Refused(
+            "the registry's copy is damaged: MLmodel, or a file beside it, is not the one that "
+            "was registered"
+        )
 
 
 def _is_local(location: str) -> bool:

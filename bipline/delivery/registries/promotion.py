@@ -8,7 +8,9 @@ from bipline.base.errors import BiplineError, Refused
 from bipline.base.progress import note
 from bipline.delivery.evidence import Evidence
 from bipline.delivery.gate import Candidate, Incumbent, judge
+from bipline.delivery.registries.interface import AnyVersion, PackageRegistry
 from bipline.delivery.registries.journal import (
+    Registry,
     State,
     check_alias,
     entry_for,
@@ -16,7 +18,6 @@ from bipline.delivery.registries.journal import (
     roll_back,
     settle,
 )
-from bipline.delivery.registries.journal_mlflow import MlflowRegistry, Version
 from bipline.settings.gate import GateSettings
 from bipline.values.promotion import Promotion
 from bipline.values.verdict import Override, Verdict
@@ -46,7 +47,11 @@ class GateRefused(Refused):
 
 
 def promote_version(
-    registry: MlflowRegistry, version: Version, alias: str, gate: Gate, evidence: Evidence
+    registry: PackageRegistry[AnyVersion],
+    version: AnyVersion,
+    alias: str,
+    gate: Gate,
+    evidence: Evidence,
 ) -> Promotion:
     """Judge a version and give it an alias.
 
@@ -74,7 +79,7 @@ def promote_version(
 
 
 def roll_back_alias(
-    registry: MlflowRegistry,
+    registry: PackageRegistry[AnyVersion],
     alias: str,
     expected: str | None = None,
     reason: str | None = None,
@@ -87,18 +92,18 @@ def roll_back_alias(
     check_alias(alias)
 
     def check(version: str) -> str:
-        return registry.check(registry.version(version))
+        return registry.check(registry.find(version))
 
     state, changed = roll_back(registry, alias, check, expected, reason=reason, by=by)
     return _promotion(registry, state, changed)
 
 
-def _incumbent(registry: MlflowRegistry, state: State) -> Incumbent | None:
+def _incumbent(registry: PackageRegistry[AnyVersion], state: State) -> Incumbent | None:
     """The champion, with what its package tells; None where the alias points at nothing."""
     if state.champion is None:
         return None
     try:
-        evidence = registry.evidence(registry.version(state.champion))
+        evidence = registry.evidence(registry.find(state.champion))
     except BiplineError as error:
         note(f"version {state.champion}, the champion, cannot be read: {error}")
         evidence = None
@@ -106,7 +111,7 @@ def _incumbent(registry: MlflowRegistry, state: State) -> Incumbent | None:
 
 
 def _promotion(
-    registry: MlflowRegistry, state: State, changed: bool, verdict: Verdict | None = None
+    registry: Registry, state: State, changed: bool, verdict: Verdict | None = None
 ) -> Promotion:
     return Promotion(
         model=registry.name,

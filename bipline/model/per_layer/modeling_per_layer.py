@@ -12,22 +12,43 @@ from typing import Any
 
 from torch import Tensor, nn
 
+SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+
 
 @dataclass(kw_only=True)
 class PerLayerWidths:
     """Fields of a config: the sizes of every block, 0 where the block lacks the sublayer.
 
-    Fields of the same name without ``_per_layer`` hold the sizes of the widest block.
+    Fields of the same name without ``_per_layer`` hold the sizes of the widest block. The lists
+    follow from transformers' ``per_layer_config`` where a config has one.
     """
 
     num_attention_heads_per_layer: list[int] | None = None
     num_key_value_heads_per_layer: list[int] | None = None
     intermediate_size_per_layer: list[int] | None = None
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        if (blocks := kwargs.get("per_layer_config")) is not None:
+            for size in SIZES:
+                sizes = [getattr(self, size)] * self.num_hidden_layers
+                for index, own in blocks.items():
+                    sizes[int(index)] = own.get(size, sizes[int(index)])
+                setattr(self, f"{size}_per_layer", sizes)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+
+    def __getattribute__(self, name: str) -> Any:
+        """What a config says; of a size that differs, that of the widest block.
+
+        transformers would refuse to tell, because it knows no class that such a size is read by.
+        """
+        if name in SIZES:
+            return object.__getattribute__(self, name)
+        return super().__getattribute__(name)
+
     def validate_architecture(self) -> None:
         """Raise ValueError unless every block has its sizes; they need not divide hidden_size."""
         for name in PerLayerWidths.__dataclass_fields__:
-            sizes, layers = getattr(self, name), self.num_hidden_layers  # type: ignore[attr-defined]
+            sizes, layers = getattr(self, name), self.num_hidden_layers
             if sizes is None or len(sizes) != layers:
                 raise ValueError(f"{name} must list the size of each of {layers} blocks: {sizes}")
 

@@ -17,11 +17,16 @@ from typing import Any
 from bipline.base.errors import InvalidInput
 from bipline.model.families import family_of
 from bipline.model.per_layer import modeling_per_layer
+from bipline.model.per_layer.stored import KEY
 from bipline.model.shapes import is_per_layer
 from bipline.storage.folder import Folder
 from bipline.storage.strict_json import parse_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# sha256 of files that earlier versions shipped: they read widths from lists alone.
+EARLIER = {
+    "modeling_per_layer.py": {"3ab37d067c76c480ac2b12f24c03708f155f00ee1f8f78d8fd853027f4b87b66"},
+}
 README = """# Weights whose blocks differ in width
 
 bipline pruned a {source} so that every block has widths of its own, which
@@ -88,6 +93,16 @@ def _own_code(model_type: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
 
 
+def is_own_code(config: Mapping[str, Any], name: str, content: bytes) -> bool:
+    """Whether a file is code that bipline ships with a config's weights, or once shipped."""
+    own = code_files(config)
+    return own.get(name) == content or (name in own and _is_earlier(name, content))
+
+
+def _is_earlier(name: str, content: bytes) -> bool:
+    return sha256(content).hexdigest() in EARLIER.get(name, ())
+
+
 def shipped_files(config: Mapping[str, Any]) -> dict[str, bytes]:
     """What goes beside the weights of a model besides its config; nothing for a stock class."""
     code = code_files(config)
@@ -116,13 +131,17 @@ def check_code(folder: Folder, config: Mapping[str, Any]) -> None:
         raise InvalidInput(
             f"{where}/config.json: auto_map of a {model_type} does not name bipline's own classes"
         )
-    own = code_files(config)
     for name in folder.names():
-        if name.endswith(".py") and own.get(name) != folder.read(name):
+        if not name.endswith(".py"):
+            continue
+        content = folder.read(name)
+        if not is_own_code(config, name, content):
             raise InvalidInput(
                 f"{where}/{name}: is not the code that bipline ships with a {model_type}; "
                 "take the model from whom you trust, or delete the file"
             )
+        if KEY in config and _is_earlier(name, content):
+            raise InvalidInput(f"{where}/{name}: is of an earlier bipline, which reads no {KEY}")
     refuse_tokenizer_code(folder)
 
 

@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bipline.base import extras
-from bipline.base.errors import InvalidInput
 from bipline.base.extras import require
+from bipline.delivery.formats.engines import check_texts
 from bipline.delivery.formats.gguf import verification
 from bipline.delivery.formats.gguf.architectures import architecture_of, context_length
-from bipline.delivery.formats.gguf.keys import add_origin, add_rope, add_sizes
+from bipline.delivery.formats.gguf.keys import add_origin, add_rope, add_sizes, read_origin
 from bipline.delivery.formats.gguf.tensors import entries, write_tensors
 from bipline.delivery.formats.gguf.tokenizer import add_vocabulary, vocabulary_of
 from bipline.delivery.formats.interface import Layout, Subject, Verification
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.tokenizer import tokenizer_of
-from bipline.quality.perplexity import text_windows
 from bipline.settings.gguf import GgufSettings
 from bipline.storage.directory import DirectoryWriter
-from bipline.storage.documents import read_documents
 from bipline.values.plan import Layout as PlanLayout
 
 FILE = "model.gguf"
@@ -28,7 +26,7 @@ FILE = "model.gguf"
 class Gguf:
     """One file for llama.cpp (:class:`bipline.delivery.formats.interface.Format`)."""
 
-    name, file = "gguf", FILE
+    name, file, extra = "gguf", FILE, "gguf"
 
     def check(
         self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
@@ -38,12 +36,7 @@ class Gguf:
         _, layout = architecture_of(checkpoint)
         tokenizer = tokenizer_of(checkpoint.folder)
         vocabulary_of(tokenizer, checkpoint.shape.vocab_size)
-        if texts and settings.seqlen > (longest := context_length(checkpoint)):
-            raise InvalidInput(
-                f"--seqlen {settings.seqlen} is longer than the context of {longest} tokens"
-            )
-        for path in texts.values():
-            text_windows(tokenizer, read_documents(path), settings.seqlen, "none")
+        check_texts(tokenizer, texts, settings, context_length(checkpoint))
         return layout
 
     def write(
@@ -77,3 +70,7 @@ class Gguf:
             'print(server.handle_completions({"prompt": "Once upon a time", "n_predict": 32}))\n'
             "```\n"
         )
+
+    def origin(self, file: Path) -> dict[str, str]:
+        """See the interface."""
+        return read_origin(file)

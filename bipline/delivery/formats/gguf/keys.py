@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from bipline.base.errors import Refused
 from bipline.base.extras import require
 from bipline.delivery.formats.gguf.architectures import (
     Architecture,
@@ -14,6 +16,7 @@ from bipline.delivery.formats.gguf.architectures import (
 )
 from bipline.model.checkpoint import Checkpoint
 from bipline.values.export import Origin
+from bipline.values.origin import SECTION
 
 FILE_TYPES = {
     "f32": "ALL_F32",
@@ -74,3 +77,13 @@ def add_origin(writer: Any, checkpoint: Checkpoint, origin: Origin, type_: str) 
         writer.add_license(origin.licence)
     for name, value in origin.metadata().items():
         writer.add_string(name, value)
+
+
+def read_origin(file: Path) -> dict[str, str]:
+    """What a file's ``bipline.*`` keys tell. Raises Refused for a file that is no GGUF."""
+    try:
+        fields = require("gguf", "gguf").GGUFReader(file).fields
+        told = {name: field.contents() for name, field in fields.items()}
+    except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise Refused(f"{file}: not a GGUF file: {error}") from None
+    return {name: str(value) for name, value in told.items() if name.startswith(f"{SECTION}.")}

@@ -8,11 +8,6 @@ changes them, by an amount that is told, and must stay far below what a misplace
 from __future__ import annotations
 
 import json
-import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +15,16 @@ from typing import Any
 
 import torch
 
-from bipline.base.errors import EnvironmentFailure, Refused
+from bipline.base.errors import Refused
 from bipline.base.extras import require
 from bipline.base.progress import note
+from bipline.delivery.formats.engines import (
+    around_special_tokens,
+    ask,
+    measured,
+    told_figures,
+    windows_of,
+)
 from bipline.delivery.formats.gguf import engine
 from bipline.delivery.formats.gguf.architectures import context_length
 from bipline.delivery.formats.gguf.tensors import converted, stored_type
@@ -32,12 +34,8 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.token_ids import token_ids
 from bipline.model.tokenizer import tokenizer_of
-from bipline.quality.perplexity import perplexity, text_windows
 from bipline.settings.gguf import GgufSettings
-from bipline.storage.digests import digest_file
-from bipline.storage.documents import read_documents
-from bipline.values.export import EngineCheck, TextCheck
-from bipline.values.record import Perplexity
+from bipline.values.export import EngineCheck
 
 # Largest difference of a log-probability in f32, in nats.
 TOLERANCE = 1e-4
@@ -48,12 +46,8 @@ DIVERGENCE = 5e-3
 LEAST_LOG_PROBABILITY = -80.0
 CONTINUED_TOKENS = 16
 CONTEXTS = 8
-# llama.cpp would start a debugger on itself where it aborts.
-QUIET = {"GGML_NO_BACKTRACE": "1"}
 # A few of a matrix's values are rounded at once.
 ROUNDED_VALUES = 1 << 22
-# Special tokens that are looked at, each between two words.
-SPECIAL_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -81,39 +75,33 @@ def verify(
     longer than ``settings.seconds``.
     """
     question = _question(checkpoint, texts, settings)
-    said = ask(file, _request(question, checkpoint, settings), settings.seconds)
+    request = _request(question, checkpoint, settings)
+    said = ask(Path(str(engine.__file__)), file, request, settings, "gguf: llama.cpp")
     _compare_page(said["tokens"][0], question.token_ids[0])
     loop = BlockLoop(checkpoint)
     check = _compared(said, question, loop, settings.type)
-    measured = _measured(said, question, texts, loop)
-    told = ", ".join(f"{n} {m.engine.value:.2f} ({m.model.value:.2f})" for n, m in measured.items())
+    figures = measured(said["losses"], question.windows, texts, loop)
     if not check.special_tokens_same:
         note("gguf: llama.cpp reads text around special tokens otherwise than transformers")
     note(
         f"gguf: opened by {check.engine}; token ids agree, log-probabilities differ by at most "
-        f"{check.largest_difference:.1e}" + (f"; perplexity (model's own) {told}" if told else "")
+        f"{check.largest_difference:.1e}{told_figures(figures)}"
     )
-    return Verification(check, measured)
+    return Verification(check, figures)
 
 
 def _question(
     checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
 ) -> Question:
     tokenizer = tokenizer_of(checkpoint.folder)
-    special = list(tokenizer.get_added_vocab())[:SPECIAL_TOKENS]
-    asked = [page_of(tokenizer), "".join(f"word{token}word" for token in special)]
+    asked = [page_of(tokenizer), around_special_tokens(tokenizer)]
     ids = list(token_ids(tokenizer, asked, special_tokens=True))
     longest = min(PAGE_TOKENS, context_length(checkpoint) - CONTINUED_TOKENS)
     return Question(
         texts=asked,
         token_ids=ids,
         window=ids[0][: max(2, longest)],
-        windows={
-            name: text_windows(tokenizer, read_documents(path), settings.seqlen, "none")[
-                : settings.windows
-            ]
-            for name, path in texts.items()
-        },
+        windows=windows_of(tokenizer, texts, settings),
     )
 
 
@@ -138,43 +126,6 @@ def _request(question: Question, checkpoint: Checkpoint, settings: GgufSettings)
         "windows": scored,
         "continue": [question.contexts[0], CONTINUED_TOKENS],
     }
-
-
-def ask(file: Path, request: dict[str, Any], seconds: int) -> dict[str, Any]:
-    """What llama.cpp answers, in a fresh process. Raises as :func:`verify` does."""
-    command = [sys.executable, "-P", str(engine.__file__)]
-    asked = json.dumps({"file": str(file.absolute()), **request})
-    try:
-        done = subprocess.run(  # noqa: S603
-            command, input=asked, capture_output=True, text=True, timeout=seconds, check=False,
-            errors="replace", env={**os.environ, **QUIET},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise EnvironmentFailure(
-            f"gguf: llama.cpp was not done after {seconds} s; give --seconds more, or fewer "
-            "--windows"
-        ) from None
-    answer = _answer(done.stdout)
-    if done.returncode != 0 or "tokens" not in answer:
-        raise Refused(f"gguf: llama.cpp does not run the file: {_reason(done, answer)}")
-    return answer
-
-
-def _answer(output: str) -> dict[str, Any]:
-    """The last line of what the engine's process printed; empty where that is no answer."""
-    try:
-        value = json.loads((output.strip().splitlines() or ["{}"])[-1])
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _reason(done: subprocess.CompletedProcess[str], answer: Mapping[str, Any]) -> str:
-    """Why a process failed: the first error of the engine's log, else what was raised."""
-    errors = [line.partition(" E ")[2] for line in done.stderr.splitlines() if " E " in line]
-    if done.returncode < 0:
-        errors.insert(0, f"ended by {signal.Signals(-done.returncode).name}")
-    return (errors or [str(answer.get("error", "it ended without an answer"))])[0][:300]
 
 
 def _compare_page(actual: list[int], expected: list[int]) -> None:
@@ -261,21 +212,3 @@ def _refuse_far(check: EngineCheck, type_: str) -> None:
             f"gguf: llama.cpp computes otherwise with the weights that the file has: divergence "
             f"{check.divergence_as_stored:.1e} nats (at most {DIVERGENCE:g})"
         )
-
-
-def _measured(
-    said: dict[str, Any], question: Question, texts: Mapping[str, Path], loop: BlockLoop
-) -> dict[str, TextCheck]:
-    found, place = {}, 0
-    for name, windows in question.windows.items():
-        losses = torch.tensor(said["losses"][place : place + len(windows)]).double()
-        place += len(windows)
-        nll = float(losses.mean())
-        found[name] = TextCheck(
-            sha256=digest_file(texts[name]),
-            seqlen=windows.shape[1],
-            windows=len(windows),
-            engine=Perplexity(value=math.exp(nll), nll=nll, tokens=losses.numel()),
-            model=perplexity(loop, windows, name),
-        )
-    return found

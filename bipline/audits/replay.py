@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bipline.audit.findings import compared, unknown
+from bipline.audits.findings import compared, unknown
 from bipline.base.errors import Refused
 from bipline.compression.corrections import PLAN_NAME
 from bipline.settings.line import AllocateSettings, CompensateSettings, LineSettings

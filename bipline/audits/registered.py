@@ -2,79 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from bipline.audit.findings import answered, differs, holds, unknown
-from bipline.base.errors import BiplineError, Refused
+from bipline.audits.findings import answered, differs, holds, short, unknown
+from bipline.audits.opening import Opened, Served
+from bipline.audits.tracked import EDITED, run_findings
 from bipline.compression.corrections import PLAN_NAME
 from bipline.delivery.evidence import RESOLUTION
 from bipline.delivery.registries.journal import history_of
-from bipline.delivery.registries.journal_mlflow import MlflowRegistry, Version
 from bipline.delivery.registries.mlflow import DIGEST_TAG
-from bipline.delivery.registries.mlflow_source import SCHEME, download_version, find_version
 from bipline.delivery.version_summary import base_model
 from bipline.settings.compress import CANDIDATE
+from bipline.settings.trust import TrustSettings
 from bipline.storage.manifest import read_manifest
 from bipline.values.audit import Finding
 from bipline.values.plan import read_plan
-from bipline.values.promotion import HistoryLine
+from bipline.values.promotion import HistoryLine, JournalEntry
 from bipline.values.resolution import read_resolution
 
 OTHER_BYTES = "what is served is not what was registered"
 MOVED = "somebody moved it by hand: no gate was asked, and nobody is on record"
-EDITED = "somebody edited the registry: what it says of this version is not to be relied on"
 TYPED = "names that were typed are only that; the user is who was logged in, on that machine"
+NOT_LET = "somebody moved the alias who may not"
 
 
-@dataclass(frozen=True)
-class Served:
-    """A registered version: what the registry keeps of it, and its package where it was fetched.
-
-    ``place`` is None where what is stored there is not the package any more; ``refused`` says why.
-    """
-
-    registry: MlflowRegistry
-    version: Version
-    tags: dict[str, Any]
-    place: Path | None
-    refused: str = ""
-
-    @property
-    def digest(self) -> str:
-        """The digest that the registry keeps of the package."""
-        return self.version.package_digest
-
-    @classmethod
-    def found(cls, source: str, address: str | None, downloads: Path) -> Served:
-        """The version, its stored copy hashed again. Raises InvalidInput where there is none."""
-        record = find_version(source, address)
-        registry = MlflowRegistry(record.name, address)
-        version, tags = registry.version(str(record.version)), dict(record.tags)
-        # By its number from here on: the alias may be moved meanwhile.
-        source = f"{SCHEME}{record.name}/{record.version}"
-        try:
-            registry.check(version)
-            place = download_version(source, downloads, address)[0].parent
-            return cls(registry, version, tags, place)
-        except Refused as error:
-            return cls(registry, version, tags, None, str(error))
-
-
-def registered_findings(served: Served) -> Iterator[Finding]:
+def registered_findings(opened: Opened, served: Served, trust: TrustSettings) -> Iterator[Finding]:
     """The stored copy, the version's tags, its run, and who moved its aliases when."""
-    if served.place is None:
-        yield differs("registry's copy", served.refused, OTHER_BYTES)
-    else:
-        name = f"version {served.version.number} of {served.registry.name}"
-        said = f"{name}: every stored file hashed again; {DIGEST_TAG} {served.digest[:12]}"
-        yield holds("registry's copy", said)
-        expected = _expected(served.place)
-        yield from answered("version's tags", lambda: _tags(served.tags, expected), EDITED)
-    yield from _run(served)
-    yield from answered("journal", lambda: _journal(served), MOVED)
+    yield _copy(opened, served)
+    if opened.manifest is not None:
+        yield from answered("version's tags", lambda: _tags(served, opened.place), EDITED)
+    yield from run_findings(served, opened)
+    yield from answered("journal", lambda: _journal(served, trust), MOVED)
+
+
+def _copy(opened: Opened, served: Served) -> Finding:
+    name = f"version {served.version.number} of {served.registry.name}"
+    problem = opened.problem or opened.around
+    if not problem and opened.digest != served.digest:
+        problem = f"{name} is package {str(opened.digest)[:12]}, not {served.digest[:12]}"
+    if problem:
+        return differs("registry's copy", problem, OTHER_BYTES)
+    said = f"{name}: every stored file hashed again; {DIGEST_TAG} {served.digest[:12]}"
+    return holds("registry's copy", said)
 
 
 def _expected(place: Path) -> dict[str, str]:
@@ -88,11 +58,12 @@ def _expected(place: Path) -> dict[str, str]:
     }
 
 
-def _tags(tags: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[Finding]:
+def _tags(served: Served, place: Path) -> Iterator[Finding]:
+    tags, expected = served.tags, _expected(place)
     wrong = {tag: value for tag, value in expected.items() if str(tags.get(tag)) != value}
     for tag, value in wrong.items():
         if tag in tags:
-            said = f"{tag} says {tags[tag]}, the package {value}"
+            said = f"{tag} says {short(tags[tag])}, the package {short(value)}"
             yield differs("version's tags", said, EDITED)
         else:
             said = f"{tag} is missing"
@@ -101,28 +72,14 @@ def _tags(tags: Mapping[str, Any], expected: Mapping[str, str]) -> Iterator[Find
         yield holds("version's tags", f"{', '.join(expected)} say what the package says")
 
 
-def _run(served: Served) -> Iterator[Finding]:
-    try:
-        run = served.registry.run(served.version)
-    except BiplineError as error:
-        yield differs("MLflow run", str(error), "parameters, metrics and verdicts are gone")
-        return
-    name = f"{run.info.run_name} ({run.info.run_id})"
-    if run.info.lifecycle_stage != "active":
-        consequence = "its parameters, metrics and verdicts are about to be gone"
-        yield differs("MLflow run", f"{name} was deleted", consequence)
-    else:
-        yield holds("MLflow run", f"{name}, {run.info.status.lower()}")
-
-
-def _journal(served: Served) -> Iterator[Finding]:
+def _journal(served: Served, trust: TrustSettings) -> Iterator[Finding]:
     """Who moved an alias to this version, and whether aliases are where the journal has them."""
     history, number = history_of(served.registry), served.version.number
     for sentence in history.differs:
         yield differs("journal", sentence, MOVED)
     for line in history.lines:
-        if line.entry.version == number:
-            yield from _entry(served, line)
+        if line.entry.version == number and line.won:
+            yield from _entry(served, line, trust)
     recorded = {alias for alias, version in history.champions.items() if version == number}
     for alias, version in history.aliases.items():
         if version == number and alias not in recorded and not _is_kept_elsewhere(alias):
@@ -138,11 +95,9 @@ def _is_kept_elsewhere(alias: str) -> bool:
     return alias == CANDIDATE or alias.startswith("previous-")
 
 
-def _entry(served: Served, line: HistoryLine) -> Iterator[Finding]:
+def _entry(served: Served, line: HistoryLine, trust: TrustSettings) -> Iterator[Finding]:
     entry = line.entry
-    if not line.won:
-        return
-    said = _said(line)
+    said = f"entry {line.number}: {entry.action} to {entry.alias} at {entry.at}"
     if entry.package_digest != served.digest:
         other = f"{said}, of package {entry.package_digest[:12]}, not {served.digest[:12]}"
         yield differs("journal", other, EDITED)
@@ -152,15 +107,24 @@ def _entry(served: Served, line: HistoryLine) -> Iterator[Finding]:
         passed = "passed" if entry.passed else "refused it, overridden"
         gate = f"gate {passed}, verdict {digest[:12]}"
         yield from answered("verdict", lambda: [_verdict(served, digest)], EDITED)
-    yield unknown("journal", f"{said}; {gate}", TYPED)
+    yield holds("journal", f"{said}; {gate}")
+    yield _promoter(entry, trust)
 
 
-def _said(line: HistoryLine) -> str:
-    entry = line.entry
-    typed = f", {entry.by!r} typed" if entry.by else ""
-    why = f", because {entry.reason!r}" if entry.reason else ""
-    what = f"entry {line.number}: {entry.action} to {entry.alias} at {entry.at}"
-    return f"{what} by user {entry.user}{typed}{why}"
+def _promoter(entry: JournalEntry, trust: TrustSettings) -> Finding:
+    """Who moved an alias: the user that was logged in, and beside it what somebody typed."""
+    known = {each.user: each for each in trust.users}
+    typed = [name for name in (entry.by, entry.override and entry.override.by) if name]
+    beside = f"; {' and '.join(map(repr, dict.fromkeys(typed)))} was typed" if typed else ""
+    because = f", because {entry.reason!r}" if entry.reason else ""
+    said = f"user {entry.user} moved {entry.alias}{because}{beside}"
+    if not trust.users:
+        return unknown("who promoted", said, TYPED)
+    user = known.get(entry.user)
+    if user is None or (user.aliases and entry.alias not in user.aliases):
+        said = f"{said}; the trust file lets that user move no such alias"
+        return differs("who promoted", said, NOT_LET)
+    return unknown("who promoted", f"{said}; the trust file calls that user {user.name}", TYPED)
 
 
 def _verdict(served: Served, digest: str) -> Finding:

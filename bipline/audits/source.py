@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bipline.audit.findings import compared, differs, holds, unknown
+from bipline.audits.findings import compared, differs, holds, unknown
 from bipline.base.errors import InvalidInput
 from bipline.compression.corrections import PLAN_NAME
 from bipline.delivery.evidence import RESOLUTION

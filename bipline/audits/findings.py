@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.values.audit import Finding
+from bipline.values.audit import Finding, Status
 
+ORDER: tuple[Status, ...] = ("differs", "unknown", "holds")
 NOT_TRUSTED = "what the package says of itself is not to be relied on"
 
 
@@ -17,7 +18,11 @@ def answered(
     try:
         yield from check()
     except (Refused, InvalidInput) as error:
-        yield Finding(about=about, status="differs", said=str(error), consequence=consequence)
+        yield differs(about, str(error), consequence)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        # What is read was written by others: a field that is missing is a difference too.
+        reason = " ".join(str(error).split())
+        yield differs(about, f"cannot be read: {type(error).__name__}: {reason:.200}", consequence)
 
 
 def holds(about: str, said: str) -> Finding:
@@ -40,11 +45,24 @@ def compared(about: str, said: str, pairs: dict[str, tuple[object, object]]) -> 
     for name, (one, other) in pairs.items():
         if one != other:
             return differs(
-                about, f"{name}: {_short(one)} in one place and {_short(other)} in another"
+                about, f"{name}: {short(one)} in one place and {short(other)} in another"
             )
     return holds(about, said)
 
 
-def _short(value: object) -> str:
+def worst(findings: Iterable[Finding]) -> Status:
+    """What differs before what cannot be known, and that before what holds."""
+    found = {each.status for each in findings}
+    return next((each for each in ORDER if each in found), "holds")
+
+
+def listed(changes: Sequence[str]) -> str:
+    """The first of what changed, and how many more."""
+    more = f"; and {len(changes) - 1} more" if len(changes) > 1 else ""
+    return f"{changes[0]}{more}"
+
+
+def short(value: object) -> str:
+    """A digest by its first digits, anything else as it is."""
     text = str(value)
     return text[:12] if len(text) == 64 else text

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from bipline.audit.findings import answered, differs, holds, unknown
+from bipline.audits.findings import answered, differs, holds, unknown
+from bipline.audits.tracked import lineage_runs
 from bipline.compression.corrections import PLAN_NAME
 from bipline.delivery.evidence import Measured, read_evidence
 from bipline.delivery.export import CONFIGURATION_NAME
@@ -14,7 +15,6 @@ from bipline.storage.digests import digest_file
 from bipline.storage.manifest import LINEAGE, read_manifest
 from bipline.storage.strict_json import read_json
 from bipline.values.audit import Finding
-from bipline.values.lineage import RunLineage
 from bipline.values.plan import read_plan
 from bipline.values.reading import read_value
 from bipline.values.verdict import Verdict
@@ -71,11 +71,10 @@ def _figures(measured: Measured) -> str:
 
 
 def _runs(place: Path) -> Iterator[Finding]:
-    files = sorted((place / LINEAGE / "runs").glob("*.json"))
-    if not files:
+    found = lineage_runs(place)
+    if not found:
         yield unknown("runs", "the lineage names no run", "who made it, when and where is not told")
-    for file in files:
-        run = read_value(file, RunLineage, "run")
+    for run in found:
         commit = run.code.get("git.commit", "unknown")
         dirty = ", with uncommitted changes" if run.code.get("git.dirty") == "true" else ""
         libraries = ", ".join(

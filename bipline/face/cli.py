@@ -34,10 +34,7 @@ COMMANDS = {
         "runs", "Run the compress pipeline: from a model and its texts to a registered package.",
     ),
     "verify": ("verifying", "Re-hash every file of a directory; say what vouches for that."),
-    "sign": (
-        "verifying",
-        "Sign the manifest of a directory by a private key, and that of its lineage.",
-    ),
+    "sign": ("verifying", "Sign the manifest of a directory, and that of its lineage."),
     "sweep": (
         "runs",
         "Run the sweep pipeline: score once per criterion, measure every row, pick the best.",

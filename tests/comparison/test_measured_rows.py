@@ -67,6 +67,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield seen
 
 
+@pytest.mark.slow
 def test_what_is_new_is_measured_and_is_what_evaluate_gives(
     bench: Bench, measured: list[str]
 ) -> None:

@@ -89,6 +89,7 @@ def test_what_was_promoted_is_a_model_again_by_its_address(
     assert resolved.tensor_digest == open_checkpoint(package / "hf").tensor_digest
 
 
+@pytest.mark.slow
 def test_of_the_hub_too(
     registered: Registered,
     serving: tuple[Server, WritingHub],
@@ -238,6 +239,7 @@ def test_a_bucket_without_conditional_writes_is_refused(
     assert found["KeyCount"] == 0
 
 
+@pytest.mark.slow
 def test_no_secret_is_kept_anywhere(
     registered: Registered,
     serving: tuple[Server, WritingHub],

@@ -56,6 +56,7 @@ def test_stopped_in_the_middle_of_scoring(tmp_path: Path, how: signal.Signals) -
     assert {path.name for path in tmp_path.iterdir()} == {"state", "out"}
 
 
+@pytest.mark.slow
 def test_stopped_before_anything_was_done_leaves_nothing(tmp_path: Path) -> None:
     process = start(tmp_path, samples=64)
     assert process.stdout is not None

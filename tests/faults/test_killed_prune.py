@@ -164,6 +164,7 @@ def runs_to(events: list[str], beginning: str, which: int) -> int:
     ],
     ids=str,
 )  # fmt: skip
+@pytest.mark.slow
 def test_other_settings_take_nothing_from_a_killed_run(
     runs: Runs, model: Path, tmp_path: Path, changed: dict[str, object]
 ) -> None:
@@ -179,6 +180,7 @@ def test_other_settings_take_nothing_from_a_killed_run(
         assert contents(folder / name) == contents(tmp_path / "fresh" / name), name
 
 
+@pytest.mark.slow
 def test_a_slip_of_the_pen_costs_nothing_that_is_finished(
     runs: Runs, model: Path, tmp_path: Path
 ) -> None:

@@ -150,6 +150,7 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
+@pytest.mark.slow
 def test_hybrids_differ_from_what_they_are_made_of(reference: Path, data: Path) -> None:
     checkpoint = open_checkpoint(reference)
     text = data / "text" / "novels.calibration.txt"

@@ -136,6 +136,7 @@ def expected_loss(loop: BlockLoop, scores: tuple[BlockScores, ...]) -> float:
     return float(masked_losses(loop, WINDOWS, [Masks(*p) for p in zip(*drawn, strict=True)]).mean())
 
 
+@pytest.mark.slow
 def test_search_lowers_the_expected_loss(llama: Path) -> None:
     rates = {"attention_learning_rate": 0.05, "ffn_learning_rate": 0.05, "initial": "random"}
     _, before = searched(llama, "policy-gradient", tokens=2 * STEP_TOKENS, **rates)

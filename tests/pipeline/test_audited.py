@@ -18,6 +18,8 @@ from bipline.values.summary import RunSummary
 from tests.audited import NAME, about, copied, copied_state, flip, request, rewrite, served_request
 from tests.command import run as command
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def package(audited_run: RunSummary, tmp_path: Path) -> Path:

@@ -201,6 +201,7 @@ def test_a_store_knows_the_run_and_the_version_that_point_at_each_entry(
         assert version in {label.partition(" @")[0] for label in entry.versions}, entry.name
 
 
+@pytest.mark.slow
 def test_deleted_package_is_made_again_from_the_store(first: RunSummary, run: Run) -> None:
     shutil.rmtree(first.package.location)
     again = run()
@@ -209,6 +210,7 @@ def test_deleted_package_is_made_again_from_the_store(first: RunSummary, run: Ru
     assert again.package.digest == first.package.digest
 
 
+@pytest.mark.slow
 def test_refused_recovery_leaves_its_record_alone(first: RunSummary, run: Run) -> None:
     recipe = {"steps": 1, "batch_size": 2, "seqlen": 16, "learning_rate": 1e-30}
     section = {"enabled": True, "text": "calibration", "held_out": "judge", "recipe": recipe}
@@ -222,6 +224,7 @@ def test_refused_recovery_leaves_its_record_alone(first: RunSummary, run: Run) -
     assert [MANIFEST_NAME] in stored
 
 
+@pytest.mark.slow
 def test_a_recovery_that_became_nan_hands_on_the_pruned_model(
     first: RunSummary, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

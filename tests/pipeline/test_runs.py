@@ -14,6 +14,8 @@ from pipelines.runs import list_runs
 from tests.command import run as command
 from tests.pipeline.conftest import TEXTS, Run, elsewhere
 
+pytestmark = pytest.mark.slow
+
 
 def test_runs_tell_how_they_ended(
     first: RunSummary, run: Run, folder: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path

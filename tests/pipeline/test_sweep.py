@@ -16,6 +16,8 @@ from tests.command import run as command
 from tests.comparing import Bench, figures
 from tests.pipeline.conftest import inside
 
+pytestmark = pytest.mark.slow
+
 Sweep = Callable[..., SweepSummary]
 GRID: dict[str, Any] = {
     "criteria": ("wanda-sp", "flap:metric=ifv", "saap"), "ratios": (0.3, 0.98), "seeds": (0, 1),
@@ -149,7 +151,6 @@ def test_the_report_is_an_artifact_of_the_run(first: SweepSummary, bench: Bench)
         assert report.load().location == str(Path(first.report).parent)
 
 
-@pytest.mark.slow
 def test_second_run_computes_nothing(first: SweepSummary, sweep: Sweep) -> None:
     second = sweep()
     assert ran(second) == NEVER_CACHED
@@ -157,7 +158,6 @@ def test_second_run_computes_nothing(first: SweepSummary, sweep: Sweep) -> None:
     assert second.report == first.report
 
 
-@pytest.mark.slow
 def test_a_new_ratio_runs_its_rows_alone(first: SweepSummary, sweep: Sweep) -> None:
     """Statistics are known, and so are rows whatever their number is now."""
     grid = {**GRID, "criteria": ("wanda-sp",), "ratios": (0.4, 0.3), "methods": ()}
@@ -166,14 +166,12 @@ def test_a_new_ratio_runs_its_rows_alone(first: SweepSummary, sweep: Sweep) -> N
     assert changed.comparison.rows[2] == first.comparison.rows[0]
 
 
-@pytest.mark.slow
 def test_another_selection_runs_nothing(first: SweepSummary, sweep: Sweep) -> None:
     other = sweep(select={"minimise": "parameters", "at_most": {"perplexity_increase.one": -0.99}})
     assert ran(other) == NEVER_CACHED
     assert other.best is None
 
 
-@pytest.mark.slow
 def test_rows_with_tasks_are_those_of_compare_and_decide(
     sweep: Sweep, bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,7 +192,6 @@ def test_rows_with_tasks_are_those_of_compare_and_decide(
     assert swept.best.maximised == "acc.cloze" and swept.best.minimised is None
 
 
-@pytest.mark.slow
 def test_nothing_qualified_is_a_refusal(
     first: SweepSummary, bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from tests.pipeline.conftest import Run
 from tests.watch.world import CONFIG
 
 
+@pytest.mark.slow
 def test_a_version_is_known_by_its_package(first: RunSummary, run: Run, folder: Path) -> None:
     other = run(promote={"name": "another"})
     assert other.package.digest == first.package.digest

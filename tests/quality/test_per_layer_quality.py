@@ -64,6 +64,7 @@ def test_perplexity_equals_that_of_the_code_that_is_shipped(
     assert measured.value == pytest.approx(math.exp(float(losses)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tasks_and_speed_are_those_of_the_code_that_is_shipped(
     narrowed: Path, as_users_load_it: Any, tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_tasks_and_speed_are_those_of_the_code_that_is_shipped(
     assert record.speed is not None and record.speed.decode_tokens_per_second > 0
 
 
+@pytest.mark.slow
 def test_recovery_keeps_the_widths_and_the_code(narrowed: Path, tmp_path: Path) -> None:
     for name, words in (("train", 900), ("held-out", 200)):
         (tmp_path / f"{name}.txt").write_text(prose(len(name), words), encoding="utf-8")

@@ -127,7 +127,7 @@ def stored_copy(model: Any, folder: str) -> Path:
     Raises Refused where they are gone from this machine.
     """
     location = model.artifact_location
-    if _is_local(location) and not Path(location.removeprefix("file://")).exists():
+    if _is_local(location) and not _local_place(location).exists():
         raise Refused(f"the registry's copy is gone: there is no {location}")
     return Path(
         mlflow_library().artifacts.download_artifacts(
@@ -148,6 +148,12 @@ def check_around(model: Any, stored: Path) -> None:
 
 def _is_local(location: str) -> bool:
     return location.startswith(("/", "file:"))
+
+
+def _local_place(location: str) -> Path:
+    """The path of an address on this machine, in which spaces and the like are quoted."""
+    files = require("mlflow.utils.file_utils", "pipeline")
+    return Path(files.local_file_uri_to_path(location))
 
 
 def _check_request(name: str, alias: str, metrics: Mapping[str, float]) -> None:
@@ -234,8 +240,7 @@ class _Registry:
         if not _is_local(model.artifact_location):
             self.client.log_model_artifacts(model.model_id, str(self.package), PACKAGE)
             return
-        files = require("mlflow.utils.file_utils", "pipeline")
-        place = Path(files.local_file_uri_to_path(model.artifact_location))
+        place = _local_place(model.artifact_location)
         for path in sorted(self.package.rglob("*")):
             target = place / PACKAGE / path.relative_to(self.package)
             if path.is_file():

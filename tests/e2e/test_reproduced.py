@@ -41,4 +41,5 @@ def test_a_configuration_runs_on_a_small_model(path: Path, data: Path, tmp_path:
     assert (summary.recovery is not None) == with_lora
     assert summary.registration.alias == "candidate"
     report = Path(summary.report).read_text(encoding="utf-8")
-    assert "not published" in report and "this run, pruned" in report
+    assert "Published by others and not measured here" in report
+    assert "this run, pruned" in report

@@ -308,4 +308,4 @@ def test_a_server_that_is_away_is_one_line(cloud: Cloud) -> None:
 
 def test_root_is_unchanged() -> None:
     """Nothing of a run lies in the project's folder."""
-    assert not (ROOT / ".bipline").exists() and not (ROOT / ".zen").exists()
+    assert not (ROOT / ".zen").exists()

@@ -69,7 +69,8 @@ def test_compress_finds_what_prune_made_and_prune_what_compress_made(
     assert again.digests["prune"] == first.digests["prune"]
     swept = request.swept()
     assert swept.passes == 0
-    assert swept.line == made.line
+    # What compress asked with the same parameters ZenML knows, and does not ask the stage again.
+    assert {"calibrate": made.line["calibrate"], **swept.line} == made.line
     assert swept.keys["evaluate"] == made.keys["evaluate"]
 
 

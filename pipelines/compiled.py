@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check_all
 from bipline.compression.auto import settled_settings
+from bipline.face.named_places import COMPILED
 from bipline.settings.compress import CompressSettings
 from bipline.settings.stack_file import StackFile, load_stack
 from bipline.storage.directory import write_text
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 STACKS = PROJECT_ROOT / "infra" / "stacks"
 USUAL = "aws-kubeflow"
 FIRST_LINE = (
-    "# For review and diff, not for submission: `bipline compress --stack NAME` compiles what it "
-    "submits against ZenML's server.\n"
+    f"{COMPILED}: `bipline compress --stack NAME` compiles what it submits against ZenML's "
+    "server.\n"
 )
 # Stands where the id of a submitted run's snapshot would.
 NO_SNAPSHOT = UUID(int=0)

@@ -155,6 +155,15 @@ def _signing(settings: Any) -> list[Named]:
     return [(f"export.sign.{name}", each, Use.READ_FILE) for name, each in (*single, *chain)]
 
 
+def check_stack(file: Any, values: Any, json_file: Any, state: Any) -> None:
+    """As :func:`check_prune`; a stack's file and values are read, and may not be its result."""
+    named = [
+        ("FILE", file, Use.READ_FILE), ("--values", values, Use.READ_FILE),
+        ("--state", state, Use.STATE),
+    ]  # fmt: skip
+    _check(named, {"--json": (json_file, is_result("stack"))})
+
+
 def check_compiled(settings: LineSettings, out: Any, json_file: Any) -> None:
     """As :func:`check_prune`; an earlier compiled file is replaced, another is not."""
     files = {"--compile": (out, is_compiled), "--json": (json_file, is_result("compile"))}
@@ -163,8 +172,11 @@ def check_compiled(settings: LineSettings, out: Any, json_file: Any) -> None:
 
 def is_compiled(path: Path) -> bool:
     """Whether a file is what an earlier ``--compile`` wrote."""
-    with path.open("rb") as file:
-        return file.read(len(COMPILED)) == COMPILED.encode()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(COMPILED)) == COMPILED.encode()
+    except OSError:
+        return False
 
 
 def _of_line(settings: LineSettings) -> list[Named]:

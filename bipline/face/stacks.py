@@ -77,6 +77,7 @@ def apply(
     from bipline.settings.stack_file import load_stack
 
     extras.check("pipeline", "stack apply")
+    named_places.check_stack(file, values, json_file, USUAL_STATE)
     stack = load_stack(file, values)
     with working(log_file(Path(USUAL_STATE), "stack")) as console:
         told: dict[str, str] = import_module("pipelines.stacks").apply_stack(stack)
@@ -95,6 +96,7 @@ def doctor(
     from bipline.face.console import working
 
     extras.check("pipeline", "doctor")
+    named_places.check_registered(None, json_file=json_file, command="doctor", state=USUAL_STATE)
     with working(log_file(Path(USUAL_STATE), "doctor")) as console:
         found = import_module("pipelines.doctor").examine(StackSettings(stack=stack))
         for each in found:

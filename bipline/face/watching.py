@@ -48,8 +48,8 @@ def watch(
     if once + status + (retry is not None) > 1:
         raise InvalidInput("--once, --status and --retry: give one of them")
     settings = load(WatchSettings, config, tuple(set_ or ()))
-    journal = open_journal(settings)
     named_places.check_registered(None, json_file=json_file, command="watch", state=settings.state)
+    journal = open_journal(settings)
     if status:
         _print_status(status_of(journal))
     elif retry is not None:

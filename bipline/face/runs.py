@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bipline.base.errors import Refused
+from bipline.base.errors import InvalidInput, Refused
 from bipline.base.printable import printable
 from bipline.face import options
 from bipline.face.options import MACHINE, Stack, option
@@ -88,10 +88,14 @@ def compress(
     """
     from bipline.settings.loading import load_each
 
-    if compile_ is not None:
-        _compile(_loaded("compress", config, set_), stack, compile_, json_file)
-        return
     runs = load_each(config, tuple(set_ or ()), tuple(model or ()))
+    if compile_ is not None:
+        not_compiled = {
+            "--state": state, "--local": local, "--dry-run": dry_run, "--schedule": schedule,
+            "--schedule-name": schedule_name,
+        }  # fmt: skip
+        _compile(runs, not_compiled, stack, compile_, json_file)
+        return
     runs = tuple(_on_stack(each, state, local, stack) for each in runs)
     if schedule is not None or schedule_name is not None:
         from bipline.face.scheduling import schedule_runs
@@ -132,10 +136,22 @@ def _compress(settings: Any, json_file: Path | None, dry_run: bool = False) -> N
         raise_first(summary.registration.also)
 
 
-def _compile(settings: Any, stack: str | None, out: Path, json_file: Path | None) -> None:
+def _compile(
+    runs: tuple[Any, ...],
+    not_compiled: Mapping[str, Any],
+    stack: str | None,
+    out: Path,
+    json_file: Path | None,
+) -> None:
+    """Compile the one run that is asked for. Raises InvalidInput for flags that would be lost."""
     from bipline.face.console import working
     from bipline.face.stacks import compiled as compile_
 
+    if lost := [flag for flag, value in not_compiled.items() if value]:
+        raise InvalidInput(f"--compile only writes a file for review; leave out {', '.join(lost)}")
+    if len(runs) > 1:
+        raise InvalidInput(f"--compile writes one run, not {len(runs)}; give one --model")
+    [settings] = runs
     with working(log_file(settings.folder, "compile")):
         compiled = compile_(settings, stack, out, json_file)
     typer.echo(printable(f"{out}: {len(compiled['steps'])} steps for stack {compiled['stack']}"))

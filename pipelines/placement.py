@@ -52,11 +52,11 @@ def places(
     """
     device = settings.compute.device
     gpu = device.startswith("cuda") or (device == "auto" and any(pool.gpus for pool in pools))
+    timed = {pool.name: step_needs(settings, checkpoint, rates_of(pool), gpu) for pool in pools}
     found: dict[str, Place] = {}
     for name, need in step_needs(settings, checkpoint, rates_of(None), gpu).items():
         pool = cheapest(pools, name, need)
-        timed = step_needs(settings, checkpoint, rates_of(pool), gpu)[name]
-        found[name] = Place(timed, pool)
+        found[name] = Place(timed[pool.name][name], pool)
     return found
 
 

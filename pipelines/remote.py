@@ -8,7 +8,7 @@ from bipline.base import errors
 from bipline.base.errors import BiplineError, EnvironmentFailure
 from bipline.base.progress import note
 from bipline.settings.compress import CompressSettings
-from bipline.storage.names import is_plain_name
+from bipline.storage.places import is_elsewhere
 from pipelines.doctor import first_failure
 from pipelines.placement import run_options
 
@@ -32,14 +32,15 @@ def kubeflow() -> KubeflowConfig | None:
 
 
 def placed_options(settings: Any) -> dict[str, Any]:
-    """What ZenML is told of a run on the active stack; nothing where it has no pods.
+    """What ZenML is told of a run on the active stack: how it fails, and where its pods go.
 
-    Raises, before any work, what of the stack does not answer, and InvalidInput for a step that
-    no pool has room for.
+    Nothing where the orchestrator stops at the first failed step and has no pods of ours. Raises,
+    before any work, what of the stack does not answer, and InvalidInput for a step that no pool has
+    room for.
     """
     config = kubeflow()
     if config is None:
-        return {}
+        return _as_it_fails()
     if failed := first_failure(IN_PODS):
         raise EnvironmentFailure(f"{failed.name}: {failed.said}; {failed.mend}")
     if isinstance(settings, CompressSettings):
@@ -48,10 +49,20 @@ def placed_options(settings: Any) -> dict[str, Any]:
     return run_options(None, config)
 
 
+def _as_it_fails() -> dict[str, Any]:
+    """The mode of an orchestrator that cannot stop: what needs a failed step never runs there."""
+    from zenml.client import Client
+    from zenml.enums import ExecutionMode
+
+    if ExecutionMode.FAIL_FAST in Client().active_stack.orchestrator.supported_execution_modes:
+        return {}
+    return {"execution_mode": ExecutionMode.CONTINUE_ON_FAILURE}
+
+
 def _tell_local(settings: CompressSettings) -> None:
     """Paths of this machine must lie in the image: a pod has no other files."""
     sources = {"model": settings.model, **settings.texts, **settings.tasks}
-    local = [name for name, each in sources.items() if ":" not in each and is_plain_name(name)]
+    local = [name for name, each in sources.items() if not is_elsewhere(each)]
     if local:
         note(f"{', '.join(local)}: paths; pods find them only where the image holds them")
 

@@ -60,7 +60,7 @@ def schedule_compress(settings: CompressSettings, cron: str, name: str) -> RunSc
         try:
             pipeline = configured(settings, run_name=RUN_NAME, schedule=plan)
             pipeline = pipeline.with_options(**placed_options(settings))
-            _as_it_fails(pipeline, stack)(settings)
+            pipeline(settings)
         except BaseException as error:
             for each in _named(name):
                 Client().zen_store.delete_schedule(each.id, soft=False)
@@ -129,15 +129,6 @@ def _check(name: str) -> Stack:
             f"bipline schedule remove {name}, or give --schedule-name"
         )
     return stack
-
-
-def _as_it_fails(pipeline: Any, stack: Stack) -> Any:
-    """The pipeline in a mode that the orchestrator has: what needs a failed step never runs."""
-    from zenml.enums import ExecutionMode
-
-    if ExecutionMode.FAIL_FAST in stack.orchestrator.supported_execution_modes:
-        return pipeline
-    return pipeline.configure(execution_mode=ExecutionMode.CONTINUE_ON_FAILURE)
 
 
 def _named(name: str) -> list[ScheduleResponse]:

@@ -8,8 +8,17 @@ from pathlib import Path
 from markupsafe import Markup
 
 from bipline.audits.picture import Box, legend, lineage_picture
-from bipline.delivery.page import Part, figure, joined, render_page, table, texts, tiles
-from bipline.storage.strict_json import LARGEST_BYTES
+from bipline.delivery.page import (
+    Part,
+    figure,
+    is_titled,
+    joined,
+    render_page,
+    table,
+    texts,
+    tiles,
+)
+from bipline.storage.strict_json import written_text
 from bipline.values.audit import Audit, AuditedVersion, Finding, RegistryAudit, Status
 
 TITLE = "Audit of"
@@ -56,13 +65,7 @@ def render_registry(found: RegistryAudit) -> str:
 
 def is_audit_page(path: Path) -> bool:
     """Whether a file is a page that an earlier audit wrote."""
-    try:
-        if path.stat().st_size > LARGEST_BYTES:
-            return False
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
-    return text.startswith("<!") and f"<title>{TITLE} " in text
+    return is_titled(written_text(path), TITLE)
 
 
 def findings_of(found: Audit, step: str) -> tuple[Finding, ...]:

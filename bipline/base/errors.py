@@ -32,3 +32,7 @@ class EnvironmentFailure(BiplineError):
     """The surroundings failed: disk full, server down; a retry may help (exit 3)."""
 
     exit_code = 3
+
+
+# The errors by the exit code that another process, or a record, tells.
+BY_EXIT_CODE = {kind.exit_code: kind for kind in (Refused, InvalidInput, EnvironmentFailure)}

@@ -116,8 +116,9 @@ class _Model:
                 Context(self.store, self.compute, seed), given.model, calibrations, drawn, (),
                 given.texts.values(),
             )  # fmt: skip
-        sizes = int(section.samples or 0), section.seqlen
         for row in self.rows:
+            told = self.windows[row.drawing].info
+            sizes = told["samples"], told["seqlen"]
             if reason := refusal_of(checkpoint, row, sizes, self.compute.max_memory):
                 self.outcomes[row.unnamed.digest] = Outcome(refusal=reason)
         windows = [

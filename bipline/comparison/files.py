@@ -11,11 +11,12 @@ from typing import Any
 
 from bipline.comparison.report import TITLE, render_comparison
 from bipline.comparison.spread import Repeated, repeated
+from bipline.delivery.page import is_titled
 from bipline.stages.stage import Context, Stage
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter, environment_failure, write_text
 from bipline.storage.store import Handle
-from bipline.storage.strict_json import LARGEST_BYTES
+from bipline.storage.strict_json import written_text
 from bipline.values.comparison import Comparison, Row
 from bipline.values.differences import kind_name
 from bipline.values.figures import (
@@ -163,15 +164,10 @@ RESULTS: dict[str, Callable[[Comparison], str]] = {
 
 def is_comparison(path: Path) -> bool:
     """Whether a file is one that an earlier comparison wrote: its JSON, its CSV or its page."""
-    try:
-        if path.stat().st_size > LARGEST_BYTES:
-            return False
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
+    text = written_text(path)
     keys = ('"models"', '"rows"', '"spread"', '"texts"')
     return (
         text.startswith(",".join(TRIED))
         or (text.startswith("{") and all(key in text for key in keys))
-        or (text.startswith("<!") and f"<title>{TITLE} " in text)
+        or is_titled(text, TITLE)
     )

@@ -97,11 +97,13 @@ def with_samples(
 ) -> ComparisonSettings:
     """The same with its number of windows set: as many as the neediest row needs, for all alike."""
     section, compensations = settings.calibrate, compensations_of(rows)
+    if section.samples is not None:
+        return settings
     samples = max(
         samples_of(open_checkpoint(given.model.location), section, compensations)
         for given in inputs.models.values()
     )
-    if section.samples is None and samples > DEFAULT_SAMPLES:
+    if samples > DEFAULT_SAMPLES:
         note(f"samples {samples} for every row: compensation needs more than {DEFAULT_SAMPLES}")
     return settings.model_copy(
         update={"calibrate": section.model_copy(update={"samples": samples})}

@@ -72,6 +72,11 @@ def render_page(
     return str(_macro("page", title, subtitle, list(facts), shown))
 
 
+def is_titled(page: str, title: str) -> bool:
+    """Whether a text is a page whose title begins with these words."""
+    return page.startswith("<!") and f"<title>{title} " in page
+
+
 def told_of_run(page: str, facts: Iterable[tuple[str, str, str]]) -> str:
     """A finished page with what only a run knows in the line of its title.
 

@@ -90,6 +90,7 @@ def audit_registry(
     where = {"state": state and str(state), "stack": stack}
     settings = validated(AuditSettings, {"name": name, "registry": registry, **absolute, **where})
     if settings.state is not None and registry is None:
+        # Says in one line, before a stack is opened, where there is no registry at all.
         _address(None, settings.state, None, None)
     found: RegistryAudit = import_module("pipelines.run").run_audit(settings)
     write_json(json_file, "audit", found.model_dump(mode="json"))

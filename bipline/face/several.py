@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bipline.base.addresses import without_secrets
-from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
+from bipline.base.errors import BY_EXIT_CODE, BiplineError, Refused
 from bipline.base.extras import check as check_extra
 from bipline.base.progress import heading, note
 from bipline.delivery.notices import failures_told, telling
@@ -20,8 +20,6 @@ from bipline.settings.loading import load_each, placed
 
 if TYPE_CHECKING:
     from bipline.values.summary import ModelOutcome, SeveralSummary
-
-ERRORS = {kind.exit_code: kind for kind in (Refused, InvalidInput, EnvironmentFailure)}
 
 
 def compress_each(
@@ -47,10 +45,10 @@ def compress_each(
     )
     check_extra("pipeline", "compress")
     runs = tuple(placed(each, state, stack) for each in runs)
-    refused = {each.model: found for each in runs if (found := _refused(each, json_file))}
+    refused = [_refused(each, json_file) for each in runs]
     outcomes = []
-    for number, each in enumerate(runs, start=1):
-        if (outcome := refused.get(each.model)) is None:
+    for number, (each, outcome) in enumerate(zip(runs, refused, strict=True), start=1):
+        if outcome is None:
             heading(f"model {number} of {len(runs)}: {each.model}")
             outcome = _outcome(each)
             note(outcome_line(outcome))
@@ -75,7 +73,7 @@ def error_of(summary: SeveralSummary) -> BiplineError | None:
     if not (failed := summary.failed):
         return None
     names = ", ".join(each.model for each in failed)
-    kind = ERRORS[summary.exit_code]
+    kind = BY_EXIT_CODE[summary.exit_code]
     return kind(f"{len(failed)} of {len(summary.models)} models did not end well: {names}")
 
 

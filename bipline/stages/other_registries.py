@@ -10,13 +10,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
+from bipline.base.errors import BY_EXIT_CODE, BiplineError, InvalidInput
 from bipline.base.progress import note
 from bipline.delivery.registries.addresses import open_place
 from bipline.delivery.registries.promotion import Gate, GateRefused, promote_version
 from bipline.values.promotion import OtherRegistry
-
-KINDS = {kind.exit_code: kind for kind in (Refused, InvalidInput, EnvironmentFailure)}
 
 
 def check_others(addresses: Sequence[str], name: str, alias: str) -> None:
@@ -76,4 +74,4 @@ def raise_first(others: Iterable[OtherRegistry]) -> None:
     failed = [each for each in others if each.error is not None]
     if failed:
         more = f"; and {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise KINDS[failed[0].exit_code](f"{failed[0].address}: {failed[0].error}{more}")
+        raise BY_EXIT_CODE[failed[0].exit_code](f"{failed[0].address}: {failed[0].error}{more}")

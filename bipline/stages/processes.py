@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput, Refused
+from bipline.base.errors import BY_EXIT_CODE, BiplineError, EnvironmentFailure
 from bipline.base.progress import note
 from bipline.compression.criteria import options_of
 from bipline.compression.score import score_model
@@ -38,7 +38,6 @@ from bipline.storage.store import Handle
 from bipline.values.resolution import ResolvedModel
 
 TASK_NAME, RESULT_NAME = "task.request", "scored"
-ERRORS = {kind.exit_code: kind for kind in (Refused, InvalidInput, EnvironmentFailure)}
 
 
 class ScoreTask(BaseModel):
@@ -124,7 +123,7 @@ def _failure(work: Path) -> BiplineError:
     """The error that came first: the others only say that somebody is gone."""
     for path in sorted(work.glob("*.error"), key=lambda each: each.stat().st_mtime_ns):
         code, _, text = path.read_text(encoding="utf-8").partition(" ")
-        return ERRORS[int(code)](text)
+        return BY_EXIT_CODE[int(code)](text)
     return EnvironmentFailure("a scoring process is gone, perhaps killed for its memory; run again")
 
 

@@ -44,8 +44,7 @@ from bipline.settings.base import flattened
 from bipline.settings.compress import CANDIDATE, CompressSettings, PromoteSettings
 from bipline.settings.gate import GateSettings, gate_name, load_gate
 from bipline.stages.export import Account
-from bipline.stages.format_limits import check_format_limits
-from bipline.stages.gate_figures import check_measured
+from bipline.stages.gate_figures import check_format_limits, check_measured
 from bipline.stages.other_registries import check_others, promote_in_others
 from bipline.stages.signing import Telling, signed
 from bipline.stages.stage import Context, Lines

@@ -38,6 +38,17 @@ def read_json(path: Path, name: str, remedy: str = DELETE) -> dict[str, Any]:
     return parse_object(content, str(path), name, remedy)
 
 
+def written_text(path: Path) -> str:
+    """The text of a file that may be one of ours; empty for one that cannot be: too large, no text.
+
+    Whether a file may be written over is asked of it, so nothing is raised.
+    """
+    try:
+        return "" if path.stat().st_size > LARGEST_BYTES else path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
 def parse_object(content: bytes, where: str, name: str, remedy: str = DELETE) -> dict[str, Any]:
     """The JSON object in ``content``, which came from ``where``.
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from bipline.base.errors import InvalidInput
 from bipline.settings.compress import CompressSettings
 from bipline.settings.loading import validated
-from bipline.stages.format_limits import check_format_limits
+from bipline.stages.gate_figures import check_format_limits
 from tests.gated import Documents, asked, check, documents, edited, evidence, verdict
 
 ENGINE, MODEL = {"value": 8.0, "nll": math.log(8.0)}, {"value": 7.0, "nll": math.log(7.0)}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bipline.storage.stage_key import PROJECT_ROOT
 from tests.command import Outcome, run
 from tests.pipeline.conftest import configuration
+from tests.pipeline.own_zenml import own_zenml
 from tests.servers import team_servers
 from tests.storage.server import free_port
 
@@ -43,21 +43,10 @@ def team(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Team:  # fmt: skip
     """A user's ZenML with two stacks that track: the team's, and one whose server is away."""
-    from zenml.client import Client
-    from zenml.config.global_config import GlobalConfiguration
     from zenml.enums import StackComponentType as Kind
-    from zenml.stack import stack
-    from zenml.utils import source_utils
 
-    # A worker of the tests has no main file by which ZenML would find where sources lie.
-    monkeypatch.setattr(source_utils, "_CUSTOM_SOURCE_ROOT", str(PROJECT_ROOT))
-    monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
-    monkeypatch.setenv("ZENML_ANALYTICS_OPT_IN", "false")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(GlobalConfiguration, "_global_config", None)
-    monkeypatch.setattr(Client, "_global_client", None)
-    monkeypatch.setattr(stack, "_STACK_CACHE", {})
-    client, login = Client(), {"tracking_username": "team", "tracking_password": PASSWORD}
+    client = own_zenml(tmp_path, monkeypatch)
+    login = {"tracking_username": "team", "tracking_password": PASSWORD}
     for name, address in {"team": server, "away": f"http://127.0.0.1:{free_port()}"}.items():
         tracking = {"tracking_uri": address, **login}
         tracker = client.create_stack_component(name, "mlflow", Kind.EXPERIMENT_TRACKER, tracking)

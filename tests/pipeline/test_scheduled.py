@@ -14,9 +14,9 @@ import yaml
 
 from bipline.base.errors import InvalidInput
 from bipline.settings.cron import next_time
-from bipline.storage.stage_key import PROJECT_ROOT
 from tests.command import Outcome, run
 from tests.pipeline.conftest import configuration
+from tests.pipeline.own_zenml import own_zenml
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 Type = Callable[..., Outcome]
@@ -49,20 +49,9 @@ def typed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Type:  # fmt: skip
     """What a user types in a folder with a configuration, and a ZenML with three stacks."""
-    from zenml.client import Client
-    from zenml.config.global_config import GlobalConfiguration
     from zenml.enums import StackComponentType as Kind
-    from zenml.stack import stack
-    from zenml.utils import source_utils
 
-    monkeypatch.setattr(source_utils, "_CUSTOM_SOURCE_ROOT", str(PROJECT_ROOT))
-    monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
-    monkeypatch.setenv("ZENML_ANALYTICS_OPT_IN", "false")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(GlobalConfiguration, "_global_config", None)
-    monkeypatch.setattr(Client, "_global_client", None)
-    monkeypatch.setattr(stack, "_STACK_CACHE", {})
-    client, uri = Client(), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client, uri = own_zenml(tmp_path, monkeypatch), f"sqlite:///{tmp_path / 'mlflow.db'}"
     client.create_flavor("tests.pipeline.schedulable.KeepingFlavor", Kind.ORCHESTRATOR)
     tracking = {"tracking_uri": uri}
     tracker = client.create_stack_component("told", "mlflow", Kind.EXPERIMENT_TRACKER, tracking)

@@ -122,7 +122,7 @@ class LedgerRegistry(ABC):
         record = self._record(digest, location, evaluated_at)
         number = self._added(VERSIONS, record, self.versions, lambda v: v.package_digest == digest)
         if evaluated_at not in (None, self.versions()[number].evaluated_at):
-            self._write(_file_name(VERSIONS, number), record.to_json(), new=False)
+            self._write(file_name(VERSIONS, number), record.to_json(), new=False)
         return number
 
     def _record(
@@ -155,14 +155,14 @@ class LedgerRegistry(ABC):
         number = self.aliases().get(wanted[1:]) if wanted.startswith("@") else wanted
         text = None
         if number and re.fullmatch(r"[1-9]\d{0,17}", number):
-            text = self._read(_file_name(VERSIONS, int(number)))
+            text = self._read(file_name(VERSIONS, int(number)))
         if text is None or number is None:
             separator = "" if wanted.startswith("@") else "/"
             raise InvalidInput(
                 f"{self.name}{separator}{wanted}: the registry at {self.address} has no such "
                 "version"
             )
-        record = self._typed(_file_name(VERSIONS, int(number)), text, RegisteredPackage)
+        record = self._typed(file_name(VERSIONS, int(number)), text, RegisteredPackage)
         return StoredVersion(number, record.package_digest, record.location, record.evaluated_at)
 
     def evidence(self, version: StoredVersion) -> Evidence:
@@ -216,7 +216,7 @@ class LedgerRegistry(ABC):
             if same := [number for number, each in there.items() if is_same(each)]:
                 return min(same)
             number = max(there, default=0) + 1
-            if self._write(_file_name(folder, number), record.to_json(), new=True):
+            if self._write(file_name(folder, number), record.to_json(), new=True):
                 return number
         raise EnvironmentFailure(f"{self.address}: {folder} is written by others all the time")
 
@@ -228,12 +228,12 @@ class LedgerRegistry(ABC):
         matches = [NUMBERED.fullmatch(name) for name in self._names(folder)]
         last = max((int(match[1]) for match in matches if match), default=0)
         with ThreadPoolExecutor(READERS) as pool:
-            names = [_file_name(folder, number) for number in range(1, last + 1)]
+            names = [file_name(folder, number) for number in range(1, last + 1)]
             texts = list(pool.map(self._read, names))
-        while (text := self._read(_file_name(folder, len(texts) + 1))) is not None:
+        while (text := self._read(file_name(folder, len(texts) + 1))) is not None:
             texts.append(text)
         return {
-            number: self._typed(_file_name(folder, number), text, kind)
+            number: self._typed(file_name(folder, number), text, kind)
             for number, text in enumerate(texts, start=1) if text is not None
         }  # fmt: skip
 
@@ -243,7 +243,8 @@ class LedgerRegistry(ABC):
         return typed(parse_object(text, where, what, ""), kind, where, what)
 
 
-def _file_name(folder: str, number: int) -> str:
+def file_name(folder: str, number: int) -> str:
+    """Where a record of the books lies."""
     return f"{folder}/{number:08}.json"
 
 

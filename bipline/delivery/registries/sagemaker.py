@@ -17,6 +17,7 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.delivery.registries.journal import PREVIOUS
+from bipline.delivery.registries.ledger import VERSIONS, file_name
 from bipline.delivery.registries.s3 import S3Registry
 from bipline.settings.compress import CANDIDATE
 from bipline.storage.s3_client import S3_SCHEME, aws_client, code_of, failures
@@ -50,8 +51,8 @@ class SageMakerRegistry(S3Registry):
         """All versions by number: packages of the group whose files were hashed in S3."""
         found = {}
         for number in self._packages():
-            if (text := self._read(f"versions/{number:08}.json")) is not None:
-                found[number] = self._typed(f"versions/{number:08}.json", text, RegisteredPackage)
+            if (text := self._read(file_name(VERSIONS, number))) is not None:
+                found[number] = self._typed(file_name(VERSIONS, number), text, RegisteredPackage)
         return found
 
     def _register(self, digest: str, location: str, evaluated_at: datetime | None) -> int:
@@ -60,7 +61,7 @@ class SageMakerRegistry(S3Registry):
         made = [number for number, each in self._packages().items() if self._uri(each) == uri]
         number = min(made) if made else self._create(uri, digest)
         record = self._record(digest, location, evaluated_at)
-        name = f"versions/{number:08}.json"
+        name = file_name(VERSIONS, number)
         if not self._write(name, record.to_json(), new=True) and evaluated_at is not None:
             self._write(name, record.to_json(), new=False)
         return number

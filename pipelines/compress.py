@@ -28,7 +28,7 @@ from steps.stage import output, store
 
 
 # The first failure ends the run, so that its own exception reaches the caller.
-@pipeline(name="compress", execution_mode=ExecutionMode.FAIL_FAST, on_failure=on_failure)
+@pipeline(name="compress", execution_mode=ExecutionMode.FAIL_FAST)
 def compress(settings: CompressSettings) -> None:
     """From a model and its texts to a registered package, one stage after the other."""
     model, calibration_inputs, recovery_inputs, evaluation_inputs = line.resolve(settings)
@@ -99,7 +99,8 @@ def configured(settings: CompressSettings, **options: Any) -> Any:
         tags=["bipline"],
     )
     tags = [settings.score.criterion or "plan", f"ratio {settings.allocate.ratio:g}"]
-    return compress.with_options(model=model, tags=tags, **options)
+    # ZenML asks where the sources of a hook lie, which an import does not know.
+    return compress.with_options(model=model, tags=tags, on_failure=on_failure, **options)
 
 
 def score_all(model: Any, settings: CompressSettings, **windows: Any) -> Any:

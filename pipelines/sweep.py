@@ -26,7 +26,7 @@ from steps.rows import collect, dense, row, score_criterion, track
 from steps.stage import output, store
 
 
-@pipeline(name="sweep", execution_mode=ExecutionMode.FAIL_FAST, on_failure=on_failure)
+@pipeline(name="sweep", execution_mode=ExecutionMode.FAIL_FAST)
 def sweep(settings: SweepSettings) -> None:
     """Resolve, calibrate, score, then a step a row, and what they come to."""
     rows, compute = sweep_rows(settings), settings.compute
@@ -64,7 +64,8 @@ def sweep(settings: SweepSettings) -> None:
 
 def configured(settings: SweepSettings, **options: Any) -> Any:
     """The pipeline with the options of a run."""
-    return sweep.with_options(tags=[f"seeds {len(settings.grid.seeds)}"], **options)
+    tags = [f"seeds {len(settings.grid.seeds)}"]
+    return sweep.with_options(tags=tags, on_failure=on_failure, **options)
 
 
 def scorings(rows: Sequence[Combination]) -> list[tuple[str, Combination]]:

@@ -225,7 +225,7 @@ PRUNE = ("--out", "no", "--ratio", "0.3", "--criterion", "llm-bip-glu", "--calib
         # The demo needs three extras, and tells all of them at once.
         (
             "pipeline,eval,recover",
-            "zenml, mlflow, cyclonedx, in_toto_attestation, lm_eval, accelerate, peft",
+            "zenml, mlflow, croniter, cyclonedx, in_toto_attestation, lm_eval, accelerate, peft",
             ("demo",),
         ),
     ],

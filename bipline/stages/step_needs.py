@@ -110,13 +110,23 @@ class Estimates:
         whole = self._evaluation(windows, protocol.seqlen, protocol.dtype, 1.0)
         share = self.smaller / self.checkpoint.weight_bytes
         part = self._evaluation(windows, protocol.seqlen, protocol.dtype, share)
-        yield "evaluate_dense", whole
-        yield "evaluate_pruned", part
+        yield from self._in_parts("evaluate_dense", whole)
+        yield from self._in_parts("evaluate_pruned", part)
         if settings.recover.enabled:
-            yield "evaluate_recovered", part
+            yield from self._in_parts("evaluate_recovered", part)
         if protocol.speed:
             both = self.checkpoint.weight_bytes + self.smaller
             yield "speed", self._computing(Work(read=both), both)
+
+    def _in_parts(self, name: str, whole: StepNeed) -> Iterator[tuple[str, StepNeed]]:
+        """A model's measurement: every part reads all its weights and runs a share of the rest."""
+        count = self.settings.evaluate.parts
+        if count == 1:
+            yield name, whole
+            return
+        for index in range(count):
+            yield f"{name}_part_{index + 1}", replace(whole, seconds=whole.seconds / count)
+        yield name, self._need()
 
     @cached_property
     def samples(self) -> int:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +20,11 @@ from tests.kfp_stand_in import Attempt
 from tests.kubeflow_cloud import Cloud, running_cloud
 from tests.layers import ROOT
 from tests.quality.asking import written
-from tests.storage.server import free_port
+from tests.storage.server import refusing
 from tests.tiny import tiny_model
 from tests.zenml_server import PASSWORD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-SCHEDULED = """
-import json, os, urllib.request
-from datetime import datetime, UTC
-from pathlib import Path
-from zenml.client import Client
-from zenml.config.schedule import Schedule
-from bipline.settings.loading import KINDS, load
-from pipelines.own_stack import own_stack
-from pipelines.compress import configured
-from pipelines.remote import placed_options
-
-def told():
-    address = os.environ["KFP_STAND_IN"] + "/apis/v2beta1/recurringruns"
-    with urllib.request.urlopen(address) as answer:
-        print(json.dumps(json.load(answer)["recurringruns"]))
-
-settings = load(KINDS["compress"], Path("compress.yaml"))
-with own_stack("cloud", None):
-    schedule = Schedule(name="nightly", cron_expression="0 3 * * *")
-    options = placed_options(settings)
-    configured(settings).with_options(schedule=schedule, **options)(settings)
-    told()
-    Client().update_schedule("nightly", cron_expression="0 4 * * *")
-    told()
-    Client().delete_schedule("nightly")
-    told()
-"""
-
-
-# Each file is applied and examined in turn; the last of them is well.
-EXAMINED = """
-import json, sys
-from dataclasses import asdict
-from pathlib import Path
-from bipline.settings.stack import StackSettings
-from bipline.settings.stack_file import load_stack
-from pipelines.doctor import examine
-from pipelines.stacks import apply_stack
-
-for name in sys.argv[1:]:
-    apply_stack(load_stack(Path(name)))
-    found = examine(StackSettings(stack="cloud"))
-    print(json.dumps([asdict(each) for each in found if not each.ok]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +140,13 @@ def test_a_killed_pod_is_run_again_and_goes_on_from_s3(whole: Whole) -> None:
 
 
 def test_parts_run_side_by_side_and_meet(whole: Whole) -> None:
+    parts = [each for each in whole.pods if "_part_" in each.step]
+    for stage in ("score", "evaluate"):
+        pods = [each for each in parts if each.step.startswith(stage)]
+        assert any(one.ran_beside(other) for one, other in combinations(pods, 2)), stage
     for name in ("score", "evaluate_dense", "evaluate_pruned"):
-        one, other = (whole.of(f"{name}_part_{number}")[0] for number in (1, 2))
         [met] = whole.of(name)
-        assert one.ran_beside(other), name
-        assert met.began >= max(each.ended for n in (1, 2) for each in whole.of(f"{name}_part_{n}"))
+        assert met.began >= max(each.ended for each in parts if each.step.startswith(f"{name}_"))
 
 
 def test_a_local_run_without_parts_has_the_same_bytes(
@@ -230,7 +190,8 @@ def test_a_failing_step_is_a_failed_run_with_its_own_error(cloud: Cloud, llama: 
 
 def test_a_schedule_is_a_recurring_run_that_can_be_changed_and_removed(cloud: Cloud) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", SCHEDULED], cwd=cloud.folder, env=cloud.environment,
+        [sys.executable, "-m", "tests.kubeflow_programs", "scheduled"], cwd=cloud.folder,
+        env=cloud.environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended
@@ -239,42 +200,118 @@ def test_a_schedule_is_a_recurring_run_that_can_be_changed_and_removed(cloud: Cl
     assert crons == [["0 3 * * *"], ["0 4 * * *"], []]
 
 
-def test_the_doctor_names_what_is_broken_and_what_mends_it(cloud: Cloud) -> None:
-    away = f"http://127.0.0.1:{free_port()}"
-    broken = {
-        "orchestrator": ("kubeflow_hostname", away, "does not answer", "start Kubeflow Pipelines"),
-        "container_registry": ("image", None, "bipline:2 is not there", "build and push it"),
-        "artifact_store": ("path", "s3://absent/zenml", "", "create the bucket absent"),
-        "experiment_tracker": ("tracking_uri", away, "does not answer", "start the MLflow server"),
-    }  # fmt: skip
-    files = []
-    for kind, (key, value, _, _) in broken.items():
-        whole = yaml.safe_load(cloud.write_stack().read_text())
-        holder = whole["components"]["orchestrator" if key == "image" else kind]["configuration"]
-        holder[key] = value or f"{holder[key].removesuffix('1')}2"
-        files.append(cloud.folder / f"{kind}.yaml")
-        files[-1].write_text(yaml.safe_dump(whole))
+@dataclass(frozen=True)
+class Broken:
+    """What is wrong with a stack: of a component's key, what is said of it, and what mends it."""
+
+    component: str
+    holder: str
+    key: str
+    value: str
+    said: str
+    mend: str
+
+
+AWAY = "http://127.0.0.1:9"
+BROKEN = {
+    "server down": Broken(
+        "orchestrator", "orchestrator", "kubeflow_hostname", AWAY, "does not answer",
+        "start Kubeflow Pipelines",
+    ),
+    "image missing": Broken(
+        "container_registry", "orchestrator", "image", "HOST/bipline:2", "bipline:2 is not there",
+        "build and push it",
+    ),
+    "bucket missing": Broken(
+        "artifact_store", "artifact_store", "path", "s3://absent/zenml", "bucket",
+        "create the bucket absent",
+    ),
+    "wrong credentials": Broken(
+        "artifact_store", "artifact_store", "key", "wrong", "",
+        "the credentials may not write to s3://",
+    ),
+    "tracker down": Broken(
+        "experiment_tracker", "experiment_tracker", "tracking_uri", AWAY, "does not answer",
+        "start the MLflow server",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told(cloud: Cloud, llama: Path) -> dict[str, Any]:
+    """What the doctor and a run say of each, in one process; the stack is well again after it."""
+    cloud.configure(llama)
+    whole = yaml.safe_load(cloud.write_stack().read_text())
+    host = cloud.kubeflow.address.removeprefix("http://").partition("/")[0]
+    files = {}
+    for name, each in BROKEN.items():
+        changed = deepcopy(whole)
+        held = changed["components"][each.holder]["configuration"]
+        held[each.key] = each.value.replace("HOST", host)
+        files[name] = str(cloud.folder / f"{name}.yaml")
+        Path(files[name]).write_text(yaml.safe_dump(changed))
+    plain = {"name": "plain", "components": {**whole["components"]}}
+    plain["components"]["orchestrator"] = {"flavor": "local"}
+    (cloud.folder / "plain.yaml").write_text(yaml.safe_dump(plain))
+    runs = len(cloud.kubeflow.runs)
+    cloud.s3.proxy = refusing("wrong")
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tests.kubeflow_programs", "broken", json.dumps(files)],
+            cwd=cloud.folder, env=cloud.environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        cloud.s3.proxy = None
+    assert ended.returncode == 0, ended
+    assert len(cloud.kubeflow.runs) == runs, "nothing was submitted"
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_doctor_names_what_is_broken_and_a_run_says_it_before_any_work(
+    told: dict[str, Any], name: str
+) -> None:
+    broken = BROKEN[name]
+    [found] = told[name]["examined"]
+    assert found["name"] == broken.component
+    assert broken.said in found["said"] and broken.mend in found["mend"], found
+    assert told[name]["kind"] == "EnvironmentFailure"
+    assert broken.mend in told[name]["error"] or broken.said in told[name]["error"]
+    assert "\n" not in told[name]["error"]
+
+
+def test_what_no_stack_can_do_is_said_before_any_work(told: dict[str, Any]) -> None:
+    assert told["well"] == []
+    for name, said in {
+        "GPU pool absent": "needs a GPU and the stack has no pool with one; set compute.device",
+        "schedule": "is run by an orchestrator that keeps no schedule (local); give --stack NAME",
+        "stack absent": "not registered; known: ",
+    }.items():
+        assert told[name]["kind"] == "InvalidInput", told[name]
+        assert said in told[name]["error"] and "\n" not in told[name]["error"], told[name]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ZENML_STORE_URL", AWAY, "start the server"),
+        ("ZENML_STORE_API_KEY", "ZENKEY_wrong", "log in"),
+    ],
+)
+def test_a_server_that_is_away_or_refuses_is_one_line(
+    cloud: Cloud, variable: str, value: str, said: str
+) -> None:
+    environment = {**cloud.environment, variable: value}
+    if variable == "ZENML_STORE_API_KEY":  # without the token that is kept from before
+        environment["ZENML_CONFIG_PATH"] = str(cloud.folder / "stranger")
     ended = subprocess.run(
-        [sys.executable, "-c", EXAMINED, *files, cloud.write_stack()], cwd=cloud.folder,
-        env=cloud.environment, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "tests.kubeflow_programs", "away"], cwd=cloud.folder,
+        env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended
-    told = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
-    assert told.pop() == []
-    for (kind, (_, _, said, mend)), found in zip(broken.items(), told, strict=True):
-        assert [each["name"] for each in found] == [kind]
-        assert said in found[0]["said"] and mend in found[0]["mend"], found
-
-
-def test_a_server_that_is_away_is_one_line(cloud: Cloud) -> None:
-    away = {**cloud.environment, "ZENML_STORE_URL": f"http://127.0.0.1:{free_port()}"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "bipline", "doctor", "--stack", "cloud"], cwd=cloud.folder, env=away,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 3, ended
-    assert ended.stderr.strip() == "error: zenml: see above"
-    assert "FAILS  zenml: " in ended.stdout and "start the server" in ended.stdout
+    doctor, run = json.loads(ended.stdout.splitlines()[-1])
+    assert [each["name"] for each in doctor] == ["zenml"] and said in doctor[0]["mend"]
+    assert run["kind"] == "EnvironmentFailure" and "\n" not in run["error"], run
 
 
 def test_root_is_unchanged() -> None:

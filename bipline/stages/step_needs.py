@@ -133,8 +133,9 @@ class Estimates:
         if count == 1:
             yield name, whole
             return
+        share = replace(whole, seconds=whole.seconds / count, operations=whole.operations / count)
         for index in range(count):
-            yield f"{name}_part_{index + 1}", replace(whole, seconds=whole.seconds / count)
+            yield f"{name}_part_{index + 1}", share
         yield name, self._need()
 
     @cached_property
@@ -243,6 +244,8 @@ class Estimates:
             disk=FILES + disk,
             seconds=AROUND + OVER_FLOOR * work.seconds(self.rates),
             operations=work.operations,
+            read=work.read,
+            written=work.written,
         )
 
 

@@ -85,12 +85,15 @@ def kubeflow_config(file: StackFile) -> KubeflowConfig:
 def _written(settings: CompressSettings, config: KubeflowConfig, out: Path) -> list[str]:
     from zenml.config.compiler import Compiler
     from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
+    from zenml.enums import ExecutionMode
 
     from infra.kubeflow.orchestrator import entrypoint
     from infra.kubeflow.tasks import compile_tasks
     from pipelines.compress import configured
 
+    # As KFP does: what needs a failed step is left out, the rest runs on.
     options = run_options(settings, config)
+    options["execution_mode"] = ExecutionMode.CONTINUE_ON_FAILURE
     steps = options.pop("steps")
     pipeline = configured(settings).with_options(**options)
     pipeline.prepare(settings)

@@ -2,8 +2,9 @@
 
 Steps run in the order of the DAG with their environment, their secrets, their memory limit and
 their deadline, and are repeated as their retry policy says. It imitates no image, volume, node,
-taint or GPU, no namespace and no login; it waits seconds between attempts, not minutes, and steps
-run one after the other. Where a container would be, there is a process with an empty home.
+taint or GPU, no namespace and no login; it waits seconds between attempts, not minutes, and of the
+steps that may run at once two do. Where a container would be, there is a process with an empty
+home.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from tests.kfp_process import kfp_environment
@@ -32,17 +35,28 @@ UNITS = {"Mi": 1 << 20, "Gi": 1 << 30, "M": 10**6, "G": 10**9}
 IMAGE = "bipline"
 # After a pod was lost: until its hold on its work in S3 has run out, see tests/kfp_pods.py.
 LOST_SECONDS = 5.0
+# Steps whose pods run at once, where nothing of the DAG is between them.
+SIDE_BY_SIDE = 2
 
 
 @dataclass
 class Attempt:
-    """A pod that ran: its step, its exit code, its log, and the most private memory it had."""
+    """A pod that ran: its step, its exit code, its log, and the most private memory it had.
+
+    ``began`` and ``ended`` are seconds of this machine's clock.
+    """
 
     step: str
     code: int
     log: Path
     memory: int
     limit: int
+    began: float
+    ended: float
+
+    def ran_beside(self, other: Attempt) -> bool:
+        """Whether both ran at one time."""
+        return self.began < other.ended and other.began < self.ended
 
 
 @dataclass
@@ -55,9 +69,11 @@ class KubeflowStandIn:
     recurring: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
-    # A step whose first pod is killed when this says so.
-    kills: dict[str, Callable[[], bool]] = field(default_factory=dict)
+    # A step whose first pod is killed when this says so of the pod's folder.
+    kills: dict[str, Callable[[Path], bool]] = field(default_factory=dict)
     address: str = ""
+    _answers: dict[str, Queue[dict[str, Any]]] = field(default_factory=dict)
+    _asking: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def told(self) -> list[tuple[str, int, str]]:
@@ -68,14 +84,20 @@ class KubeflowStandIn:
         """Run every task whose upstream tasks ended well; then say how the run ended."""
         specification, platform = _parts(documents)
         tasks, ended = specification["root"]["dag"]["tasks"], dict[str, bool]()
-        while len(ended) < len(tasks):
-            for name, task in tasks.items():
-                before = task.get("dependentTasks", [])
-                if name in ended or not all(each in ended for each in before):
-                    continue
-                ended[name] = all(ended[each] for each in before) and self._task(
-                    run_id, name, task, specification, platform
-                )
+        running: dict[Future[bool], str] = {}
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            while len(ended) < len(tasks):
+                for name, task in tasks.items():
+                    before = task.get("dependentTasks", [])
+                    if name in {*ended, *running.values()} or not set(before) <= set(ended):
+                        continue
+                    if not all(ended[each] for each in before):
+                        ended[name] = False
+                        continue
+                    pod = pool.submit(self._task, run_id, name, task, specification, platform)
+                    running[pod] = name
+                for pod in wait(running, return_when=FIRST_COMPLETED).done:
+                    ended[running.pop(pod)] = pod.result()
         self.runs[run_id] |= {"state": "SUCCEEDED" if all(ended.values()) else "FAILED",
                               "finished_at": _now()}  # fmt: skip
 
@@ -111,27 +133,39 @@ class KubeflowStandIn:
             environment |= {k["envVar"]: values[k["secretKey"]] for k in secret["keyToEnv"]}
         command = [*container["command"], *container["args"]]
         assert command[:2] == ["python", "-m"], command
-        log = folder / "log"
-        self._pods.stdin.write(json.dumps({
-            "name": name, "folder": str(folder), "log": str(log), "arguments": command[2:],
+        log, began = folder / "log", time.monotonic()
+        self._ask({
+            "name": str(folder), "folder": str(folder), "log": str(log), "arguments": command[2:],
             "environment": {**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        }) + "\n")  # fmt: skip
-        self._pods.stdin.flush()
-        number = self._answer("pid")
+        })  # fmt: skip
+        number = self._answer(str(folder), "pid")
         limit = _bytes(container.get("resources", {}).get("resourceMemoryLimit", "999Gi"))
         deadline = time.monotonic() + float(pod.get("activeDeadlineSeconds", 3600))
         kill, most = self.kills.get(step), 0
         while (private := _private(number)) is not None:
             most = max(most, private)
-            if private > limit or time.monotonic() > deadline or (kill and kill()):
+            if private > limit or time.monotonic() > deadline or (kill and kill(folder)):
                 os.kill(number, signal.SIGKILL)
                 self.kills.pop(step, None)
                 break
             time.sleep(0.05)
-        return Attempt(step, self._answer("code"), log, most, limit)
+        code = self._answer(str(folder), "code")
+        return Attempt(step, code, log, most, limit, began, time.monotonic())
 
-    def _answer(self, wanted: str) -> int:
-        return int(json.loads(self._pods.stdout.readline())[wanted])
+    def _ask(self, pod: dict[str, Any]) -> None:
+        self._answers[pod["name"]] = Queue()
+        with self._asking:
+            self._pods.stdin.write(json.dumps(pod) + "\n")
+            self._pods.stdin.flush()
+
+    def _answer(self, pod: str, wanted: str) -> int:
+        return int(self._answers[pod].get()[wanted])
+
+    def _listen(self) -> None:
+        """Hand every answer to the thread that waits for that pod."""
+        for line in self._pods.stdout:
+            answer = json.loads(line)
+            self._answers[answer["pod"]].put(answer)
 
     @contextmanager
     def serving(self) -> Iterator[KubeflowStandIn]:
@@ -150,7 +184,8 @@ class KubeflowStandIn:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.address = f"http://127.0.0.1:{server.server_port}/pipeline"
         try:
-            assert self._answer("ready")
+            assert json.loads(self._pods.stdout.readline())["ready"]
+            threading.Thread(target=self._listen, daemon=True).start()
             yield self
         finally:
             server.shutdown()

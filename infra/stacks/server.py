@@ -124,7 +124,9 @@ class Servers:
             "-m", "mlflow", "server", "--backend-store-uri", database, "--artifacts-destination",
             f"s3://{BUCKET}/mlflow", "--host", HOST, "--port", port, "--workers", "1",
         ]  # fmt: skip
-        self._start("mlflow", arguments, {**environment, "MLFLOW_DISABLE_TELEMETRY": "true"})
+        # Its job runners are seven more processes, and nothing here has jobs for them.
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._start("mlflow", arguments, {**environment, **quiet})
         wait("mlflow", lambda: answers(f"http://{HOST}:{port}/health"))
         return f"http://{HOST}:{port}"
 

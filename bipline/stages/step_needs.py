@@ -159,8 +159,9 @@ class Estimates:
             read=self.checkpoint.weight_bytes,
             operations=operations + shape.num_hidden_layers * moments,
         )
-        memory = need.memory - LIBRARIES - CUDA * self.gpu + beside + (streams - 1) * hidden
-        return self._computing(work, memory, streams * hidden + self.checkpoint.weight_bytes)
+        # One of the streams is kept between a block's halves too.
+        memory = need.memory - LIBRARIES - CUDA * self.gpu + beside + streams * hidden
+        return self._computing(work, memory, (streams + 1) * hidden + self.checkpoint.weight_bytes)
 
     def _evaluation(self, windows: int, seqlen: int, dtype: DtypeName, share: float) -> StepNeed:
         shape, drawn = self.checkpoint.shape, (windows, seqlen)

@@ -154,14 +154,15 @@ def rows_operations(
 ) -> tuple[float, float]:
     """Operations of fitting the kept rows of v_proj, and those of up_proj, of one block.
 
-    Every step is a pass through what stays, and back through two matrices; one more makes the
-    right side. Attention's scores are left out.
+    Every step is what the rows put out, what the matrix makes of it, and both transposed. The right
+    side takes as much once more, behind gates or attention weights. Attention's scores and mixtures
+    are left out.
     """
-    head = shape.hidden_size * shape.head_dim * groups
-    queries = shape.queries_per_group
-    attention, ffn = head * (2 * queries + 2), shape.hidden_size * channels
+    rows = shape.hidden_size * shape.head_dim * groups
+    matrix, ffn = rows * shape.queries_per_group, shape.hidden_size * channels
     passes = 2.0 * tokens * (steps + 1)
-    return passes * (attention + head * (queries + 1)), passes * (attention + 5 * ffn)
+    attention = passes * 2 * (rows + matrix) + 2.0 * tokens * (rows + matrix)
+    return attention, passes * 4 * ffn + 2.0 * tokens * ffn
 
 
 def moments_operations(shape: ModelShape, tokens: int, sequential: bool, maps: bool) -> int:

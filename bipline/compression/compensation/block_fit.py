@@ -21,7 +21,7 @@ from bipline.compression.compensation.fitting import chosen_groups, fitted
 from bipline.compression.compensation.held_out import HeldOut
 from bipline.compression.compensation.input_maps import fitted_map
 from bipline.compression.compensation.kept_rows import fitted_rows
-from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.options import PUBLISHED, CompensationOptions
 from bipline.compression.compensation.streams import Streams, attention_half
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.criteria.interface import Block
@@ -30,6 +30,9 @@ from bipline.values.compensation import Compensation, SublayerRecord
 
 # Errors of versions of a matrix behind what a block makes before it.
 ErrorsBehind = Callable[[Halves, Sequence[Candidate]], list[float]]
+
+# The compensations that choose groups again.
+CHOOSING = ("obs", *PUBLISHED)
 
 
 class BlockFit:
@@ -177,13 +180,16 @@ class BlockFit:
 
     def _with_choice(self, sublayer: Sublayer, collecting: Collector) -> Sublayer:
         """What OBS keeps, by what was collected so far."""
-        if self._compensation != "obs":
+        if self._compensation not in CHOOSING:
             return sublayer
         moments = collecting.moments(sublayer.intercept)
-        return replace(sublayer, chosen=chosen_groups(sublayer, moments, self._options.ridge))
+        ridge, compensation = self._options.ridge, self._compensation
+        return replace(sublayer, chosen=chosen_groups(sublayer, moments, ridge, compensation))
 
     def _collecting(self, name: str, weighed: Block | None = None) -> Collector:
-        return Collector(self.pruned.reader(name), name, self._options.sequential, weighed)
+        token_weights = self._compensation not in PUBLISHED
+        reader, sequential = self.pruned.reader(name), self._options.sequential
+        return Collector(reader, name, sequential, weighed, token_weights)
 
 
 def _entering(

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.options import PUBLISHED, CompensationOptions
 from bipline.compression.compensation.streams import divided
 from bipline.model.block_loop import BlockLoop
 from bipline.model.sampling import sampled_windows
@@ -67,6 +67,8 @@ def divided_with_drawn(
     ``room`` is what may be held in bytes so that text is generated sooner.
     """
     fitted, held = divided(token_ids, options.held_out)
+    if compensation in PUBLISHED:
+        fitted = token_ids  # nothing is chosen by those that are held out
     vocab_size, special = loop.checkpoint.shape.vocab_size, special_tokens(loop.checkpoint.config)
     share = random_share(compensation, options, fitted, held)
     random = random_windows(fitted, share, vocab_size, special)

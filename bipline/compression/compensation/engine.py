@@ -38,7 +38,7 @@ from bipline.compression.computing import Computing
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ
-from bipline.values.compensation import COMPENSATIONS, BlockRecord, Compensation
+from bipline.values.compensation import COMPENSATIONS, LADDER, BlockRecord, Compensation
 from bipline.values.plan import BlockPlan, PruningPlan
 
 
@@ -178,7 +178,7 @@ class _Engine:
         error = held_out.block_error(pruned.halves(fit.chosen))
         rows = pruned.read({})
         without = held_out.block_error(pruned.halves(fit.plain))
-        if error > without:
+        if error > without and self.compensation in LADDER:
             # Each was better than simpler ones, but all together are not.
             fit.give_up()
             error = without

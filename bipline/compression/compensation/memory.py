@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bipline.compression.compensation.moments import moments_bytes
 from bipline.compression.compensation.obs import obs_bytes
-from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.options import PUBLISHED, CompensationOptions
 from bipline.compression.compensation.trials import VERSIONS_TOGETHER
 from bipline.compression.compensation.triangles import DOUBLE, TILE_COLUMNS, triangles_bytes
 from bipline.model.shapes import ModelShape
@@ -49,7 +49,7 @@ def compensation_bytes(
         return max(attention, ffn)
     # Behind the pruned attention half, of which there is a copy.
     half = computing_bytes * (sizes.inputs + sizes.outputs * sizes.o_proj)
-    if compensation == "bias":
+    if compensation in ("bias", *PUBLISHED):
         return max(attention, ffn + half)
     # What was mapped of q_proj, k_proj and v_proj, or fitted of v_proj alone, is there as it is
     # written, and until the FFN's turn as it is applied. The map is made and used up before
@@ -108,7 +108,7 @@ class _Sizes:
     def first_fit(self, columns: int) -> int:
         """A matrix of so many columns with its moments, its choice among them."""
         eliminated = 0
-        if self.compensation == "obs":
+        if self.compensation in ("obs", *PUBLISHED):
             eliminated = obs_bytes(columns, self.outputs, self.products)
         return max(self._solving(columns, VERSIONS), eliminated) + self._held(columns)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.quality_tables import AUTO, Cell, merged, standing_table
+from benchmarks.quality_tables import AUTO, OSSCAR, Cell, merged, standing_table
 from bipline.values.comparison import Comparison, Row
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,9 @@ ALLOCATIONS = ("standardized", "log-increase", "error-aware")
 BRIEFLY_LEFT_OUT = ("llm-pruner:importance=element-mixed", "magnitude")
 BRIEF_ALLOCATIONS = ("standardized", "error-aware")
 # Of one model; of the same cell, the later one counts.
-COMPARISONS = ("uniform", "uniform-auto", "per-layer-search", "per-layer", "per-layer-auto")
+COMPARISONS = (
+    "uniform", "uniform-osscar", "uniform-auto", "per-layer-search", "per-layer", "per-layer-auto",
+)  # fmt: skip
 RATIOS = ("0.2", "0.35", "0.5")
 
 
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", choices=("uniform", "per-layer", "tables"))
+    parser.add_argument("--only", choices=("uniform", "osscar", "per-layer", "tables"))
     parser.add_argument("--models", nargs="*", default=[subject.model for subject in SUBJECTS])
     parser.add_argument("--ratios", nargs="*", default=list(RATIOS))
     parser.add_argument("--brief", action="store_true", help="fewer methods")
@@ -82,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bench = Bench(subject, asked.data, asked.jobs, tuple(asked.ratios), asked.brief)
         if asked.only in (None, "uniform"):
             bench.uniform()
+        if asked.only in (None, "uniform", "osscar"):
+            bench.osscar()
         if asked.only in (None, "per-layer"):
             bench.per_layer()
     write_results(facts)
@@ -109,6 +113,11 @@ class Bench:
         self._compare("uniform", methods, self.subject.texts)
         self._compare("uniform-auto", [AUTO], self.subject.texts)
 
+    def osscar(self) -> None:
+        """It at the published rows' widths and at auto's."""
+        methods = [f"wanda-sp/uniform/{OSSCAR}", f"llm-bip-glu/compensated/{OSSCAR}"]
+        self._compare("uniform-osscar", methods, self.subject.texts)
+
     def per_layer(self) -> None:
         """Every criterion with its best allocation, and auto; blocks that differ."""
         first = dict(list(self.subject.texts.items())[:1])
@@ -116,8 +125,9 @@ class Bench:
         searched = [
             f"{name}/{allocation}/{compensation}"
             for name, compensation in compensated.items()
-            for allocation in (BRIEF_ALLOCATIONS if self.brief else ALLOCATIONS)
+            for allocation in self._allocations
         ]
+        searched += [f"wanda-sp/{allocation}/{OSSCAR}" for allocation in self._allocations]
         self._compare("per-layer-search", searched, first)
         [text] = first
         found = load(self._folder("per-layer-search"))
@@ -125,6 +135,10 @@ class Bench:
         methods = sorted({method_of(best_of(rows, text)) for rows in grouped})
         self._compare("per-layer", methods, self.subject.texts)
         self._compare("per-layer-auto", [AUTO], self.subject.texts)
+
+    @property
+    def _allocations(self) -> tuple[str, ...]:
+        return BRIEF_ALLOCATIONS if self.brief else ALLOCATIONS
 
     @property
     def _published(self) -> dict[str, str]:
@@ -162,12 +176,13 @@ def load(folder: Path) -> Comparison:
 
 
 def by_criterion(comparison: Comparison) -> list[list[Row]]:
-    """Measured rows of one criterion at one ratio, together; auto is none of them."""
-    found: dict[tuple[str, float], list[Row]] = {}
+    """Measured rows of one criterion and compensation at one ratio; auto is none of them."""
+    found: dict[tuple[str, str, float], list[Row]] = {}
     for row in comparison.rows:
         tried = row.combination
         if row.measured and tried.alias is None:
-            found.setdefault((tried.criterion.label, tried.ratio), []).append(row)
+            key = tried.criterion.label, tried.compensation.label, tried.ratio
+            found.setdefault(key, []).append(row)
     return list(found.values())
 
 
@@ -202,7 +217,7 @@ def write_results(facts: dict[str, object]) -> None:
     text = RESULTS.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    published = {"/".join(method) for method in PUBLISHED.items()}
+    published = {"/".join(method) for method in PUBLISHED.items()} | {OSSCAR}
     table = standing_table(cells, published, facts)
     RESULTS.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
     values = [vars(cell) for cell in cells]

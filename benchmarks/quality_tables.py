@@ -9,6 +9,7 @@ from benchmarks.machine import described
 from bipline.values.comparison import Comparison, Row
 
 AUTO = "auto"
+OSSCAR = "osscar"
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,20 @@ class Cell:
             return None
         dense = comparison.models[tried.model].record.perplexity
         criterion, compensation = tried.criterion.label, tried.compensation.label
+        published_as = OSSCAR if compensation == OSSCAR else f"{criterion}/{compensation}"
         allocated = "" if tried.allocation.name == "uniform" else f", {tried.allocation.label}"
         compensated = "" if compensation == "none" else f" + {compensation}"
+        method = f"{criterion}{allocated}{compensated}"
+        if compensation == OSSCAR:
+            # It chooses the groups itself: scores serve at most for widths.
+            at_autos = tried.allocation.name == "compensated"
+            method = f"{OSSCAR}, auto's widths" if at_autos else f"{OSSCAR}{allocated}"
         return cls(
             model=model,
             layout=layout,
             ratio=tried.ratio,
-            method=AUTO if tried.alias == AUTO else f"{criterion}{allocated}{compensated}",
-            published_as=f"{criterion}/{compensation}",
+            method=AUTO if tried.alias == AUTO else method,
+            published_as=published_as,
             reached=found.ratio.reached_blocks,
             widths=_widths(found.widths),
             perplexity={name: each.value for name, each in found.perplexity.items()},

@@ -12,6 +12,10 @@ IDEAS: dict[str, str] = {
     "went on what stays.",
     "obs": "groups were chosen again by structured OBS (OSSCAR, arXiv 2403.12983; SlimGPT, "
     "2412.18110), and the weights that stay corrected in closed form.",
+    "osscar": "groups were chosen again, and the weights that stay corrected in closed form, as "
+    "published (OSSCAR, arXiv 2403.12983).",
+    "slimgpt": "groups were chosen again, and the weights that stay corrected in closed form, as "
+    "published (SlimGPT, arXiv 2412.18110).",
 }
 HEADER = ["Block", "Attention", "FFN", "Error without", "Error with"]
 

@@ -183,9 +183,10 @@ def importance_part(contents: PackageContents) -> Content:
         ),
     ]
     told = f", {criterion_description(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
+    again = plan.compensation in ("obs", "osscar", "slimgpt")
     lead = (
         f"Scores by {plan.criterion}{told} Within a block the highest stay"
-        f"{', unless compensation chose again' if plan.compensation == 'obs' else ''}; a higher "
+        f"{', unless compensation chose again' if again else ''}; a higher "
         f"score elsewhere may go, because allocation {plan.allocation} decides what each block "
         "keeps."
     )

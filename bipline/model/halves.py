@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from bipline.model.attention_weights import attention_weights
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
 
@@ -82,11 +83,7 @@ class Halves:
         handle = attention.o_proj.register_forward_pre_hook(
             lambda _module, inputs: seen.append(inputs[0])
         )
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        options = {
-            "attention_mask": None,
-            "position_embeddings": self._loop._rotary(hidden, positions),
-        }
+        options = {"attention_mask": None, "position_embeddings": self._positions(hidden)}
         try:
             normed = self.attention_input(hidden)
             torch.func.functional_call(attention, self._held("self_attn"), (normed,), options)
@@ -94,9 +91,31 @@ class Halves:
             handle.remove()
         return seen[0]
 
+    def attention_weights(self, normed: Tensor) -> Tensor:
+        """What every query head takes of every token: ``[windows, heads, seqlen, seqlen]``.
+
+        ``normed`` is what enters q_proj and k_proj.
+        """
+        return attention_weights(
+            self._module.self_attn,
+            self._held("self_attn"),
+            normed,
+            {
+                "attention_mask": None,
+                "position_embeddings": self._positions(normed),
+            },
+        )
+
     def ffn_input(self, residual: Tensor) -> Tensor:
         """What enters gate_proj and up_proj, like ``residual``."""
         return self._normed("post_attention_layernorm", residual)
+
+    def gates(self, normed: Tensor) -> Tensor:
+        """What up_proj's outputs are multiplied with, from what enters gate_proj."""
+        held = self._held("mlp")
+        gate = linear(normed, held["gate_proj.weight"], held.get("gate_proj.bias"))
+        gates: Tensor = self._module.mlp.act_fn(gate)
+        return gates
 
     def gate_and_up(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of gate_proj and up_proj, ``[windows, seqlen, channels]`` each."""
@@ -141,6 +160,10 @@ class Halves:
     def run(self, hidden: Tensor) -> Tensor:
         """The whole block."""
         return self.after_ffn(self.after_attention(hidden))
+
+    def _positions(self, hidden: Tensor) -> Any:
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        return self._loop._rotary(hidden, positions)
 
     def _normed(self, name: str, hidden: Tensor) -> Tensor:
         normed: Tensor = torch.func.functional_call(

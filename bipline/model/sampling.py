@@ -1,19 +1,21 @@
 """Sampling: windows of the model's own text, a token at a time, block by block.
 
 Keys and values of all blocks stay in memory, so that every token passes each block once. Blocks
-are read again for every token, as they are for every pass.
+that there is no room for are read again for every token, as they are for every pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from bipline.base.progress import track
-from bipline.model.block_loop import BlockLoop
+from bipline.model.block_loop import Block, BlockLoop
+from bipline.model.block_reader import block_shapes, place_elements
 from bipline.model.shapes import ModelShape
 
 # Keys and values that may be in memory at a time; windows beyond that wait for the next turn.
@@ -21,19 +23,23 @@ CACHE_BYTES = 1 << 30
 
 
 @torch.no_grad()
-def sampled_windows(loop: BlockLoop, opening: Tensor, seqlen: int, seed: int = 0) -> Tensor:
+def sampled_windows(
+    loop: BlockLoop, opening: Tensor, seqlen: int, seed: int = 0, room: float = 0
+) -> Tensor:
     """Windows ``[windows, seqlen]`` that begin with the tokens ``opening`` ``[windows]``.
 
     Every further token is drawn from what the model predicts behind those before it, at
-    temperature 1. Raises InvalidInput for windows that the model cannot take.
+    temperature 1. Blocks are read anew for every token, but for those that ``room`` bytes hold.
+    Raises InvalidInput for windows that the model cannot take.
     """
     loop.check(opening[:, None].expand(-1, seqlen))
     generator = torch.Generator().manual_seed(seed)
     turns = opening.split(windows_together(loop.checkpoint.shape, seqlen, loop.dtype.itemsize))
+    held = _held_blocks(loop, room)
     parts = []
     for number, turn in enumerate(turns, 1):
         named = f"sample text, {number} of {len(turns)}" if len(turns) > 1 else "sample text"
-        parts.append(_sampled(loop, turn, track(range(seqlen - 1), named), generator))
+        parts.append(_sampled(loop, held, turn, track(range(seqlen - 1), named), generator))
     return torch.cat(parts)
 
 
@@ -57,16 +63,28 @@ def cached_bytes(shape: ModelShape, tokens: int, itemsize: int) -> int:
     return 2 * shape.num_hidden_layers * tokens * width * itemsize
 
 
+def _held_blocks(loop: BlockLoop, room: float) -> list[Block]:
+    """The first blocks, as many as there is room for."""
+    each = place_elements(block_shapes(loop.checkpoint)) * loop.dtype.itemsize
+    count = min(loop.checkpoint.shape.num_hidden_layers, int(room // each))
+    return [loop.block(index) for index in range(count)]
+
+
 def _sampled(
-    loop: BlockLoop, opening: Tensor, positions: Iterable[int], generator: torch.Generator
+    loop: BlockLoop,
+    held: list[Block],
+    opening: Tensor,
+    positions: Iterable[int],
+    generator: torch.Generator,
 ) -> Tensor:
     """The windows of one turn, a token longer for every position."""
     caches = [DynamicCache() for _ in range(loop.checkpoint.shape.num_hidden_layers)]
+    others = range(len(held), len(caches))
     output = loop.output_weight()
     tokens = opening[:, None]
     for position in positions:
         hidden = loop.embed(tokens[:, -1:])
-        for block in loop.blocks():
+        for block in chain(held, loop.blocks(others) if others else ()):
             hidden = loop.forward(block.weights, hidden, caches[block.index], position)
         chances = loop.token_logits(hidden[:, 0], output).softmax(-1).cpu()
         tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=generator)], dim=1)

@@ -20,7 +20,7 @@ from bipline.settings.method_names import ALLOCATIONS, CRITERIA
 RatioOf = Literal["blocks", "total"]
 Layout = Literal["uniform", "per-layer"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
-CompensationName = Literal["none", "bias", "least-squares", "obs"]
+CompensationName = Literal["none", "bias", "least-squares", "obs", "osscar", "slimgpt"]
 MODEL = "model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
 TEXTS = "name: .txt, .jsonl, .json, .csv or .parquet file, chat:FILE, or hf:org/name?split=..."
 

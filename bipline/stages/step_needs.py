@@ -172,8 +172,9 @@ class Estimates:
         beside = checks.needed_bytes(self.checkpoint, section, self.samples, seqlen)
         hidden = need.disk - FILES
         work = Work(read=self.checkpoint.weight_bytes, operations=self._fitting(options))
-        memory = need.memory - LIBRARIES - CUDA * self.gpu + beside + (streams - 1) * hidden
-        return self._computing(work, memory, streams * hidden + self.checkpoint.weight_bytes)
+        # One of the streams is kept between a block's halves too.
+        memory = need.memory - LIBRARIES - CUDA * self.gpu + beside + streams * hidden
+        return self._computing(work, memory, (streams + 1) * hidden + self.checkpoint.weight_bytes)
 
     def _fitting(self, options: CompensationOptions) -> float:
         """Operations of the passes, and of what is fitted on what they give."""

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Compensation = Literal["none", "bias", "least-squares", "obs"]
+Compensation = Literal["none", "bias", "least-squares", "obs", "osscar", "slimgpt"]
 # From the simplest on: each falls back to those before it.
-COMPENSATIONS: tuple[Compensation, ...] = ("none", "bias", "least-squares", "obs")
+LADDER: tuple[Compensation, ...] = ("none", "bias", "least-squares", "obs")
+# These are as published: they fall back to nothing.
+COMPENSATIONS: tuple[Compensation, ...] = (*LADDER, "osscar", "slimgpt")
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

@@ -16,7 +16,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
-from bipline.values.compensation import COMPENSATIONS
+from bipline.values.compensation import LADDER
 from bipline.values.plan import PruningPlan, read_plan
 from tests.command import contents
 from tests.compensated import put_in_place, realised
@@ -51,7 +51,7 @@ def test_masked_logits_equal_sliced_logits(
 
 
 @pytest.mark.parametrize("case", CAN_HOLD_BIASES)
-@pytest.mark.parametrize("compensation", COMPENSATIONS[1:])
+@pytest.mark.parametrize("compensation", LADDER[1:])
 def test_biases_that_the_class_can_hold(case: str, compensation: str, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", case)
     checkpoint = open_checkpoint(model)

@@ -21,7 +21,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.halves import Halves
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
-from bipline.values.compensation import COMPENSATIONS, Compensation
+from bipline.values.compensation import COMPENSATIONS, LADDER, Compensation
 from bipline.values.plan import BlockPlan
 from tests.compensated import put_in_layer
 from tests.corrections import (
@@ -125,7 +125,7 @@ def test_sequential_begins_as_not_sequential(model: Path, bias: str) -> None:
     assert found[1].record.attention.beta is None, "one stream has no drift to correct"
 
 
-@pytest.mark.parametrize("compensation", COMPENSATIONS[1:])
+@pytest.mark.parametrize("compensation", LADDER[1:])
 @pytest.mark.parametrize("sequential", [False, True])
 def test_no_block_is_worse_than_uncorrected(
     model: Path, compensation: Compensation, sequential: bool

@@ -29,7 +29,7 @@ from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.trials import VERSIONS_TOGETHER, Trials
 from bipline.compression.compensation.triangles import Triangles, lower_rows, lower_subtract
 from bipline.model.shapes import ModelShape
-from bipline.values.compensation import COMPENSATIONS, Compensation
+from bipline.values.compensation import LADDER, Compensation
 
 DOUBLE = torch.float64
 CPU = torch.device("cpu")
@@ -189,9 +189,7 @@ def test_the_target_holds_for_an_8b_shape() -> None:
 
 def test_whatever_is_simpler_needs_no_more() -> None:
     options = CompensationOptions()
-    sizes = [
-        compensation_bytes(LLAMA_3_8B, compensation, options, 2) for compensation in COMPENSATIONS
-    ]
+    sizes = [compensation_bytes(LLAMA_3_8B, compensation, options, 2) for compensation in LADDER]
     assert sizes == sorted(sizes)
     one_stream = options.model_copy(update={"sequential": False})
     assert compensation_bytes(LLAMA_3_8B, "obs", one_stream, 2) < sizes[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from bipline.compression.compensation.memory import rows_bytes
 from bipline.compression.compensation.versions import PrunedBlock
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.model.halves import DOWN_PROJ, O_PROJ, V_PROJ, Halves
 from bipline.model.opening import open_checkpoint
 from bipline.values.compensation import Compensation
 from tests.corrections import corrected, narrowed
@@ -63,8 +64,8 @@ def half_of(checkpoint: Checkpoint) -> tuple[Halves, Batches]:
     entering = torch.randn(6, 7, checkpoint.shape.hidden_size, generator=generator).double()
     target = entering + torch.randn(entering.shape, generator=generator).double()
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(entering.split(4), target.split(4), strict=True)
+    def batches(first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from list(zip(entering.split(4), target.split(4), strict=True))[first:]
 
     return pruned, batches
 
@@ -136,8 +137,8 @@ def test_a_fit_takes_what_is_predicted(tmp_path: Path, monkeypatch: pytest.Monke
     halves = Halves.of(BlockLoop(checkpoint).block(0))
     entering = torch.randn(1, 4, columns)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        yield entering, 2 * entering
+    def batches(first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from [(entering, 2 * entering)][first:]
 
     found = most_bytes(lambda: fitted_rows(halves, DOWN_PROJ, batches, RIDGE, 3))
     predicted = rows_bytes(rows, columns, 4)
@@ -191,3 +192,35 @@ def test_there_are_none_unless_asked(
     checkpoint: Checkpoint, compensation: Compensation, options: dict[str, Any]
 ) -> None:
     assert not fitted_matrices(corrected(checkpoint, narrowed(checkpoint), compensation, **options))
+
+
+def test_attention_weights_mix_values_as_attention_does(checkpoint: Checkpoint) -> None:
+    halves, batches = half_of(checkpoint)
+    entering, _ = next(batches())
+    normed = halves.attention_input(entering)
+    held = {name: halves.weights.get(f"{V_PROJ}.{name}") for name in ("weight", "bias")}
+    values = torch.nn.functional.linear(normed, held["weight"], held["bias"])
+    weights = halves.attention_weights(normed)
+    shared = weights.shape[1] * halves.head_dim // values.shape[2]
+    each = values.unflatten(2, (-1, halves.head_dim)).transpose(1, 2)
+    mixed = weights @ each.repeat_interleave(shared, 1)
+    torch.testing.assert_close(mixed.transpose(1, 2).flatten(2), halves.attention_output(entering))
+
+
+@pytest.mark.parametrize("columns", [O_PROJ, DOWN_PROJ])
+def test_rows_do_not_depend_on_what_is_held(checkpoint: Checkpoint, columns: str) -> None:
+    halves, batches = half_of(checkpoint)
+    asked: list[int] = []
+
+    def counted(first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        asked.append(first)
+        return batches(first)
+
+    heads = halves.weights[f"{O_PROJ}.weight"].shape[1] // halves.head_dim
+    channels = halves.weights[f"{DOWN_PROJ}.weight"].shape[1]
+    # Four windows of seven tokens: what their rows read, and gates or attention weights.
+    one = 8 * 4 * 7 * (checkpoint.shape.hidden_size + (7 * heads, channels)[columns == DOWN_PROJ])
+    found = [fitted_rows(halves, columns, counted, RIDGE, 2, room) for room in (0, one, math.inf)]
+    assert asked == [0, 0, 0, 0, 1, 1, 0, 2, 2]
+    assert found[0].equal(found[1])
+    assert found[0].equal(found[2])

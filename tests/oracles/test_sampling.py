@@ -11,6 +11,7 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.model import sampling
 from bipline.model.block_loop import BlockLoop
+from bipline.model.block_reader import block_shapes, place_elements
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.sampling import sampled_windows
@@ -51,6 +52,14 @@ def test_a_turn_holds_what_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert drawn.shape == (3, SEQLEN)
     assert drawn[:, 0].equal(OPENING)
     assert drawn[:2].equal(sampled_windows(loop, OPENING[:2], SEQLEN))
+
+
+@pytest.mark.parametrize("blocks", [1.5, 100])
+def test_blocks_that_are_held_give_the_same_text(tmp_path: Path, blocks: float) -> None:
+    loop = BlockLoop(open_checkpoint(tiny_model(tmp_path / "model", "llama-gqa")), torch.float64)
+    one = 8 * place_elements(block_shapes(loop.checkpoint))
+    drawn = sampled_windows(loop, OPENING, SEQLEN, room=blocks * one)
+    assert drawn.equal(sampled_windows(loop, OPENING, SEQLEN))
 
 
 def test_windows_longer_than_the_positions_are_refused(tmp_path: Path) -> None:

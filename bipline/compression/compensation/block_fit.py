@@ -6,9 +6,11 @@ is chosen is fixed before the next one's inputs are taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice
 
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from bipline.compression.compensation.fitting import chosen_groups, fitted
 from bipline.compression.compensation.held_out import HeldOut
 from bipline.compression.compensation.input_maps import fitted_map
 from bipline.compression.compensation.kept_rows import fitted_rows
-from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.options import PUBLISHED, CompensationOptions
 from bipline.compression.compensation.streams import Streams, attention_half
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.criteria.interface import Block
@@ -29,12 +31,16 @@ from bipline.values.compensation import Compensation, SublayerRecord
 # Errors of versions of a matrix behind what a block makes before it.
 ErrorsBehind = Callable[[Halves, Sequence[Candidate]], list[float]]
 
+# The compensations that choose groups again.
+CHOOSING = ("obs", *PUBLISHED)
+
 
 class BlockFit:
     """What is chosen for one block, ``chosen`` and ``records``; ``plain`` is nothing corrected.
 
     ``fitted`` are the streams of the calibration's windows, ``drawn`` those of others: their dense
     stream enters the block, and is moved on by :meth:`correct_attention` and :meth:`correct_ffn`.
+    ``room`` is what may be held in bytes for kept rows to be fitted sooner.
     """
 
     def __init__(
@@ -45,10 +51,11 @@ class BlockFit:
         drawn: Sequence[Streams],
         compensation: Compensation,
         options: CompensationOptions,
+        room: float = math.inf,
     ) -> None:
         self.pruned, self.records = pruned, dict[str, SublayerRecord]()
         self._held_out, self._compensation, self._options = held_out, compensation, options
-        self._fitted, self._drawn = fitted, drawn
+        self._fitted, self._drawn, self._room = fitted, drawn, room
         bias = "on" if (options.bias, compensation) == ("auto", "bias") else options.bias
         self._sublayers = {name: pruned.sublayer(name, bias) for name in pruned.matrices}
         self.plain = {name: uncorrected(each) for name, each in self._sublayers.items()}
@@ -72,7 +79,7 @@ class BlockFit:
         errors = self._held_out.attention_errors
         self._fix(attention, collecting, errors)
         del collecting
-        self._fit_rows(attention, None, errors)
+        self._fit_rows(attention, errors)
         self.records[O_PROJ] = self.records[O_PROJ].model_copy(update={"input_beta": beta})
 
     def correct_ffn(self) -> None:
@@ -89,19 +96,28 @@ class BlockFit:
         before = attention_half(
             pruned.halves(self.chosen) if self._options.sequential else pruned.dense
         )
+        for streams in self._all:
+            streams.pass_attention(before)
+        del before
         collecting = self._collecting(DOWN_PROJ)
-        collecting.take(_entering([self._fitted], before))
+        collecting.take(_entering([self._fitted], DOWN_PROJ))
         ffn = self._with_choice(ffn, collecting)
-        collecting.take(_entering(self._drawn, before))
-        errors = partial(self._held_out.ffn_errors, before)
+        collecting.take(_entering(self._drawn, DOWN_PROJ))
+        errors = self._held_out.ffn_errors
         self._fix(ffn, collecting, errors)
         del collecting
-        self._fit_rows(ffn, before, errors)
+        self._fit_rows(ffn, errors)
 
     def give_up(self) -> None:
         """Leave the block as it was pruned."""
         self.chosen = self.plain
+        for streams in self._all:
+            streams.give_up_attention()
         self.records = {name: record.uncorrected() for name, record in self.records.items()}
+
+    @property
+    def _all(self) -> list[Streams]:
+        return [*self._learned, self._held_out.streams]
 
     @property
     def _learned(self) -> list[Streams]:
@@ -124,18 +140,15 @@ class BlockFit:
         pruned.read(pruned.mapped(linear_map, best) if best else {})
         return best
 
-    def _fit_rows(self, sublayer: Sublayer, before: Halves | None, errors: ErrorsBehind) -> None:
-        """Fit the rows that stay before a matrix, and it behind them, where held-out errors fall.
-
-        ``before`` is the attention half that the stream passes first, if any.
-        """
+    def _fit_rows(self, sublayer: Sublayer, errors: ErrorsBehind) -> None:
+        """Fit the rows that stay before a matrix, and it behind them, where errors fall by it."""
         options, pruned, name = self._options, self.pruned, sublayer.name
         first, simpler = self.chosen[name], self.records[name]
         if not (options.sequential and options.row_steps and first.compensation in WEIGHED):
             return
-        entering = partial(_entering, self._learned, before)
+        entering = partial(_entering, self._learned, name)
         halves = pruned.halves(self.chosen)
-        change = fitted_rows(halves, name, entering, options.ridge, options.row_steps)
+        change = fitted_rows(halves, name, entering, options.ridge, options.row_steps, self._room)
         without = pruned.read(pruned.with_rows(self.chosen, name, change))
         del halves, change
         collecting = self._collecting(name)
@@ -167,20 +180,24 @@ class BlockFit:
 
     def _with_choice(self, sublayer: Sublayer, collecting: Collector) -> Sublayer:
         """What OBS keeps, by what was collected so far."""
-        if self._compensation != "obs":
+        if self._compensation not in CHOOSING:
             return sublayer
         moments = collecting.moments(sublayer.intercept)
-        return replace(sublayer, chosen=chosen_groups(sublayer, moments, self._options.ridge))
+        ridge, compensation = self._options.ridge, self._compensation
+        return replace(sublayer, chosen=chosen_groups(sublayer, moments, ridge, compensation))
 
     def _collecting(self, name: str, weighed: Block | None = None) -> Collector:
-        return Collector(self.pruned.reader(name), name, self._options.sequential, weighed)
+        token_weights = self._compensation not in PUBLISHED
+        reader, sequential = self.pruned.reader(name), self._options.sequential
+        return Collector(reader, name, sequential, weighed, token_weights)
 
 
-def _entering(streams: Iterable[Streams], before: Halves | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """What enters a half in the pruned stream, and what the dense stream is behind it.
+def _entering(
+    streams: Iterable[Streams], columns: str, first: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What enters a matrix's half in the pruned stream, and what the dense stream is behind it.
 
-    ``before`` is the attention half that the stream passes first, if any.
+    All micro-batches but the ``first`` so many.
     """
-    for each in streams:
-        for stream, target in each.pairs():
-            yield before.after_attention(stream) if before else stream, target
+    pairs = chain.from_iterable(each.pairs(columns == DOWN_PROJ) for each in streams)
+    return islice(pairs, first, None)

@@ -9,7 +9,11 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.compensation.drawn_windows import generated_windows
 from bipline.compression.compensation.engine import check_compensation, check_known
 from bipline.compression.compensation.memory import COMPUTING_BYTES, compensation_bytes
-from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.options import (
+    PUBLISHED,
+    CompensationOptions,
+    published_options,
+)
 from bipline.compression.compensation.tokens import least_samples
 from bipline.compression.options import options_from
 from bipline.model.checkpoint import FLOAT_DTYPES, Checkpoint
@@ -29,6 +33,9 @@ def options_by_name(name: str, given: Mapping[str, Any]) -> CompensationOptions:
     check_known(name)
     if name == "none" and given:
         raise InvalidInput("compensation none has no options")
+    if name in PUBLISHED:
+        own = options_from(PUBLISHED[name], f"compensation {name}", 0, given)
+        return published_options(name, own)
     return options_from(CompensationOptions, f"compensation {name}", 0, given)
 
 

@@ -22,11 +22,18 @@ class Collector:
     """Moments of one matrix's inputs, ``name``, as ``dense`` makes them; until they are given up.
 
     With ``weighed``, the dense block, the importance of hidden channels is collected beside them.
+    Without ``token_weights`` every token counts alike.
     """
 
     def __init__(
-        self, dense: Halves, name: str, sequential: bool, weighed: Block | None = None
+        self,
+        dense: Halves,
+        name: str,
+        sequential: bool,
+        weighed: Block | None = None,
+        token_weights: bool = True,
     ) -> None:
+        self._token_weights = token_weights
         self._dense, self._name, self._sequential, self._weighed = dense, name, sequential, weighed
         self._gains: Sums = {}
         weight = dense.weights[f"{name}.weight"]
@@ -73,6 +80,8 @@ class Collector:
         self._sums.add(_flat(inputs), self._weights(target), drift)
 
     def _weights(self, target: Tensor) -> Tensor:
+        if not self._token_weights:
+            return target.new_ones(target.shape[:2].numel())
         return token_weights(_flat(target), self._dense.rms_norm_eps)
 
     def _add_gains(self, seen: Seen) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.options import PUBLISHED, CompensationOptions
 from bipline.compression.compensation.streams import divided
 from bipline.model.block_loop import BlockLoop
 from bipline.model.sampling import sampled_windows
@@ -56,16 +56,27 @@ class Division:
 
 
 def divided_with_drawn(
-    loop: BlockLoop, token_ids: Tensor, compensation: Compensation, options: CompensationOptions
+    loop: BlockLoop,
+    token_ids: Tensor,
+    compensation: Compensation,
+    options: CompensationOptions,
+    room: float = 0,
 ) -> Division:
-    """Calibration windows ``[windows, seqlen]``, divided, and what is drawn beside them."""
+    """Calibration windows ``[windows, seqlen]``, divided, and what is drawn beside them.
+
+    ``room`` is what may be held in bytes so that text is generated sooner.
+    """
     fitted, held = divided(token_ids, options.held_out)
+    if compensation in PUBLISHED:
+        fitted = token_ids  # nothing is chosen by those that are held out
     vocab_size, special = loop.checkpoint.shape.vocab_size, special_tokens(loop.checkpoint.config)
     share = random_share(compensation, options, fitted, held)
     random = random_windows(fitted, share, vocab_size, special)
     count = generated_windows(compensation, options, len(fitted))
     opening = random_windows(fitted[:, :1], count / len(fitted), vocab_size, special)[:, 0]
-    generated = sampled_windows(loop, opening, fitted.shape[1]) if len(opening) else fitted[:0]
+    generated = fitted[:0]
+    if len(opening):
+        generated = sampled_windows(loop, opening, fitted.shape[1], room=room)
     return Division(fitted, held, random, generated)
 
 

@@ -10,11 +10,13 @@ finds this decisive). Otherwise every block is fitted on the dense model's own s
 What stays is chosen on the calibration windows. Weights are fitted on these and on windows that
 were drawn, so that a fit also holds for text that is unlike them (ours).
 
-Memory holds two blocks, two streams of hidden states and one block's moments.
+Memory holds two blocks, two streams of hidden states, one of them also between a block's halves,
+and one block's moments.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,7 @@ from bipline.compression.computing import Computing
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ
-from bipline.values.compensation import COMPENSATIONS, BlockRecord, Compensation
+from bipline.values.compensation import COMPENSATIONS, LADDER, BlockRecord, Compensation
 from bipline.values.plan import BlockPlan, PruningPlan
 
 
@@ -74,17 +76,18 @@ def compensate(
     options: CompensationOptions,
     folder: Path | None = None,
     progress: Progress | None = None,
+    room: float = math.inf,
 ) -> Iterator[BlockCorrection]:
     """Correct the blocks of a plan, one after the other.
 
-    ``folder`` is for hidden states that memory has no room for. Blocks that ``progress`` has are
-    run and not fitted again.
+    ``folder`` is for hidden states that memory has no room for, ``room`` what may be held in bytes
+    beside all else for speed alone. Blocks that ``progress`` has are run and not fitted again.
     Raises InvalidInput for too few tokens, naming how many are needed, for a compensation that does
     not exist, and where activations are not finite.
     """
     samples = len(windows.fitted) + len(windows.held)
     check_compensation(checkpoint, samples, windows.fitted.shape[1], compensation, options)
-    engine = _Engine(checkpoint, plan, windows, computing, compensation, options, folder)
+    engine = _Engine(checkpoint, plan, windows, computing, compensation, options, folder, room)
     layers = checkpoint.shape.num_hidden_layers
     for block in track(engine.loop.blocks(), "compensate blocks", layers):
         done = progress.load(block.index) if progress else None
@@ -135,7 +138,9 @@ class _Engine:
         compensation: Compensation,
         options: CompensationOptions,
         folder: Path | None,
+        room: float = math.inf,
     ) -> None:
+        self.room = room
         self.checkpoint, self.plan = checkpoint, plan
         self.compensation, self.options = compensation, options
         self.loop = computing.loop(checkpoint)
@@ -153,7 +158,8 @@ class _Engine:
         """Fit, compare and fix one block, and move the streams behind it."""
         pruned = PrunedBlock(self.checkpoint, block, self.plan.blocks[block.index])
         held_out = HeldOut(self.held, pruned.dense)
-        fit = BlockFit(pruned, held_out, self.fitted, self.drawn, self.compensation, self.options)
+        given = self.compensation, self.options, self.room
+        fit = BlockFit(pruned, held_out, self.fitted, self.drawn, *given)
         fit.correct_attention()
         fit.correct_ffn()
         return self._finished(fit, held_out)
@@ -172,7 +178,7 @@ class _Engine:
         error = held_out.block_error(pruned.halves(fit.chosen))
         rows = pruned.read({})
         without = held_out.block_error(pruned.halves(fit.plain))
-        if error > without:
+        if error > without and self.compensation in LADDER:
             # Each was better than simpler ones, but all together are not.
             fit.give_up()
             error = without

@@ -9,6 +9,8 @@ the other ridges with the best share.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 from bipline.compression.compensation.candidates import (
     Candidate,
@@ -19,9 +21,14 @@ from bipline.compression.compensation.candidates import (
 from bipline.compression.compensation.closed_forms import LeastSquares, bias_correction
 from bipline.compression.compensation.moments import Moments
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
-from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.options import (
+    PUBLISHED,
+    CompensationOptions,
+    published_options,
+)
+from bipline.compression.compensation.slimgpt import kept_in_batches
 from bipline.compression.compensation.trials import Errors, Trials
-from bipline.values.compensation import COMPENSATIONS, Compensation, SublayerRecord
+from bipline.values.compensation import LADDER, Compensation, SublayerRecord
 
 
 def fitted(
@@ -37,9 +44,9 @@ def fitted(
     intercept. Where nothing is pruned and no drift is to be corrected, there is only the matrix
     itself.
     """
-    tried = Trials(errors, uncorrected(sublayer))
+    tried = Trials(errors, uncorrected(sublayer), guarded=compensation not in PUBLISHED)
     if not (sublayer.whole and moments.drift is None):
-        for each in reversed(COMPENSATIONS[1 : COMPENSATIONS.index(compensation) + 1]):
+        for each in _ladder(compensation):
             _FITS[each](sublayer, moments, options, tried)
             if tried.chosen.compensation != "none":
                 break
@@ -54,11 +61,22 @@ def fitted(
     return chosen, record
 
 
-def chosen_groups(sublayer: Sublayer, moments: Moments, ridge: float) -> tuple[int, ...]:
+def _ladder(compensation: Compensation) -> tuple[Compensation, ...]:
+    """What is fitted, one after the other, until one helps."""
+    if compensation not in LADDER:
+        return (compensation,)
+    return LADDER[1 : LADDER.index(compensation) + 1][::-1]
+
+
+def chosen_groups(
+    sublayer: Sublayer, moments: Moments, ridge: float, compensation: Compensation = "obs"
+) -> tuple[int, ...]:
     """As many groups as the plan keeps, by greedy structured OBS; ascending."""
     if sublayer.whole:
         return sublayer.kept
     weight, second = sublayer.weight.to(moments.products), moments.second
+    if compensation == "slimgpt":
+        return kept_in_batches(weight, second, sublayer.width, len(sublayer.kept))
     elimination = elimination_of(weight, second, ridge, sublayer.width, sublayer.importance)
     removed = set(remove_greedily(elimination, sublayer.groups - len(sublayer.kept)))
     return tuple(g for g in range(sublayer.groups) if g not in removed)
@@ -91,10 +109,25 @@ def _fit_obs(
         _regress("obs", sublayer.chosen, sublayer, moments, options, tried)
 
 
-_FITS = {
+def _fit_published(
+    name: Compensation,
+    sublayer: Sublayer,
+    moments: Moments,
+    options: CompensationOptions,
+    tried: Trials,
+) -> None:
+    if not sublayer.whole:
+        kept = sublayer.chosen or sublayer.kept
+        _regress(name, kept, sublayer, moments, published_options(name, options), tried)
+
+
+Fit = Callable[[Sublayer, Moments, CompensationOptions, Trials], None]
+_FITS: dict[Compensation, Fit] = {
     "bias": _fit_bias,
     "least-squares": _fit_least_squares,
     "obs": _fit_obs,
+    "osscar": partial(_fit_published, "osscar"),
+    "slimgpt": partial(_fit_published, "slimgpt"),
 }
 
 

@@ -25,7 +25,7 @@ class HeldOut:
     """Errors of one block's versions; see :class:`SublayerRecord` for what an error is."""
 
     def __init__(self, streams: Streams, dense: Halves) -> None:
-        self._streams, self._dense = streams, dense
+        self.streams, self._dense = streams, dense
         streams.advance_dense(dense)
 
     def block_error(self, version: Halves) -> float:
@@ -42,29 +42,26 @@ class HeldOut:
 
         return self._errors(outputs)
 
-    def ffn_errors(
-        self, before: Halves, reader: Halves, versions: Sequence[Candidate]
-    ) -> list[float]:
+    def ffn_errors(self, reader: Halves, versions: Sequence[Candidate]) -> list[float]:
         """Errors of versions of down_proj behind what ``reader`` gives them.
 
-        It reads what the attention half of ``before`` leaves.
+        It reads what the streams' attention half left between.
         """
 
-        def outputs(stream: Tensor) -> Iterable[Tensor]:
-            residual = before.after_attention(stream)
+        def outputs(residual: Tensor) -> Iterable[Tensor]:
             inputs = reader.ffn_activation(residual)
             for version in versions:
                 yield residual + applied(version, inputs)
 
-        return self._errors(outputs)
+        return self._errors(outputs, between=True)
 
-    def _errors(self, outputs: Outputs) -> list[float]:
+    def _errors(self, outputs: Outputs, between: bool = False) -> list[float]:
         totals: list[float] = []
         eps = self._dense.rms_norm_eps
-        for stream, target in self._streams.pairs():
+        for stream, target in self.streams.pairs(between):
             squares = [difference(version, target, eps) for version in outputs(stream)]
             totals = [a + b for a, b in zip(totals or [0.0] * len(squares), squares, strict=True)]
-        return [total / self._streams.tokens for total in totals]
+        return [total / self.streams.tokens for total in totals]
 
 
 def difference(version: Tensor, target: Tensor, eps: float) -> float:

@@ -13,21 +13,25 @@ w   a token's weight (see token_weights)
 
 The columns are fitted again behind the new rows: a sweep of alternating least squares over both
 matrices. The smaller model has not one weight more (ours). D has so many unknowns that no matrix
-of them can be made; conjugate gradients need its products alone, and these are passes over the
-tokens.
+of them can be made; conjugate gradients need its products alone, and these are sums over the
+tokens of products that are written out (:mod:`.row_maps`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from bipline.compression.compensation.closed_forms import ROWS_TOGETHER
 from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
 from bipline.compression.compensation.moments import MomentSums
+from bipline.compression.compensation.row_maps import row_map
 from bipline.compression.compensation.triangles import Triangles
 from bipline.model.halves import DOWN_PROJ, O_PROJ, UP_PROJ, V_PROJ, Halves
 
@@ -35,33 +39,66 @@ from bipline.model.halves import DOWN_PROJ, O_PROJ, UP_PROJ, V_PROJ, Halves
 ROWS_OF = {O_PROJ: V_PROJ, DOWN_PROJ: UP_PROJ}
 
 # What enters the sublayer in the pruned stream and what the dense stream is behind it,
-# ``[windows, seqlen, hidden_size]`` each: all tokens, anew at every call.
-Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+# ``[windows, seqlen, hidden_size]`` each: all micro-batches but the first so many, at every call.
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
-def fitted_rows(pruned: Halves, columns: str, batches: Batches, ridge: float, steps: int) -> Tensor:
+def fitted_rows(
+    pruned: Halves,
+    columns: str,
+    batches: Batches,
+    ridge: float,
+    steps: int,
+    room: float = math.inf,
+) -> Tensor:
     """D ``[rows, hidden_size]`` for the rows behind the matrix ``columns``, o_proj or down_proj.
 
     ``pruned`` is the block as corrected so far. ``ridge`` is lambda as a share of the mean
-    diagonal of what the squares are in D; ``steps`` those of conjugate gradients.
+    diagonal of what the squares are in D; ``steps`` those of conjugate gradients. What does not
+    change between steps is held within ``room`` bytes and made again beyond; the rows are the same.
     """
-    return _Problem(pruned, columns, batches).solve(ridge, steps)
+    return _Problem(pruned, columns, batches, room).solve(ridge, steps)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What no rows change of a micro-batch: n, and what their outputs are multiplied with."""
+
+    read: Tensor
+    factors: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes."""
+        return self.read.nbytes + self.factors.nbytes
+
+    def to(self, dtype: torch.dtype) -> _Part:
+        """The same in another dtype."""
+        return _Part(self.read.to(dtype), self.factors.to(dtype))
+
+
+def quickest(rows: Tensor) -> torch.dtype:
+    """The dtype of a step's products: bfloat16 for float32 where the processor has tiles for it.
+
+    There its products are several times as quick. What is summed over tokens stays in float32, and
+    a direction that is off by a thousandth is as good a direction.
+    """
+    tiles = rows.device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.bfloat16 if tiles and rows.dtype == torch.float32 else rows.dtype
 
 
 class _Problem:
-    """The squares' products with a D, computed anew from the tokens every time."""
+    """The squares' products with a D, from parts that are held as far as there is room."""
 
-    def __init__(self, pruned: Halves, columns: str, batches: Batches) -> None:
+    def __init__(self, pruned: Halves, columns: str, batches: Batches, room: float) -> None:
         self._pruned, self._columns, self._batches = pruned, columns, batches
-        self._name = f"{ROWS_OF[columns]}.weight"
-        self._rows = pruned.weights[self._name]
+        self._rows = pruned.weights[f"{ROWS_OF[columns]}.weight"]
+        self._matrix = pruned.weights[f"{columns}.weight"]
         self._products = torch.promote_types(self._rows.dtype, torch.float32)
-        self._head_dim = pruned.head_dim
-        biases = {f"{ROWS_OF[columns]}.bias", f"{columns}.bias"}
-        self._unbiased = {
-            name: torch.zeros_like(weight) if name in biases else weight
-            for name, weight in pruned.weights.items()
-        }
+        self._quick = quickest(self._rows)
+        self._quick_matrix = self._matrix.to(self._quick)
+        self._map, self._room = row_map(pruned, columns), room
+        self._held: list[_Part] = []
 
     def solve(self, ridge: float, steps: int) -> Tensor:
         """The rows after so many steps, in the dtype that products are taken in."""
@@ -85,55 +122,66 @@ class _Problem:
         """The right side, what every row has of the diagonal, and the moments of n."""
         right, scales = self._zeros(), self._rows.new_zeros(len(self._rows), dtype=torch.float64)
         sums = MomentSums(self._rows.shape[1], 0, self._rows.device, self._products)
-        for entering, target in self._batches():
+        for entering, target in self._batches(0):
             weights = self._weights(target)
-            left = target - entering - self._given(self._pruned, entering)
-            right += self._pulled(self._rows, entering, weights, left)
-            sums.add(self._read(entering).flatten(0, 1), weights.flatten())
-            scales += self._scales(entering, weights)
+            part = self._part(entering, weights)
+            left = self._left(part, entering, target, weights.sqrt())
+            sums.add(part.read.flatten(0, 1), weights.flatten())
+            scales += self._scales(part, weights)
+            part = part.to(self._quick)
+            right += self._pulled(part, left.to(self._quick))
+            self._hold(part)
         return right, scales, sums.moments(self._pruned.index).second
 
     def _applied(self, direction: Tensor) -> Tensor:
         """The second derivative of half the squares, applied to a D."""
-        total = self._zeros()
-        for entering, target in self._batches():
-            weights = self._weights(target)
-            total += self._pulled(direction, entering, weights)
+        total, rows = self._zeros(), direction.to(self._quick)
+        for part in self._parts():
+            inputs = self._map.inputs(part.factors, linear(part.read, rows))
+            total += self._pulled(part, linear(inputs, self._quick_matrix))
         return total
 
-    def _pulled(
-        self, rows: Tensor, entering: Tensor, weights: Tensor, left: Tensor | None = None
-    ) -> Tensor:
-        """What f's transpose makes, weighed, of ``left``, or of f of these rows without it."""
-        with torch.enable_grad():
-            rows = rows.to(self._rows.dtype).detach().requires_grad_()
-            linear = self._pruned.changed({**self._unbiased, self._name: rows})
-            given = self._given(linear, entering)
-            side = weights * (given.detach() if left is None else left)
-            [gradient] = torch.autograd.grad(given, rows, side)
-        return gradient.to(self._products)
+    def _parts(self) -> Iterator[_Part]:
+        """Those that are held, and the others made again."""
+        yield from self._held
+        for entering, target in self._batches(len(self._held)):
+            yield self._part(entering, self._weights(target)).to(self._quick)
 
-    def _scales(self, entering: Tensor, weights: Tensor) -> Tensor:
-        """Squares of what a row's output is multiplied with, over all tokens, ``[rows]``."""
-        columns = self._pruned.weights[f"{self._columns}.weight"]
-        squares = columns.square().sum(0, dtype=torch.float64)
-        if self._columns == O_PROJ:
-            # A row of v_proj is mixed by attention weights, and read by every query of its group.
-            heads = squares.view(-1, len(squares) // len(self._rows), self._head_dim)
-            return heads.sum(1).flatten() * weights.sum(dtype=torch.float64)
-        gate, _ = self._pruned.gate_and_up(entering)
-        gates = self._pruned.activation(gate, weights.sqrt()).flatten(0, 1)
-        return squares * gates.square().sum(0, dtype=torch.float64)
-
-    def _given(self, halves: Halves, entering: Tensor) -> Tensor:
-        """What the sublayer adds to the stream."""
-        return halves.project(self._columns, halves.matrix_inputs(self._columns, entering))
-
-    def _read(self, entering: Tensor) -> Tensor:
-        """n, like ``entering``."""
-        attention = self._columns == O_PROJ
+    def _part(self, entering: Tensor, weights: Tensor) -> _Part:
         halves = self._pruned
-        return halves.attention_input(entering) if attention else halves.ffn_input(entering)
+        attention = self._columns == O_PROJ
+        read = halves.attention_input(entering) if attention else halves.ffn_input(entering)
+        return _Part(read, self._map.factors(read, weights.sqrt()))
+
+    def _hold(self, part: _Part) -> None:
+        """Keep a part for the steps, and none behind one that there was no room for."""
+        self._room -= part.num_bytes
+        if self._room >= 0:
+            self._held.append(part)
+
+    def _pulled(self, part: _Part, side: Tensor) -> Tensor:
+        """What f's transpose makes of a side ``[windows, seqlen, hidden_size]``."""
+        outputs = self._map.outputs(part.factors, linear(side, self._quick_matrix.T))
+        return (outputs.flatten(0, 1).T @ part.read.flatten(0, 1)).to(self._products)
+
+    def _left(self, part: _Part, entering: Tensor, target: Tensor, roots: Tensor) -> Tensor:
+        """e, weighed."""
+        biases = self._pruned.weights
+        outputs = linear(part.read, self._rows, biases.get(f"{ROWS_OF[self._columns]}.bias"))
+        given = linear(self._map.inputs(part.factors, outputs), self._matrix)
+        left = target - entering
+        if (bias := biases.get(f"{self._columns}.bias")) is not None:
+            left -= bias
+        return left.mul_(roots).sub_(given)
+
+    def _scales(self, part: _Part, weights: Tensor) -> Tensor:
+        """Squares of what a row's output is multiplied with, over all tokens, ``[rows]``."""
+        squares = self._matrix.square().sum(0, dtype=torch.float64)
+        if (gates := self._map.squares(part.factors)) is not None:
+            return squares * gates
+        # A row of v_proj is mixed by attention weights, and read by every query of its group.
+        heads = squares.view(-1, len(squares) // len(self._rows), self._pruned.head_dim)
+        return heads.sum(1).flatten() * weights.sum(dtype=torch.float64)
 
     def _weights(self, target: Tensor) -> Tensor:
         """Of every token, ``[windows, seqlen, 1]``."""

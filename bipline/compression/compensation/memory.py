@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bipline.compression.compensation.moments import moments_bytes
 from bipline.compression.compensation.obs import obs_bytes
-from bipline.compression.compensation.options import CompensationOptions
+from bipline.compression.compensation.options import PUBLISHED, CompensationOptions
 from bipline.compression.compensation.trials import VERSIONS_TOGETHER
 from bipline.compression.compensation.triangles import DOUBLE, TILE_COLUMNS, triangles_bytes
 from bipline.model.shapes import ModelShape
@@ -49,7 +49,7 @@ def compensation_bytes(
         return max(attention, ffn)
     # Behind the pruned attention half, of which there is a copy.
     half = computing_bytes * (sizes.inputs + sizes.outputs * sizes.o_proj)
-    if compensation == "bias":
+    if compensation in ("bias", *PUBLISHED):
         return max(attention, ffn + half)
     # What was mapped of q_proj, k_proj and v_proj, or fitted of v_proj alone, is there as it is
     # written, and until the FFN's turn as it is applied. The map is made and used up before
@@ -108,7 +108,7 @@ class _Sizes:
     def first_fit(self, columns: int) -> int:
         """A matrix of so many columns with its moments, its choice among them."""
         eliminated = 0
-        if self.compensation == "obs":
+        if self.compensation in ("obs", *PUBLISHED):
             eliminated = obs_bytes(columns, self.outputs, self.products)
         return max(self._solving(columns, VERSIONS), eliminated) + self._held(columns)
 
@@ -154,14 +154,15 @@ def rows_operations(
 ) -> tuple[float, float]:
     """Operations of fitting the kept rows of v_proj, and those of up_proj, of one block.
 
-    Every step is a pass through what stays, and back through two matrices; one more makes the
-    right side. Attention's scores are left out.
+    Every step is what the rows put out, what the matrix makes of it, and both transposed. The right
+    side takes as much once more, behind gates or attention weights. Attention's scores and mixtures
+    are left out.
     """
-    head = shape.hidden_size * shape.head_dim * groups
-    queries = shape.queries_per_group
-    attention, ffn = head * (2 * queries + 2), shape.hidden_size * channels
+    rows = shape.hidden_size * shape.head_dim * groups
+    matrix, ffn = rows * shape.queries_per_group, shape.hidden_size * channels
     passes = 2.0 * tokens * (steps + 1)
-    return passes * (attention + head * (queries + 1)), passes * (attention + 5 * ffn)
+    attention = passes * 2 * (rows + matrix) + 2.0 * tokens * (rows + matrix)
+    return attention, passes * 4 * ffn + 2.0 * tokens * ffn
 
 
 def moments_operations(shape: ModelShape, tokens: int, sequential: bool, maps: bool) -> int:

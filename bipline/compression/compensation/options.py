@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from bipline.compression.criteria.interface import Options
 from bipline.compression.options import Numbers, PositiveNumbers
+
+
+class SlimGptOptions(Options):
+    """``sequential``: on the inputs that the pruned blocks before give; ``held_out``: share of the
+    windows that errors are told of.
+    """
+
+    sequential: bool = True
+    held_out: float = Field(0.1, gt=0, lt=1)
+
+
+class OsscarOptions(SlimGptOptions):
+    """``ridge`` is its damping, as a share of the mean of H's diagonal."""
+
+    ridge: float = Field(1e-2, gt=0)
 
 
 class CompensationOptions(Options):
@@ -51,3 +66,17 @@ class CompensationOptions(Options):
     def least_windows(self) -> int:
         """One to fit on and one held out."""
         return 2
+
+
+# What the published compensations may be told, and what they have nothing of.
+PUBLISHED: dict[str, type[Options]] = {"osscar": OsscarOptions, "slimgpt": SlimGptOptions}
+WITHOUT: dict[str, Any] = {
+    "ridge_factors": (1.0,), "betas": (0.0,), "input_maps": False, "row_steps": 0,
+    "random_windows": 0.0, "generated_windows": 0.0,
+}  # fmt: skip
+
+
+def published_options(name: str, own: Options) -> CompensationOptions:
+    """Those of a published compensation, as all others have them; SlimGPT knows no damping."""
+    undamped = {"ridge": 0.0} if name == "slimgpt" else {}
+    return CompensationOptions().model_copy(update={**own.model_dump(), **WITHOUT, **undamped})

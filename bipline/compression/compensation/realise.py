@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.compression.compensation.checks import compensation_options, needed_bytes
@@ -18,6 +20,7 @@ from bipline.compression.compensation.drawn_windows import divided_with_drawn
 from bipline.compression.compensation.engine import compensate
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
+from bipline.compression.compensation.streams import STREAMS
 from bipline.compression.computing import Computing
 from bipline.compression.corrections import BLOCK_FILES, PLAN_NAME, digest_of
 from bipline.compression.windows import Windows
@@ -53,10 +56,12 @@ def realise(
     blocks: list[BlockPlan] = []
     records: list[BlockRecord] = []
     loop = windows.computing.loop(checkpoint)
-    divided = divided_with_drawn(loop, windows.token_ids, compensation, options)
-    computing = _placed(windows, checkpoint, settings, divided.tokens)
+    spare = _spare_bytes(windows, checkpoint, settings)
+    divided = divided_with_drawn(loop, windows.token_ids, compensation, options, spare)
+    computing, room = _placed(windows, checkpoint, settings, divided.tokens)
+    folder = work / "states"
     for done in compensate(
-        checkpoint, plan, divided, computing, compensation, options, work / "states", progress
+        checkpoint, plan, divided, computing, compensation, options, folder, progress, room
     ):
         blocks.append(done.plan)
         records.append(done.record)
@@ -83,23 +88,39 @@ def realise(
 
 def _placed(
     windows: Windows, checkpoint: Checkpoint, settings: CompensateSettings, tokens: int
-) -> Computing:
-    """The same computing, with hidden states on disk where memory has no room for both streams.
+) -> tuple[Computing, int]:
+    """The same computing, with hidden states on disk where memory has no room for the streams.
 
-    ``tokens`` are those of each stream.
+    ``tokens`` are those of each stream. Beside it what is left in bytes, for whatever is held so
+    that it need not be computed again.
     """
     computing = windows.computing
     need = needed_bytes(checkpoint, settings, *windows.token_ids.shape)
-    states = 2 * tokens * checkpoint.shape.hidden_size * computing.dtype.itemsize
-    least = memory_need(computing.loop(checkpoint), windows.token_ids, logits=False).least
-    fits = least + need + states <= memory_limit(computing.max_memory)
-    resident = computing.resident and fits
+    states = STREAMS * tokens * checkpoint.shape.hidden_size * computing.dtype.itemsize
+    spare = _spare_bytes(windows, checkpoint, settings)
+    resident = computing.resident and states <= spare
     note(
         f"compensation {settings.chosen}: at most {gigabytes(need)} for generated text or one "
         f"block's moments, solves and versions; {gigabytes(states)} of hidden states "
         f"{'in memory' if resident else 'on disk'}"
     )
-    return replace(computing, resident=resident)
+    if computing.device.type == "cpu" and resident:
+        spare -= states
+    return replace(computing, resident=resident), spare
+
+
+def _spare_bytes(windows: Windows, checkpoint: Checkpoint, settings: CompensateSettings) -> int:
+    """What the computing device has beside all that compensation needs; at least 0.
+
+    On a GPU half of it, for what is needed is not counted to the byte there.
+    """
+    computing = windows.computing
+    need = needed_bytes(checkpoint, settings, *windows.token_ids.shape)
+    if computing.device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(computing.device)[0]
+        return max(0, free // 2 - need)
+    least = memory_need(computing.loop(checkpoint), windows.token_ids, logits=False).least
+    return max(0, memory_limit(computing.max_memory) - least - need)
 
 
 def _key(

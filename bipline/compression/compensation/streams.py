@@ -16,6 +16,9 @@ from torch import Tensor
 from bipline.model.block_loop import BlockLoop, micro_batch_of
 from bipline.model.halves import O_PROJ, Halves
 
+# Hidden states of all windows that there are: dense, pruned, and between a block's halves.
+STREAMS = 3
+
 
 def held_out_windows(windows: int, share: float) -> list[int]:
     """The places of the windows that are held out: evenly spread, at least one, never all."""
@@ -50,7 +53,8 @@ class Streams:
 
     ``folder`` is where they are kept; None for memory. With ``sequential`` the other stream runs
     through the pruned blocks; else it is what entered the dense block that the dense stream
-    entered last.
+    entered last. What the other stream is between a block's halves is kept beside it, because the
+    FFN is fitted on it in many passes, and because the attention half may still be given up.
     """
 
     def __init__(
@@ -63,12 +67,13 @@ class Streams:
         self._loop, self._sequential = loop, sequential
         self.tokens = token_ids.numel()
         self._size = micro_batch_of(token_ids.shape[1], loop.micro_batch)
-        places = [folder / name if folder else None for name in ("dense", "pruned")]
+        places = [folder / name if folder else None for name in ("dense", "pruned", "between")]
         for place in filter(None, places):
             place.mkdir(parents=True, exist_ok=True)
-        self._dense, self._other = (
+        self._dense, self._other, self._between = (
             loop.states(token_ids, place, resident=place is None) for place in places
         )
+        self._is_between = False
         for states in (self._dense, self._other):
             loop.embed_into(states, token_ids)
 
@@ -108,18 +113,39 @@ class Streams:
         self.advance_attention(halves)
         self.advance_ffn(halves)
 
-    def advance_pruned(self, halves: Halves) -> None:
-        """Run the other stream through a pruned block."""
+    def pass_attention(self, halves: Halves) -> None:
+        """Run the other stream through a pruned block's attention, and keep it beside its entry."""
 
-        def step(_number: int, chunk: Tensor) -> Tensor:
-            return torch.cat([halves.run(part) for part in self._parts(chunk)])
+        def passed(number: int) -> Tensor:
+            parts = self._parts(self._other.chunk(number))
+            return torch.cat([halves.after_attention(part) for part in parts])
+
+        self._between.fill(passed)
+        self._is_between = True
+
+    def give_up_attention(self) -> None:
+        """Forget what was made between the halves."""
+        self._is_between = False
+
+    def advance_pruned(self, halves: Halves) -> None:
+        """Run the other stream through a pruned block, from between its halves if it is there."""
+        between, self._is_between = self._is_between, False
+        run = halves.after_ffn if between else halves.run
+
+        def step(number: int, chunk: Tensor) -> Tensor:
+            entering = self._between.chunk(number) if between else chunk
+            return torch.cat([run(part) for part in self._parts(entering)])
 
         self._other.advance(step)
 
-    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Micro-batches: what enters the other stream's block, and what the dense stream is now."""
+    def pairs(self, between: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Micro-batches: what enters the other stream's block, and what the dense stream is now.
+
+        With ``between`` what enters its FFN.
+        """
+        entering = self._between if between else self._other
         for number in range(self._dense.shape.chunks):
-            chunks = (states.chunk(number) for states in (self._other, self._dense))
+            chunks = (states.chunk(number) for states in (entering, self._dense))
             yield from zip(*map(self._parts, chunks), strict=True)
 
     def _parts(self, chunk: Tensor) -> tuple[Tensor, ...]:

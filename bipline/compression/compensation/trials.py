@@ -23,14 +23,15 @@ Errors = Callable[[Sequence[Candidate]], list[float]]
 class Trials:
     """Measures versions of a matrix; only the best of all is kept.
 
-    ``by_compensation`` has the best error of each.
+    ``by_compensation`` has the best error of each. Not ``guarded``, the best is one of those that
+    are measured, even where the plain one leaves less.
     """
 
-    def __init__(self, errors: Errors, plain: Candidate) -> None:
+    def __init__(self, errors: Errors, plain: Candidate, guarded: bool = True) -> None:
         self._errors = errors
-        [self.least] = errors([plain])
-        self.chosen = plain
-        self.by_compensation: dict[str, float] = {plain.compensation: self.least}
+        [error] = errors([plain])
+        self.chosen, self.least = plain, error if guarded else math.inf
+        self.by_compensation: dict[str, float] = {plain.compensation: error}
         self._betas: dict[str, float | None] = {}
 
     def measure(self, versions: Iterable[Candidate]) -> None:

@@ -214,7 +214,7 @@ def _run(pipeline: str, settings: Any, json_file: Path | None, dry_run: bool = F
             from bipline.face.stacks import told_needs
 
             for step, text in told_needs(settings):
-                typer.echo(printable(f"  {step:<19}{text}"))
+                typer.echo(printable(f"  {step:<26}{text}"))
         return None
     with working(log := log_file(settings.folder, pipeline)) as console:
         summary = getattr(api, pipeline)(settings, json_file=json_file)

@@ -217,6 +217,6 @@ def check_parts(section: EvaluateSettings) -> None:
     count = len(section.texts)
     if section.parts > 1 and not section.tasks and section.parts > count:
         raise InvalidInput(
-            f"evaluate.parts {section.parts}: {count} texts and no task are measured, and a text "
+            f"evaluate.parts {section.parts}: texts to measure: {count}, tasks: none, and a text "
             "is measured whole; give no more parts than texts"
         )

@@ -47,6 +47,8 @@ TASK_LIBRARIES = 200 * MEBIBYTE
 PIECES = 192 * MEBIBYTE
 # Seconds of ZenML around a step, in a process that runs already; a pod's start is its pool's.
 AROUND = 1.0
+# Measured, more than that: what some steps import, draw, verify and write pages of.
+BESIDE = {"resolve": 0.7, "calibrate": 3.0, "prune": 0.7, "export": 4.0}
 # A token of English text.
 TOKEN_BYTES = 4
 # Choices of a task's row, where the rows are not known.
@@ -72,7 +74,10 @@ class Estimates:
 
     def needs(self) -> dict[str, StepNeed]:
         """Every step that the settings bring, in order."""
-        return dict(self._steps())
+        return {
+            name: replace(need, seconds=need.seconds + BESIDE.get(name, 0.0))
+            for name, need in self._steps()
+        }
 
     def _steps(self) -> Iterator[tuple[str, StepNeed]]:
         settings = self.settings
@@ -134,7 +139,11 @@ class Estimates:
         if count == 1:
             yield name, whole
             return
-        share = replace(whole, seconds=whole.seconds / count, operations=whole.operations / count)
+        share = replace(
+            whole,
+            seconds=AROUND + (whole.seconds - AROUND) / count,
+            operations=whole.operations / count,
+        )
         for index in range(count):
             yield f"{name}_part_{index + 1}", share
         yield name, self._need()

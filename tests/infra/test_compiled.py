@@ -26,7 +26,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from bipline.face.cli import main
-out = Path(sys.argv[2])
+out, swept, target = map(Path, sys.argv[2:])
 sys.argv = ["bipline", "compress", sys.argv[1], "--compile", str(out)]
 main()
 first = out.read_bytes()
@@ -41,7 +41,7 @@ from pipelines.compiled import STACKS, compile_pipeline, kubeflow_config
 from pipelines.local_stack import isolated
 config = kubeflow_config(load_stack(STACKS / "aws-kubeflow.yaml", filled=False))
 with isolated(out.parent / "sweep"):
-    compile_pipeline("sweep", load(KINDS["sweep"], Path(sys.argv[3])), config, Path(sys.argv[4]))
+    compile_pipeline("sweep", load(KINDS["sweep"], swept), config, target)
 
 from infra.kubeflow.config import KubeflowSettings
 from infra.kubeflow.tasks import compile_tasks

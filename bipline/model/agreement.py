@@ -1,10 +1,10 @@
 """The block loop against transformers' own model, on random weights, before a number counts.
 
-The loop runs transformers' decoder blocks one by one and does itself what lies around them:
-embedding, positions, masks, the last norm, the output matrix. A family, a version of transformers
-or a switch of a config.json that does anything else there would make every number wrong without a
-word. So the first loop of a config in a process compares the logits of a small model with the
-same config: one block of each kind, narrow, with every switch and multiplier kept.
+The loop runs transformers' decoder blocks one by one, with what transformers' decoder hands to
+them. A family, a version of transformers or a switch of a config.json that does anything else
+between them would make every number wrong without a word. So the first loop of a config in a
+process compares the logits of a small model with the same config: one block of each kind, narrow,
+with every switch and multiplier kept.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ TOLERANCE = 1e-4
 WINDOWS, TOKENS = 2, 12
 VOCABULARY, CHANNELS = 32, 24
 MOST_GROUPS, MOST_QUERIES = 2, 16
+# Shorter than the windows, so that what it hides is compared too.
+LONGEST_SLIDING = 8
 SEED = 7
 # Configs that agreed, or are being compared: the small model's own loop must not ask again.
 _AGREED: set[str] = set()
@@ -87,6 +89,8 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
         if small.get(listed):
             small[listed] = [sizes[name] if width else 0 for width in small[listed]]
             small[name] = max(small[listed])
+    if small.get("sliding_window"):
+        small["sliding_window"] = min(LONGEST_SLIDING, small["sliding_window"])
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         small[name] = None if small.get(name) is None else 0
     return small
@@ -146,8 +150,7 @@ def _drawn(config: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
         weights[name] = noise / shape[1] ** 0.5 if len(shape) > 1 else 1 + noise / 5
-    limits = (config.get(each) for each in ("max_position_embeddings", "sliding_window"))
-    tokens = min([TOKENS, *(limit for limit in limits if limit)])
+    tokens = min(TOKENS, config["max_position_embeddings"])
     return weights, torch.randint(VOCABULARY, (WINDOWS, tokens), generator=generator)
 
 

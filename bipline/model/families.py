@@ -44,6 +44,7 @@ class Build(_Table):
     biases: dict[str, dict[str, Axes]]
     head_norms: dict[str, Axes]
     outside_weights: dict[str, Axes]
+    embedding: str
     output_weights: dict[str, Axes]
     ignored: tuple[str, ...]
     sublayers: dict[Literal["attention", "ffn"], tuple[str, ...]]

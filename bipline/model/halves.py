@@ -45,7 +45,7 @@ class Halves:
     @classmethod
     def of(cls, block: Block) -> Halves:
         """The halves of the resident block; valid as long as it is."""
-        return cls(block.loop, block.index, block.loop._module(block.weights), block.weights)
+        return cls(block.loop, block.index, block.loop.around.blocks[block.index], block.weights)
 
     def changed(self, weights: Mapping[str, Tensor]) -> Halves:
         """The same arithmetic with these weights and no others."""
@@ -82,14 +82,10 @@ class Halves:
         handle = attention.o_proj.register_forward_pre_hook(
             lambda _module, inputs: seen.append(inputs[0])
         )
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        options = {
-            "attention_mask": None,
-            "position_embeddings": self._loop._rotary(hidden, positions),
-        }
+        handed = self._loop.around.handed(self.index, hidden)
         try:
             normed = self.attention_input(hidden)
-            torch.func.functional_call(attention, self._held("self_attn"), (normed,), options)
+            torch.func.functional_call(attention, self._held("self_attn"), (normed,), handed)
         finally:
             handle.remove()
         return seen[0]

@@ -55,6 +55,6 @@ def test_a_turn_holds_what_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_windows_longer_than_the_positions_are_refused(tmp_path: Path) -> None:
     loop = BlockLoop(open_checkpoint(tiny_model(tmp_path / "model", "llama-gqa")))
-    longest = loop._skeleton.config.max_position_embeddings
+    longest = loop.around.config.max_position_embeddings
     with pytest.raises(InvalidInput, match=f"seqlen {longest + 1} is longer"):
         sampled_windows(loop, OPENING, longest + 1)

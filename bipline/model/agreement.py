@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from bipline.base.errors import InvalidInput
+from bipline.model.built import build, one_line
 from bipline.model.checkpoint import Checkpoint, tensor_bytes
 from bipline.model.families import family_of, tensor_shapes, with_blocks
-from bipline.model.loading import build, one_line
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.shapes import PER_LAYER_LISTS, shape_of
 from bipline.storage.digests import digest_json
@@ -76,13 +76,15 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
     groups = min(MOST_GROUPS, shape.num_key_value_heads)
     queries = min(MOST_QUERIES, shape.queries_per_group)
     heads = groups * queries
+    # LLaMA's class wants a multiple of the heads, Helium's what they are together.
+    fixed = family_of(str(config["model_type"])).heads_fixed
+    width = shape.head_dim if fixed else -(-CHANNELS // heads)
     sizes = {
         "num_key_value_heads": groups, "num_attention_heads": heads, "intermediate_size": CHANNELS,
     }  # fmt: skip
     small: dict[str, Any] = {
         **with_blocks(config, list(kinds.values())), **sizes,
-        # LLaMA's class wants a multiple of the heads.
-        "hidden_size": heads * -(-CHANNELS // heads), "head_dim": shape.head_dim,
+        "hidden_size": heads * width, "head_dim": shape.head_dim,
         "vocab_size": VOCABULARY,
     }  # fmt: skip
     for name, listed in PER_LAYER_LISTS.items():
@@ -98,11 +100,12 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kind(config: Mapping[str, Any], index: int) -> tuple[Any, ...]:
     """What a block has that another may not have: its attention's reach, and its sublayers."""
-    types = config.get("layer_types")
+    listed = family_of(str(config["model_type"])).block_lists
+    kinds = tuple(config[key][index] for key in listed if config.get(key))
     slides = bool(config.get("use_sliding_window")) and index >= config.get("max_window_layers", 0)
-    lists = (config.get(listed) for listed in PER_LAYER_LISTS.values())
-    present = tuple(bool(listed[index]) for listed in lists if listed)
-    return (types[index] if types else slides, *present)
+    widths = (config.get(each) for each in PER_LAYER_LISTS.values())
+    present = tuple(bool(each[index]) for each in widths if each)
+    return (*(kinds or (slides,)), *present)
 
 
 @dataclass(frozen=True)

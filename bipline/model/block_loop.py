@@ -94,7 +94,9 @@ class Block:
         checkpoint = self.loop.checkpoint
         names = checkpoint.block_names(self.index)
         held = {TORCH_DTYPES[checkpoint.tensors[full].dtype] for full in names.values()}
-        if all(torch.promote_types(dtype, self.loop.dtype) == self.loop.dtype for dtype in held):
+        rounded = checkpoint.multipliers and self.loop.dtype.itemsize < torch.float32.itemsize
+        wide = all(torch.promote_types(dtype, self.loop.dtype) == self.loop.dtype for dtype in held)
+        if wide and not rounded:
             return self.weights
         return checkpoint.block_weights(self.index)
 
@@ -121,12 +123,11 @@ class BlockLoop:
         self.micro_batch = micro_batch
         self.reader = BlockReader(checkpoint, dtype, self.device)
         build = build_of(checkpoint.family)
-        held = {
-            name: checkpoint.tensor(name)
-            for name in build.outside_weights
-            if name != build.embedding
-        }
+        outside = checkpoint.family.named(build.outside_weights)
+        held = {name: checkpoint.tensor(name) for name in outside if name != build.embedding}
         self.around = Surroundings(checkpoint.config, held, dtype, self.device)
+        if checkpoint.multipliers:
+            self.around.set_in_blocks(checkpoint.family.output_multiplier, 1.0)
         self._observed = build.observed
 
     def states(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from bipline.model.block_reader import Weights
-from bipline.model.loading import build
+from bipline.model.built import build
 
 # Shapes of windows whose masks and positions are kept: a pass has at most a few.
 KEPT_SHAPES = 4
@@ -76,7 +76,7 @@ class Surroundings:
         self, config: Mapping[str, Any], weights: Weights, dtype: torch.dtype, device: torch.device
     ) -> None:
         with torch.device("meta"):
-            self._model = build(config).eval()
+            self._model = build(config, dtype).eval()
         decoder = self._model.get_decoder()
         self.config = decoder.config
         self.blocks: list[nn.Module] = list(decoder.layers)
@@ -114,6 +114,13 @@ class Surroundings:
         if cache is None:
             return found
         return {name: cache if isinstance(v, _Past) else v for name, v in found.items()}
+
+    def set_in_blocks(self, name: str, value: float) -> None:
+        """Give a number that every block has another value."""
+        for block in self.blocks:
+            if not isinstance(getattr(block, name), float | int):
+                raise ValueError(f"{name} of a block is no number")
+            setattr(block, name, value)
 
     def logits(self, hidden: Tensor, output: Tensor) -> Tensor:
         """Logits of what leaves the last block: ``[..., seqlen, hidden_size]`` to vocab_size."""

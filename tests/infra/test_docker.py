@@ -49,7 +49,7 @@ def test_every_version_is_that_of_the_constraints() -> None:
     """CPU and CUDA differ in the index of torch alone; our own wheel brings nothing else."""
     runs = [part for kind, rest in last_stage() if kind == "RUN" for part in rest.split("&&")]
     torch, needs, own = (run for run in runs if "pip install" in run)
-    assert all("--constraint /needs/constraints.txt" in run for run in (torch, needs))
+    assert all("--constraint /mnt/constraints.txt" in run for run in (torch, needs))
     assert "--no-deps --no-index" in own
     assert [("TORCH_INDEX" in run) for run in (torch, needs, own)] == [True, False, False]
     assert runs[-1].split() == ["/opt/bipline/bin/pip", "check"]

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.compensation_operations import Operations, Work, operations_of
 from benchmarks.machine import ProcessorTime, described, machine
 from benchmarks.shapes import random_checkpoint
 from benchmarks.tables import Section, Table, gigabytes_text, seconds_text
@@ -37,6 +36,7 @@ from bipline.compression.compensation import (
 )
 from bipline.compression.compensation.drawn_windows import Division, random_windows
 from bipline.compression.compensation.memory import compensation_bytes
+from bipline.compression.compensation.operations import Operations, Work, operations_of
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.computing import Computing
 from bipline.model.checkpoint import Checkpoint

@@ -33,6 +33,9 @@ SHAPES: dict[str, dict[str, int]] = {
                    "num_key_value_heads": 8, "num_hidden_layers": 32, "vocab_size": 128256},
     "llama-3-70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64,
                     "num_key_value_heads": 8, "num_hidden_layers": 80, "vocab_size": 128256},
+    "llama-3.1-405b": {"hidden_size": 16384, "intermediate_size": 53248,
+                       "num_attention_heads": 128, "num_key_value_heads": 8,
+                       "num_hidden_layers": 126, "vocab_size": 128256},
     "narrow-1b": {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
                   "num_key_value_heads": 16, "num_hidden_layers": 32, "vocab_size": 32000},
     "small": {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8,
@@ -59,6 +62,11 @@ def random_checkpoint(
             for file in TOKENIZER.glob("tokenizer*"):
                 shutil.copyfile(file, writer.path / file.name)
     return out
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The config.json of a shape, in bfloat16."""
+    return _config(SHAPES[name], torch.bfloat16)
 
 
 def _config(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, Any]:

@@ -7,6 +7,7 @@ ZenML's server gives, and its pods find their secrets in the cluster.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from bipline.base.extras import check_all
 from bipline.compression.auto import settled_settings
 from bipline.face.named_places import COMPILED
 from bipline.settings.compress import CompressSettings
+from bipline.settings.stack import StackSettings
 from bipline.settings.stack_file import StackFile, load_stack
 from bipline.storage.directory import write_text
 from bipline.storage.stage_key import PROJECT_ROOT
@@ -49,7 +51,8 @@ def compile_compress(settings: CompressSettings, stack: str | None, out: Path) -
     config = kubeflow_config(file)
     settings, _ = settled_settings(settings)
     with TemporaryDirectory(prefix="bipline-compile-") as folder, isolated(Path(folder)):
-        steps = _written(settings, config, package := Path(folder) / "compress.yaml")
+        package = Path(folder) / "compress.yaml"
+        steps = compile_pipeline("compress", settings, config, package)
         write_text(out, FIRST_LINE + package.read_text(encoding="utf-8"))
     return {"stack": file.name, "steps": steps}
 
@@ -82,24 +85,30 @@ def kubeflow_config(file: StackFile) -> KubeflowConfig:
         raise InvalidInput(f"stack {file.name}, orchestrator: {place}: {found['msg']}") from None
 
 
-def _written(settings: CompressSettings, config: KubeflowConfig, out: Path) -> list[str]:
+def compile_pipeline(
+    name: str, settings: StackSettings, config: KubeflowConfig, out: Path
+) -> list[str]:
+    """Write what Kubeflow would be given of a pipeline of this project; the names of its steps."""
     from zenml.config.compiler import Compiler
     from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
+    from zenml.enums import ExecutionMode
 
     from infra.kubeflow.orchestrator import entrypoint
     from infra.kubeflow.tasks import compile_tasks
-    from pipelines.compress import configured
 
-    options = run_options(settings, config)
+    # As KFP does: what needs a failed step is left out, the rest runs on.
+    placed = settings if isinstance(settings, CompressSettings) else None
+    options = run_options(placed, config)
+    options["execution_mode"] = ExecutionMode.CONTINUE_ON_FAILURE
     steps = options.pop("steps")
-    pipeline = configured(settings).with_options(**options)
+    pipeline = import_module(f"pipelines.{name}").configured(settings).with_options(**options)
     pipeline.prepare(settings)
     stack = _stack(config)
-    run = PipelineRunConfiguration(run_name="compress", steps=steps)
+    run = PipelineRunConfiguration(run_name=name, steps=steps)
     snapshot = Compiler().compile(pipeline=pipeline, stack=stack, run_configuration=run)
     found = snapshot.step_configurations
     compile_tasks(
-        "compress", found, stack.orchestrator.get_settings, lambda step: config.image,
+        name, found, stack.orchestrator.get_settings, lambda step: config.image,
         lambda step: entrypoint(step, str(NO_SNAPSHOT)), {step: {} for step in found}, out,
     )  # fmt: skip
     return list(found)

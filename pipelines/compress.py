@@ -8,6 +8,7 @@ on it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from zenml import Model, pipeline
@@ -22,7 +23,7 @@ from bipline.stages.export import records_of
 from bipline.stages.line import runs_windows
 from bipline.stages.promote import gate_of
 from pipelines.provenance import provenance
-from steps import line
+from steps import line, parts
 from steps.notices import on_failure
 from steps.stage import output, store
 
@@ -72,10 +73,11 @@ def compress(settings: CompressSettings) -> None:
         "compute": compute,
     }  # fmt: skip
     # After all that makes models: a run that fails there has not measured for nothing.
-    account["dense_record"] = line.evaluate_dense(**measured, after=subject)
-    account["pruned_record"] = measure("pruned", pruned, **measured, after=subject)
+    share = settings.evaluate.parts
+    account["dense_record"] = measure("dense", None, share, **measured, after=subject)
+    account["pruned_record"] = measure("pruned", pruned, share, **measured, after=subject)
     if settings.recover.enabled:
-        account["recovered_record"] = measure("recovered", subject, **measured)
+        account["recovered_record"] = measure("recovered", subject, share, **measured)
     if settings.evaluate.protocol.speed:
         account["speeds"] = line.speed(pruned=pruned, subject=subject, **measured)
     inputs = calibration_inputs, evaluation_inputs, recovery_inputs
@@ -84,10 +86,30 @@ def compress(settings: CompressSettings) -> None:
     line.promote(package, *promotion, provenance(), **account)
 
 
-def measure(name: str, subject: Any, **inputs: Any) -> Any:
-    """The step that measures a model, whose record is called after it."""
-    step = line.evaluate.with_options(substitutions={"model": name})
-    return step(subject, name=name, id=f"evaluate_{name}", **inputs)
+def measure(name: str, subject: Any, count: int, **inputs: Any) -> Any:
+    """The step that measures a model, whose record is called after it; the dense one for None.
+
+    With a ``count`` of parts, that many parallel steps and one where they meet.
+    """
+    own = {} if subject is None else {"subject": subject}
+    if count > 1:
+        found = [
+            parts.evaluate_part(
+                name=name, index=index, parts=count, id=f"evaluate_{name}_part_{index + 1}",
+                **own, **inputs,
+            )
+            for index in range(count)
+        ]  # fmt: skip
+        inputs.pop("after", None)
+        return called(parts.join_parts, name)(parts=found, name=name, **own, **inputs)
+    if subject is None:
+        return line.evaluate_dense(**inputs)
+    return called(line.evaluate, name)(name=name, **own, **inputs)
+
+
+def called(step: Any, name: str) -> Any:
+    """A measuring step under the name of its model, as its record is."""
+    return partial(step.with_options(substitutions={"model": name}), id=f"evaluate_{name}")
 
 
 def configured(settings: CompressSettings, **options: Any) -> Any:
@@ -109,11 +131,11 @@ def score_all(model: Any, settings: CompressSettings, **windows: Any) -> Any:
     shared = {"settings": section, "compute": settings.compute, "seed": settings.seed, **windows}
     if section.parts == 1 or not windows:
         return line.score(model, **shared)
-    parts = [
-        line.score_part(model, index=index, id=f"score_part_{index + 1}", **shared)
+    found = [
+        parts.score_part(model, index=index, id=f"score_part_{index + 1}", **shared)
         for index in range(section.parts)
     ]
-    return line.reduce_scores(model, parts=parts, id="score", **shared)
+    return parts.reduce_scores(model, parts=found, id="score", **shared)
 
 
 def summary(steps: Mapping[str, StepRunResponse]) -> dict[str, Any]:

@@ -117,18 +117,37 @@ def _zenml() -> str:
 
 def _orchestrator(component: Any) -> str:
     from infra.kubeflow.config import KubeflowConfig
+    from infra.pods import PodStack
 
     config = component.config
-    if not isinstance(config, KubeflowConfig):
+    if not isinstance(config, PodStack):
         return f"{component.flavor}: nothing to ask"
     pools = node_pools(config.pools)
-    component.probe()
-    where = config.kubeflow_hostname or f"context {config.kubernetes_context}"
+    if isinstance(config, KubeflowConfig):
+        component.probe()
+        where = f"KFP at {config.kubeflow_hostname or f'context {config.kubernetes_context}'}"
+    else:
+        where = _cluster(component)
     if not pools:
         raise Ill("no pools", "list the cluster's node pools in the stack file, and apply it")
     if not any(pool.gpus for pool in pools):
-        return f"KFP at {without_secrets(where)}; no pool with a GPU, so steps run on CPUs"
-    return f"KFP at {without_secrets(where)}; pools {', '.join(pool.name for pool in pools)}"
+        return f"{without_secrets(where)}; no pool with a GPU, so steps run on CPUs"
+    return f"{without_secrets(where)}; pools {', '.join(pool.name for pool in pools)}"
+
+
+def _cluster(component: Any) -> str:
+    """Ask a cluster's API for its version, as ZenML's Kubernetes orchestrator would be let in."""
+    from bipline.base.extras import require
+
+    context = component.config.kubernetes_context
+    try:
+        api = require("kubernetes.client", "kubeflow").VersionApi
+        version = api(component.get_kube_client()).get_code(_request_timeout=WAIT_SECONDS)
+    except Exception as error:
+        raise Ill(
+            f"context {context}: {getattr(error, 'reason', None) or error}", CLUSTER
+        ) from None
+    return f"Kubernetes {version.git_version} of context {context}"
 
 
 def _artifact_store(component: Any) -> str:
@@ -200,6 +219,7 @@ def _container_registry(component: Any) -> str:
         raise
 
 
+CLUSTER = "start the cluster, or correct kubernetes_context; `kubectl version` must answer"
 PUSH = "build and push it, or correct `image` in the stack file"
 
 

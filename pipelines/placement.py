@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bipline.base.errors import InvalidInput
 from bipline.model.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ from bipline.stages.step_needs import step_needs
 from bipline.values.need import StepNeed
 
 if TYPE_CHECKING:
-    from infra.kubeflow.config import KubeflowConfig
+    from infra.pods import PodStack
 
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
@@ -109,15 +109,14 @@ def checkpoint_of(settings: CompressSettings) -> Checkpoint:
     return found
 
 
-def run_options(settings: CompressSettings | None, config: KubeflowConfig) -> dict[str, Any]:
-    """What ZenML is told of a run on Kubeflow: the image, retries, and each step's place.
+def run_options(settings: CompressSettings | None, config: PodStack) -> dict[str, Any]:
+    """What ZenML is told of a run in pods: the image, retries, and each step's place.
 
     Without settings no step is placed: Kubernetes decides. The image carries the code: nothing is
     built, and nothing of this folder is sent anywhere.
     """
     from zenml.config import DockerSettings
     from zenml.config.retry_config import StepRetryConfig
-    from zenml.enums import ExecutionMode
 
     from bipline.settings.stack_file import node_pools
 
@@ -129,18 +128,18 @@ def run_options(settings: CompressSettings | None, config: KubeflowConfig) -> di
     placed = places(settings, checkpoint_of(settings), pools) if settings and pools else {}
     options: dict[str, Any] = {
         "settings": {"docker": docker},
-        # As KFP does: what needs a failed step is left out, the rest runs on.
-        "execution_mode": ExecutionMode.CONTINUE_ON_FAILURE,
-        "steps": {name: {"settings": step_settings(place)} for name, place in placed.items()},
+        "steps": {name: {"settings": step_settings(each, config)} for name, each in placed.items()},
     }
     if config.retries:
         options["retry"] = StepRetryConfig(max_retries=config.retries, delay=RETRY_DELAY, backoff=2)
     return options
 
 
-def step_settings(place: Place) -> Mapping[str, Any]:
+def step_settings(place: Place, config: PodStack) -> Mapping[str, Any]:
     """ZenML's settings of a step: resources, and where its pod may run."""
     from zenml.config import ResourceSettings
+
+    from infra.kubeflow.config import KubeflowConfig, KubeflowSettings
 
     need, pool = place.need, place.pool
     memory = math.ceil(need.memory * ROOM / MEBIBYTE)
@@ -148,16 +147,18 @@ def step_settings(place: Place) -> Mapping[str, Any]:
     resources = ResourceSettings(
         cpu_count=cpus(pool), memory=f"{memory}MiB", gpu_count=1 if need.gpu else None
     )
-    return {
-        "resources": resources,
-        "orchestrator": {
-            "node_selectors": pool.node_selectors,
-            "tolerations": list(pool.tolerations),
-            "disk": f"{max(1, math.ceil(need.disk * ROOM / GIBIBYTE))}Gi",
-            "shared_memory": "8Gi" if need.gpu and pool.gpus > 1 else None,
-            "step_timeout": seconds,
-        },
+    told = {
+        "node_selectors": pool.node_selectors,
+        "tolerations": list(pool.tolerations),
+        "disk": f"{max(1, math.ceil(need.disk * ROOM / GIBIBYTE))}Gi",
+        "shared_memory": "8Gi" if need.gpu and pool.gpus > 1 else None,
+        "step_timeout": seconds,
     }
+    if not isinstance(config, KubeflowConfig):
+        from infra.kubernetes.pods import kubernetes_settings
+
+        told = kubernetes_settings(resources, KubeflowSettings(**told), cast(Any, config))
+    return {"resources": resources, "orchestrator": told}
 
 
 def cpus(pool: NodePool) -> float:

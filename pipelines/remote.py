@@ -15,20 +15,20 @@ from pipelines.placement import run_options
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse, StepRunResponse
 
-    from infra.kubeflow.config import KubeflowConfig
+    from infra.pods import PodStack
 
 IN_PODS = {"orchestrator", "artifact_store", "experiment_tracker", "container_registry"}
 ENDED_BADLY = {"failed", "stopped"}
 
 
-def kubeflow() -> KubeflowConfig | None:
-    """What the active stack says of Kubeflow; None where it runs elsewhere."""
+def pod_stack() -> PodStack | None:
+    """What the active stack says of its pods; None where steps run elsewhere."""
     from zenml.client import Client
 
-    from infra.kubeflow.config import KubeflowConfig
+    from infra.pods import PodStack
 
     config = Client().active_stack.orchestrator.config
-    return config if isinstance(config, KubeflowConfig) else None
+    return config if isinstance(config, PodStack) else None
 
 
 def placed_options(settings: Any) -> dict[str, Any]:
@@ -38,15 +38,15 @@ def placed_options(settings: Any) -> dict[str, Any]:
     before any work, what of the stack does not answer, and InvalidInput for a step that no pool has
     room for.
     """
-    config = kubeflow()
+    config, mode = pod_stack(), _as_it_fails()
     if config is None:
-        return _as_it_fails()
+        return mode
     if failed := first_failure(IN_PODS):
         raise EnvironmentFailure(f"{failed.name}: {failed.said}; {failed.mend}")
     if isinstance(settings, CompressSettings):
         _tell_local(settings)
-        return run_options(settings, config)
-    return run_options(None, config)
+        return {**run_options(settings, config), **mode}
+    return {**run_options(None, config), **mode}
 
 
 def _as_it_fails() -> dict[str, Any]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from bipline.base.errors import InvalidInput
+from bipline.base.extras import require
 from bipline.settings.stack_file import StackFile
 from pipelines.own_stack import answering, quiet
 from pipelines.process_state import changed, of_every_run
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
     from zenml.enums import StackComponentType
 
+# This project's flavors, and where they lie.
+OWN = {
+    "bipline_kubeflow": "infra.kubeflow.flavor", "bipline_kubernetes": "infra.kubernetes.flavor",
+}  # fmt: skip
 Change = Literal["created", "updated", "unchanged"]
 # More than any flavor is expected to have of each.
 PAGE = 100
@@ -38,7 +44,7 @@ def apply_stack(file: StackFile) -> dict[str, Change]:
         kinds = {name: Kind(name) for name in file.components}
         told: dict[str, Change] = {}
         if flavor := _own_flavor(file):
-            told[f"flavor {flavor}"] = _with_flavor(flavor)
+            told[f"flavor {flavor.FLAVOR}"] = _with_flavor(flavor)
         components: dict[StackComponentType, UUID] = {}
         for name, kind in kinds.items():
             told[name], components[kind] = _with_component(file, name, kind)
@@ -60,27 +66,29 @@ def _invalid(file: StackFile) -> Iterator[None]:
         raise InvalidInput(f"stack {file.name}: {reason}") from None
 
 
-def _own_flavor(file: StackFile) -> str | None:
-    from infra.kubeflow.flavor import FLAVOR
+def _own_flavor(file: StackFile) -> ModuleType | None:
+    """The module of this project's flavor that a stack asks for.
 
-    return FLAVOR if any(each.flavor == FLAVOR for each in file.components.values()) else None
+    Raises InvalidInput where the libraries are missing that it needs.
+    """
+    found = [OWN[each.flavor] for each in file.components.values() if each.flavor in OWN]
+    return require(found[0], "kubeflow") if found else None
 
 
-def _with_flavor(name: str) -> Change:
+def _with_flavor(flavor: ModuleType) -> Change:
     """Tell ZenML of this project's flavor; one of an older version is told anew."""
     from zenml.client import Client
     from zenml.enums import StackComponentType as Kind
+    from zenml.utils.source_utils import load
 
-    from infra.kubeflow.config import KubeflowConfig
-    from infra.kubeflow.flavor import SOURCE
-
-    client = Client()
-    found = client.list_flavors(name=name, type=Kind.ORCHESTRATOR, size=PAGE, hydrate=True).items
-    if found and found[0].config_schema == KubeflowConfig.model_json_schema():
+    client, kind = Client(), Kind.ORCHESTRATOR
+    found = client.list_flavors(name=flavor.FLAVOR, type=kind, size=PAGE, hydrate=True).items
+    schema = load(flavor.SOURCE)().config_class.model_json_schema()
+    if found and found[0].config_schema == schema:
         return "unchanged"
     if found:
         client.delete_flavor(str(found[0].id))
-    client.create_flavor(SOURCE, Kind.ORCHESTRATOR)
+    client.create_flavor(flavor.SOURCE, Kind.ORCHESTRATOR)
     return "updated" if found else "created"
 
 

@@ -121,34 +121,6 @@ def score(
     return line.score.score(context(compute, seed), model.model, calibration, settings)
 
 
-@cached_by(f"{__name__}.score_fingerprint")
-def score_part(
-    model: Resolution,
-    calibration: Handle,
-    settings: Parameter[ScoreSettings],
-    compute: Parameter[ComputeSettings],
-    seed: int,
-    index: int,
-) -> Annotated[Handle, "partial_statistics"]:
-    """The sums of one part of the calibration windows: parts run wherever there is room."""
-    return line.score.score_part(context(compute, seed), model.model, calibration, settings, index)
-
-
-@cached_by(f"{__name__}.score_fingerprint")
-def reduce_scores(
-    model: Resolution,
-    calibration: Handle,
-    parts: list[Handle],
-    settings: Parameter[ScoreSettings],
-    compute: Parameter[ComputeSettings],
-    seed: int,
-) -> Annotated[Handle, "statistics"]:
-    """Add the parts' sums in chunk order and score: the bits of a single pass."""
-    return line.score.reduce_scores(
-        context(compute, seed), model.model, calibration, parts, settings
-    )
-
-
 @cached_by(f"{__name__}.allocate_fingerprint")
 def allocate(
     model: Resolution,

@@ -29,6 +29,8 @@ from bipline.values.lineage import RunLineage, StageLineage
 from bipline.values.summary import StageStatus, StageSummary
 
 Value = TypeVar("Value")
+# In the name of a step that has a share of another's work.
+PART = "_part_"
 # A parameter. It comes back from ZenML's database as JSON, where a tuple is a list; the strict
 # settings accept tuples only.
 Parameter = Annotated[Value, BeforeValidator(tuples)]
@@ -88,7 +90,8 @@ def evaluated_at(run_id: UUID) -> datetime | None:
     for name, each in step_runs(run_id).items():
         if name.startswith("evaluate"):
             key = str(each.run_metadata.get("stage_key", ""))
-            found.append(ended_at(store(), "evaluate", key))
+            stage = "evaluate_part" if PART in name else "evaluate"
+            found.append(ended_at(store(), stage, key))
     times = [time for time in found if time is not None]
     return min(times) if times and len(times) == len(found) else None
 

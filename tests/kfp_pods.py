@@ -78,8 +78,9 @@ def _warm() -> None:
         "zenml", "zenml.client", "zenml.integrations.s3.artifact_stores",
         "zenml.integrations.mlflow.experiment_trackers", "zenml.zen_stores.rest_zen_store",
         "zenml.entrypoints.step_entrypoint_configuration", "zenml.execution.step.utils",
-        "zenml.orchestrators.step_launcher", "steps.line", "infra.kubeflow.flavor", "mlflow",
-        "transformers", "boto3", "bipline.quality.evaluate",
+        "zenml.orchestrators.step_launcher", "steps.line", "steps.parts",
+        "infra.kubeflow.flavor", "mlflow",
+        "transformers", "boto3", "bipline.quality.evaluate", "lm_eval.models.huggingface",
     ):  # fmt: skip
         importlib.import_module(module)
 

@@ -2,8 +2,10 @@
 
 Steps run in the order of the DAG with their environment, their secrets, their memory limit and
 their deadline, and are repeated as their retry policy says. It imitates no image, volume, node,
-taint or GPU, no namespace and no login; it waits seconds between attempts, not minutes, and steps
-run one after the other. Where a container would be, there is a process with an empty home.
+taint or GPU, no namespace and no login; it waits seconds between attempts, not minutes, and of the
+steps that may run at once two do. A pod is a container of the image that was built, where a test
+gives it one (see tests/kfp_containers.py), and a process with an empty home otherwise. The first
+line of its log says which.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
+from tests.kfp_containers import Containers
 from tests.kfp_process import kfp_environment
 from tests.layers import ROOT
 
@@ -32,17 +37,28 @@ UNITS = {"Mi": 1 << 20, "Gi": 1 << 30, "M": 10**6, "G": 10**9}
 IMAGE = "bipline"
 # After a pod was lost: until its hold on its work in S3 has run out, see tests/kfp_pods.py.
 LOST_SECONDS = 5.0
+# Steps whose pods run at once, where nothing of the DAG is between them.
+SIDE_BY_SIDE = 2
 
 
 @dataclass
 class Attempt:
-    """A pod that ran: its step, its exit code, its log, and the most private memory it had."""
+    """A pod that ran: its step, its exit code, its log, and the most private memory it had.
+
+    ``began`` and ``ended`` are seconds of this machine's clock.
+    """
 
     step: str
     code: int
     log: Path
     memory: int
     limit: int
+    began: float
+    ended: float
+
+    def ran_beside(self, other: Attempt) -> bool:
+        """Whether both ran at one time."""
+        return self.began < other.ended and other.began < self.ended
 
 
 @dataclass
@@ -55,9 +71,13 @@ class KubeflowStandIn:
     recurring: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
-    # A step whose first pod is killed when this says so.
-    kills: dict[str, Callable[[], bool]] = field(default_factory=dict)
+    # A step whose first pod is killed when this says so of the pod's folder.
+    kills: dict[str, Callable[[Path], bool]] = field(default_factory=dict)
+    # Pods are containers where this is given.
+    containers: Containers | None = None
     address: str = ""
+    _answers: dict[str, Queue[dict[str, Any]]] = field(default_factory=dict)
+    _asking: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def told(self) -> list[tuple[str, int, str]]:
@@ -68,14 +88,20 @@ class KubeflowStandIn:
         """Run every task whose upstream tasks ended well; then say how the run ended."""
         specification, platform = _parts(documents)
         tasks, ended = specification["root"]["dag"]["tasks"], dict[str, bool]()
-        while len(ended) < len(tasks):
-            for name, task in tasks.items():
-                before = task.get("dependentTasks", [])
-                if name in ended or not all(each in ended for each in before):
-                    continue
-                ended[name] = all(ended[each] for each in before) and self._task(
-                    run_id, name, task, specification, platform
-                )
+        running: dict[Future[bool], str] = {}
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            while len(ended) < len(tasks):
+                for name, task in tasks.items():
+                    before = task.get("dependentTasks", [])
+                    if name in {*ended, *running.values()} or not set(before) <= set(ended):
+                        continue
+                    if not all(ended[each] for each in before):
+                        ended[name] = False
+                        continue
+                    pod = pool.submit(self._task, run_id, name, task, specification, platform)
+                    running[pod] = name
+                for pod in wait(running, return_when=FIRST_COMPLETED).done:
+                    ended[running.pop(pod)] = pod.result()
         self.runs[run_id] |= {"state": "SUCCEEDED" if all(ended.values()) else "FAILED",
                               "finished_at": _now()}  # fmt: skip
 
@@ -102,40 +128,83 @@ class KubeflowStandIn:
     ) -> Attempt:
         folder = self.folder / run_id / name
         folder.mkdir(parents=True)
-        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
+        environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         for each in container.get("env", ()):
-            value = each["value"].replace("{{$.pipeline_job_uuid}}", run_id)
-            environment[each["name"]] = value.replace("/scratch", str(folder))
+            environment[each["name"]] = each["value"].replace("{{$.pipeline_job_uuid}}", run_id)
         for secret in pod.get("secretAsEnv", ()):
             values = self.secrets[secret["secretName"]]
             environment |= {k["envVar"]: values[k["secretKey"]] for k in secret["keyToEnv"]}
-        command = [*container["command"], *container["args"]]
-        assert command[:2] == ["python", "-m"], command
-        log = folder / "log"
-        self._pods.stdin.write(json.dumps({
-            "name": name, "folder": str(folder), "log": str(log), "arguments": command[2:],
-            "environment": {**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        }) + "\n")  # fmt: skip
-        self._pods.stdin.flush()
-        number = self._answer("pid")
+        log, began = folder / "log", time.monotonic()
         limit = _bytes(container.get("resources", {}).get("resourceMemoryLimit", "999Gi"))
+        number, code = self._start(container, folder, environment, limit)
         deadline = time.monotonic() + float(pod.get("activeDeadlineSeconds", 3600))
         kill, most = self.kills.get(step), 0
         while (private := _private(number)) is not None:
             most = max(most, private)
-            if private > limit or time.monotonic() > deadline or (kill and kill()):
+            if private > limit or time.monotonic() > deadline or (kill and kill(folder)):
                 os.kill(number, signal.SIGKILL)
                 self.kills.pop(step, None)
                 break
             time.sleep(0.05)
-        return Attempt(step, self._answer("code"), log, most, limit)
+        return Attempt(step, code(), log, most, limit, began, time.monotonic())
 
-    def _answer(self, wanted: str) -> int:
-        return int(json.loads(self._pods.stdout.readline())[wanted])
+    def _start(
+        self, container: dict[str, Any], folder: Path, environment: dict[str, str], limit: int
+    ) -> tuple[int, Callable[[], int]]:
+        """Start a pod; gives the number of its process, and what waits for its exit code."""
+        command = [*container["command"], *container["args"]]
+        assert command[:2] == ["python", "-m"], command
+        where = f"a container of {container['image']}" if self.containers else "a process"
+        (folder / "log").write_text(f"this pod is {where}\n")
+        if self.containers:
+            image = container["image"]
+            return self.containers.start(image, folder, command, environment, limit)
+        own = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
+        here = {name: value.replace("/scratch", str(folder)) for name, value in environment.items()}
+        name = str(folder)
+        self._ask({
+            "name": name, "folder": name, "log": str(folder / "log"), "arguments": command[2:],
+            "environment": {**own, **here},
+        })  # fmt: skip
+        return self._answer(name, "pid"), lambda: self._answer(name, "code")
+
+    def _ask(self, pod: dict[str, Any]) -> None:
+        self._answers[pod["name"]] = Queue()
+        with self._asking:
+            self._pods.stdin.write(json.dumps(pod) + "\n")
+            self._pods.stdin.flush()
+
+    def _answer(self, pod: str, wanted: str) -> int:
+        return int(self._answers[pod].get()[wanted])
+
+    def _listen(self) -> None:
+        """Hand every answer to the thread that waits for that pod."""
+        for line in self._pods.stdout:
+            answer = json.loads(line)
+            self._answers[answer["pod"]].put(answer)
 
     @contextmanager
     def serving(self) -> Iterator[KubeflowStandIn]:
-        """The API on a free port for the length of the block, with the process that has pods."""
+        """The API on a free port for the length of the block, with what runs pods."""
+        server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Bound", (Handler,), {"stand_in": self})
+        )
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.address = f"http://127.0.0.1:{server.server_port}/pipeline"
+        try:
+            if self.containers:
+                self.containers.name_image(f"127.0.0.1:{server.server_port}/{IMAGE}:1")
+                yield self
+            else:
+                with self._processes():
+                    yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+
+    @contextmanager
+    def _processes(self) -> Iterator[None]:
+        """The process that has pods."""
         environment = kfp_environment(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
         for name in [name for name in environment if name.startswith(("ZENML", "MLFLOW", "AWS"))]:
             del environment[name]
@@ -144,17 +213,11 @@ class KubeflowStandIn:
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )  # fmt: skip
-        server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), type("Bound", (Handler,), {"stand_in": self})
-        )
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        self.address = f"http://127.0.0.1:{server.server_port}/pipeline"
         try:
-            assert self._answer("ready")
-            yield self
+            assert json.loads(self._pods.stdout.readline())["ready"]
+            threading.Thread(target=self._listen, daemon=True).start()
+            yield
         finally:
-            server.shutdown()
-            server.server_close()
             self._pods.stdin.close()
             self._pods.terminate()
             self._pods.wait(timeout=30)

@@ -109,7 +109,9 @@ def mlflow_server(
         "--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1",
     ]  # fmt: skip
-    given = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **(environment or {})}
+    # Its job runners are seven more processes, each with all of MLflow: no test has jobs.
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    given = {**os.environ, **quiet, **(environment or {})}
     for name in [name for name in given if name.startswith(("MLFLOW_TRACKING", "MLFLOW_REGISTRY"))]:
         del given[name]
     with running(command, folder / "mlflow.log", env=given, cwd=folder):

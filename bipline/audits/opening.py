@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bipline.base.errors import BiplineError, InvalidInput, Refused
+from bipline.delivery.measured import read_measured
 from bipline.delivery.registries.journal_mlflow import MlflowRegistry, Version
 from bipline.delivery.registries.mlflow import check_around
 from bipline.delivery.registries.mlflow_flavors import package_in
@@ -23,6 +24,7 @@ from bipline.storage.manifest import MANIFEST_NAME, Manifest, read_manifest, ver
 from bipline.storage.s3 import S3Folder
 from bipline.storage.s3_client import S3_SCHEME
 from bipline.storage.s3_transfer import download
+from bipline.values.record import EvaluationRecord
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,19 @@ def opened(source: str, registry: str | None, downloads: Path) -> Iterator[Opene
             place.mkdir()
             fetched = (_from_s3 if source.startswith(S3_SCHEME) else _from_hub)(source, place)
             yield _hashed(place, source, fetched=fetched)
+
+
+def read_measured_at(source: str, registry: str | None, downloads: Path) -> EvaluationRecord:
+    """As :func:`bipline.delivery.measured.read_measured`, of a package wherever it lies.
+
+    Raises Refused for one whose bytes are not those of its manifest.
+    """
+    if not is_remote(source):
+        return read_measured(Path(source))
+    with opened(source, registry, downloads) as package:
+        if package.problem:
+            raise Refused(f"{source}: {package.problem}")
+        return read_measured(package.place)
 
 
 def is_remote(source: str) -> bool:

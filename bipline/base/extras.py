@@ -37,7 +37,7 @@ EXTRAS = {
     "onnx": Extra("the format onnx", ("onnx", "onnxscript", "onnxruntime")),
     "sign": Extra("a signature", ("model_signing", "OpenSSL")),
     "hub": Extra("an hf: address", ("datasets", "huggingface_hub")),
-    "kubeflow": Extra("a Kubeflow pipeline", ("kfp", "s3fs")),
+    "kubeflow": Extra("a Kubeflow pipeline", ("kfp", "s3fs", "kubernetes")),
 }
 
 

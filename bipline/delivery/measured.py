@@ -11,7 +11,7 @@ from bipline.storage.manifest import MANIFEST_NAME, verify_directory
 from bipline.storage.strict_json import read_json
 from bipline.values.record import EvaluationRecord
 
-WHAT = "a package, or the JSON of bipline evaluate"
+WHAT = "a package (a folder, models:/, s3:// or hf:), or the JSON of bipline evaluate"
 
 
 def read_measured(place: Path) -> EvaluationRecord:

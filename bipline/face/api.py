@@ -125,18 +125,29 @@ def evaluate(
 
 
 def diff(
-    before: Place, after: Place, *, json_file: Place | None = None, state: Place = STATE
+    before: Place,
+    after: Place,
+    *,
+    registry: str | None = None,
+    json_file: Place | None = None,
+    state: Place | None = None,
 ) -> RecordDifference:
     """What two measured models differ in, pair by pair on the same windows and rows.
 
-    Each is a package, or the JSON of ``evaluate``. Raises Refused, naming the first field, where
-    they were measured under different protocols.
+    Each is a package (a directory, ``s3://``, ``hf:`` or ``models:/NAME@ALIAS``), or the JSON of
+    ``evaluate``. Raises Refused, naming the first field, where they were measured under different
+    protocols.
     """
-    from bipline.delivery.measured import read_measured
+    from bipline.audits.opening import read_measured_at
     from bipline.values.record_difference import RecordDifference
 
-    named_places.check_diff([before, after], json_file=json_file, state=state)
-    one, other = read_measured(Path(before)), read_measured(Path(after))
+    folder, places = Path(state or STATE), [str(before), str(after)]
+    named_places.check_diff(places, json_file=json_file, state=folder)
+    if any(place.startswith("models:/") for place in places):
+        from bipline.stages.promote import registry_address
+
+        registry = registry_address(registry, None if state is None else folder, folder)
+    one, other = (read_measured_at(place, registry, folder / "downloads") for place in places)
     difference = RecordDifference.of(one, other)
     write_json(json_file, "diff", difference.model_dump(mode="json"))
     return difference

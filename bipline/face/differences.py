@@ -10,15 +10,20 @@ import typer
 from bipline.face import options
 from bipline.face.models import STATE
 from bipline.face.output import log_file
+from bipline.face.promotion import State
+from bipline.face.storing import Registry
 
-MEASURED = "a package, or the JSON of `bipline evaluate`"
+MEASURED = (
+    "a package (a directory, models:/NAME@ALIAS, s3:// or hf:), or the JSON of `bipline evaluate`"
+)
 
 
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="A", help=MEASURED, show_default=False)],
-    after: Annotated[Path, typer.Argument(metavar="B", help=MEASURED, show_default=False)],
+    before: Annotated[str, typer.Argument(metavar="A", help=MEASURED, show_default=False)],
+    after: Annotated[str, typer.Argument(metavar="B", help=MEASURED, show_default=False)],
+    registry: Registry = None,
     json_file: options.JsonFile = None,
-    state: options.State = STATE,
+    state: State = None,
 ) -> None:
     """What two measured models differ in, with 95 % intervals.
 
@@ -29,6 +34,12 @@ def diff(
     from bipline.face.console import working
     from bipline.face.tables import print_difference
 
-    with working(log := log_file(state, "diff")) as console:
-        found = api.diff(before, after, json_file=json_file, state=state)
-        print_difference(console, found, (before.name, after.name), log)
+    with working(log := log_file(state or STATE, "diff")) as console:
+        found = api.diff(before, after, registry=registry, json_file=json_file, state=state)
+        print_difference(console, found, _names(before, after), log)
+
+
+def _names(before: str, after: str) -> tuple[str, str]:
+    """What the table calls the two: the last part of each, or all where those are alike."""
+    one, other = Path(before).name, Path(after).name
+    return (one, other) if one != other else (before, after)

@@ -6,14 +6,16 @@ zero-shot tasks where the model does not fit; speed needs the whole model in mem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bipline.base.errors import InvalidInput
+from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import note
 from bipline.compression.corrections import PLAN_NAME
 from bipline.model.block_loop import BlockLoop
@@ -25,11 +27,11 @@ from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import JOIN, measure_text, text_windows
 from bipline.quality.speed import measure_speed
 from bipline.quality.zero_shot import (
-    Measured,
+    ask,
     check_tasks,
     fits_in_memory,
     model_questions,
-    zero_shot,
+    results,
 )
 from bipline.quality.zero_shot_questions import Questions
 from bipline.settings.protocol import Protocol
@@ -39,7 +41,9 @@ from bipline.storage.ngrams import MAXIMUM_OVERLAP
 from bipline.storage.task_rows import task_digest
 from bipline.values.fitted_text import fitted_in
 from bipline.values.items import EvaluationItems
+from bipline.values.partial_evaluation import WHOLE, Answers, Part, PartialEvaluation, joined
 from bipline.values.record import EvaluationRecord, Perplexity, environment
+from bipline.values.speed import Speed
 
 
 @dataclass(frozen=True)
@@ -70,40 +74,109 @@ def evaluate(
     """
     if not (texts or tasks or protocol.speed):
         raise InvalidInput("nothing to measure: give a text, a task, or ask for speed")
-    check_tasks(tasks)  # what is wrong must not be found after the long part
-    running = running or Running()
-    checkpoint = open_checkpoint(model)
-    if tasks or protocol.speed:
-        _ = checkpoint.directory  # these need the whole model, and it on this machine
-    fitted = fitted_shares(checkpoint, texts, allow_fitted)
-    tokenizer = tokenizer_of(checkpoint.folder)
-    questions = model_questions(checkpoint, tokenizer, tasks, protocol)
-    whole = fits_in_memory(checkpoint, questions, protocol, running.device, running.max_memory)
-    found = measure_perplexity(checkpoint, tokenizer, protocol, texts, running)
-    measured = _answered(checkpoint, tokenizer, protocol, questions, running, whole)
-    speeds = {}
+    running, asked = running or Running(), measuring(model, protocol, texts, tasks)
+    if protocol.speed:
+        _ = asked.checkpoint.directory  # it needs the whole model, and it on this machine
+    part, speeds = asked.part(running, allow_fitted=allow_fitted), dict[str, Speed]()
     if protocol.speed and with_speed:
-        speeds = measure_speed({"model": checkpoint}, protocol, running.device)
-    return EvaluationRecord(
-        tensor_digest=checkpoint.tensor_digest,
-        parameters=checkpoint.parameters,
-        file_bytes=checkpoint.weight_bytes,
-        perplexity={name: perplexity for name, (perplexity, _) in found.items()},
-        tasks={name: result for name, (result, _) in measured.items()},
-        items=EvaluationItems(
+        speeds = measure_speed({"model": asked.checkpoint}, protocol, running.device)
+    return asked.record([part], speeds.get("model"))
+
+
+def measuring(
+    model: Path | str, protocol: Protocol, texts: Mapping[str, Path], tasks: Mapping[str, Path]
+) -> Measuring:
+    """A model and what is asked of it, looked at without a weight. Raises InvalidInput."""
+    check_tasks(tasks)  # what is wrong must not be found after the long part
+    return Measuring(open_checkpoint(model), protocol, texts, tasks)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """A model, and all that is asked of it under a protocol: what parallel parts share."""
+
+    checkpoint: Checkpoint
+    protocol: Protocol
+    texts: Mapping[str, Path]
+    tasks: Mapping[str, Path]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return tokenizer_of(self.checkpoint.folder)
+
+    @cached_property
+    def questions(self) -> dict[str, Questions]:
+        """Of all tasks, whichever of them a part asks. Raises InvalidInput for an unusable one."""
+        return model_questions(self.checkpoint, self.tokenizer, self.tasks, self.protocol)
+
+    def part(
+        self, running: Running, part: Part = WHOLE, allow_fitted: bool = False
+    ) -> PartialEvaluation:
+        """Measure every so many-th text, and every so many-th batch of the tasks.
+
+        Raises InvalidInput for a text that the model was fitted on unless ``allow_fitted``.
+        """
+        (index, count), checkpoint, protocol = part, self.checkpoint, self.protocol
+        if self.tasks:
+            _ = checkpoint.directory  # these need the whole model, and it on this machine
+        fitted = fitted_shares(checkpoint, self.texts, allow_fitted)
+        questions = self.questions
+        whole = fits_in_memory(checkpoint, questions, protocol, running.device, running.max_memory)
+        texts = dict(islice(self.texts.items(), index, None, count))
+        found = measure_perplexity(checkpoint, self.tokenizer, protocol, texts, running)
+        answers = self._answers(running, whole, part)
+        return PartialEvaluation(
+            tensor_digest=checkpoint.tensor_digest,
+            perplexity={name: perplexity for name, (perplexity, _) in found.items()},
             windows={name: windows for name, (_, windows) in found.items()},
-            tasks={name: items for name, (_, items) in measured.items()},
-        ),
-        speed=speeds.get("model"),
-        protocol=protocol.described(
-            _digests(texts),
-            {name: task_digest(path) for name, path in tasks.items()},
-            {name: str(each.task.VERSION) for name, each in questions.items()},
-        ),
-        seed=protocol.fewshot_seed if tasks else None,
-        stride=(protocol.stride or protocol.width) if texts else None,
-        environment={**environment(running.device), **({"fitted_text": fitted} if fitted else {})},
-    )
+            answers=answers,
+            fitted=fitted,
+            environment=environment(running.device),
+        )
+
+    def _answers(self, running: Running, whole: bool, part: Part) -> Answers:
+        if not self.questions:
+            return Answers()
+        dtype = torch_dtype(self.protocol.dtype)
+        model: Any = (
+            load_model(self.checkpoint, dtype).to(running.device)
+            if whole
+            else BlockLoop(self.checkpoint, dtype, running.device)
+        )
+        size, most = self.protocol.batch_size, running.max_memory
+        return ask(model, self.tokenizer, self.questions, size, most, part)
+
+    def record(
+        self, parts: Sequence[PartialEvaluation], speed: Speed | None = None
+    ) -> EvaluationRecord:
+        """What all parts come to: the bits of a single one. Raises Refused for unlike weights."""
+        if len({each.tensor_digest for each in parts}) > 1:
+            place = self.checkpoint.location
+            raise Refused(f"{place}: its weights changed while its parts were measured")
+        all_parts, protocol = joined(parts), self.protocol
+        measured = results(self.questions, all_parts.answers)
+        fitted = {"fitted_text": all_parts.fitted} if all_parts.fitted else {}
+        return EvaluationRecord(
+            tensor_digest=all_parts.tensor_digest,
+            parameters=self.checkpoint.parameters,
+            file_bytes=self.checkpoint.weight_bytes,
+            perplexity={name: all_parts.perplexity[name] for name in self.texts},
+            tasks={name: result for name, (result, _) in measured.items()},
+            items=EvaluationItems(
+                windows={name: all_parts.windows[name] for name in self.texts},
+                tasks={name: items for name, (_, items) in measured.items()},
+            ),
+            speed=speed,
+            protocol=protocol.described(
+                _digests(self.texts),
+                {name: task_digest(path) for name, path in self.tasks.items()},
+                {name: str(each.task.VERSION) for name, each in self.questions.items()},
+            ),
+            seed=protocol.fewshot_seed if self.tasks else None,
+            stride=(protocol.stride or protocol.width) if self.texts else None,
+            environment={**all_parts.environment, **fitted},
+        )
 
 
 def fitted_shares(
@@ -166,25 +239,6 @@ def measure_perplexity(
         windows = windows_of(tokenizer, protocol, name, path, running.max_memory)
         results[name] = measure_text(loop, windows, name, running.max_memory, protocol.stride)
     return results
-
-
-def _answered(
-    checkpoint: Checkpoint,
-    tokenizer: Any,
-    protocol: Protocol,
-    questions: dict[str, Questions],
-    running: Running,
-    whole: bool,
-) -> dict[str, Measured]:
-    if not questions:
-        return {}
-    dtype = torch_dtype(protocol.dtype)
-    model: Any = (
-        load_model(checkpoint, dtype).to(running.device)
-        if whole
-        else BlockLoop(checkpoint, dtype, running.device)
-    )
-    return zero_shot(model, tokenizer, questions, protocol.batch_size, running.max_memory)
 
 
 def _digests(files: Mapping[str, Path]) -> dict[str, str]:

@@ -8,7 +8,8 @@ larger one by the block loop (:mod:`.zero_shot_streamed`); metrics are lm-eval's
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, islice
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -21,17 +22,18 @@ from bipline.base.extras import check, require
 from bipline.base.machine import anonymous_memory
 from bipline.base.progress import note, ticking
 from bipline.model.block_loop import BlockLoop
+from bipline.model.built import transformers_config
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
-from bipline.model.loading import transformers_config
 from bipline.model.memory import ROOM_BYTES, gigabytes, memory_limit
 from bipline.quality.zero_shot_questions import Questions, right_answers, task_questions
-from bipline.quality.zero_shot_streamed import streamed_answers
+from bipline.quality.zero_shot_streamed import share_of, streamed_answers, streamed_batch
 from bipline.quality.zero_shot_tasks import accuracy_of, are_rows, task_of
-from bipline.quality.zero_shot_tokens import Asked, Encoded
+from bipline.quality.zero_shot_tokens import Asked
 from bipline.settings.protocol import Protocol
 from bipline.storage.task_rows import read_task_rows
 from bipline.values.items import TaskItem
+from bipline.values.partial_evaluation import WHOLE, Answer, Answers, Part
 from bipline.values.record import TaskResult
 
 Measured = tuple[TaskResult, tuple[TaskItem, ...]]
@@ -46,23 +48,67 @@ def zero_shot(
 ) -> dict[str, Measured]:
     """Ask a model every question: a result of each task, and what each of its rows gave.
 
+    As :func:`ask` and :func:`results`.
+    """
+    return results(questions, ask(model, tokenizer, questions, batch_size, max_memory))
+
+
+def ask(
+    model: Any,
+    tokenizer: Any,
+    questions: Mapping[str, Questions],
+    batch_size: int,
+    max_memory: int | None = None,
+    part: Part = WHOLE,
+) -> Answers:
+    """Ask a model a part's questions: its share of the batches, and of tasks that are written.
+
     ``model`` is transformers' in memory, or a block loop, which takes ``max_memory`` bytes. Raises
     InvalidInput or EnvironmentFailure where that is not enough.
     """
-    if not questions:
-        return {}
-    written = [each for each in questions.values() if each.is_generated]
-    asked = [each for each in questions.values() if not each.is_generated]
-    requests = [r for each in asked for rows in each.requests.values() for r in rows]
-    encoded = [e for each in asked for rows in each.encoded.values() for e in rows]
+    written = [each for each in questions.values() if each.is_generated][part[0] :: part[1]]
+    encoded = [e for each in questions.values() for rows in each.encoded.values() for e in rows]
+    streamed = isinstance(model, BlockLoop)
+    size_of = streamed_batch(model) if streamed else lambda _: batch_size
+    numbers = share_of(encoded, part, size_of)
+    if not (numbers or written):
+        return Answers()
+    asked = [encoded[number] for number in numbers]
     what = f"zero-shot batches of {', '.join(questions)}"
-    if isinstance(model, BlockLoop):
-        answers: Sequence[Any] = streamed_answers(model, encoded, max_memory, what)
-    else:
-        answers = _by_lm_eval(model, tokenizer, encoded, written, batch_size, what)
-    for request, answer in zip(requests, answers, strict=True):
-        request.resps.append(answer)
+    if streamed:
+        return Answers(chosen=_numbered(numbers, streamed_answers(model, asked, max_memory, what)))
+    harness, texts = _harness(model, tokenizer, batch_size), {}
+    with ticking(what, None) as tick:
+        _count_calls(harness, tick)
+        found = harness._loglikelihood_tokens(asked, disable_tqdm=True)
+        for each in written:
+            texts[each.name] = tuple(harness.generate_until(list(_repeated(each))))
+    return Answers(chosen=_numbered(numbers, found), written=texts)
+
+
+def results(questions: Mapping[str, Questions], answers: Answers) -> dict[str, Measured]:
+    """What answers to all questions come to: a result of each task, and what each row gave."""
+    numbers = count()
+    for each in questions.values():
+        if each.is_generated:
+            asked, found = list(_repeated(each)), list[Any](answers.written[each.name])
+        else:
+            asked = [r for requests in each.requests.values() for r in requests]
+            found = [answers.chosen[number] for number in islice(numbers, len(asked))]
+        for request, answer in zip(asked, found, strict=True):
+            request.resps.append(answer)
     return {name: _measured(each) for name, each in questions.items()}
+
+
+def _numbered(numbers: Sequence[int], answers: Sequence[Answer]) -> dict[int, Answer]:
+    return dict(zip(numbers, answers, strict=True))
+
+
+def _repeated(questions: Questions) -> Iterator[Any]:
+    """The requests of a task, as often as each is asked."""
+    for requests in questions.requests.values():
+        for request in requests:
+            yield from [request] * request.repeats
 
 
 def model_questions(
@@ -127,40 +173,25 @@ def fits_in_memory(
     return False
 
 
-def _by_lm_eval(
-    model: Any,
-    tokenizer: Any,
-    encoded: list[Encoded],
-    written: list[Questions],
-    batch_size: int,
-    what: str,
-) -> list[tuple[float, bool]]:
-    """Answers of a model in memory, by lm-eval's class; those it writes go to their requests."""
-    harness = require("lm_eval.models.huggingface", "eval").HFLM(
+def _harness(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's class of a model in memory."""
+    return require("lm_eval.models.huggingface", "eval").HFLM(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch_size,
         max_length=model.config.max_position_embeddings,
         device=str(model.device),
     )
-    with ticking(what, None) as tick:
-        call = harness._model_call
 
-        def counted(*arguments: Any, **more: Any) -> Any:
-            tick()
-            return call(*arguments, **more)
 
-        harness._model_call = counted
-        answers: list[tuple[float, bool]] = harness._loglikelihood_tokens(
-            encoded, disable_tqdm=True
-        )
-        for each in written:
-            requests = [
-                r for rows in each.requests.values() for r in rows for _ in range(r.repeats)
-            ]
-            for request, text in zip(requests, harness.generate_until(requests), strict=True):
-                request.resps.append(text)
-    return answers
+def _count_calls(harness: Any, tick: Callable[[], None]) -> None:
+    call = harness._model_call
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        tick()
+        return call(*arguments, **more)
+
+    harness._model_call = counted
 
 
 def _measured(questions: Questions) -> Measured:
@@ -214,9 +245,9 @@ def _task_result(task: Any, metrics: list[Any], excluded: tuple[int, ...]) -> Ta
 def _mean(task: Any, metrics: list[Any], name: str | None) -> tuple[float, float | None]:
     """A metric as lm-eval gives it, and its standard error: of zeros and ones the binomial."""
     values = [float(each[name]) for each in metrics]
-    share, count = float(task.aggregation()[name]([each[name] for each in metrics])), len(values)
-    if count == 1:
+    share, rows = float(task.aggregation()[name]([each[name] for each in metrics])), len(values)
+    if rows == 1:
         return share, None
     if set(values) <= {0.0, 1.0}:
-        return share, math.sqrt(share * (1 - share) / (count - 1))
-    return share, stdev(values) / math.sqrt(count)
+        return share, math.sqrt(share * (1 - share) / (rows - 1))
+    return share, stdev(values) / math.sqrt(rows)

@@ -16,11 +16,10 @@ from bipline.base.progress import ticking
 from bipline.model.block_loop import HEAD_TOKENS, BlockLoop, micro_batch_of
 from bipline.model.memory import memory_limit, memory_need, states_fit
 from bipline.quality.zero_shot_tokens import Encoded
+from bipline.values.partial_evaluation import Answer, Part
 
 # The ids that a model is given, and which answers they serve: one-token choices share theirs.
 Inputs = list[tuple[tuple[int, ...], list[int]]]
-# The sum of log-probabilities in nats, and whether each token was the likeliest.
-Answer = tuple[float, bool]
 
 
 def streamed_answers(
@@ -31,7 +30,7 @@ def streamed_answers(
     ``what`` is for the progress display. Raises InvalidInput or EnvironmentFailure where
     ``max_memory``, or the machine, has no room for a block and one batch.
     """
-    batches = list(_batches(_inputs(encoded), loop.micro_batch))
+    batches = list(_batches(_inputs(encoded), streamed_batch(loop)))
     groups = list(_groups(loop, batches, max_memory))
     found: dict[int, Answer] = {}
     with ticking(what, len(groups) * loop.checkpoint.shape.num_hidden_layers) as tick:
@@ -42,6 +41,22 @@ def streamed_answers(
     return [found[number] for number in range(len(encoded))]
 
 
+def streamed_batch(loop: BlockLoop) -> Callable[[int], int]:
+    """How many inputs run together, by the length of the longest of them."""
+    return lambda length: micro_batch_of(length, loop.micro_batch)
+
+
+def share_of(encoded: Sequence[Encoded], part: Part, size_of: Callable[[int], int]) -> list[int]:
+    """The numbers of the pairs whose batches are a part's: every so many-th of all batches.
+
+    lm-eval sorts and groups as is done here, so what is asked of a share alone runs in the very
+    batches of the whole, and gives its bits.
+    """
+    index, count = part
+    batches = list(_batches(_inputs(encoded), size_of))[index::count]
+    return sorted(number for batch in batches for _, served in batch for number in served)
+
+
 def _inputs(encoded: Sequence[Encoded]) -> Inputs:
     """Distinct inputs, longest first: the last token of a continuation is predicted only."""
     served: dict[tuple[int, ...], list[int]] = {}
@@ -50,11 +65,11 @@ def _inputs(encoded: Sequence[Encoded]) -> Inputs:
     return sorted(served.items(), key=lambda each: (-len(each[0]), each[0]))
 
 
-def _batches(inputs: Inputs, asked: int | None) -> Iterator[Inputs]:
-    """As many inputs as a block runs in one go, of about one length."""
+def _batches(inputs: Inputs, size_of: Callable[[int], int]) -> Iterator[Inputs]:
+    """As many inputs as run in one go, of about one length."""
     start = 0
     while start < len(inputs):
-        size = micro_batch_of(len(inputs[start][0]), asked)
+        size = size_of(len(inputs[start][0]))
         yield inputs[start : start + size]
         start += size
 

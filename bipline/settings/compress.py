@@ -49,6 +49,14 @@ class EvaluateSettings(Settings):
     protocol: Protocol = Field(
         default=Protocol(), description="how they are measured, or the name of a ready protocol"
     )
+    # Left out where it is 1, as it was before it could be set: older packages keep their bytes.
+    parts: int = Field(
+        default=1,
+        ge=1,
+        exclude_if=lambda parts: parts == 1,
+        description="parallel steps that share the texts, and the batches of the tasks, of each "
+        "model; the record is the same",
+    )
 
 
 class ExportSettings(Settings):

@@ -15,7 +15,10 @@ from pathlib import Path
 from bipline.compression.allocate import needs_windows
 from bipline.compression.auto import applies, settled_settings
 from bipline.compression.compensation import checks
+from bipline.compression.compensation.drawn_windows import WEIGHED
 from bipline.compression.compensation.memory import moments_operations
+from bipline.compression.compensation.operations import sequential_operations
+from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.criteria import needs_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
@@ -23,9 +26,12 @@ from bipline.model.floor import Rates, Work, forward_operations
 from bipline.model.memory import pass_need
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import DtypeName
+from bipline.settings.protocol import Protocol
+from bipline.settings.recipes import TAUGHT
 from bipline.stages.calibrate import samples_of
 from bipline.stages.line import runs_windows
 from bipline.stages.score import reads_windows
+from bipline.storage.task_rows import SHARED, holds_rows, read_task_rows
 from bipline.values.need import StepNeed
 
 MEBIBYTE = 1 << 20
@@ -43,12 +49,16 @@ PIECES = 192 * MEBIBYTE
 AROUND = 1.0
 # A token of English text.
 TOKEN_BYTES = 4
+# Choices of a task's row, where the rows are not known.
+USUAL_CHOICES = 4
 # Files of any step: records, logs, pages.
 FILES = 4 * MEBIBYTE
-# How far from the floor the work is on small shapes, where products are not all there is.
-OVER_FLOOR = 1.5
-# Forward, and twice as much backward.
-TRAINING_PASSES = 3
+# How far from the floor bytes are, which are hashed and flushed too, and operations: between 0.7
+# and 1.3 of it, as products of one kind are quicker than those the rate was measured at.
+BYTES_OVER_FLOOR, OPERATIONS_OVER_FLOOR = 1.5, 1.05
+# Passes that a training step comes to: forward, back to what every product was given and, where
+# all weights are trained, to the weights too.
+ADAPTER_TRAINED, ALL_TRAINED = 2, 3
 
 
 @dataclass(frozen=True)
@@ -104,19 +114,30 @@ class Estimates:
     def _measuring(self) -> Iterator[tuple[str, StepNeed]]:
         settings = self.settings
         texts = sum(_size(settings.texts[name]) for name in settings.evaluate.texts)
-        rows = sum(_size(settings.tasks[name]) for name in settings.evaluate.tasks)
         protocol = settings.evaluate.protocol
+        rows = sum(_asked(settings.tasks[name], protocol) for name in settings.evaluate.tasks)
         windows = max(1, (texts + rows) // TOKEN_BYTES // protocol.seqlen)
         whole = self._evaluation(windows, protocol.seqlen, protocol.dtype, 1.0)
         share = self.smaller / self.checkpoint.weight_bytes
         part = self._evaluation(windows, protocol.seqlen, protocol.dtype, share)
-        yield "evaluate_dense", whole
-        yield "evaluate_pruned", part
+        yield from self._in_parts("evaluate_dense", whole)
+        yield from self._in_parts("evaluate_pruned", part)
         if settings.recover.enabled:
-            yield "evaluate_recovered", part
+            yield from self._in_parts("evaluate_recovered", part)
         if protocol.speed:
             both = self.checkpoint.weight_bytes + self.smaller
             yield "speed", self._computing(Work(read=both), both)
+
+    def _in_parts(self, name: str, whole: StepNeed) -> Iterator[tuple[str, StepNeed]]:
+        """A model's measurement: every part reads all its weights and runs a share of the rest."""
+        count = self.settings.evaluate.parts
+        if count == 1:
+            yield name, whole
+            return
+        share = replace(whole, seconds=whole.seconds / count, operations=whole.operations / count)
+        for index in range(count):
+            yield f"{name}_part_{index + 1}", share
+        yield name, self._need()
 
     @cached_property
     def samples(self) -> int:
@@ -144,30 +165,34 @@ class Estimates:
         return self._computing(work, need.total - LIBRARIES, need.hidden_states)
 
     def _compensation(self) -> StepNeed:
-        settings, shape = self.settings, self.checkpoint.shape
+        settings = self.settings
         section, seqlen = settings.compensate, settings.calibrate.seqlen
         options = checks.compensation_options(section)
         streams = 2 if options.sequential else 1
         need = self._pass(streams, "compute")
         beside = checks.needed_bytes(self.checkpoint, section, self.samples, seqlen)
         hidden = need.disk - FILES
-        tokens = self.samples * seqlen
-        maps = options.sequential and options.input_maps
-        moments = moments_operations(shape, tokens, options.sequential, maps)
-        operations = streams * forward_operations(shape, self.samples, seqlen)
-        work = Work(
-            read=self.checkpoint.weight_bytes,
-            operations=operations + shape.num_hidden_layers * moments,
-        )
+        work = Work(read=self.checkpoint.weight_bytes, operations=self._fitting(options))
         # One of the streams is kept between a block's halves too.
         memory = need.memory - LIBRARIES - CUDA * self.gpu + beside + streams * hidden
         return self._computing(work, memory, (streams + 1) * hidden + self.checkpoint.weight_bytes)
 
+    def _fitting(self, options: CompensationOptions) -> float:
+        """Operations of the passes, and of what is fitted on what they give."""
+        settings, shape = self.settings, self.checkpoint.shape
+        name, seqlen = settings.compensate.chosen, settings.calibrate.seqlen
+        if options.sequential and name in WEIGHED:
+            ratio = settings.allocate.ratio
+            return sequential_operations(shape, name, options, self.samples, seqlen, ratio)
+        streams = 2 if options.sequential else 1
+        moments = moments_operations(shape, self.samples * seqlen, options.sequential, False)
+        passes = streams * forward_operations(shape, self.samples, seqlen)
+        return passes + shape.num_hidden_layers * moments
+
     def _evaluation(self, windows: int, seqlen: int, dtype: DtypeName, share: float) -> StepNeed:
-        shape, drawn = self.checkpoint.shape, (windows, seqlen)
+        drawn = windows, seqlen
         need = pass_need(self.checkpoint, torch_dtype(dtype), drawn, True, None, LIBRARIES)
-        head = 2.0 * windows * seqlen * shape.hidden_size * shape.vocab_size
-        operations = share * forward_operations(shape, *drawn) + head
+        operations = self._passing(*drawn, share)
         work = Work(read=int(share * self.checkpoint.weight_bytes), operations=operations)
         tasks = TASK_LIBRARIES if self.settings.evaluate.tasks else 0
         return self._computing(work, need.total - LIBRARIES + tasks)
@@ -183,12 +208,31 @@ class Estimates:
         kept = 8 * shape.hidden_size + 4 * shape.intermediate_size + 4 * attention
         blocks = 1 if recipe.checkpointing else shape.num_hidden_layers
         activations = tokens * (kept * size * blocks + 3 * 4 * shape.vocab_size)
-        operations = TRAINING_PASSES * forward_operations(
-            shape, recipe.trained_tokens // recipe.seqlen, recipe.seqlen
-        )
-        work = Work(read=self.smaller, written=self.smaller, operations=share * operations)
+        work = Work(read=self.smaller, written=self.smaller, operations=self._training(share))
         memory = TRAINING_LIBRARIES + 2 * weights + activations
         return self._computing(work, memory, self.smaller)
+
+    def _training(self, share: float) -> float:
+        """Operations of all steps, of the teacher beside them, and of what judges the result."""
+        section = self.settings.recover
+        recipe = section.recipe
+        passes = ALL_TRAINED if recipe.kind == "full" else ADAPTER_TRAINED
+        passes += recipe.checkpointing
+        learned = recipe.trained_tokens // recipe.seqlen
+        judged = max(
+            1, _size(self.settings.texts[section.held_out]) // TOKEN_BYTES // recipe.seqlen
+        )
+        # Before and after, and once by the dense model.
+        whole = judged + (learned if recipe.kind in TAUGHT else 0)
+        own = passes * self._passing(learned, recipe.seqlen, share)
+        own += 2 * self._passing(judged, recipe.seqlen, share)
+        return own + self._passing(whole, recipe.seqlen, 1.0)
+
+    def _passing(self, windows: int, seqlen: int, share: float) -> float:
+        """Operations of a forward pass to the logits, with a share of the blocks' weights."""
+        shape = self.checkpoint.shape
+        head = 2.0 * windows * seqlen * shape.hidden_size * shape.vocab_size
+        return share * forward_operations(shape, windows, seqlen) + head
 
     def _computing(self, work: Work, memory: int, disk: int = 0) -> StepNeed:
         """A step that runs the model: on a GPU where there is one, which then holds the same."""
@@ -196,8 +240,17 @@ class Estimates:
         return replace(need, gpu=True, gpu_memory=memory) if self.gpu else need
 
     def _need(self, work: Work | None = None, disk: int = 0, memory: int = 0) -> StepNeed:
-        seconds = AROUND + OVER_FLOOR * (work or Work()).seconds(self.rates)
-        return StepNeed(memory=LIBRARIES + memory, disk=FILES + disk, seconds=seconds)
+        work = work or Work()
+        moved = replace(work, operations=0).seconds(self.rates)
+        computed = work.operations / self.rates.compute
+        return StepNeed(
+            memory=LIBRARIES + memory,
+            disk=FILES + disk,
+            seconds=AROUND + BYTES_OVER_FLOOR * moved + OPERATIONS_OVER_FLOOR * computed,
+            operations=work.operations,
+            read=work.read,
+            written=work.written,
+        )
 
 
 def step_needs(
@@ -212,3 +265,14 @@ def _size(source: str) -> int:
     """Bytes of a text or of rows that lie here; a fetched one is taken for a small one."""
     path = Path(source.partition(":")[2] if source.startswith("chat:") else source)
     return path.stat().st_size if path.is_file() else MEBIBYTE
+
+
+def _asked(source: str, protocol: Protocol) -> int:
+    """Bytes of text that a model reads of a task: every choice behind what comes before it."""
+    path, behind = Path(source), 1 + protocol.num_fewshot
+    if not (path.is_file() and holds_rows(path)):
+        return _size(source) * USUAL_CHOICES * behind
+    kind, rows = read_task_rows(path)
+    measured = rows[: protocol.limit]
+    shared = sum(len(row[SHARED[kind]]) * len(row[kind]) for row in measured)
+    return behind * (shared + sum(len(each) for row in measured for each in row[kind]))

@@ -12,6 +12,8 @@ from zenml.config.base_settings import BaseSettings
 from zenml.orchestrators import BaseOrchestratorConfig
 from zenml.utils.secret_utils import SecretField
 
+from infra.pods import PodStack
+
 DAY_SECONDS = 24 * 3600
 
 
@@ -56,7 +58,7 @@ class KubeflowSettings(BaseSettings):
     )
 
 
-class KubeflowConfig(BaseOrchestratorConfig, KubeflowSettings):
+class KubeflowConfig(BaseOrchestratorConfig, KubeflowSettings, PodStack):
     """What a stack says of its deployment."""
 
     kubeflow_hostname: str | None = Field(
@@ -67,15 +69,6 @@ class KubeflowConfig(BaseOrchestratorConfig, KubeflowSettings):
     )
     kubeflow_namespace: str = Field(default="kubeflow", description="namespace of KFP")
     token: str | None = SecretField(default=None, description="bearer token for the KFP API")
-    image: str = Field(
-        default="bipline:latest", description="the image of every step; it carries the code"
-    )
-    pools: list[dict[str, Any]] = Field(
-        default=[], description="node pools of the cluster, see bipline.settings.pools"
-    )
-    retries: int = Field(
-        default=2, ge=0, description="times that a step is repeated; a lost pod goes on from S3"
-    )
 
     @property
     def is_remote(self) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bipline.base.extras import require
+from infra.pods import SCRATCH, SHARED_MEMORY, WRITABLE
 
 if TYPE_CHECKING:
     from zenml.config.step_configurations import Step
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from infra.kubeflow.config import KubeflowSettings
 
 RUN_ID = "KFP_RUN_ID"
-SCRATCH = "/scratch"
-# Where ZenML and the libraries write: beside a root file system that is read only.
-WRITABLE = {"TMPDIR": SCRATCH, "XDG_CACHE_HOME": f"{SCRATCH}/cache"}
 SECRET_NAME = re.compile(r"TOKEN|API_KEY|PASSWORD|SECRET|CREDENTIAL", re.IGNORECASE)
 
 
@@ -111,7 +109,7 @@ def _set_place(task: Any, settings: KubeflowSettings) -> None:
         kubernetes.add_toleration(task, **toleration)
     if settings.shared_memory:
         kubernetes.empty_dir_mount(
-            task, volume_name="shared-memory", mount_path="/dev/shm",  # noqa: S108
+            task, volume_name="shared-memory", mount_path=SHARED_MEMORY,
             medium="Memory", size_limit=settings.shared_memory,
         )  # fmt: skip
     if settings.disk:

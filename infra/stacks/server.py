@@ -30,6 +30,8 @@ BUCKET = "bipline"
 ROOT = Path(__file__).parents[2]
 # Of `make environment`: what ZenML's server takes beside, and instead of, the rest.
 SERVER_LIBRARIES = Path(sys.prefix) / "server"
+# And s3fs, by which ZenML's client finds artifacts in S3.
+CLIENT_LIBRARIES = Path(sys.prefix) / "kubeflow"
 PROCESSES, VALUES, VARIABLES = "processes.json", "values.json", "variables"
 
 
@@ -89,7 +91,10 @@ class Servers:
             "bucket": BUCKET, "s3_endpoint": endpoint, "s3_key": "trial", "s3_secret": "trial",
             "mlflow_uri": mlflow, "mlflow_username": "team", "mlflow_password": "team",
         }  # fmt: skip
-        return values, {"ZENML_STORE_URL": zenml, "ZENML_STORE_API_KEY": key, **environment}
+        variables = {"ZENML_STORE_URL": zenml, "ZENML_STORE_API_KEY": key, **environment}
+        if CLIENT_LIBRARIES.is_dir():
+            variables["PYTHONPATH"] = str(CLIENT_LIBRARIES)
+        return values, variables
 
     def _s3(self) -> str:
         port = free_port()
@@ -108,10 +113,17 @@ class Servers:
             data.mkdir(mode=0o700)
             if user:
                 os.chown(data, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
-            subprocess.run(  # noqa: S603
+            made = subprocess.run(  # noqa: S603
                 [program("initdb"), "-D", str(data), "-U", "mlflow", "-A", "trust", "-E", "UTF8"],
-                check=True, user=user, cwd="/", capture_output=True,
+                check=False, user=user, cwd="/", capture_output=True, text=True,
             )  # fmt: skip
+            if made.returncode:
+                shutil.rmtree(data)
+                said = (made.stderr.strip().splitlines() or ["no reason told"])[-1]
+                raise SystemExit(
+                    f"PostgreSQL in {data}: {said}; the user {user or 'who runs this'} must reach "
+                    "that folder"
+                )
         options = ["-p", port, "-k", data, "-c", f"listen_addresses={HOST}"]
         self._run("postgres", [program("postgres"), "-D", data, *options], user=user, cwd="/")
         ready = [program("pg_isready"), "-h", HOST, "-p", port]
@@ -124,7 +136,9 @@ class Servers:
             "-m", "mlflow", "server", "--backend-store-uri", database, "--artifacts-destination",
             f"s3://{BUCKET}/mlflow", "--host", HOST, "--port", port, "--workers", "1",
         ]  # fmt: skip
-        self._start("mlflow", arguments, {**environment, "MLFLOW_DISABLE_TELEMETRY": "true"})
+        # Its job runners are seven more processes, and nothing here has jobs for them.
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._start("mlflow", arguments, {**environment, **quiet})
         wait("mlflow", lambda: answers(f"http://{HOST}:{port}/health"))
         return f"http://{HOST}:{port}"
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+import bipline
 from bipline.base.errors import InvalidInput, Refused
 from bipline.delivery.registries import mlflow_loader
 from bipline.delivery.registries.mlflow import track_and_register
@@ -28,6 +29,7 @@ from bipline.model.tokenizer import load_tokenizer
 from bipline.storage.manifest import read_manifest, verify_directory
 from bipline.values.summary import Registration
 from tests.delivery.test_per_layer_package import mixed, mixed_package  # noqa: F401
+from tests.delivery.worlds import make_package
 from tests.mlflow_tracked import tracked_at
 
 PROMPTS = ["The 3rd cat sat", "The 7th"]
@@ -199,3 +201,12 @@ def answer(server: subprocess.Popen[bytes], port: int, body: dict[str, Any]) -> 
             assert isinstance(error.reason, ConnectionError), error
         time.sleep(1)
     raise AssertionError("the server ended")
+
+
+def test_packages_in_a_registry_are_compared_where_they_lie(tmp_path: Path, state: Path) -> None:
+    one, other = (make_package(tmp_path, number) for number in ("1", "2"))
+    for package in (one, other):
+        register(package, "compared")
+    address = f"sqlite:///{state / 'mlflow' / 'mlflow.db'}"
+    found = bipline.diff("models:/compared/1", "models:/compared/2", registry=address)
+    assert found == bipline.diff(one, other)

@@ -35,6 +35,14 @@ assert out.read_bytes() == first, "the same configuration, the same bytes"
 from kfp import components
 print(*components.load_component_from_file(str(out)).pipeline_spec.root.dag.tasks)
 
+from bipline.settings.loading import KINDS, load
+from bipline.settings.stack_file import load_stack
+from pipelines.compiled import STACKS, compile_pipeline, kubeflow_config
+from pipelines.local_stack import isolated
+config = kubeflow_config(load_stack(STACKS / "aws-kubeflow.yaml", filled=False))
+with isolated(out.parent / "sweep"):
+    compile_pipeline("sweep", load(KINDS["sweep"], Path(sys.argv[3])), config, Path(sys.argv[4]))
+
 from infra.kubeflow.config import KubeflowSettings
 from infra.kubeflow.tasks import compile_tasks
 from types import SimpleNamespace as Box
@@ -62,6 +70,7 @@ class Compiled:
 
     text: str
     one: str
+    sweep: str
     said: str
     settings: Any
 
@@ -87,18 +96,29 @@ class Compiled:
 @pytest.fixture(scope="module")
 def compiled(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     folder = tmp_path_factory.mktemp("compiled")
-    for seed, name in enumerate(TEXTS, start=1):
-        write_text(folder / f"{name}.txt", seed)
+    texts = {name: str(folder / f"{name}.txt") for name in (*TEXTS, "prose")}
+    for seed, path in enumerate(texts.values(), start=1):
+        write_text(Path(path), seed)
     compensated = {"compensation": "least-squares"}
     settings = configuration(
-        llama, folder, state=None, compensate=compensated, score={"criterion": "llm-bip-glu"}
-    )
+        llama, folder, state=None, texts=texts, compensate=compensated,
+        calibrate={"samples": 32, "seqlen": 16},
+        score={"criterion": "llm-bip-glu", "parts": 2},
+        evaluate={"texts": ("held-out", "prose"), "parts": 2, "protocol": {"seqlen": 16}},
+    )  # fmt: skip
     config, out = folder / "compress.yaml", folder / "out.yaml"
     config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    swept, compiled_sweep = folder / "sweep.yaml", folder / "swept.yaml"
+    swept.write_text(yaml.safe_dump({
+        "model": str(llama), "texts": texts,
+        "grid": {"criteria": ["magnitude", "wanda-sp"], "ratios": [0.2, 0.4], "seeds": [0]},
+        "evaluate": {"texts": ["held-out"], "protocol": {"seqlen": 16}},
+    }))  # fmt: skip
     secrets = dict.fromkeys(SECRETS, SECRET)
-    said = run_with_kfp(PROGRAM, config, out, folder=folder, **secrets)
+    said = run_with_kfp(PROGRAM, config, out, swept, compiled_sweep, folder=folder, **secrets)
     one = out.with_name("one.yaml").read_text(encoding="utf-8")
-    return Compiled(out.read_text(encoding="utf-8"), one, said, settings)
+    whole, rows = (path.read_text(encoding="utf-8") for path in (out, compiled_sweep))
+    return Compiled(whole, one, rows, said, settings)
 
 
 def test_it_says_what_it_is_for_and_kfp_reads_it(compiled: Compiled) -> None:
@@ -110,15 +130,32 @@ def test_it_says_what_it_is_for_and_kfp_reads_it(compiled: Compiled) -> None:
 def test_tasks_follow_those_they_need(compiled: Compiled) -> None:
     after = {name: set(task.get("dependentTasks", ())) for name, task in compiled.tasks.items()}
     assert after["resolve"] == set()
-    assert after["score"] == {"resolve", "calibrate"}
+    parts = {f"score-part-{number}" for number in (1, 2)}
+    assert after["score"] == {"resolve", "calibrate", *parts}
+    for number in (1, 2):
+        assert after[f"score_part_{number}"] == {"resolve", "calibrate"}
+        assert after[f"evaluate_dense_part_{number}"] == {"resolve", "recover"}
+        assert f"evaluate-pruned-part-{number}" in after["evaluate_pruned"]
     assert after["prune"] >= {"compensate"}
-    assert after["evaluate_recovered"] >= {"recover"}
+    assert after["evaluate_recovered_part_1"] >= {"recover"}
     assert after["promote"] >= {"export", "evaluate-dense"}
 
 
+def test_rows_of_a_sweep_are_side_by_side(compiled: Compiled) -> None:
+    """No row needs another: each has its own scores, and all meet in one step."""
+    specification, _ = yaml.safe_load_all(compiled.sweep)
+    tasks = specification["root"]["dag"]["tasks"]
+    rows = {name: set(task["dependentTasks"]) for name, task in tasks.items() if "row-" in name}
+    assert len(rows) == 4
+    for name, after in rows.items():
+        assert not after & set(rows), name
+        assert len([each for each in after if each.startswith("score-")]) == 1
+    assert set(tasks["collect"]["dependentTasks"]) >= set(rows)
+
+
 def test_gpus_and_tolerations_where_the_model_is_run_and_nowhere_else(compiled: Compiled) -> None:
-    runs = {"score", "compensate", "recover", "evaluate_dense", "evaluate_pruned",
-            "evaluate_recovered"}  # fmt: skip
+    runs = {step for step in compiled.tasks if "_part_" in step} | {"compensate", "recover"}
+    assert len(runs) == 2 + 2 * 4
     for step in compiled.tasks:
         resources, pod = compiled.container(step)["resources"], compiled.pod(step)
         assert ("accelerator" in resources) == (step in runs), step

@@ -23,8 +23,8 @@ def test_a_second_run_measures_no_task_again(
 ) -> None:
     rows = written(tmp_path / "cloze.jsonl", [ROW] * 3)
     measured: list[Any] = []
-    zero_shot = core.zero_shot
-    monkeypatch.setattr(core, "zero_shot", lambda *a, **m: measured.append(a) or zero_shot(*a, **m))
+    ask = core.ask
+    monkeypatch.setattr(core, "ask", lambda *a, **m: measured.append(a) or ask(*a, **m))
 
     def run(**protocol: Any) -> Any:
         settings = CompressSettings.model_validate(

@@ -96,3 +96,15 @@ def running_server() -> Iterator[Server]:
     listening.shutdown()
     thread.join()
     listening.server_close()
+
+
+def refusing(key: str) -> Callable[[dict[str, Any], Any, Any], Iterable[bytes]]:
+    """A proxy that knows no user with this access key, as AWS says it; others are let through."""
+
+    def proxy(environ: dict[str, Any], start: Any, application: Any) -> Iterable[bytes]:
+        if f"Credential={key}/" not in environ.get("HTTP_AUTHORIZATION", ""):
+            return list(application(environ, start))
+        start("403 Forbidden", [("Content-Type", "application/xml")])
+        return [b"<Error><Code>InvalidAccessKeyId</Code><Message>No such key</Message></Error>"]
+
+    return proxy

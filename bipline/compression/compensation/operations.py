@@ -1,6 +1,7 @@
-"""Operations of compensating one block as ``obs``, sequentially: counted from sizes, by part.
+"""Operations of compensating a block, sequentially: counted from sizes, by part.
 
-Of the usual case, in which the error falls with ``obs`` and nothing simpler is fitted.
+Of ``obs`` in the usual case, in which the error falls with it and nothing simpler is fitted, and of
+``least-squares``, which has no part of OBS.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from bipline.model.shapes import ModelShape
 
 # Floating-point operations by part.
 Operations = dict[str, float]
+OBS_PARTS = ("inverse", "elimination", "start of OBS")
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,29 @@ class Work:
         return self.shape.hidden_size * columns
 
 
+def sequential_operations(
+    shape: ModelShape, name: str, options: CompensationOptions, samples: int, seqlen: int,
+    ratio: float,
+) -> float:  # fmt: skip
+    """Operations of all blocks for so many calibration windows, those that are drawn among them.
+
+    The parts of OBS are there for ``obs`` alone.
+    """
+    held = max(1, round(samples * options.held_out))
+    drawn = 1 + options.random_windows + options.generated_windows
+    fitted = round((samples - held) * drawn)
+    written = round((samples - held) * options.generated_windows) * seqlen
+    total = 2.0 * written * shape.linear_weights
+    for index in range(shape.num_hidden_layers):
+        block = Work(shape.block(index), ratio, fitted * seqlen, held * seqlen, options)
+        found = operations_of(block)
+        total += sum(each for part, each in found.items() if name == "obs" or part not in OBS_PARTS)
+    return total
+
+
 def operations_of(work: Work) -> Operations:
     """Operations by the parts that the benchmark times; attention's scores are left out."""
-    found = dict.fromkeys(("factors", "inverse", "elimination", "start of OBS", "sides"), 0.0)
+    found = dict.fromkeys((*OBS_PARTS, "factors", "sides"), 0.0)
     found |= {"solves": 0.0, "moments": 0.0}
     found["moments"] = float(
         moments_operations(work.shape, work.fitted, True, work.options.input_maps)

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 export BIPLINE_DATA ?= $(abspath ../shared/data)
 # Two test workers of one thread each; a worker that took all cores would wait for the other.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-all check environment server-up server-down clean
 

@@ -72,6 +72,7 @@ TIMED: tuple[tuple[str, Any, str], ...] = (
     ("kept rows", block_fit, "fitted_rows"),
     ("passes", streams.Streams, "advance_attention"),
     ("passes", streams.Streams, "advance_ffn"),
+    ("passes", streams.Streams, "pass_attention"),
     ("passes", streams.Streams, "advance_pruned"),
     ("passes", collecting.Collector, "take"),
 )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.quality_tables import AUTO, OSSCAR, Cell, merged, standing_table
+from benchmarks.quality_tables import AUTO, PEERS, Cell, merged, standing_table
 from bipline.values.comparison import Comparison, Row
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ BRIEFLY_LEFT_OUT = ("llm-pruner:importance=element-mixed", "magnitude")
 BRIEF_ALLOCATIONS = ("standardized", "error-aware")
 # Of one model; of the same cell, the later one counts.
 COMPARISONS = (
-    "uniform", "uniform-osscar", "uniform-auto", "per-layer-search", "per-layer", "per-layer-auto",
+    "uniform", "uniform-peers", "uniform-auto", "per-layer-search", "per-layer", "per-layer-auto",
 )  # fmt: skip
 RATIOS = ("0.2", "0.35", "0.5")
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", choices=("uniform", "osscar", "per-layer", "tables"))
+    parser.add_argument("--only", choices=("uniform", "peers", "per-layer", "tables"))
     parser.add_argument("--models", nargs="*", default=[subject.model for subject in SUBJECTS])
     parser.add_argument("--ratios", nargs="*", default=list(RATIOS))
     parser.add_argument("--brief", action="store_true", help="fewer methods")
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bench = Bench(subject, asked.data, asked.jobs, tuple(asked.ratios), asked.brief)
         if asked.only in (None, "uniform"):
             bench.uniform()
-        if asked.only in (None, "uniform", "osscar"):
-            bench.osscar()
+        if asked.only in (None, "uniform", "peers"):
+            bench.peers()
         if asked.only in (None, "per-layer"):
             bench.per_layer()
     write_results(facts)
@@ -113,10 +113,11 @@ class Bench:
         self._compare("uniform", methods, self.subject.texts)
         self._compare("uniform-auto", [AUTO], self.subject.texts)
 
-    def osscar(self) -> None:
-        """It at the published rows' widths and at auto's."""
-        methods = [f"wanda-sp/uniform/{OSSCAR}", f"llm-bip-glu/compensated/{OSSCAR}"]
-        self._compare("uniform-osscar", methods, self.subject.texts)
+    def peers(self) -> None:
+        """OSSCAR and SlimGPT at the published rows' widths and at auto's."""
+        ways = ("wanda-sp/uniform", "llm-bip-glu/compensated")
+        methods = [f"{way}/{name}" for name in PEERS for way in ways]
+        self._compare("uniform-peers", methods, self.subject.texts)
 
     def per_layer(self) -> None:
         """Every criterion with its best allocation, and auto; blocks that differ."""
@@ -127,7 +128,9 @@ class Bench:
             for name, compensation in compensated.items()
             for allocation in self._allocations
         ]
-        searched += [f"wanda-sp/{allocation}/{OSSCAR}" for allocation in self._allocations]
+        searched += [
+            f"wanda-sp/{allocation}/{name}" for name in PEERS for allocation in self._allocations
+        ]
         self._compare("per-layer-search", searched, first)
         [text] = first
         found = load(self._folder("per-layer-search"))
@@ -217,7 +220,7 @@ def write_results(facts: dict[str, object]) -> None:
     text = RESULTS.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    published = {"/".join(method) for method in PUBLISHED.items()} | {OSSCAR}
+    published = {"/".join(method) for method in PUBLISHED.items()} | set(PEERS)
     table = standing_table(cells, published, facts)
     RESULTS.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
     values = [vars(cell) for cell in cells]

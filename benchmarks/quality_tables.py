@@ -9,7 +9,8 @@ from benchmarks.machine import described
 from bipline.values.comparison import Comparison, Row
 
 AUTO = "auto"
-OSSCAR = "osscar"
+# Published compensations that choose the groups themselves.
+PEERS = ("osscar", "slimgpt")
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Cell:
             return None
         dense = comparison.models[tried.model].record.perplexity
         criterion, compensation = tried.criterion.label, tried.compensation.label
-        published_as = OSSCAR if compensation == OSSCAR else f"{criterion}/{compensation}"
+        published_as = compensation if compensation in PEERS else f"{criterion}/{compensation}"
         allocated = "" if tried.allocation.name == "uniform" else f", {tried.allocation.label}"
         compensated = "" if compensation == "none" else f" + {compensation}"
         method = f"{criterion}{allocated}{compensated}"
-        if compensation == OSSCAR:
+        if compensation in PEERS:
             # It chooses the groups itself: scores serve at most for widths.
             at_autos = tried.allocation.name == "compensated"
-            method = f"{OSSCAR}, auto's widths" if at_autos else f"{OSSCAR}{allocated}"
+            method = f"{compensation}, auto's widths" if at_autos else f"{compensation}{allocated}"
         return cls(
             model=model,
             layout=layout,

@@ -17,6 +17,19 @@ from tests.mlflow_tracked import mlflow_environment
 from tests.tiny import FAMILY_CASES, tiny_model
 
 ASSETS = Path(__file__).parents[1] / "assets"
+# Modules that take minutes, the longest first: begun last, one would keep all workers waiting.
+LONGEST = (
+    "test_kubeflow_run", "test_readme", "test_killed_prune", "test_compress", "test_wheel",
+    "test_combinations", "test_own_stack", "test_sweep", "test_registries", "test_recipes",
+    "test_reproduced", "test_real_runs", "test_registry_faults", "test_tamper_matrix",
+    "test_fuzz", "test_gguf_engine", "test_thresholds", "test_audited",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest modules; the others stay in their order."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,9 @@
 Steps run in the order of the DAG with their environment, their secrets, their memory limit and
 their deadline, and are repeated as their retry policy says. It imitates no image, volume, node,
 taint or GPU, no namespace and no login; it waits seconds between attempts, not minutes, and of the
-steps that may run at once two do. Where a container would be, there is a process with an empty
-home.
+steps that may run at once two do. A pod is a container of the image that was built, where a test
+gives it one (see tests/kfp_containers.py), and a process with an empty home otherwise. The first
+line of its log says which.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from tests.kfp_containers import Containers
 from tests.kfp_process import kfp_environment
 from tests.layers import ROOT
 
@@ -71,6 +73,8 @@ class KubeflowStandIn:
     attempts: list[Attempt] = field(default_factory=list)
     # A step whose first pod is killed when this says so of the pod's folder.
     kills: dict[str, Callable[[Path], bool]] = field(default_factory=dict)
+    # Pods are containers where this is given.
+    containers: Containers | None = None
     address: str = ""
     _answers: dict[str, Queue[dict[str, Any]]] = field(default_factory=dict)
     _asking: threading.Lock = field(default_factory=threading.Lock)
@@ -124,22 +128,15 @@ class KubeflowStandIn:
     ) -> Attempt:
         folder = self.folder / run_id / name
         folder.mkdir(parents=True)
-        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
+        environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         for each in container.get("env", ()):
-            value = each["value"].replace("{{$.pipeline_job_uuid}}", run_id)
-            environment[each["name"]] = value.replace("/scratch", str(folder))
+            environment[each["name"]] = each["value"].replace("{{$.pipeline_job_uuid}}", run_id)
         for secret in pod.get("secretAsEnv", ()):
             values = self.secrets[secret["secretName"]]
             environment |= {k["envVar"]: values[k["secretKey"]] for k in secret["keyToEnv"]}
-        command = [*container["command"], *container["args"]]
-        assert command[:2] == ["python", "-m"], command
         log, began = folder / "log", time.monotonic()
-        self._ask({
-            "name": str(folder), "folder": str(folder), "log": str(log), "arguments": command[2:],
-            "environment": {**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        })  # fmt: skip
-        number = self._answer(str(folder), "pid")
         limit = _bytes(container.get("resources", {}).get("resourceMemoryLimit", "999Gi"))
+        number, code = self._start(container, folder, environment, limit)
         deadline = time.monotonic() + float(pod.get("activeDeadlineSeconds", 3600))
         kill, most = self.kills.get(step), 0
         while (private := _private(number)) is not None:
@@ -149,8 +146,27 @@ class KubeflowStandIn:
                 self.kills.pop(step, None)
                 break
             time.sleep(0.05)
-        code = self._answer(str(folder), "code")
-        return Attempt(step, code, log, most, limit, began, time.monotonic())
+        return Attempt(step, code(), log, most, limit, began, time.monotonic())
+
+    def _start(
+        self, container: dict[str, Any], folder: Path, environment: dict[str, str], limit: int
+    ) -> tuple[int, Callable[[], int]]:
+        """Start a pod; gives the number of its process, and what waits for its exit code."""
+        command = [*container["command"], *container["args"]]
+        assert command[:2] == ["python", "-m"], command
+        where = f"a container of {container['image']}" if self.containers else "a process"
+        (folder / "log").write_text(f"this pod is {where}\n")
+        if self.containers:
+            image = container["image"]
+            return self.containers.start(image, folder, command, environment, limit)
+        own = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
+        here = {name: value.replace("/scratch", str(folder)) for name, value in environment.items()}
+        name = str(folder)
+        self._ask({
+            "name": name, "folder": name, "log": str(folder / "log"), "arguments": command[2:],
+            "environment": {**own, **here},
+        })  # fmt: skip
+        return self._answer(name, "pid"), lambda: self._answer(name, "code")
 
     def _ask(self, pod: dict[str, Any]) -> None:
         self._answers[pod["name"]] = Queue()
@@ -169,7 +185,26 @@ class KubeflowStandIn:
 
     @contextmanager
     def serving(self) -> Iterator[KubeflowStandIn]:
-        """The API on a free port for the length of the block, with the process that has pods."""
+        """The API on a free port for the length of the block, with what runs pods."""
+        server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Bound", (Handler,), {"stand_in": self})
+        )
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.address = f"http://127.0.0.1:{server.server_port}/pipeline"
+        try:
+            if self.containers:
+                self.containers.name_image(f"127.0.0.1:{server.server_port}/{IMAGE}:1")
+                yield self
+            else:
+                with self._processes():
+                    yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+
+    @contextmanager
+    def _processes(self) -> Iterator[None]:
+        """The process that has pods."""
         environment = kfp_environment(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
         for name in [name for name in environment if name.startswith(("ZENML", "MLFLOW", "AWS"))]:
             del environment[name]
@@ -178,18 +213,11 @@ class KubeflowStandIn:
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )  # fmt: skip
-        server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), type("Bound", (Handler,), {"stand_in": self})
-        )
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        self.address = f"http://127.0.0.1:{server.server_port}/pipeline"
         try:
             assert json.loads(self._pods.stdout.readline())["ready"]
             threading.Thread(target=self._listen, daemon=True).start()
-            yield self
+            yield
         finally:
-            server.shutdown()
-            server.server_close()
             self._pods.stdin.close()
             self._pods.terminate()
             self._pods.wait(timeout=30)

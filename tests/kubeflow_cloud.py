@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import yaml
 
+from tests.kfp_containers import Containers
 from tests.kfp_process import kfp_environment
 from tests.kfp_stand_in import IMAGE, KubeflowStandIn
 from tests.pipeline.conftest import TEXTS, configuration, write_text
@@ -101,8 +102,11 @@ class Cloud:
 
 
 @contextmanager
-def running_cloud(folder: Path) -> Iterator[Cloud]:
-    """All servers for the length of the block, and the user's stack applied."""
+def running_cloud(folder: Path, containers: Containers | None = None) -> Iterator[Cloud]:
+    """All servers for the length of the block, and the user's stack applied.
+
+    Pods are containers where those are given, and processes otherwise.
+    """
     with (
         running_server() as s3,
         postgres(folder / "postgres.log") as database,
@@ -114,7 +118,8 @@ def running_cloud(folder: Path) -> Iterator[Cloud]:
                  "AWS_DEFAULT_REGION", "NO_PROXY")  # fmt: skip
         seen = kfp_environment()
         secrets = {SECRET: {**client, **{name: seen[name] for name in names}}}
-        with KubeflowStandIn(folder / "pods", secrets).serving() as kubeflow:
+        stand_in = KubeflowStandIn(folder / "pods", secrets, containers=containers)
+        with stand_in.serving() as kubeflow:
             (folder / "user").mkdir()
             found = Cloud(mlflow, kubeflow, client, folder / "user", s3)
             applied = found.bipline("stack", "apply", found.write_stack())

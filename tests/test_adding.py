@@ -22,9 +22,9 @@ SAMPLES = ("--samples", "24", "--seqlen", "16")
 
 
 def parts(page: str) -> list[tuple[str, str, str]]:
-    """What the page adds, in order: path, ``python`` or ``diff``, text."""
+    """What the page adds, in order: path, ``python``, ``json`` or ``diff``, text."""
     found, path = [], ""
-    pieces = r"^`([\w./]+)`:$|^```(python|diff)\n(.*?)^```$"
+    pieces = r"^`([\w./]+)`:$|^```(python|diff|json)\n(.*?)^```$"
     for named, kind, text in re.findall(pieces, page, re.MULTILINE | re.DOTALL):
         path = named or path
         if kind:
@@ -53,7 +53,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / "tests" / name, tree / "tests")
     for path, kind, text in parts(PAGE):
         place = tree / path
-        if kind == "python":
+        if kind != "diff":
             assert not place.exists(), f"{path} is there already"
             place.write_text(text, encoding="utf-8")
         else:
@@ -67,7 +67,7 @@ MODELS = """
 from pathlib import Path
 from tests.tiny import tiny_model
 tiny_model(Path("llama"), "llama-gqa")
-tiny_model(Path("ernie"), "ernie4-5-gqa")
+tiny_model(Path("coder"), "iquestcoder")
 """
 
 
@@ -94,7 +94,7 @@ def test_the_first_four_are_on_the_page() -> None:
     rooms = {str(Path(path).parent) for path, kind, _ in parts(PAGE) if kind == "python"}
     for room in ("criteria", "allocation", "compensation"):
         assert f"bipline/compression/{room}" in rooms
-    assert any(path == "bipline/model/families.json" for path, _, _ in parts(PAGE))
+    assert any(path.startswith("bipline/model/families/") for path, _, _ in parts(PAGE))
 
 
 @pytest.mark.slow
@@ -130,11 +130,11 @@ def test_a_compensation_corrects_by_its_own_name(copy: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["uniform", "per-layer"])
-def test_a_family_needs_an_entry(copy: Path, layout: str) -> None:
+def test_a_family_needs_a_file(copy: Path, layout: str) -> None:
     flags = ("--layout", layout, *(("--keep-first", "1") if layout == "per-layer" else ()))
-    pruned(copy, "ernie", f"family-{layout}", "--criterion", "magnitude", *flags)
+    pruned(copy, "coder", f"family-{layout}", "--criterion", "magnitude", *flags)
     config = json.loads((copy / f"family-{layout}" / "config.json").read_text("utf-8"))
-    assert config["model_type"].endswith("ernie4_5")
+    assert config["model_type"].endswith("iquestcoder")
     if layout == "per-layer":
         run(copy, "-m", "bipline", "evaluate", f"family-{layout}", "--text", "text=text.txt")
 

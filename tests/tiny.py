@@ -50,10 +50,47 @@ FAMILY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "seed-oss-gqa": ("seed_oss", {**GROUPED, "attention_out_bias": True, "mlp_bias": True}),
 }
 
+# Families of the same kind, which fewer tests run over; each has every switch of its own on.
+MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ministral": (
+        "ministral",
+        {**GROUPED, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "smollm3": (
+        "smollm3",
+        {**GROUPED, "no_rope_layers": [1, 0], "attention_bias": True, "mlp_bias": True},
+    ),
+    "smollm3-tied": ("smollm3", {**GROUPED, "no_rope_layer_interval": 2}),
+    "granite": (
+        "granite",
+        {
+            **GROUPED, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
+            "attention_multiplier": 0.3, "logits_scaling": 8.0, "mlp_bias": True,
+        },
+    ),
+    "gemma": ("gemma", {**GROUPED, "attention_bias": True}),
+    "gemma-mqa": ("gemma", SINGLE),
+    "ernie4-5": ("ernie4_5", {**GROUPED, "use_bias": True}),
+    "hunyuan": (
+        "hunyuan_v1_dense",
+        {
+            **GROUPED, "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0,
+            },
+        },
+    ),
+    "internlm3": ("internlm3", GROUPED),
+    "internlm3-biased": ("internlm3", {**GROUPED, "attention_bias": True, "mlp_bias": True}),
+    "helium": ("helium", {**MULTI, "attention_bias": True, "mlp_bias": True}),
+    "olmo": ("olmo", {**GROUPED, "clip_qkv": 0.5, "attention_bias": True}),
+}  # fmt: skip
+CASES = FAMILY_CASES | MORE_CASES
+
 
 def config_of(case: str = "llama-gqa", **changes: Any) -> dict[str, Any]:
     """The config.json of a case, with fields that differ."""
-    model_type, different = FAMILY_CASES[case]
+    model_type, different = CASES[case]
     return {**SIZES, **different, "model_type": model_type, **changes}
 
 
@@ -70,7 +107,7 @@ def tiny_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model_type, different = FAMILY_CASES[case]
+    model_type, different = CASES[case]
     config = AutoConfig.for_model(model_type, **{**SIZES, **different, **changes})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)

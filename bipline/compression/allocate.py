@@ -177,7 +177,8 @@ def _choices(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Choice
             f"{layers} blocks to prune"
         )
     multiple = checked_multiple(shape, settings.ffn_multiple)
-    free, kept = choices_of(shape, multiple, settings.divisible_by), whole(shape)
+    fixed = checkpoint.family.heads_fixed
+    free, kept = choices_of(shape, multiple, settings.divisible_by, fixed), whole(shape)
     last = layers - settings.keep_last
     return tuple(free if settings.keep_first <= i < last else kept for i in range(layers))
 
@@ -223,8 +224,12 @@ def _budget(checkpoint: Checkpoint, settings: AllocateSettings, widths: list[Wid
 
 
 def _notes(problem: Problem) -> tuple[str, ...]:
-    if problem.checkpoint.shape.num_key_value_heads > 1 or problem.scores.prunes != "groups":
+    checkpoint = problem.checkpoint
+    fixed = checkpoint.family.heads_fixed
+    whole_attention = fixed or checkpoint.shape.num_key_value_heads == 1
+    if not whole_attention or problem.scores.prunes != "groups":
         return ()
-    text = "one KV head (MQA): attention stays whole and the FFN takes the whole ratio"
+    why = f"{checkpoint.family.architecture} fixes its heads" if fixed else "one KV head (MQA)"
+    text = f"{why}: attention stays whole and the FFN takes the whole ratio"
     note(text)
     return (text,)

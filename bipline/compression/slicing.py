@@ -119,8 +119,16 @@ class Slicer:
                         f"correction {name} of block {index} has shape {list(shape)}, the smaller "
                         f"model's is {list(known.get(target, ()))}"
                     )
-                places[target] = partial(corrections.tensor, index, name)
+                places[target] = partial(self._correction, corrections, index, name)
         return places
+
+    def _correction(self, corrections: Corrections, index: int, name: str) -> Tensor:
+        """A corrected tensor as it is stored: without the multiplier that it was fitted with."""
+        tensor, multiplier = corrections.tensor(index, name), self.checkpoint.multipliers.get(name)
+        if multiplier is None:
+            return tensor
+        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        return (wide / multiplier).to(tensor.dtype)
 
     def _addition(self, name: str) -> Tensor:
         if name in self._corrected:

@@ -37,14 +37,9 @@ def bom_text(contents: PackageContents, model: Manifest, files: Mapping[str, Fil
 
     Raises Refused where the schema does not take it.
     """
-    value = _parts(contents, files)
-    value["metadata"].pop("timestamp")
+    value = bom_value(_subject(contents, files), list(_data(contents)))
     value["metadata"]["component"]["modelCard"] = _card(contents, model)
-    value["serialNumber"] = ""
-    value["serialNumber"] = uuid5(NAMESPACE_URL, digest_json(value)).urn
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    _check_schema(text, NAME)
-    return text
+    return checked_text(value, NAME)
 
 
 def check_bom(package: Path, manifest: Manifest) -> None:
@@ -53,8 +48,8 @@ def check_bom(package: Path, manifest: Manifest) -> None:
     content = path.read_bytes()
     value = parse_object(content, str(path), "BOM", "")
     _check_schema(content.decode(), str(path))
-    component = value.get("metadata", {}).get("component", {})
-    if _hash(str(manifest.info["tensor_digest"])) not in component.get("hashes", []):
+    about = value.get("metadata", {}).get("component", {})
+    if _hash(str(manifest.info["tensor_digest"])) not in about.get("hashes", []):
         raise Refused(f"{path}: is about another model")
 
 
@@ -76,30 +71,50 @@ def _check_schema(text: str, where: str) -> None:
         raise Refused(f"{where}: not a CycloneDX 1.6 BOM: {reason[:200]}")
 
 
-def _parts(contents: PackageContents, files: Mapping[str, FileEntry]) -> dict[str, Any]:
-    """All but the model card, as the library writes it."""
+def bom_value(subject: Any, parts: list[Any]) -> dict[str, Any]:
+    """A BOM without a time of one component, which depends on its parts, as the library writes it.
+
+    It has no number yet: :func:`checked_text` gives it one.
+    """
     bom = require("cyclonedx.model.bom", EXTRA)
     schema = require("cyclonedx.schema", EXTRA)
     writing = require("cyclonedx.output", EXTRA)
-    subject = _subject(contents, files)
-    data = list(_data(contents))
-    own = _component("application", "bipline", version=version())
+    own = component("application", "bipline", version=version())
     tools = require("cyclonedx.model.tool", EXTRA).ToolRepository(components=[own])
-    made = bom.Bom(metadata=bom.BomMetaData(component=subject, tools=tools), components=data)
-    made.register_dependency(subject, data)
+    made = bom.Bom(metadata=bom.BomMetaData(component=subject, tools=tools), components=parts)
+    made.register_dependency(subject, parts)
     written = schema.OutputFormat.JSON, schema.SchemaVersion.V1_6
     value: dict[str, Any] = json.loads(writing.make_outputter(made, *written).output_as_string())
+    value["metadata"].pop("timestamp")
     return value
 
 
-def _component(kind: str, name: str, sha256: str | None = None, **fields: Any) -> Any:
-    """A component; of type ``kind``, as CycloneDX calls it."""
-    component = require("cyclonedx.model.component", EXTRA)
+def checked_text(value: dict[str, Any], where: str) -> str:
+    """The text of a BOM, numbered by what it says: the same content has the same bytes.
+
+    Raises Refused where the schema does not take it; ``where`` names it.
+    """
+    numbered = {**value, "serialNumber": ""}
+    numbered["serialNumber"] = uuid5(NAMESPACE_URL, digest_json(numbered)).urn
+    text = json.dumps(numbered, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    _check_schema(text, where)
+    return text
+
+
+def licences(text: str | None) -> list[Any]:
+    """A licence as it is named: an identifier or an expression where it is one, else a name."""
+    if not text:
+        return []
+    factory = require("cyclonedx.contrib.license.factories", EXTRA).LicenseFactory()
+    return [factory.make_from_string(text)]
+
+
+def component(kind: str, name: str, sha256: str | None = None, **fields: Any) -> Any:
+    """A component of a BOM; of type ``kind``, as CycloneDX calls it."""
+    parts = require("cyclonedx.model.component", EXTRA)
     basics = require("cyclonedx.model", EXTRA)
     hashes = [basics.HashType(alg=basics.HashAlgorithm.SHA_256, content=sha256)] if sha256 else []
-    return component.Component(
-        name=name, type=component.ComponentType(kind), hashes=hashes, **fields
-    )
+    return parts.Component(name=name, type=parts.ComponentType(kind), hashes=hashes, **fields)
 
 
 def _subject(contents: PackageContents, files: Mapping[str, FileEntry]) -> Any:
@@ -108,12 +123,12 @@ def _subject(contents: PackageContents, files: Mapping[str, FileEntry]) -> Any:
         ancestors=[_base(contents)],
         notes=f"structured pruning by the plan {contents.plan.digest}",
     )
-    return _component(
+    return component(
         "machine-learning-model",
         f"{contents.source_name} pruned",
         contents.records[contents.packaged].tensor_digest,
         bom_ref=MODEL,
-        licenses=_licences(contents),
+        licenses=licences(contents.resolution.model.licence),
         pedigree=pedigree,
         components=_files(MODEL, {name: entry.sha256 for name, entry in files.items()}),
     )
@@ -121,40 +136,32 @@ def _subject(contents: PackageContents, files: Mapping[str, FileEntry]) -> Any:
 
 def _base(contents: PackageContents) -> Any:
     resolved = contents.resolution.model
-    return _component(
+    return component(
         "machine-learning-model",
         contents.source_name,
         resolved.tensor_digest,
         bom_ref=BASE,
         version=resolved.revision,
-        licenses=_licences(contents),
+        licenses=licences(contents.resolution.model.licence),
         components=_files(BASE, resolved.files),
     )
 
 
 def _files(whose: str, files: Mapping[str, str]) -> list[Any]:
     return [
-        _component("file", name, sha256, bom_ref=f"{whose}/{name}")
+        component("file", name, sha256, bom_ref=f"{whose}/{name}")
         for name, sha256 in sorted(files.items())
     ]
-
-
-def _licences(contents: PackageContents) -> list[Any]:
-    """The licence as the model names it: an identifier where that is one, else a name."""
-    if not (licence := contents.resolution.model.licence):
-        return []
-    factory = require("cyclonedx.contrib.license.factories", EXTRA).LicenseFactory()
-    return [factory.make_from_string(licence)]
 
 
 def _data(contents: PackageContents) -> Iterator[Any]:
     """What the run read beside the model."""
     for name, text in sorted(contents.resolution.texts.items()):
         told = {"version": text.revision, "description": portable_source(text.source)}
-        yield _component("data", name, text.sha256, bom_ref=f"text/{name}", **told)
+        yield component("data", name, text.sha256, bom_ref=f"text/{name}", **told)
     for name, task in sorted(contents.resolution.tasks.items()):
         told = {"description": portable_source(task.source)}
-        yield _component("data", name, task.sha256, bom_ref=f"task/{name}", **told)
+        yield component("data", name, task.sha256, bom_ref=f"task/{name}", **told)
 
 
 def _card(contents: PackageContents, model: Manifest) -> dict[str, Any]:

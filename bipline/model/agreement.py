@@ -1,10 +1,10 @@
 """The block loop against transformers' own model, on random weights, before a number counts.
 
-The loop runs transformers' decoder blocks one by one and does itself what lies around them:
-embedding, positions, masks, the last norm, the output matrix. A family, a version of transformers
-or a switch of a config.json that does anything else there would make every number wrong without a
-word. So the first loop of a config in a process compares the logits of a small model with the
-same config: one block of each kind, narrow, with every switch and multiplier kept.
+The loop runs transformers' decoder blocks one by one, with what transformers' decoder hands to
+them. A family, a version of transformers or a switch of a config.json that does anything else
+between them would make every number wrong without a word. So the first loop of a config in a
+process compares the logits of a small model with the same config: one block of each kind, narrow,
+with every switch and multiplier kept.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from bipline.base.errors import InvalidInput
+from bipline.model.built import build, one_line
 from bipline.model.checkpoint import Checkpoint, tensor_bytes
 from bipline.model.families import family_of, tensor_shapes, with_blocks
-from bipline.model.loading import build, one_line
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.shapes import PER_LAYER_LISTS, shape_of
 from bipline.storage.digests import digest_json
@@ -31,6 +31,8 @@ TOLERANCE = 1e-4
 WINDOWS, TOKENS = 2, 12
 VOCABULARY, CHANNELS = 32, 24
 MOST_GROUPS, MOST_QUERIES = 2, 16
+# Shorter than the windows, so that what it hides is compared too.
+LONGEST_SLIDING = 8
 SEED = 7
 # Configs that agreed, or are being compared: the small model's own loop must not ask again.
 _AGREED: set[str] = set()
@@ -74,19 +76,23 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
     groups = min(MOST_GROUPS, shape.num_key_value_heads)
     queries = min(MOST_QUERIES, shape.queries_per_group)
     heads = groups * queries
+    # LLaMA's class wants a multiple of the heads, Helium's what they are together.
+    fixed = family_of(str(config["model_type"])).heads_fixed
+    width = shape.head_dim if fixed else -(-CHANNELS // heads)
     sizes = {
         "num_key_value_heads": groups, "num_attention_heads": heads, "intermediate_size": CHANNELS,
     }  # fmt: skip
     small: dict[str, Any] = {
         **with_blocks(config, list(kinds.values())), **sizes,
-        # LLaMA's class wants a multiple of the heads.
-        "hidden_size": heads * -(-CHANNELS // heads), "head_dim": shape.head_dim,
+        "hidden_size": heads * width, "head_dim": shape.head_dim,
         "vocab_size": VOCABULARY,
     }  # fmt: skip
     for name, listed in PER_LAYER_LISTS.items():
         if small.get(listed):
             small[listed] = [sizes[name] if width else 0 for width in small[listed]]
             small[name] = max(small[listed])
+    if small.get("sliding_window"):
+        small["sliding_window"] = min(LONGEST_SLIDING, small["sliding_window"])
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         small[name] = None if small.get(name) is None else 0
     return small
@@ -94,11 +100,12 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kind(config: Mapping[str, Any], index: int) -> tuple[Any, ...]:
     """What a block has that another may not have: its attention's reach, and its sublayers."""
-    types = config.get("layer_types")
+    listed = family_of(str(config["model_type"])).block_lists
+    kinds = tuple(config[key][index] for key in listed if config.get(key))
     slides = bool(config.get("use_sliding_window")) and index >= config.get("max_window_layers", 0)
-    lists = (config.get(listed) for listed in PER_LAYER_LISTS.values())
-    present = tuple(bool(listed[index]) for listed in lists if listed)
-    return (types[index] if types else slides, *present)
+    widths = (config.get(each) for each in PER_LAYER_LISTS.values())
+    present = tuple(bool(each[index]) for each in widths if each)
+    return (*(kinds or (slides,)), *present)
 
 
 @dataclass(frozen=True)
@@ -146,8 +153,7 @@ def _drawn(config: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
         weights[name] = noise / shape[1] ** 0.5 if len(shape) > 1 else 1 + noise / 5
-    limits = (config.get(each) for each in ("max_position_embeddings", "sliding_window"))
-    tokens = min([TOKENS, *(limit for limit in limits if limit)])
+    tokens = min(TOKENS, config["max_position_embeddings"])
     return weights, torch.randint(VOCABULARY, (WINDOWS, tokens), generator=generator)
 
 

@@ -17,17 +17,30 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 
 
 class Allowed(BaseModel):
-    """What one key may hold: a value of its kind, a list of them where it ``lists``, or null."""
+    """What one key may hold: a value of its kind, a list of them where it ``lists``, or null.
+
+    A list of ``blocks`` has one entry for each of them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal[
-        "whole", "decimal", "number", "flag", "true", "text", "choice", "tokenizer", "rope", "code"
+        "whole",
+        "decimal",
+        "number",
+        "flag",
+        "true",
+        "false",
+        "text",
+        "choice",
+        "tokenizer",
+        "rope",
+        "code",
     ]
     least: float = 0
     most: float = 0
     choices: tuple[str, ...] = ()
-    lists: Literal["", "also", "only"] = ""
+    lists: Literal["", "also", "only", "blocks"] = ""
     null: bool = False
 
     def holds(self, value: Any) -> bool:
@@ -36,14 +49,14 @@ class Allowed(BaseModel):
             return self.null
         if self.lists and isinstance(value, list):
             return all(self._one(each) for each in value)
-        return self.lists != "only" and self._one(value)
+        return self.lists not in ("only", "blocks") and self._one(value)
 
     def _one(self, value: Any) -> bool:
         if kinds := NUMBERS.get(self.kind):
             # A bool is an int to Python, and not to whoever wrote the file.
             return type(value) in kinds and self.least <= value <= self.most
-        if self.kind == "true":
-            return value is True
+        if self.kind in ("true", "false"):
+            return value is (self.kind == "true")
         if self.kind in ("flag", "rope", "code"):
             return isinstance(value, bool if self.kind == "flag" else dict)
         if self.kind == "tokenizer":
@@ -59,6 +72,7 @@ class Allowed(BaseModel):
             "number": f"a number from {self.least:.15g} to {self.most:.15g}",
             "flag": "true or false",
             "true": "true",
+            "false": "false",
             "text": "a text",
             "choice": f"one of {', '.join(self.choices)}",
             "tokenizer": "the name of a tokenizer class",
@@ -66,5 +80,6 @@ class Allowed(BaseModel):
             "code": "an object",
         }[self.kind]
         several = f"a list, each {one}"
-        named = {"": one, "also": f"{one}, or {several}", "only": several}[self.lists]
+        held = {"": one, "also": f"{one}, or {several}", "only": several, "blocks": several}
+        named = held[self.lists]
         return f"{named}, or null" if self.null else named

@@ -23,7 +23,7 @@ def attention_weights(module: Any, held: Weights, normed: Tensor, options: Any) 
     """How much every query head takes of every token: ``[windows, heads, seqlen, seqlen]``.
 
     ``module`` is run with the weights ``held`` on ``normed`` ``[windows, seqlen, hidden_size]``;
-    ``options`` are what it takes beside. Every token sees those up to itself.
+    ``options`` are what it takes beside, the mask of what a token sees among them.
     """
     from transformers import AttentionInterface  # it brings libraries that pruning alone needs not
 
@@ -41,12 +41,18 @@ def attention_weights(module: Any, held: Weights, normed: Tensor, options: Any) 
 
 
 def _weights(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **more: Any
-) -> tuple[Tensor, Tensor]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float,
+    **more: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """An attention function of transformers that gives weights, and in place of outputs queries."""
     if other := [name for name in OTHER if more.get(name) is not None]:
         raise NotImplementedError(f"{type(module).__name__}: attention with {', '.join(other)}")
     grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
     scores = (grouped @ key.mT * scaling).view(*query.shape[:3], key.shape[2])
-    later = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu_(1)
-    return query.transpose(1, 2), scores.masked_fill_(later, -torch.inf).softmax(-1)
+    unseen = _later(scores) if mask is None else mask.logical_not()
+    return query.transpose(1, 2), scores.masked_fill_(unseen, -torch.inf).softmax(-1)
+
+
+def _later(scores: Tensor) -> Tensor:
+    """Every token sees those up to itself."""
+    return torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu_(1)

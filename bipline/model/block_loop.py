@@ -24,9 +24,9 @@ from bipline.base.errors import InvalidInput
 from bipline.model.agreement import check_agreement
 from bipline.model.block_reader import BlockReader, Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
-from bipline.model.families import build_of, with_blocks
+from bipline.model.families import build_of
 from bipline.model.hidden_states import CHUNK_WINDOWS, HiddenStates, StatesShape
-from bipline.model.loading import decoder_of
+from bipline.model.surroundings import Surroundings
 
 # Tokens per micro-batch unless told otherwise: enough for the matrix products to run at full
 # speed, few enough for what a block makes of them to stay small. It does not depend on the
@@ -94,7 +94,9 @@ class Block:
         checkpoint = self.loop.checkpoint
         names = checkpoint.block_names(self.index)
         held = {TORCH_DTYPES[checkpoint.tensors[full].dtype] for full in names.values()}
-        if all(torch.promote_types(dtype, self.loop.dtype) == self.loop.dtype for dtype in held):
+        rounded = checkpoint.multipliers and self.loop.dtype.itemsize < torch.float32.itemsize
+        wide = all(torch.promote_types(dtype, self.loop.dtype) == self.loop.dtype for dtype in held)
+        if wide and not rounded:
             return self.weights
         return checkpoint.block_weights(self.index)
 
@@ -120,12 +122,13 @@ class BlockLoop:
         self.device = torch.device(device)
         self.micro_batch = micro_batch
         self.reader = BlockReader(checkpoint, dtype, self.device)
-        self._skeleton, self._modules = _skeleton(checkpoint)
-        self._rotary = type(self._skeleton.rotary_emb)(self._skeleton.config).to(self.device)
-        self._norm = self._filled(
-            self._skeleton.norm, {"weight": checkpoint.tensor("model.norm.weight")}
-        )
-        self._observed = build_of(checkpoint.family).observed
+        build = build_of(checkpoint.family)
+        outside = checkpoint.family.named(build.outside_weights)
+        held = {name: checkpoint.tensor(name) for name in outside if name != build.embedding}
+        self.around = Surroundings(checkpoint.config, held, dtype, self.device)
+        if checkpoint.multipliers:
+            self.around.set_in_blocks(checkpoint.family.output_multiplier, 1.0)
+        self._observed = build.observed
 
     def states(
         self, token_ids: Tensor, folder: Path | None = None, resident: bool = True
@@ -144,12 +147,12 @@ class BlockLoop:
         """Hidden states before the first block: ``[windows, seqlen, hidden_size]``.
 
         Raises InvalidInput for a token id above the vocabulary, or a window longer than the
-        positions the model knows or its sliding attention window, which this loop does not cut.
+        positions the model knows.
         """
         self.check(token_ids)
         used, where = token_ids.unique(return_inverse=True)
-        rows = self.checkpoint.rows("model.embed_tokens.weight", used)
-        return rows.to(self.device, self.dtype)[where.to(self.device)]
+        rows = self.checkpoint.rows(build_of(self.checkpoint.family).embedding, used)
+        return self.around.embedded(rows.to(self.device, self.dtype), where.to(self.device))
 
     def blocks(self, indices: Iterable[int] | None = None) -> Iterator[Block]:
         """The blocks in order, or those of ``indices``; taking the next one overwrites a block."""
@@ -165,9 +168,9 @@ class BlockLoop:
     def run_part(self, block: Block, hidden: Tensor, observe: Observer | None) -> Tensor:
         """Run one micro-batch through a block (see :meth:`Block.run`)."""
         seen: Activations = {}
-        handles = self._hook(self._module(block.weights), seen) if observe else []
+        handles = self._hook(self.around.blocks[block.index], seen) if observe else []
         try:
-            output = self.forward(block.weights, hidden)
+            output = self.forward(block.index, block.weights, hidden)
         finally:
             for handle in handles:
                 handle.remove()
@@ -176,19 +179,22 @@ class BlockLoop:
         return output
 
     def forward(
-        self, weights: Weights, hidden: Tensor, cache: DynamicCache | None = None, first: int = 0
+        self,
+        index: int,
+        weights: Weights,
+        hidden: Tensor,
+        cache: DynamicCache | None = None,
+        first: int = 0,
     ) -> Tensor:
         """transformers' decoder block with these weights; gradients flow into them if recorded.
 
-        ``cache`` holds the block's keys and values of the ``first`` tokens, and takes up those of
-        the token that follows, which is then all that ``hidden`` has.
+        ``cache`` holds the blocks' keys and values of the ``first`` tokens, and takes up this
+        block's of those that follow, which are then all that ``hidden`` has.
         """
-        positions = torch.arange(first, first + hidden.shape[1], device=self.device)[None]
-        options = {"attention_mask": None, "position_embeddings": self._rotary(hidden, positions)}
-        if cache is not None:
-            options["past_key_values"] = cache
+        handed = self.around.handed(index, hidden, cache, first)
         held = {name: w.to(self.device, self.dtype) for name, w in weights.items()}
-        output = torch.func.functional_call(self._module(held), held, (hidden,), options)
+        block = self.around.blocks[index]
+        output = torch.func.functional_call(block, held, (hidden,), handed)
         return output[0] if isinstance(output, tuple) else output
 
     def output_weight(self) -> Tensor:
@@ -216,7 +222,7 @@ class BlockLoop:
 
     def token_logits(self, hidden: Tensor, output: Tensor) -> Tensor:
         """Logits of a few tokens in at least float32, ``[tokens, vocab_size]``."""
-        logits = nn.functional.linear(self._norm(hidden), output)
+        logits = self.around.logits(hidden, output)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     @torch.no_grad()
@@ -225,7 +231,7 @@ class BlockLoop:
         hidden = self.embed(token_ids)
         for block in self.blocks():
             hidden = block.run(hidden)
-        return nn.functional.linear(self._norm(hidden), self.output_weight())
+        return self.around.logits(hidden, self.output_weight())
 
     def check(self, token_ids: Tensor) -> None:
         """Raise InvalidInput for windows that this model cannot take (see :meth:`embed`)."""
@@ -236,21 +242,12 @@ class BlockLoop:
                 f"token id {highest} is above the model's vocabulary of {vocab_size}; "
                 "the tokenizer does not belong to this model"
             )
-        for limit in ("max_position_embeddings", "sliding_window"):
-            longest = getattr(self._skeleton.config, limit, None)
-            if longest is not None and token_ids.shape[1] > longest:
-                raise InvalidInput(
-                    f"seqlen {token_ids.shape[1]} is longer than the model's {limit} {longest}"
-                )
-
-    def _module(self, weights: Weights) -> nn.Module:
-        """The decoder block that has exactly these weights, of whatever width."""
-        return self._modules[frozenset(weights)]
-
-    def _filled(self, module: nn.Module, weights: Weights) -> nn.Module:
-        converted = {name: w.to(self.device, self.dtype) for name, w in weights.items()}
-        module.load_state_dict(converted, assign=True)
-        return module.eval()
+        longest = self.around.config.max_position_embeddings
+        if token_ids.shape[1] > longest:
+            raise InvalidInput(
+                f"seqlen {token_ids.shape[1]} is longer than the model's max_position_embeddings "
+                f"{longest}"
+            )
 
     def _hook(self, module: nn.Module, seen: Activations) -> list[Any]:
         """Catch the observed tensors of one forward pass, flattened to ``[tokens, width]``."""
@@ -285,16 +282,3 @@ def _output_hook(name: str, seen: Activations) -> Callable[..., None]:
         seen[name] = output.detach().flatten(0, 1)
 
     return hook
-
-
-def _skeleton(checkpoint: Checkpoint) -> tuple[Any, dict[frozenset[str], nn.Module]]:
-    """transformers' decoder without weights (meta tensors), and its blocks by their tensors' names.
-
-    It has one block of each kind in the checkpoint: blocks that have the same sublayers are run
-    by the same module, however wide they are.
-    """
-    kinds: dict[frozenset[str], int] = {}
-    for index in range(checkpoint.shape.num_hidden_layers):
-        kinds.setdefault(frozenset(checkpoint.block_names(index)), index)
-    decoder = decoder_of(with_blocks(checkpoint.config, list(kinds.values()))).eval()
-    return decoder, dict(zip(kinds, decoder.layers, strict=True))

@@ -38,6 +38,7 @@ class BlockReader:
         self.device = device
         self._by_transfer = device.type != "cpu" if by_transfer is None else by_transfer
         self._shapes = block_shapes(checkpoint)
+        self._multipliers = checkpoint.multipliers
 
     @property
     def elements(self) -> int:
@@ -87,6 +88,8 @@ class BlockReader:
                 self.checkpoint.read_into(full, views[name])
             else:
                 views[name].copy_(self.checkpoint.tensor(full))
+            if (multiplier := self._multipliers.get(name)) is not None:
+                views[name].mul_(multiplier)
 
     def _announce(self, index: int) -> None:
         for full in self.checkpoint.block_names(index).values():

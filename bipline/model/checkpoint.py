@@ -147,8 +147,20 @@ class Checkpoint:
 
     @property
     def rms_norm_eps(self) -> float:
-        """What RMSNorm adds to a mean square."""
-        return float(self.config.get("rms_norm_eps", DEFAULT_EPS))
+        """What a norm adds to a mean square."""
+        eps = self.family.norm.eps
+        return eps if isinstance(eps, float) else float(self.config.get(eps, DEFAULT_EPS))
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """By what a block's output matrices are multiplied, by their names; empty for by one.
+
+        A family whose sublayers add a multiple m (W x) is run, scored and compensated as one that
+        adds (m W) x; only its files have W.
+        """
+        factor = float(self.config.get(self.family.output_multiplier, 1.0))
+        names = build_of(self.family).outputs.values()
+        return {name: factor for held in names for name in held} if factor != 1 else {}
 
     @property
     def hidden_act(self) -> str:
@@ -169,8 +181,13 @@ class Checkpoint:
         return {name: prefix + name for name in block_axes(self.family, self.config, index)}
 
     def block_weights(self, index: int) -> dict[str, torch.Tensor]:
-        """The tensors of one block by their names inside it, in the source's dtype."""
-        return {name: self.tensor(full) for name, full in self.block_names(index).items()}
+        """The tensors of one block by their names inside it, in the source's dtype.
+
+        Matrices with a multiplier come multiplied, in at least float32.
+        """
+        held = {name: self.tensor(full) for name, full in self.block_names(index).items()}
+        scaled = {name: m for name, m in self.multipliers.items() if name in held}
+        return {**held, **{name: _widened(held[name]) * m for name, m in scaled.items()}}
 
     @property
     def output_name(self) -> str:
@@ -248,6 +265,10 @@ class Checkpoint:
     def _record(self, name: str, running: RunningDigest) -> None:
         if (content := running.content()) is not None:
             self.digests.add(name, self.tensors[name], content)
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _inside(kept: torch.Tensor | None, first: int, count: int) -> torch.Tensor | None:

@@ -1,6 +1,6 @@
 """What a config.json may say: a list of keys with their types and ranges, family by family.
 
-``config_keys.json`` is the list, with what ``families.json`` says of each family. What it does
+``config_keys.json`` is the list, with what each family's own file says. What it does
 not name is left out, so that neither transformers nor a smaller model is handed a key whose
 meaning nobody checked; what it names must lie in its range. Fields that a config leaves to its
 class are written out, because a smaller model may go under another class, whose defaults differ.
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.model.allowed import Allowed
-from bipline.model.families import family_of
+from bipline.model.families import Family, family_of
 from bipline.model.per_layer.stored import KEY, listed_widths
 from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer, shape_of
 from bipline.values.origin import SECTION
@@ -57,12 +57,15 @@ def allowed_keys(model_type: str) -> dict[str, Allowed]:
     table, family = _table(), family_of(model_type)
     flags = dict.fromkeys(family.bias_flags, Allowed(kind="flag"))
     own = table.per_layer if model_type.startswith(PER_LAYER_PREFIX) else {}
-    return {**table.common, **flags, **family.keys, **own}
+    common = {key: v for key, v in table.common.items() if key not in family.lacks_keys}
+    return {**common, **flags, **family.keys, **own}
 
 
 def class_defaults(model_type: str) -> dict[str, Any]:
     """What the class of this ``model_type`` takes where a config says nothing."""
-    return {**_table().defaults, **family_of(model_type).defaults}
+    family = family_of(model_type)
+    shared = {key: v for key, v in _table().defaults.items() if key not in family.lacks_keys}
+    return {**shared, **family.defaults}
 
 
 def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -74,7 +77,8 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise InvalidInput(f"{where}: model_type is {shown(model_type)}, not a text")
-    allowed = allowed_keys(model_type)
+    allowed, family = allowed_keys(model_type), family_of(model_type)
+    config = {family.aliases.get(key, key): value for key, value in config.items()}
     blocks = config.get(KEY) if is_per_layer(config) else None
     if blocks is not None:
         config = {key: value for key, value in config.items() if key != KEY}
@@ -90,9 +94,25 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             checked[key] = value
     for key in ("rope_parameters", "rope_scaling"):
         if checked.get(key):
-            checked[key] = _checked_rope(checked[key], f"{where}: {key}")
+            checked[key] = _checked_rope(checked[key], f"{where}: {key}", family)
     _check_together(checked, where)
-    return checked
+    return {**checked, **_written_out(checked, family, where)}
+
+
+def _written_out(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """What its class makes of keys that depend on others, or mean something else than they say.
+
+    Raises InvalidInput where the class refuses the values.
+    """
+    if not family.written_out:
+        return {}
+    from bipline.model.built import transformers_config
+
+    try:
+        made = transformers_config(config)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error}") from error
+    return {key: getattr(made, key) for key in family.written_out}
 
 
 def _refuse_named(config: Mapping[str, Any], where: str) -> None:
@@ -122,7 +142,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _checked_rope(rope: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _checked_rope(rope: Mapping[str, Any], where: str, family: Family) -> dict[str, Any]:
     """How positions turn: of a type that is known, with what it needs and nothing else."""
     table = _table()
     name = rope.get("rope_type", rope.get("type", "default"))
@@ -139,6 +159,7 @@ def _checked_rope(rope: Mapping[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: {key} {shown(value)} is for some blocks alone, which is not supported"
             )
     takes = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *kind.needs, *kind.takes}
+    takes |= set(family.rope_takes.get(name, ()))
     _tell_unknown(where, tuple(sorted(set(rope) - takes)))
     known_rope = {key: value for key, value in rope.items() if key in takes}
     for key, value in known_rope.items():
@@ -169,9 +190,9 @@ def _check_together(config: Mapping[str, Any], where: str) -> None:
 
 
 def _check_lists(config: Mapping[str, Any], layers: int, pairs: int, where: str) -> None:
-    types = config.get("layer_types")
-    if types is not None and len(types) != layers:
-        raise InvalidInput(f"{where}: layer_types has not one entry for each of {layers} blocks")
+    for key in family_of(str(config["model_type"])).block_lists:
+        if config.get(key) is not None and len(config[key]) != layers:
+            raise InvalidInput(f"{where}: {key} has not one entry for each of {layers} blocks")
     for key in ("rope_parameters", "rope_scaling"):
         for name, factors in (config.get(key) or {}).items():
             if isinstance(factors, list) and len(factors) != pairs:

@@ -200,7 +200,7 @@ def _micro_batch(
     leaf = hidden.to(loop.device).detach().requires_grad_(True)
     leaves = {n: w.detach().requires_grad_(True) for n, w in parameters.leaves.items()}
     with torch.enable_grad():
-        output = loop.forward(_whole(block, parameters, leaves), leaf)
+        output = loop.forward(block.index, _whole(block, parameters, leaves), leaf)
         below, *found = torch.autograd.grad(output, [leaf, *leaves.values()], above.to(loop.device))
     return below, {n: _widened(g) for n, g in zip(leaves, found, strict=True)}
 

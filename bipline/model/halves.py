@@ -46,7 +46,7 @@ class Halves:
     @classmethod
     def of(cls, block: Block) -> Halves:
         """The halves of the resident block; valid as long as it is."""
-        return cls(block.loop, block.index, block.loop._module(block.weights), block.weights)
+        return cls(block.loop, block.index, block.loop.around.blocks[block.index], block.weights)
 
     def changed(self, weights: Mapping[str, Tensor]) -> Halves:
         """The same arithmetic with these weights and no others."""
@@ -83,10 +83,10 @@ class Halves:
         handle = attention.o_proj.register_forward_pre_hook(
             lambda _module, inputs: seen.append(inputs[0])
         )
-        options = {"attention_mask": None, "position_embeddings": self._positions(hidden)}
+        handed = self._loop.around.handed(self.index, hidden)
         try:
             normed = self.attention_input(hidden)
-            torch.func.functional_call(attention, self._held("self_attn"), (normed,), options)
+            torch.func.functional_call(attention, self._held("self_attn"), (normed,), handed)
         finally:
             handle.remove()
         return seen[0]
@@ -96,15 +96,9 @@ class Halves:
 
         ``normed`` is what enters q_proj and k_proj.
         """
-        return attention_weights(
-            self._module.self_attn,
-            self._held("self_attn"),
-            normed,
-            {
-                "attention_mask": None,
-                "position_embeddings": self._positions(normed),
-            },
-        )
+        handed = self._loop.around.handed(self.index, normed)
+        attention = self._module.self_attn
+        return attention_weights(attention, self._held("self_attn"), normed, handed)
 
     def ffn_input(self, residual: Tensor) -> Tensor:
         """What enters gate_proj and up_proj, like ``residual``."""
@@ -160,10 +154,6 @@ class Halves:
     def run(self, hidden: Tensor) -> Tensor:
         """The whole block."""
         return self.after_ffn(self.after_attention(hidden))
-
-    def _positions(self, hidden: Tensor) -> Any:
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        return self._loop._rotary(hidden, positions)
 
     def _normed(self, name: str, hidden: Tensor) -> Tensor:
         normed: Tensor = torch.func.functional_call(

@@ -6,8 +6,6 @@ our own installed class; the code beside its weights is never run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,9 @@ import torch
 from torch import Tensor
 
 from bipline.base.errors import InvalidInput, Refused
+from bipline.model.built import model_class, one_line, transformers_config
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
-from bipline.model.per_layer.shipping import own_class
-from bipline.model.shapes import is_per_layer
 from bipline.storage.folder import Folder
 from bipline.storage.strict_json import parse_object
 
@@ -33,15 +30,6 @@ def import_libraries() -> None:
     for lazy in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
         _ = lazy.__name__
     from transformers.models.llama import modeling_llama  # noqa: F401
-
-
-def model_class(config: Mapping[str, Any]) -> Any:
-    """What builds a model with this config: transformers' Auto class, or our own class."""
-    if not is_per_layer(config):
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM
-    return own_class(str(config["model_type"]))
 
 
 def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
@@ -115,25 +103,6 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(*bits)
 
 
-def transformers_config(config: Mapping[str, Any]) -> Any:
-    """transformers' object of a config.json, which says nothing of a dtype.
-
-    Raises InvalidInput, in one line, where its class refuses the values.
-    """
-    from transformers import AutoConfig
-
-    values = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    model_type = values.pop("model_type")
-    values = deepcopy(values)  # transformers writes into what it is given
-    try:
-        if is_per_layer(config):
-            return own_class(model_type).config_class(**values)
-        return AutoConfig.for_model(model_type, **values)
-    except Exception as error:
-        # Its validators raise errors of many types; to whoever wrote the file all mean the same.
-        raise InvalidInput(f"config.json is refused: {one_line(error)}") from error
-
-
 def check_generation(folder: Folder) -> None:
     """Read the settings for generating as transformers will; they are kept as they are.
 
@@ -150,22 +119,3 @@ def check_generation(folder: Folder) -> None:
     except Exception as error:
         reason = f"transformers refuses it: {one_line(error)[:LONGEST_REASON]}"
         raise InvalidInput(f"{where}: {reason}; correct or remove it") from error
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of transformers says, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def build(config: Mapping[str, Any]) -> Any:
-    """transformers' model with this config and fresh weights, on the device that is the default."""
-    make = model_class(config)
-    made = transformers_config(config)
-    make = make._from_config if is_per_layer(config) else make.from_config
-    return make(made, attn_implementation="sdpa")
-
-
-def decoder_of(config: Mapping[str, Any]) -> Any:
-    """The decoder of a model with this config and no weights (meta tensors)."""
-    with torch.device("meta"):
-        return build(config).model

@@ -78,14 +78,14 @@ def _sampled(
     generator: torch.Generator,
 ) -> Tensor:
     """The windows of one turn, a token longer for every position."""
-    caches = [DynamicCache() for _ in range(loop.checkpoint.shape.num_hidden_layers)]
-    others = range(len(held), len(caches))
+    cache = DynamicCache()
+    others = range(len(held), loop.checkpoint.shape.num_hidden_layers)
     output = loop.output_weight()
     tokens = opening[:, None]
     for position in positions:
         hidden = loop.embed(tokens[:, -1:])
         for block in chain(held, loop.blocks(others) if others else ()):
-            hidden = loop.forward(block.weights, hidden, caches[block.index], position)
+            hidden = loop.forward(block.index, block.weights, hidden, cache, position)
         chances = loop.token_logits(hidden[:, 0], output).softmax(-1).cpu()
         tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=generator)], dim=1)
     return tokens

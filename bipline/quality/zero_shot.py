@@ -22,9 +22,9 @@ from bipline.base.extras import check, require
 from bipline.base.machine import anonymous_memory
 from bipline.base.progress import note, ticking
 from bipline.model.block_loop import BlockLoop
+from bipline.model.built import transformers_config
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
-from bipline.model.loading import transformers_config
 from bipline.model.memory import ROOM_BYTES, gigabytes, memory_limit
 from bipline.quality.zero_shot_questions import Questions, right_answers, task_questions
 from bipline.quality.zero_shot_streamed import share_of, streamed_answers, streamed_batch

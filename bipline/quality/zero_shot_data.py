@@ -13,7 +13,7 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check, require
-from bipline.model.loading import one_line
+from bipline.model.built import one_line
 from bipline.storage.directory import atomic_directory
 from bipline.storage.rows import json_lines, kind_of, read_text, refusal
 from bipline.storage.task_rows import DATA_SUFFIXES

@@ -16,7 +16,7 @@ from typing import Any
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import require
 from bipline.base.progress import note, track
-from bipline.model.loading import one_line
+from bipline.model.built import one_line
 from bipline.quality.zero_shot_tasks import task_of
 from bipline.quality.zero_shot_tokens import Asked, Encoded
 from bipline.settings.protocol import Protocol

@@ -14,7 +14,7 @@ from typing import Any
 
 from bipline.base.errors import BiplineError, InvalidInput
 from bipline.base.extras import check, require
-from bipline.model.loading import one_line
+from bipline.model.built import one_line
 from bipline.quality.zero_shot_data import ONLY, read_data_set
 from bipline.settings.protocol import FEWSHOT_SEED
 from bipline.storage.task_rows import SHARED, holds_rows, read_task_rows

@@ -96,12 +96,13 @@ def arguments(model: Path, folder: Path, **changed: object) -> list[str]:
 
 
 def moments(events: list[str]) -> list[int]:
-    """One event of every kind in every stage, drawn by seed; a stage ends with a rename."""
+    """One event of every kind, and every rename that ends a stage, drawn by seed."""
     draw = random.Random(20)
     stage, by_kind = 0, dict[tuple[int, str], list[int]]()
     for number, event in enumerate(events):
-        by_kind.setdefault((stage, event), []).append(number)
-        stage += event.startswith("rename")
+        ends = event.startswith("rename")
+        by_kind.setdefault((stage if ends else 0, event), []).append(number)
+        stage += ends
     assert stage == 5
     return sorted(draw.choice(numbers) for numbers in by_kind.values())
 

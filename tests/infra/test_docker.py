@@ -33,7 +33,7 @@ def test_it_runs_as_a_user_by_number_that_is_not_root() -> None:
     users = [rest for kind, rest in last_stage() if kind == "USER"]
     assert users == ["10001:10001"]
     kinds = [kind for kind, _ in last_stage()]
-    assert not {"RUN", "COPY"} & set(kinds[kinds.index("USER") :])
+    assert {"RUN", "COPY"} & set(kinds) and not {"RUN", "COPY"} & set(kinds[kinds.index("USER") :])
     manifests = [path.read_text() for path in (ROOT / "infra" / "k8s").glob("*.yaml")]
     asked = {user for text in manifests for user in re.findall(r"runAsUser: (\d+)", text)}
     assert asked == {"10001"}
@@ -46,16 +46,30 @@ def test_what_it_writes_is_mounted() -> None:
 
 
 def test_every_version_is_that_of_the_constraints() -> None:
-    """CPU and CUDA differ in the index of torch alone."""
-    runs = [part for kind, rest in instructions() if kind == "RUN" for part in rest.split("&&")]
-    installs = [run for run in runs if "pip install" in run]
-    assert len(installs) == 3
-    assert all("--constraint constraints.txt" in run for run in installs)
-    assert [bool("TORCH_INDEX" in run) for run in installs] == [True, False, False]
+    """CPU and CUDA differ in the index of torch alone; our own wheel brings nothing else."""
+    runs = [part for kind, rest in last_stage() if kind == "RUN" for part in rest.split("&&")]
+    torch, needs, own = (run for run in runs if "pip install" in run)
+    assert all("--constraint /mnt/constraints.txt" in run for run in (torch, needs))
+    assert "--no-deps --no-index" in own
+    assert [("TORCH_INDEX" in run) for run in (torch, needs, own)] == [True, False, False]
+    assert runs[-1].split() == ["/opt/bipline/bin/pip", "check"]
     pins = dict(PIN.findall((ROOT / "constraints.txt").read_text()))
     pins |= dict(PIN.findall((ROOT / "infra/kubeflow/requirements.txt").read_text()))
     wanted = PIN.findall((FOLDER / "requirements.txt").read_text())
     assert len(wanted) == 4 and all(pins[name] == version for name, version in wanted)
+
+
+def test_the_layers_of_libraries_are_made_of_no_code_of_ours() -> None:
+    """A release then pushes the last layer alone."""
+    libraries = [rest for kind, rest in last_stage() if kind == "RUN" and "trim.sh" in rest]
+    mounted = {each for rest in libraries for each in re.findall(r"source=(\S+?),", rest)}
+    assert mounted == {
+        "constraints.txt", "infra/docker/trim.sh", "infra/docker/requirements.txt", "/wheels/needs",
+    }  # fmt: skip
+    assert not [rest for kind, rest in last_stage() if kind == "COPY"]
+    first = [rest for kind, rest in instructions() if kind == "COPY"]
+    made = [rest for kind, rest in instructions() if "pip wheel" in rest]
+    assert first == ["pyproject.toml ./", ". ."] and "/wheels/needs" in made[0]
 
 
 def test_nothing_floats_and_nothing_is_secret() -> None:

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bipline.model.config_keys import allowed_keys, checked_config, class_defaults
-from bipline.model.families import exported_config, family_names, with_output_biases
+from bipline.model.families import exported_config, family_names, family_of, with_output_biases
 from bipline.model.opening import open_checkpoint
 from tests.tiny import FAMILY_CASES, config_of, tiny_model
 
@@ -28,7 +28,7 @@ def test_defaults_are_those_of_transformers_classes(family: str) -> None:
     no_default_of_a_class = {
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim",
         "num_attention_heads", "architectures", "dtype", "transformers_version", "model_type",
-        "rope_parameters", "layer_types",
+        "rope_parameters", *family_of(family).block_lists,
     }  # fmt: skip
     assert allowed_keys(family).keys() & fields.keys() - ours.keys() <= no_default_of_a_class
     assert made.rope_parameters == {"rope_theta": theta, "rope_type": "default"}

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from bipline.base.errors import InvalidInput
 from bipline.compression.prune import prune
 from bipline.model import config_keys
+from bipline.model.built import transformers_config
 from bipline.model.config_keys import (
     allowed_keys,
     checked_config,
 )
-from bipline.model.loading import load_model, transformers_config
+from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint, read_config
 from bipline.storage.strict_json import parse_json
 from tests.per_layer import kept, plan_of

@@ -52,7 +52,7 @@ def test_stock_classes_do_not_compute_with_widths_of_blocks_yet(name: str) -> No
     """The day that one does, its models need no code of ours any more."""
     config = AutoConfig.for_model(
         name, hidden_size=32, num_attention_heads=8, num_key_value_heads=4, head_dim=4,
-        intermediate_size=40, num_hidden_layers=2, vocab_size=96,
+        intermediate_size=40, num_hidden_layers=2, vocab_size=96, pad_token_id=None,
         per_layer_config={"1": {"intermediate_size": 13}},
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="'intermediate_size' is a per-layer attribute"):
@@ -80,7 +80,9 @@ def test_a_model_of_before_is_read_and_says_its_widths_anew_once_it_is_pruned(
 
 NAMES = {
     "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
-    "seed_oss": "SeedOss",
+    "seed_oss": "SeedOss", "ministral": "Ministral", "smollm3": "SmolLM3", "granite": "Granite",
+    "gemma": "Gemma", "ernie4_5": "Ernie45", "hunyuan_v1_dense": "HunYuanDenseV1",
+    "internlm3": "InternLM3", "helium": "Helium", "olmo": "Olmo",
 }  # fmt: skip
 
 

@@ -111,6 +111,24 @@ def test_without_a_trial_the_smallest_sum_of_errors_is_chosen(llama: Path) -> No
     assert compensated.widths(problem, options)[0] == ranked_splits(problem, errors)[0]
 
 
+def best_uniform(problem: Problem) -> list[Widths]:
+    errors = measure_compensated_errors(problem, RIDGE)
+    return [ranked_splits(problem, errors)[0]] * len(problem.choices)
+
+
+def test_widths_that_differ_are_not_taken_where_they_leave_more(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_of(llama, layout="per-layer")
+    # As if the first blocks did not matter at all: they are stripped.
+    misled = [(10.0**-place, 10.0**-place) for place in range(len(problem.choices), 0, -1)]
+    monkeypatch.setattr(compensated, "sensitivities", lambda *_: misled)
+    alone = compensated.widths(problem, compensated.CompensatedOptions(tried=1))
+    uniform = best_uniform(problem)
+    assert error_of(problem, alone, RIDGE) > error_of(problem, uniform, RIDGE)
+    assert compensated.widths(problem, compensated.CompensatedOptions()) == uniform
+
+
 def test_per_layer_the_weight_of_attention_that_leaves_the_least_is_chosen(llama: Path) -> None:
     problem = problem_of(llama, layout="per-layer")
 
@@ -120,6 +138,6 @@ def test_per_layer_the_weight_of_attention_that_leaves_the_least_is_chosen(llama
 
     few, many = chosen(0.01, tried=1), chosen(100.0, tried=1)
     assert sum(w.attention_groups for w in few) < sum(w.attention_groups for w in many)
-    left = {tuple(widths): error_of(problem, widths, RIDGE) for widths in (few, many)}
+    left = {tuple(w): error_of(problem, w, RIDGE) for w in (few, many, best_uniform(problem))}
     assert tuple(chosen(0.01, 100.0, tried=2)) == min(left, key=lambda each: left[each])
     assert chosen(100.0, 0.01, tried=1) == many

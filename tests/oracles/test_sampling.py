@@ -64,6 +64,6 @@ def test_blocks_that_are_held_give_the_same_text(tmp_path: Path, blocks: float) 
 
 def test_windows_longer_than_the_positions_are_refused(tmp_path: Path) -> None:
     loop = BlockLoop(open_checkpoint(tiny_model(tmp_path / "model", "llama-gqa")))
-    longest = loop._skeleton.config.max_position_embeddings
+    longest = loop.around.config.max_position_embeddings
     with pytest.raises(InvalidInput, match=f"seqlen {longest + 1} is longer"):
         sampled_windows(loop, OPENING, longest + 1)

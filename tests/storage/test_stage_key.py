@@ -204,7 +204,8 @@ def test_closure_follows_imports_down_the_layers() -> None:
     [
         ("bipline/model/block_loop.py", {FLAP, BLOCK_INFLUENCE, EVALUATE}),
         ("bipline/model/writer.py", {PRUNE}),
-        ("bipline/model/families.json", STAGES),
+        ("bipline/model/families/llama.json", STAGES),
+        ("bipline/model/builds/decoder.json", STAGES),
         ("bipline/compression/criteria/flap.py", {FLAP}),
         ("bipline/quality/speed.py", {EVALUATE}),
         ("bipline/delivery/report.py", set()),

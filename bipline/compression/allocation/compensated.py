@@ -5,7 +5,7 @@ e_l(g), e_l(c)  relative squared error behind a half when so many groups or chan
 s_l             how far the model's final stream moves for a little noise there, per share of it
 per-layer       minimise the sum over blocks of a s_l e_l(g_l) + s_l e_l(c_l) under the budget,
                 exactly, for each of the weights a: the FFN behind it makes up for part of what
-                attention leaves
+                attention leaves; and the best uniform split, which the sums know nothing against
 uniform         the splits with the smallest sums of e_l(g) + e_l(c)
 trial           prune and compensate with the first ``tried`` of these, keep the one whose final
                 stream is nearest to the dense model's on held-out windows, behind its norm
@@ -27,6 +27,7 @@ from bipline.compression.allocation.compensated_errors import measure_compensate
 from bipline.compression.allocation.least_errors import (
     ranked_splits,
     thinned,
+    thinned_errors,
     widths_of_least,
 )
 from bipline.compression.allocation.problem import Problem
@@ -57,26 +58,36 @@ NOT_UNIFORM = ""
 def widths(problem: Problem, options: CompensatedOptions) -> list[Widths]:
     """Of the widths with the smallest sums of compensated errors, those that leave the least."""
     candidates = _per_layer if problem.layout == "per-layer" else _uniform
-    found = candidates(problem, options)[: options.tried]
-    return of_least_left(problem, found, options.ridge)
+    return of_least_left(problem, candidates(problem, options), options.ridge)
 
 
 def _uniform(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
     errors = measure_compensated_errors(problem, options.ridge)
-    return [[split] * len(problem.choices) for split in ranked_splits(problem, errors)]
+    splits = ranked_splits(problem, errors)[: options.tried]
+    return [[split] * len(problem.choices) for split in splits]
 
 
 def _per_layer(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
-    """The best widths by each of the weights of attention."""
+    """The best widths by each of the weights of attention, then the best uniform ones.
+
+    Sums of errors are what a model loses only as far as blocks do not depend on each other: where
+    the measured end does not bear them out, blocks stay alike.
+    """
     asked = thinned(problem)
-    errors = measure_compensated_errors(asked, options.ridge)
+    errors = measure_compensated_errors(problem, options.ridge)
     slopes = sensitivities(problem, options.probes, options.noise, options.seed)
 
     def best(weight: float) -> list[Widths]:
         weighed = [
             BlockErrors(error.attention_groups * attention * weight, error.ffn_channels * ffn)
-            for error, (attention, ffn) in zip(errors, slopes, strict=True)
+            for error, (attention, ffn) in zip(few, slopes, strict=True)
         ]
         return widths_of_least(problem, asked, weighed)
 
-    return [best(weight) for weight in options.attention_weights]
+    few = [
+        thinned_errors(*each) for each in zip(problem.choices, asked.choices, errors, strict=True)
+    ]
+    found = [best(weight) for weight in options.attention_weights[: options.tried]]
+    if options.tried == 1 or len(set(problem.choices)) > 1:
+        return found
+    return [*found, [ranked_splits(problem, errors)[0]] * len(problem.choices)]

@@ -115,7 +115,8 @@ def _learn(
 def _masked_error(block: Block, masks: list[SoftMask], inputs: Tensor, target: Tensor) -> Tensor:
     like = block.weights[ATTENTION_READER]
     factors = [mask.factors().to(like) for mask in masks]
-    output = block.loop.forward({**block.weights, **masked(block.weights, *factors)}, inputs)
+    weights = {**block.weights, **masked(block.weights, *factors)}
+    output = block.loop.forward(block.index, weights, inputs)
     return ((output - target).square().sum() / target.square().sum()).double().cpu()
 
 

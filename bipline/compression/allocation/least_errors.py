@@ -34,6 +34,12 @@ def thinned(problem: Problem) -> Problem:
     return replace(problem, choices=tuple(map(_thinned, problem.choices)))
 
 
+def thinned_errors(choices: Choices, few: Choices, errors: BlockErrors) -> BlockErrors:
+    """A block's errors for all choices, for ``few`` of them."""
+    places = [choices.ffn_channels.index(count) for count in few.ffn_channels]
+    return BlockErrors(errors.attention_groups, errors.ffn_channels[places])
+
+
 def widths_of_least(problem: Problem, asked: Problem, errors: list[BlockErrors]) -> list[Widths]:
     """Per-layer widths of the smallest sum of the errors of ``asked``, the thinned problem."""
     parts: list[Part] = []

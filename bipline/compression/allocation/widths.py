@@ -2,7 +2,7 @@
 
 FFN channels go in multiples of ``ffn_multiple``; with ``divisible_by`` the kept counts divide
 among that many devices (tensor parallelism). At least one group and one channel stay, and with
-one KV head (MQA) attention stays whole.
+one KV head (MQA), or a class that fixes its heads, attention stays whole.
 """
 
 from __future__ import annotations
@@ -68,15 +68,17 @@ def whole(shape: ModelShape) -> Choices:
     return Choices(shape, (shape.num_key_value_heads,), (shape.intermediate_size,))
 
 
-def choices_of(shape: ModelShape, ffn_multiple: int, divisible_by: int = 1) -> Choices:
-    """What a block may keep.
+def choices_of(
+    shape: ModelShape, ffn_multiple: int, divisible_by: int = 1, heads_fixed: bool = False
+) -> Choices:
+    """What a block may keep; with ``heads_fixed`` all of its attention.
 
     Raises InvalidInput when no count of its groups or channels divides by ``divisible_by``.
     """
     groups, channels = shape.num_key_value_heads, shape.intermediate_size
     allowed_groups = [n for n in range(1, groups + 1) if n % divisible_by == 0]
-    if groups == 1:
-        allowed_groups = [1]
+    if groups == 1 or heads_fixed:
+        allowed_groups = [groups]
     lowest = (channels - 1) % ffn_multiple + 1
     allowed = [n for n in range(lowest, channels + 1, ffn_multiple) if n % divisible_by == 0]
     for name, held, counts in (

@@ -116,11 +116,11 @@ def _rows(work: Work) -> Operations:
         found["sides"] += 2.0 * hidden * (columns - there) * there
         found["solves"] += 2 * 2.0 * hidden * there**2
     first, second = work.before_attention, hidden * work.output_columns
-    inputs = first + second + kept * (first + second) + 3 * hidden * channels
+    inputs = first + second + 3 * hidden * channels
     found["passes"] = 2.0 * work.fitted * inputs
     # As it is, and with two shares of the drift.
     attention = 3 * (kept * second + 3 * hidden * channels) + 2 * first
-    ffn = 3 * kept * hidden * channels + 2 * (kept * (first + second) + 2 * hidden * channels)
+    ffn = 3 * kept * hidden * channels + 2 * 2 * hidden * channels
     found["held-out windows"] = 2.0 * work.held * (attention + ffn)
     return found
 
@@ -131,7 +131,8 @@ def _passes(work: Work) -> float:
     first, second = work.before_attention, hidden * work.output_columns
     block = first + second + 3 * hidden * channels
     kept = 1 - work.ratio
-    fitted = block + first + second + kept * (first + second) + 3 * hidden * channels + kept * block
+    # The pruned stream is between the halves once, and goes on from there.
+    fitted = block + first + second + 3 * hidden * channels + kept * block
     return 2.0 * (work.fitted * fitted + work.held * (block + kept * block))
 
 
@@ -143,7 +144,7 @@ def _measuring(work: Work) -> float:
     rounds = 1 + -(-betas // VERSIONS_TOGETHER) + other_ridges
     first, second = work.before_attention, hidden * work.output_columns
     attention = versions * (kept * second + 3 * hidden * channels) + rounds * first
-    inputs = kept * (first + second) + 2 * hidden * channels
+    inputs = 2 * hidden * channels
     ffn = versions * kept * hidden * channels + rounds * inputs
     whole = 2 * kept * (first + second + 3 * hidden * channels)
     if work.options.input_maps:

@@ -17,7 +17,7 @@ from torch import Tensor
 from bipline.compression.options import BaseOptions
 from bipline.model.block_loop import Activations
 from bipline.model.checkpoint import DEFAULT_ACT, DEFAULT_EPS, Checkpoint
-from bipline.model.families import ModelShape
+from bipline.model.families import RMS_NORM, ModelShape, Norm
 
 Sums = dict[str, Tensor]
 # What goes as a whole: groups and channels, whole blocks, or attention and FFN sublayers.
@@ -35,16 +35,30 @@ class Block:
     weights: dict[str, Tensor]
     rms_norm_eps: float = DEFAULT_EPS
     hidden_act: str = DEFAULT_ACT
+    norm: Norm = RMS_NORM
 
     @property
     def group_width(self) -> int:
         """Channels of one attention group in the attention width."""
         return self.shape.head_dim * self.shape.queries_per_group
 
+    @property
+    def ffn_gain(self) -> Tensor:
+        """What the norm before the FFN multiplies by, ``[d]`` in at least float32."""
+        if self.norm.gain == "none":
+            like = self.weights["mlp.up_proj.weight"]
+            return widened(like.new_ones(self.shape.hidden_size))
+        weight = widened(self.weights["post_attention_layernorm.weight"])
+        return 1 + weight if self.norm.gain == "one_plus_weight" else weight
+
+    def normed_of(self, hidden: Tensor) -> Tensor:
+        """What the norm takes the root mean square of: ``hidden``, or its distance to its mean."""
+        return hidden - hidden.mean(-1, keepdim=True) if self.norm.centred else hidden
+
     @classmethod
     def of(cls, checkpoint: Checkpoint, index: int, weights: dict[str, Tensor]) -> Block:
         """A block of a checkpoint with these weights."""
-        held = checkpoint.rms_norm_eps, checkpoint.hidden_act
+        held = checkpoint.rms_norm_eps, checkpoint.hidden_act, checkpoint.family.norm
         return cls(index, checkpoint.shape, weights, *held)
 
 

@@ -89,8 +89,8 @@ class _Adjoint:
         names = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
         held = [widened(block.weights[f"{name}.weight"]) for name in names]
         self._output, self._gate, self._up, self._down = held
-        self._gain = widened(block.weights["post_attention_layernorm.weight"])
-        self._hidden = widened(tokens["residual"])
+        self._gain, self._normed_of = block.ffn_gain, block.normed_of
+        self._hidden = block.normed_of(widened(tokens["residual"]))
         squares = self._hidden.square().mean(-1, keepdim=True)
         self._inverse = (squares + block.rms_norm_eps).rsqrt()
         gate, up = widened(tokens["gate"]), widened(tokens["up"])
@@ -103,7 +103,8 @@ class _Adjoint:
         back = (self._through_up * inner) @ self._up + (self._through_gate * inner) @ self._gate
         normed = self._gain * back * self._inverse
         along = (self._hidden * normed).mean(-1, keepdim=True) * self._inverse.square()
-        return (signs + normed - self._hidden * along) @ self._output
+        # Centring is its own adjoint.
+        return (signs + self._normed_of(normed) - self._hidden * along) @ self._output
 
 
 def _name(options: AdjointOptions) -> str:

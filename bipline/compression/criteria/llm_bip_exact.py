@@ -79,12 +79,13 @@ class FeedForward:
         self._gate = held["mlp.gate_proj.weight"], held.get("mlp.gate_proj.bias")
         self._up = held["mlp.up_proj.weight"], held.get("mlp.up_proj.bias")
         self._down = held["mlp.down_proj.weight"]
-        self._gain = widened(block.weights["post_attention_layernorm.weight"])
+        self._gain, self._normed_of = block.ffn_gain, block.normed_of
         self._eps = block.rms_norm_eps
         self._activation = activation(block.hidden_act)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """F(h) for every token."""
+        hidden = self._normed_of(hidden)
         root = (hidden.square().mean(-1, keepdim=True) + self._eps).rsqrt()
         inner = hidden * root * self._gain
         gate = self._activation(linear(inner, *self._gate))

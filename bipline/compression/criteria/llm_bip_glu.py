@@ -60,7 +60,7 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
     """The moments of ``llm-bip``, the two gains of the gated FFN and 1/rms of its input."""
     up_gain, gate_gain = _gains(tokens["gate"], tokens["up"], block.hidden_act)
     # The eps inside RMSNorm's root is left out: it can only make the gain smaller.
-    squares = [tile.square().mean(1) for tile in tiles(tokens["residual"])]
+    squares = [block.normed_of(tile).square().mean(1) for tile in tiles(tokens["residual"])]
     norms = torch.cat(squares).double().rsqrt()
     return {
         **second_moments(tokens),
@@ -91,7 +91,7 @@ def _gains(
 def propagated_weight(sums: Sums, block: Block) -> torch.Tensor:
     """w ``[d]``: how much a change of each hidden channel after attention can move the output."""
     gate, up = block.weights["mlp.gate_proj.weight"], block.weights["mlp.up_proj.weight"]
-    gain = block.weights["post_attention_layernorm.weight"].abs().double()
+    gain = block.ffn_gain.abs().double()
     reach = output_reach(block)
     up_gain = root_mean_square(sums["up_gain_squares"], sums["tokens"])
     gate_gain = root_mean_square(sums["gate_gain_squares"], sums["tokens"])

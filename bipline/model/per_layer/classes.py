@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
+from bipline.model.per_layer.modeling_per_layer_ernie4_5 import PerLayerErnie45ForCausalLM
+from bipline.model.per_layer.modeling_per_layer_gemma import PerLayerGemmaForCausalLM
+from bipline.model.per_layer.modeling_per_layer_granite import PerLayerGraniteForCausalLM
+from bipline.model.per_layer.modeling_per_layer_helium import PerLayerHeliumForCausalLM
+from bipline.model.per_layer.modeling_per_layer_hunyuan_v1_dense import (
+    PerLayerHunYuanDenseV1ForCausalLM,
+)
+from bipline.model.per_layer.modeling_per_layer_internlm3 import PerLayerInternLM3ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_llama import PerLayerLlamaForCausalLM
+from bipline.model.per_layer.modeling_per_layer_ministral import PerLayerMinistralForCausalLM
 from bipline.model.per_layer.modeling_per_layer_mistral import PerLayerMistralForCausalLM
+from bipline.model.per_layer.modeling_per_layer_olmo import PerLayerOlmoForCausalLM
 from bipline.model.per_layer.modeling_per_layer_qwen2 import PerLayerQwen2ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_qwen3 import PerLayerQwen3ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_seed_oss import PerLayerSeedOssForCausalLM
+from bipline.model.per_layer.modeling_per_layer_smollm3 import PerLayerSmolLM3ForCausalLM
 
 PER_LAYER_CLASSES: dict[str, Any] = {
     each.config_class.model_type: each
     for each in (
+        PerLayerErnie45ForCausalLM,
+        PerLayerGemmaForCausalLM,
+        PerLayerGraniteForCausalLM,
+        PerLayerHeliumForCausalLM,
+        PerLayerHunYuanDenseV1ForCausalLM,
+        PerLayerInternLM3ForCausalLM,
         PerLayerLlamaForCausalLM,
+        PerLayerMinistralForCausalLM,
         PerLayerMistralForCausalLM,
+        PerLayerOlmoForCausalLM,
         PerLayerQwen2ForCausalLM,
         PerLayerQwen3ForCausalLM,
         PerLayerSeedOssForCausalLM,
+        PerLayerSmolLM3ForCausalLM,
     )
 }

@@ -18,7 +18,7 @@ from bipline.base.errors import InvalidInput
 from bipline.model.families import family_of
 from bipline.model.per_layer import modeling_per_layer
 from bipline.model.per_layer.stored import KEY
-from bipline.model.shapes import is_per_layer
+from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer
 from bipline.storage.folder import Folder
 from bipline.storage.strict_json import parse_json
 
@@ -58,12 +58,18 @@ exactly its own, and runs its own.
 def own_class(model_type: str) -> Any:
     """Our own installed class for a per-layer ``model_type``.
 
-    Raises InvalidInput for one of an unknown family.
+    Raises InvalidInput for one of an unknown family, or of one that has none.
     """
     family_of(model_type)
     from bipline.model.per_layer.classes import PER_LAYER_CLASSES
 
-    return PER_LAYER_CLASSES[model_type]
+    if (found := PER_LAYER_CLASSES.get(model_type)) is None:
+        base = model_type.removeprefix(PER_LAYER_PREFIX)
+        raise InvalidInput(
+            f"there is no class yet for a {base} whose blocks differ in width; use the uniform "
+            "layout"
+        )
+    return found
 
 
 def auto_map(model_type: str) -> dict[str, str]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.delivery.formats.interface import Layout
+from bipline.model.built import decoder_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import with_blocks
-from bipline.model.loading import decoder_of
 from bipline.model.shapes import PER_LAYER_PREFIX
 
 ATTENTION, OUTPUT, FFN = "attention_input", "attention_output", "mlp"

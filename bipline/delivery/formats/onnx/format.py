@@ -14,9 +14,10 @@ from bipline.delivery.formats.engines import check_texts
 from bipline.delivery.formats.interface import Layout, Subject, Verification
 from bipline.delivery.formats.onnx import verification
 from bipline.delivery.formats.onnx.graph import EXTRA, read_origin, write_graph
+from bipline.model.built import transformers_config
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
-from bipline.model.loading import load_model, transformers_config
+from bipline.model.loading import load_model
 from bipline.model.memory import available_bytes, gigabytes, memory_limit
 from bipline.model.side_files import is_side_file
 from bipline.model.tokenizer import tokenizer_of

@@ -17,7 +17,7 @@ import torch
 
 from bipline.base.errors import Refused
 from bipline.base.extras import require
-from bipline.model.loading import one_line
+from bipline.model.built import one_line
 from bipline.values.origin import SECTION
 
 EXTRA = "onnx"

@@ -1,15 +1,13 @@
-"""Families as data: how a model's tensors depend on its heads, KV heads and FFN channels.
+"""Families as data: what one ``model_type`` of transformers is built like and what it can hold.
 
-``families.json`` holds two tables. A *build* names every tensor of a decoder block and the axis
-each of its dimensions runs along; pruning is then nothing but indexing along ``query_heads``,
-``kv_heads`` and ``ffn_channels``. A *family* (a transformers ``model_type``) names its build and
-what its class can hold: biases, head norms, head counts that do not divide hidden_size, keys of
-its config and their defaults. A new family of an existing build needs a new entry and no code.
+A file of this folder is a family: its build (:mod:`bipline.model.builds`), where it has biases,
+whether its class needs heads that divide hidden_size, how it norms and scales, what its config may
+say and what its class takes where it says nothing. A new family of an existing build is one file
+and no code.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.base.errors import InvalidInput
 from bipline.model.allowed import Allowed
+from bipline.model.builds import Axes, Build, build_named
 from bipline.model.shapes import (
     PER_LAYER_LISTS,
     PER_LAYER_PREFIX,
@@ -27,7 +26,6 @@ from bipline.model.shapes import (
     shape_of,
 )
 
-Axes = tuple[str, ...]
 # Where compensation adds a bias: at o_proj and down_proj.
 BIASED = {"attention_output", "mlp"}
 
@@ -36,23 +34,18 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Build(_Table):
-    """The tensors of a decoder and the axes of each; names inside a block are relative to it."""
+class Norm(_Table):
+    """How what enters a sublayer is normed: by its root mean square, or centred, its deviation.
 
-    block_prefix: str
-    block_weights: dict[str, Axes]
-    biases: dict[str, dict[str, Axes]]
-    head_norms: dict[str, Axes]
-    outside_weights: dict[str, Axes]
-    output_weights: dict[str, Axes]
-    ignored: tuple[str, ...]
-    sublayers: dict[Literal["attention", "ffn"], tuple[str, ...]]
-    observed: dict[str, tuple[str, str]]
+    ``gain`` is what its weight stands for; ``eps`` is a key of the config, or a number.
+    """
 
-    def absent(self, num_key_value_heads: int, intermediate_size: int) -> tuple[str, ...]:
-        """What the names of tensors begin with that a block of these widths lacks."""
-        attention = () if num_key_value_heads else self.sublayers["attention"]
-        return attention + (() if intermediate_size else self.sublayers["ffn"])
+    gain: Literal["weight", "one_plus_weight", "none"] = "weight"
+    centred: bool = False
+    eps: str | float = "rms_norm_eps"
+
+
+RMS_NORM = Norm()
 
 
 class Family(_Table):
@@ -68,6 +61,20 @@ class Family(_Table):
     head_norms: bool
     alternatives: tuple[str, ...]
     when_converted: dict[str, Any]
+    norm: Norm = RMS_NORM
+    # The key of its config by which all that a sublayer adds to the stream is multiplied.
+    output_multiplier: str = ""
+    # Its class takes hidden_size for the width of its heads, so that none can go.
+    heads_fixed: bool = False
+    # Tensors of the build under other names, and those that it lacks.
+    renamed: dict[str, str] = Field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    # Other names of keys, keys of every config that its class has not, those whose value its class
+    # decides, and what a kind of positions takes in it beside what it takes everywhere.
+    aliases: dict[str, str] = Field(default_factory=dict)
+    lacks_keys: tuple[str, ...] = ()
+    written_out: tuple[str, ...] = ()
+    rope_takes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     # What its config may say beyond what every family's may, and what its class takes where a
     # config says nothing.
     keys: dict[str, Allowed] = Field(default_factory=dict)
@@ -87,53 +94,62 @@ class Family(_Table):
         flags = {flag: set(held) <= places for flag, held in self.bias_flags.items()}
         return flags if self.bias_places(flags) == places else None
 
+    @property
+    def block_lists(self) -> list[str]:
+        """The keys of its config that list something for each block."""
+        return [key for key, allowed in self.keys.items() if allowed.lists == "blocks"]
+
+    def named(self, names: Mapping[str, Axes]) -> dict[str, Axes]:
+        """Tensors of its build as this family has them."""
+        kept = {name: axes for name, axes in names.items() if name not in self.without}
+        return {self.renamed.get(name, name): axes for name, axes in kept.items()}
+
 
 @cache
-def _tables() -> tuple[dict[str, Build], dict[str, Family]]:
-    value = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
-    builds = {name: Build.model_validate(build) for name, build in value["builds"].items()}
-    families = {name: Family.model_validate(entry) for name, entry in value["families"].items()}
-    return builds, families
+def families() -> dict[str, Family]:
+    """Every family by its ``model_type``."""
+    files = sorted(Path(__file__).parent.glob("*.json"))
+    return {path.stem: Family.model_validate_json(path.read_bytes()) for path in files}
 
 
 def family_names() -> list[str]:
     """The ``model_type`` values that are supported."""
-    return sorted(_tables()[1])
+    return sorted(families())
 
 
 def family_of(model_type: str) -> Family:
     """The family of a ``model_type``, per-layer or not. Raises InvalidInput for an unknown one."""
-    families = _tables()[1]
-    base = model_type.removeprefix(PER_LAYER_PREFIX)
-    if base not in families:
+    found = families().get(model_type.removeprefix(PER_LAYER_PREFIX))
+    if found is None:
         known = ", ".join(family_names())
         raise InvalidInput(f"model_type {model_type!r} is not supported; supported: {known}")
-    return families[base]
+    return found
 
 
 def build_of(family: Family) -> Build:
     """The tensor table a family uses."""
-    return _tables()[0][family.build]
+    return build_named(family.build)
 
 
 def block_axes(family: Family, config: Mapping[str, Any], index: int = 0) -> dict[str, Axes]:
     """Tensor names inside one block of a model with this config, and their axes."""
     build = build_of(family)
     shape = shape_of(config).block(index)
-    names = dict(build.block_weights)
+    names: dict[str, Axes] = dict(build.block_weights)
     for place in sorted(family.bias_places(config)):
         names.update(build.biases[place])
     if family.head_norms:
         names.update(build.head_norms)
     absent = build.absent(shape.num_key_value_heads, shape.intermediate_size)
-    return {name: axes for name, axes in names.items() if not name.startswith(absent)}
+    held = family.named(names)
+    return {name: axes for name, axes in held.items() if not name.startswith(absent)}
 
 
 def model_axes(family: Family, config: Mapping[str, Any]) -> dict[str, Axes]:
     """Every tensor of the model by full name, in file order, with its axes."""
     build = build_of(family)
     shape = shape_of(config)
-    names = dict(build.outside_weights)
+    names = family.named(build.outside_weights)
     for index in range(shape.num_hidden_layers):
         prefix = build.block_prefix.format(index=index)
         held = block_axes(family, config, index)
@@ -211,7 +227,7 @@ def with_output_biases(config: Mapping[str, Any]) -> dict[str, Any]:
     flags = {flag: True for flag, places in family.bias_flags.items() if BIASED & set(places)}
     biased = {**config, **flags}
     if not family.bias_places(biased) >= BIASED:
-        able = [name for name, each in sorted(_tables()[1].items()) if each.can_hold(BIASED)]
+        able = [name for name, each in sorted(families().items()) if each.can_hold(BIASED)]
         raise InvalidInput(
             f"{family.architecture} has no bias at o_proj and down_proj, so none can be added; "
             f"use compensation least-squares or obs with bias=auto (biases: {', '.join(able)})"
@@ -253,7 +269,8 @@ def with_blocks(config: Mapping[str, Any], kept_blocks: Sequence[int]) -> dict[s
     """
     layers = shape_of(config).num_hidden_layers
     changed = {**config, "num_hidden_layers": len(kept_blocks)}
-    for name in ("layer_types", *PER_LAYER_LISTS.values()):
+    listed = family_of(str(config["model_type"])).block_lists
+    for name in (*listed, *PER_LAYER_LISTS.values()):
         if config.get(name) is None:
             continue
         if len(config[name]) != layers:
@@ -274,6 +291,8 @@ def _holding_class(config: Mapping[str, Any], num_attention_heads: int) -> str:
     whole = shape.hidden_size == num_attention_heads * shape.head_dim
     for name in (model_type, *source.alternatives):
         family = family_of(name)
+        if family.heads_fixed and not whole:
+            continue
         if family.heads_must_divide_hidden_size and not divides:
             continue
         if family.head_dim_from_hidden_size and not (whole or _slides(config)):

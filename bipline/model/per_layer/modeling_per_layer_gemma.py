@@ -1,0 +1,30 @@
+"""Gemma decoders whose blocks differ in width: bipline's class around transformers' own.
+
+bipline writes this file, unchanged, beside the weights of such a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import GemmaConfig, GemmaForCausalLM
+
+from .modeling_per_layer import PerLayerWidths, give_widths
+
+
+class PerLayerGemmaConfig(PerLayerWidths, GemmaConfig):
+    """transformers' GemmaConfig, with the sizes of every block."""
+
+    model_type = "per_layer_gemma"
+
+
+class PerLayerGemmaForCausalLM(GemmaForCausalLM):
+    """transformers' GemmaForCausalLM, with every block as wide as the config lists it."""
+
+    config: PerLayerGemmaConfig
+    config_class = PerLayerGemmaConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        give_widths(self.model)
+        self.post_init()

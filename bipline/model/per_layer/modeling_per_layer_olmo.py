@@ -1,0 +1,30 @@
+"""OLMo decoders whose blocks differ in width: bipline's class around transformers' own.
+
+bipline writes this file, unchanged, beside the weights of such a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import OlmoConfig, OlmoForCausalLM
+
+from .modeling_per_layer import PerLayerWidths, give_widths
+
+
+class PerLayerOlmoConfig(PerLayerWidths, OlmoConfig):
+    """transformers' OlmoConfig, with the sizes of every block."""
+
+    model_type = "per_layer_olmo"
+
+
+class PerLayerOlmoForCausalLM(OlmoForCausalLM):
+    """transformers' OlmoForCausalLM, with every block as wide as the config lists it."""
+
+    config: PerLayerOlmoConfig
+    config_class = PerLayerOlmoConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        give_widths(self.model)
+        self.post_init()

@@ -1,0 +1,119 @@
+"""Families of the gated and sequential kind beside LLaMA's: each check on each of them.
+
+A tiny model of each, with every switch of its config on, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from bipline.compression.allocate import allocate
+from bipline.compression.criteria.interface import Options
+from bipline.compression.prune import prune
+from bipline.compression.score import compute_scores
+from bipline.compression.slicing import kept_indices
+from bipline.compression.statistics import empty_statistics
+from bipline.model.block_loop import BlockLoop
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.halves import Halves
+from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
+from bipline.quality.perplexity import token_losses
+from bipline.settings.line import AllocateSettings
+from bipline.values.plan import PruningPlan
+from tests.tiny import MORE_CASES, tiny_model, token_windows
+
+WINDOWS = token_windows(windows=2, seqlen=20)
+
+
+@pytest.fixture(scope="module", params=sorted(MORE_CASES))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("more") / request.param, request.param)
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def plan_of(checkpoint: Checkpoint, ratio: float = 0.4, **asked: Any) -> PruningPlan:
+    scores = compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options())
+    return allocate(checkpoint, scores, AllocateSettings(ratio=ratio, **asked), 0)
+
+
+def logits_of(built: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return built(WINDOWS).logits
+
+
+def masked(directory: Path, checkpoint: Checkpoint, plan: PruningPlan) -> Any:
+    """transformers' dense model with zeros in the columns that read what a plan cuts."""
+    built = load_model(directory, torch.float64)
+    for layer, block in zip(built.model.layers, plan.blocks, strict=True):
+        kept = kept_indices(block, checkpoint.shape)
+        for weight, axis in ((layer.self_attn.o_proj.weight, "query_heads"),
+                             (layer.mlp.down_proj.weight, "ffn_channels")):  # fmt: skip
+            gone = torch.ones(weight.shape[1], dtype=torch.bool)
+            gone[kept[axis]] = False
+            weight.data[:, gone] = 0
+    return built
+
+
+def test_the_loop_computes_what_transformers_does(model: Path) -> None:
+    """Logits, losses, a block in halves; and token by token with a cache."""
+    loop = BlockLoop(open_checkpoint(model), torch.float64)
+    expected = logits_of(load_model(model, torch.float64))
+    same(loop.logits(WINDOWS), expected)
+    losses = token_losses(loop, WINDOWS, "losses", None)
+    wanted = torch.nn.functional.cross_entropy(
+        expected[:, :-1].flatten(0, 1), WINDOWS[:, 1:].flatten(), reduction="none"
+    )
+    torch.testing.assert_close(losses.double().flatten(), wanted, rtol=1e-6, atol=1e-6)
+    hidden, cache, output = loop.embed(WINDOWS), DynamicCache(), loop.output_weight()
+    for block in loop.blocks():
+        halved, hidden = Halves.of(block).run(hidden), block.run(hidden)
+        same(halved, hidden)
+    for place in range(WINDOWS.shape[1]):
+        token = loop.embed(WINDOWS[:, place : place + 1])
+        with torch.no_grad():
+            for block in loop.blocks():
+                token = loop.forward(block.index, block.weights, token, cache, place)
+            found = loop.token_logits(token, output)[:, 0]
+        same(found, expected[:, place])
+
+
+def test_masked_logits_are_those_of_the_sliced_model(model: Path, tmp_path: Path) -> None:
+    """Loaded by transformers' stock class and nothing of ours, whole and with a cache."""
+    checkpoint = open_checkpoint(model)
+    plan = plan_of(checkpoint)
+    prune(checkpoint, plan, tmp_path / "pruned")
+    expected = logits_of(masked(model, checkpoint, plan))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.float64).eval()
+    assert type(plain).__module__.startswith("transformers.models.")
+    same(logits_of(plain), expected)
+    loop = BlockLoop(open_checkpoint(tmp_path / "pruned"), torch.float64)
+    same(loop.logits(WINDOWS), expected)
+    with torch.no_grad():
+        known = plain(WINDOWS[:, :9], use_cache=True).past_key_values
+        rest = plain(WINDOWS[:, 9:], past_key_values=known).logits
+    same(rest, expected[:, 9:])
+    groups = {len(block.attention_groups) for block in plan.blocks}
+    whole = checkpoint.family.heads_fixed or checkpoint.shape.num_key_value_heads == 1
+    assert (groups == {checkpoint.shape.num_key_value_heads}) == whole
+
+
+def test_blocks_of_widths_of_their_own(
+    model: Path, tmp_path: Path, load_as_users_do: Callable[..., Any]
+) -> None:
+    checkpoint = open_checkpoint(model)
+    plan = plan_of(checkpoint, ratio=0.2, layout="per-layer", keep_first=1)
+    prune(checkpoint, plan, tmp_path / "pruned")
+    expected = logits_of(masked(model, checkpoint, plan))
+    same(logits_of(load_as_users_do(tmp_path / "pruned")), expected)
+    loop = BlockLoop(open_checkpoint(tmp_path / "pruned"), torch.float64)
+    same(loop.logits(WINDOWS), expected)

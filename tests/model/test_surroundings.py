@@ -1,0 +1,85 @@
+"""What transformers' decoder hands to its blocks, beyond what fits a window of any family's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from bipline.model.block_loop import BlockLoop
+from bipline.model.halves import Halves
+from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
+from bipline.model.surroundings import Handed, Surroundings
+from tests.tiny import tiny_model, token_windows
+
+WINDOWS = token_windows(windows=3, seqlen=20)
+MIXED = {
+    "use_sliding_window": True, "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
+SLIDING: dict[str, tuple[str, dict[str, Any]]] = {
+    "all": ("mistral-gqa", {"sliding_window": 5}),
+    "some": ("qwen3-mqa", MIXED),
+}
+
+
+@pytest.fixture(scope="module", params=SLIDING)
+def sliding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    case, changes = SLIDING[request.param]
+    return tiny_model(tmp_path_factory.mktemp("sliding") / request.param, case, **changes)
+
+
+def test_windows_longer_than_attention_reaches(sliding: Path) -> None:
+    """Whole, in halves, and token by token with a cache: always what transformers computes."""
+    loop = BlockLoop(open_checkpoint(sliding), torch.float64)
+    with torch.no_grad():
+        expected = load_model(sliding, torch.float64)(WINDOWS).logits
+    torch.testing.assert_close(loop.logits(WINDOWS), expected, rtol=0, atol=1e-10)
+    hidden, cache, output = loop.embed(WINDOWS), DynamicCache(), loop.output_weight()
+    for block in loop.blocks():
+        halved, hidden = Halves.of(block).run(hidden), block.run(hidden)
+        torch.testing.assert_close(halved, hidden, rtol=0, atol=1e-10)
+    for place in range(WINDOWS.shape[1]):
+        token = loop.embed(WINDOWS[:, place : place + 1])
+        with torch.no_grad():
+            for block in loop.blocks():
+                token = loop.forward(block.index, block.weights, token, cache, place)
+            found = loop.token_logits(token, output)[:, 0]
+        torch.testing.assert_close(found, expected[:, place], rtol=0, atol=1e-10)
+
+
+def test_a_shape_is_asked_for_once_and_few_are_kept(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.Size] = []
+    really = Surroundings._record
+
+    def record(self: Surroundings, hidden: Tensor, past: Any) -> list[Handed]:
+        asked.append(hidden.shape)
+        return really(self, hidden, past)
+
+    monkeypatch.setattr(Surroundings, "_record", record)
+    loop = BlockLoop(open_checkpoint(llama), torch.float64)
+    asked.clear()
+    for _ in range(2):
+        loop.logits(WINDOWS)
+    assert len(asked) == 1
+    for seqlen in range(2, 9):
+        loop.logits(WINDOWS[:, :seqlen])
+    assert len(asked) == 8
+    assert len(loop.around._handed) == 4
+
+
+def test_nothing_of_a_pass_stays(llama: Path) -> None:
+    """Neither hidden states nor the output matrix nor rows of the embedding."""
+    loop = BlockLoop(open_checkpoint(llama), torch.float64)
+    loop.logits(WINDOWS)
+    held = {name for name, p in loop.around._model.named_parameters() if not p.is_meta}
+    assert held == {"model.norm.weight"}
+    assert all(each.gives is None for each in loop.around._stand_ins)
+    assert loop.around._stand_ins[0].entered is None

@@ -261,3 +261,13 @@ def test_compress_runs_outside_a_checkout(whole: Run, elsewhere: Path) -> None:
     assert (elsewhere / "own.json").is_file()
 
 
+def test_the_demo_runs_outside_a_checkout(whole: Run, elsewhere: Path) -> None:
+    """The whole path on the embedded model, made quick by its settings."""
+    quick = (
+        "calibrate.samples=16", "score.criterion=llm-bip-glu", "recover.recipe.steps=4",
+        "evaluate.tasks=[]", "evaluate.protocol.speed=false",
+    )  # fmt: skip
+    sets = [word for setting in quick for word in ("--set", setting)]
+    told = whole("-m", "bipline", "demo", *sets, "--json", "demo.json").stdout
+    assert "perplexity, held-out" in told
+    assert (elsewhere / "demo.json").is_file()

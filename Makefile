@@ -2,6 +2,7 @@
 # make test    the environment, then the tests (minutes)
 # make test-slow  those that take longer, alone
 # make test-all   both
+# make test-image  builds the image of infra/docker and runs it: podman, buildah, runc, mmdebstrap, root
 # make server-up  the servers of infra/stacks/server.yaml on this machine; make server-down ends them
 
 PYTHON ?= python3.11
@@ -12,19 +13,22 @@ export BIPLINE_DATA ?= $(abspath ../shared/data)
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all check environment server-up server-down clean
+.PHONY: demo test test-slow test-all test-image check environment server-up server-down clean
 
 demo: environment
 	$(BIN)/bipline demo
 
 test: environment
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not image"
 
 test-slow: environment
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not image"
 
 test-all: environment
-	$(PYTEST)
+	$(PYTEST) -m "not image"
+
+test-image: environment
+	$(PYTEST) -n 0 -s -m image
 
 check: environment
 	$(BIN)/ruff check .

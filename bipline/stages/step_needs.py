@@ -48,16 +48,15 @@ PIECES = 192 * MEBIBYTE
 # Seconds of ZenML around a step, in a process that runs already; a pod's start is its pool's.
 AROUND = 1.0
 # Measured, more than that: what some steps import, draw, verify and write pages of.
-BESIDE = {"resolve": 0.7, "calibrate": 3.0, "prune": 0.7, "export": 4.0}
+BESIDE = {"resolve": 0.7, "calibrate": 3.0, "prune": 0.7, "recover": 4.0, "export": 5.5}
 # A token of English text.
 TOKEN_BYTES = 4
 # Choices of a task's row, where the rows are not known.
 USUAL_CHOICES = 4
 # Files of any step: records, logs, pages.
 FILES = 4 * MEBIBYTE
-# How far from the floor bytes are, which are hashed and flushed too, and operations: between 0.7
-# and 1.3 of it, as products of one kind are quicker than those the rate was measured at.
-BYTES_OVER_FLOOR, OPERATIONS_OVER_FLOOR = 1.5, 1.05
+# How far from the floor the work is on small shapes, where products are not all there is.
+OVER_FLOOR = 1.5
 # Passes that a training step comes to: forward, back to what every product was given and, where
 # all weights are trained, to the weights too.
 ADAPTER_TRAINED, ALL_TRAINED = 2, 3
@@ -250,12 +249,10 @@ class Estimates:
 
     def _need(self, work: Work | None = None, disk: int = 0, memory: int = 0) -> StepNeed:
         work = work or Work()
-        moved = replace(work, operations=0).seconds(self.rates)
-        computed = work.operations / self.rates.compute
         return StepNeed(
             memory=LIBRARIES + memory,
             disk=FILES + disk,
-            seconds=AROUND + BYTES_OVER_FLOOR * moved + OPERATIONS_OVER_FLOOR * computed,
+            seconds=AROUND + OVER_FLOOR * work.seconds(self.rates),
             operations=work.operations,
             read=work.read,
             written=work.written,

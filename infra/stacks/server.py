@@ -242,11 +242,15 @@ def private(path: Path, text: str) -> None:
 
 
 def _alive(number: int) -> bool:
-    try:
-        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+    """Whether a server or a child of it is left: they are one process group."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(group) == number and state != "Z":
+            return True
+    return False
 
 
 if __name__ == "__main__":

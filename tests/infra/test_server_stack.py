@@ -20,7 +20,7 @@ from pipelines.compiled import STACKS
 from tests.layers import ROOT
 from tests.pipeline.conftest import TEXTS, configuration, write_text
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NAMES = {"s3", "postgres", "mlflow", "zenml"}
 
 
@@ -125,11 +125,5 @@ def test_they_are_started_once_and_leave_nothing(team: Team) -> None:
     assert again.returncode != 0 and "running already; make server-down ends them" in again.stdout
     assert team.processes == numbers
     assert command("down", team.servers).returncode == 0
-    assert not [name for name, number in numbers.items() if running(number)]
+    assert not [name for name, number in numbers.items() if server._alive(number)]
     assert not (team.servers / "variables").exists()
-
-
-def running(number: int) -> bool:
-    """Whether any process of a server's group is left."""
-    ended = subprocess.run(["pgrep", "-g", str(number)], capture_output=True, check=False)
-    return ended.returncode == 0

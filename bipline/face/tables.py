@@ -34,7 +34,7 @@ from bipline.values.verdict import Verdict
 
 def print_evaluated(console: Console, records: dict[str, EvaluationRecord], log: Path) -> None:
     """The end of ``bipline evaluate``: models side by side, and the first against the other."""
-    console.print(evaluation_table(records))
+    console.print(evaluationtable_of(records))
     if "baseline" in records:
         print_change(console, records, "model", "baseline")
     timed = [each.speed for each in records.values() if each.speed]
@@ -51,7 +51,7 @@ def print_speeds(console: Console, speeds: Speeds, log: Path) -> None:
         for line in told
     ]
     head = ["", *speeds.models, *(["against dense"] if several else [])]
-    console.print(_table(head, lines, left={0}))
+    console.print(table_of(head, lines, left={0}))
     remarks = [line for each in speeds.models.values() for line in each.remarks or ()]
     print_lines(console, [*remarks, f"log: {log}"])
 
@@ -66,7 +66,7 @@ def print_difference(
         p = f"{pair.p_value:.3f}" if pair and pair.p_value is not None else ""
         lines.append([label_of(name), show(found.before), show(found.after), found.change, p])
     head = ["", *names, "change (95 %)", "McNemar's p"]
-    console.print(_table(head, lines, left={0}))
+    console.print(table_of(head, lines, left={0}))
     print_lines(console, [f"protocol {difference.protocol_digest}", f"log: {log}"])
 
 
@@ -77,7 +77,7 @@ def print_change(
     lines = side_by_side({name: records[name] for name in (against, changed)}, changed, against)
     told = [[label_of(line.name), line.change] for line in lines if line.change]
     console.print()
-    console.print(_table([f"{changed} against {against}", "change (95 %)"], told, left={0}))
+    console.print(table_of([f"{changed} against {against}", "change (95 %)"], told, left={0}))
     console.print()
 
 
@@ -101,11 +101,11 @@ def print_ended(console: Console, summary: RunSummary | SweepSummary, log: Path)
         print_named(console, {**_sweep_lines(summary), "log": str(log)})
         return
     stages = [[stage.name, f"{stage.seconds:.1f}", stage.status] for stage in summary.stages]
-    figures = evaluation_table(summary.records)
+    figures = evaluationtable_of(summary.records)
     console.print()
     console.print(figures)
     print_change(console, summary.records, list(summary.records)[-1], "dense")
-    console.print(_table(["stage", "seconds", ""], stages, left={0, 2}))
+    console.print(table_of(["stage", "seconds", ""], stages, left={0, 2}))
     console.print()
     print_named(console, {**_compress_lines(summary), "log": str(log)}, 12)
 
@@ -126,7 +126,7 @@ def print_several(console: Console, summary: SeveralSummary, log: Path) -> None:
         lines.append([each.name, each.ended, str(each.exit_code), size, seconds, version])
     console.print()
     head = ["registered", "", "exit code", "parameters", "seconds", "version"]
-    console.print(_table(head, lines, left={0, 1, 5}))
+    console.print(table_of(head, lines, left={0, 1, 5}))
     console.print()
     width = 2 + max(len(each.name) for each in summary.models)
     print_named(console, {name: printable(text) for name, text in places.items()}, width)
@@ -152,20 +152,20 @@ def print_tables(console: Console, comparison: Comparison) -> None:
         found = ranked(comparison, model)
         lines = table_lines(comparison, model, names, ranged={"perplexity"})
         console.print()
-        console.print(_table(head, lines, left={0, 1}, title=model))
+        console.print(table_of(head, lines, left={0, 1}, title=model))
         starred = [STARRED] if any(each.shares_sums for each in found) else []
         print_lines(console, [*starred, *_refused(comparison, found)])
         if beside := beside_lines(comparison, model):
             console.print()
             title = f"{model}: tasks and speed beside dense"
-            console.print(_table(BESIDE, beside, left={0, 2}, title=title))
+            console.print(table_of(BESIDE, beside, left={0, 2}, title=title))
     console.print()
 
 
-def evaluation_table(records: dict[str, EvaluationRecord]) -> Table:
+def evaluationtable_of(records: dict[str, EvaluationRecord]) -> Table:
     """Models side by side: a column each, a row per figure."""
     lines = [[label_of(line.name), *line.texts.values()] for line in side_by_side(records)]
-    return _table(["", *records], lines, left={0})
+    return table_of(["", *records], lines, left={0})
 
 
 def print_named(console: Console, lines: dict[str, str], width: int = 10) -> None:
@@ -179,7 +179,7 @@ def print_lines(console: Console, lines: Iterable[str]) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _table(
+def table_of(
     head: Sequence[str], lines: Iterable[Sequence[str]], left: set[int], title: str | None = None
 ) -> Table:
     """A table whose columns are aligned to the right, but for those numbered in ``left``."""

@@ -24,6 +24,7 @@ ASKED = {
     "doctor": ["doctor"],
     "export": ["export", "model", "--out", "out", "--state", "state"],
     "history": ["history", "name", "--state", "state"],
+    "models": ["models"],
     "promote": ["promote", "name", "--to", "production", "--gate", "lenient", "--state", "state"],
     "recover": [
         "recover", "model", "--text", "text.txt", "--judge", "other.txt", "--out", "out", "--state",

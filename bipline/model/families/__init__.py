@@ -122,7 +122,10 @@ def family_of(model_type: str) -> Family:
     found = families().get(model_type.removeprefix(PER_LAYER_PREFIX))
     if found is None:
         known = ", ".join(family_names())
-        raise InvalidInput(f"model_type {model_type!r} is not supported; supported: {known}")
+        raise InvalidInput(
+            f"model_type {model_type!r} is not supported; supported: {known} (`bipline models "
+            "NAME` tells the kind that another is nearest to)"
+        )
     return found
 
 

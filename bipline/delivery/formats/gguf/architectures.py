@@ -13,7 +13,7 @@ from bipline.base.errors import InvalidInput
 from bipline.delivery.formats.interface import Layout
 from bipline.model.built import decoder_of
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import with_blocks
+from bipline.model.families import family_of, with_blocks
 from bipline.model.shapes import PER_LAYER_PREFIX
 
 ATTENTION, OUTPUT, FFN = "attention_input", "attention_output", "mlp"
@@ -64,6 +64,14 @@ CANDIDATES = {
     "qwen3": ("qwen3",),
     "seed_oss": ("seed_oss", "llama"),
 }
+
+
+def architectures_for(model_type: str, per_layer: bool) -> tuple[str, ...]:
+    """The architectures that may hold a family's models, the first that does so first."""
+    names = CANDIDATES.get(model_type, ())
+    normed = family_of(model_type).head_norms
+    held = (*names, "deci") if names and per_layer else names
+    return tuple(name for name in held if ARCHITECTURES[name].head_norms or not normed)
 
 
 def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Layout]:

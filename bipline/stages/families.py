@@ -1,0 +1,38 @@
+"""The table of families: made from their data, so that it cannot say what the code does not do."""
+
+from __future__ import annotations
+
+from bipline.delivery.formats.gguf.architectures import architectures_for
+from bipline.model.families import BIASED, Family, build_of, families, family_of
+from bipline.model.kinds import nearest_kind
+from bipline.model.per_layer.classes import PER_LAYER_CLASSES
+from bipline.model.shapes import PER_LAYER_PREFIX
+from bipline.values.families import Families, FamilyRow
+
+
+def known_families(model_type: str | None = None) -> Families:
+    """Every family, or the one of a ``model_type``.
+
+    Raises InvalidInput for one that is not known, with the kind it is nearest to and what to do.
+    """
+    if model_type is None:
+        return Families(families=tuple(_row(*each) for each in families().items()))
+    if model_type not in families():
+        raise nearest_kind(model_type)
+    return Families(families=(_row(model_type, family_of(model_type)),))
+
+
+def _row(model_type: str, family: Family) -> FamilyRow:
+    groups = () if family.heads_fixed else ("attention groups",)
+    per_layer = f"{PER_LAYER_PREFIX}{model_type}" in PER_LAYER_CLASSES
+    held = {"hf": (family.architecture,), "gguf": architectures_for(model_type, per_layer)}
+    return FamilyRow(
+        model_type=model_type,
+        kind=build_of(family).kind,
+        architecture=family.architecture,
+        cuts=(*groups, "FFN channels", "blocks"),
+        layouts=("uniform", "per-layer") if per_layer else ("uniform",),
+        also=tuple(family_of(name).architecture for name in family.alternatives),
+        biases_added=family.can_hold(BIASED),
+        exports={name: each for name, each in held.items() if each},
+    )

@@ -1,0 +1,58 @@
+"""``bipline models``: what the table says, and what is said of a model_type that is not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bipline.delivery.formats.gguf.architectures import CANDIDATES
+from bipline.model.families import families
+from bipline.stages.families import known_families
+from tests.command import run
+from tests.tiny import CASES
+
+
+def test_every_family_is_in_the_table_and_tested() -> None:
+    rows = {row.model_type: row for row in known_families().families}
+    assert rows.keys() == families().keys()
+    assert {model_type for model_type, _ in CASES.values()} == rows.keys()
+    for name, row in rows.items():
+        assert ("attention groups" in row.cuts) != families()[name].heads_fixed
+        assert row.exports["hf"] == (row.architecture,)
+        assert row.exports.get("gguf", ())[: len(CANDIDATES.get(name, ()))] == CANDIDATES.get(
+            name, ()
+        )
+
+
+def test_the_command_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    done = run(capfd, "models", "--json", "told.json")
+    assert done.code == 0
+    for name in families():
+        assert name in done.output
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert [row["model_type"] for row in told["families"]] == sorted(families())
+    assert run(capfd, "models", "olmo").output.count("olmo") == 1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("iquestcoder", ("tensors of kind 'gated and sequential'", "docs/adding.md")),
+        ("phi3", ("nearest kind is 'gated and sequential'", "mlp.gate_up_proj.weight")),
+        ("gpt2", ("nearest kind is",)),
+        ("clip", ("transformers builds no language model",)),
+        ("no\nsuch", ("'no\\nsuch' is not supported",)),
+    ],
+)
+def test_an_unknown_one_is_told_the_nearest_kind(
+    model_type: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    run(capfd, "models", model_type).assert_one_line(2, *words)

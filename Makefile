@@ -11,7 +11,9 @@ BIN := $(VENV)/bin
 export BIPLINE_DATA ?= $(abspath ../shared/data)
 # Two test workers of one thread each; a worker that took all cores would wait for the other.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+# The slow ones often wait, for servers and for programs they start.
+SLOW_WORKERS ?= 3
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-all test-image check environment server-up server-down clean
 
@@ -21,6 +23,7 @@ demo: environment
 test: environment
 	$(PYTEST) -m "not slow and not image"
 
+test-slow: WORKERS := $(SLOW_WORKERS)
 test-slow: environment
 	$(PYTEST) -m "slow and not image"
 

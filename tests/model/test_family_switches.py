@@ -53,7 +53,7 @@ def logits_of(config: dict[str, Any]) -> torch.Tensor:
         for _, parameter in sorted(model.named_parameters()):
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(0.3 * drawn)
-        return model(token_windows(2, 12)).logits  # type: ignore[no-any-return]
+        return model(token_windows(2, 12)).logits
 
 
 def followed(config: dict[str, Any], key: str, value: Any) -> bool:
@@ -69,7 +69,14 @@ def followed(config: dict[str, Any], key: str, value: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("model_type", family_names())
+# A few in the quick tests, the rest in the slow ones.
+QUICK = {"granite", "olmo", "hunyuan_v1_dense"}
+ASKED = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in family_names()
+]
+
+
+@pytest.mark.parametrize("model_type", ASKED)
 def test_a_switch_is_followed_or_refused(model_type: str) -> None:
     """Or, where no such key is known and it is left out, it changes nothing."""
     config = config_of(CASE_OF[model_type])

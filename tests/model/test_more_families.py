@@ -32,7 +32,12 @@ from tests.tiny import MORE_CASES, tiny_model, token_windows
 WINDOWS = token_windows(windows=2, seqlen=20)
 
 
-@pytest.fixture(scope="module", params=sorted(MORE_CASES))
+# A few in the quick tests, the rest in the slow ones.
+QUICK = {"granite", "gemma", "olmo", "smollm3", "helium"}
+ASKED = [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in MORE_CASES]
+
+
+@pytest.fixture(scope="module", params=ASKED)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("more") / request.param, request.param)
 

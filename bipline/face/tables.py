@@ -34,7 +34,7 @@ from bipline.values.verdict import Verdict
 
 def print_evaluated(console: Console, records: dict[str, EvaluationRecord], log: Path) -> None:
     """The end of ``bipline evaluate``: models side by side, and the first against the other."""
-    console.print(evaluationtable_of(records))
+    console.print(evaluation_table(records))
     if "baseline" in records:
         print_change(console, records, "model", "baseline")
     timed = [each.speed for each in records.values() if each.speed]
@@ -101,7 +101,7 @@ def print_ended(console: Console, summary: RunSummary | SweepSummary, log: Path)
         print_named(console, {**_sweep_lines(summary), "log": str(log)})
         return
     stages = [[stage.name, f"{stage.seconds:.1f}", stage.status] for stage in summary.stages]
-    figures = evaluationtable_of(summary.records)
+    figures = evaluation_table(summary.records)
     console.print()
     console.print(figures)
     print_change(console, summary.records, list(summary.records)[-1], "dense")
@@ -162,7 +162,7 @@ def print_tables(console: Console, comparison: Comparison) -> None:
     console.print()
 
 
-def evaluationtable_of(records: dict[str, EvaluationRecord]) -> Table:
+def evaluation_table(records: dict[str, EvaluationRecord]) -> Table:
     """Models side by side: a column each, a row per figure."""
     lines = [[label_of(line.name), *line.texts.values()] for line in side_by_side(records)]
     return table_of(["", *records], lines, left={0})

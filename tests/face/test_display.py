@@ -19,7 +19,7 @@ from bipline.base.printable import printable
 from bipline.base.progress import heading, note, track
 from bipline.face.console import PlainConsole, working
 from bipline.face.streams import LossyStream, open_lossy
-from bipline.face.tables import _table
+from bipline.face.tables import table_of
 from tests.command import run
 
 # Names as a hostile folder may hold them.
@@ -80,7 +80,7 @@ def test_a_refusal_shows_names_as_they_are(
 def test_tables_of_results_show_names_as_they_are(name: str) -> None:
     """Whatever console shows them."""
     out = io.StringIO()
-    Console(file=out, width=200).print(_table([name], [[name]], left={0}, title=name))
+    Console(file=out, width=200).print(table_of([name], [[name]], left={0}, title=name))
     assert out.getvalue().count(printable(name)) == 3
     assert "\x1b" not in out.getvalue()
 

@@ -21,7 +21,7 @@ def models(
     ] = None,
     json_file: options.JsonFile = None,
 ) -> None:
-    """Which families can be pruned, what of them can go, and which exports hold them."""
+    """Which families can be pruned, what of them, and which exports hold it."""
     from bipline.face.console import working
     from bipline.face.tables import print_lines, table_of
     from bipline.stages.families import known_families

@@ -57,7 +57,7 @@ def is_list(environ: dict[str, Any]) -> bool:
 
 
 def now_and_then(fault: Proxy, often: int = 4) -> Proxy:
-    """A fault of every so many requests; those between, and what boto asks again, are answered well.
+    """A fault of every so many requests; the others, and what boto asks again, are answered.
 
     Requests come side by side, and a client that asks twice must not meet the fault twice.
     """

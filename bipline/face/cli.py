@@ -51,7 +51,10 @@ COMMANDS = {
         "models",
         "Prune a model block by block, without ZenML or MLflow; killed, it goes on from OUT.work.",
     ),
-    "models": ("families", "Which families can be pruned, what of them, and which exports hold it."),
+    "models": (
+        "families",
+        "Which families can be pruned, what of them, and which exports hold it.",
+    ),
     "evaluate": ("models", "Perplexity, zero-shot accuracy and speed of a model."),
     "compare": (
         "models",

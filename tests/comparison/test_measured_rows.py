@@ -62,7 +62,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.setattr(module, name, call)
 
     watched(core, "measure_text", lambda loop, windows, name, *more: str(name))
-    watched(core, "zero_shot", lambda *given: "tasks")
+    watched(core, "ask", lambda *given: "tasks")
     watched(timing, "measure_speed", lambda *given: "speed")
     yield seen
 

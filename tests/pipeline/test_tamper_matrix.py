@@ -19,6 +19,7 @@ import pytest
 from bipline.audits.audit import audit
 from bipline.audits.orchestrated import AskRuns
 from bipline.delivery.registries.mlflow_service import tracking_uri
+from bipline.model.finished import PLAN_NAME
 from bipline.stages.promote import promote_registered
 from bipline.storage.manifest import read_manifest
 from bipline.values.lineage import RunLineage
@@ -210,10 +211,12 @@ def test_what_is_edited_in_zenmls_database_is_named(state: Path, ask: AskRuns, n
 
 
 def test_an_artifact_that_is_rewritten_with_its_hash_is_held_to_the_package(
-    state: Path, ask: AskRuns
+    state: Path, ask: AskRuns, package: Path
 ) -> None:
     """The plan's file and its row say the same; the package says another."""
-    [path] = (state / "zenml" / "artifacts" / "allocate" / "plan").rglob("value.json")
+    packaged = read_plan(package / "hf" / PLAN_NAME).digest
+    plans = (state / "zenml" / "artifacts" / "allocate" / "plan").rglob("value.json")
+    [path] = [each for each in plans if read_plan(each).digest == packaged]
     whole = path.read_text()
     path.write_text(whole.replace("magnitude", "wanda-sp"))
     assert path.read_text() != whole

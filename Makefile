@@ -2,7 +2,7 @@
 # make test    the environment, then the tests (minutes)
 # make test-slow  those that take longer, alone
 # make test-all   both
-# make test-image  builds the image of infra/docker and runs it: podman, buildah, runc, mmdebstrap, root
+# make test-alone  the image of infra/docker (podman, buildah, runc, mmdebstrap, root), a team's servers
 # make server-up  the servers of infra/stacks/server.yaml on this machine; make server-down ends them
 
 PYTHON ?= python3.11
@@ -15,23 +15,23 @@ WORKERS ?= 2
 SLOW_WORKERS ?= 3
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all test-image check environment server-up server-down clean
+.PHONY: demo test test-slow test-all test-alone check environment server-up server-down clean
 
 demo: environment
 	$(BIN)/bipline demo
 
 test: environment
-	$(PYTEST) -m "not slow and not image"
+	$(PYTEST) -m "not slow and not alone"
 
 test-slow: WORKERS := $(SLOW_WORKERS)
 test-slow: environment
-	$(PYTEST) -m "slow and not image"
+	$(PYTEST) -m "slow and not alone"
 
 test-all: environment
-	$(PYTEST) -m "not image"
+	$(PYTEST) -m "not alone"
 
-test-image: environment
-	$(PYTEST) -n 0 -s -m image
+test-alone: environment
+	$(PYTEST) -n 0 -s -m alone
 
 check: environment
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from tests.kubeflow_cloud import Cloud, running_cloud
 from tests.layers import ROOT
 from tests.zenml_server import PASSWORD
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
 BYTES = 2.3e9
 USER = "10001"
 # What makes the demo short; the whole of it was run by hand, see infra/docker/README.md.

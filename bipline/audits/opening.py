@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bipline.base.errors import BiplineError, InvalidInput, Refused
-from bipline.delivery.measured import read_measured
+from bipline.delivery.measured import read_measured, read_packaged
 from bipline.delivery.registries.journal_mlflow import MlflowRegistry, Version
 from bipline.delivery.registries.mlflow import check_around
 from bipline.delivery.registries.mlflow_flavors import package_in
@@ -101,7 +101,7 @@ def read_measured_at(source: str, registry: str | None, downloads: Path) -> Eval
     with opened(source, registry, downloads) as package:
         if package.problem:
             raise Refused(f"{source}: {package.problem}")
-        return read_measured(package.place)
+        return read_packaged(package.place)
 
 
 def is_remote(source: str) -> bool:

@@ -22,9 +22,16 @@ def read_measured(place: Path) -> EvaluationRecord:
     """
     if not place.is_dir():
         return _of_file(place)
-    if not (place / EVALUATION).is_file() or not (place / MANIFEST_NAME).is_file():
+    if not (place / MANIFEST_NAME).is_file():
         raise InvalidInput(f"{place}: holds no {EVALUATION}; give {WHAT}")
     verify_directory(place)
+    return read_packaged(place)
+
+
+def read_packaged(place: Path) -> EvaluationRecord:
+    """As :func:`read_measured`, of a package whose bytes were hashed already."""
+    if not (place / EVALUATION).is_file():
+        raise InvalidInput(f"{place}: holds no {EVALUATION}; give {WHAT}")
     names = [name for name in (EVALUATION, ITEMS) if (place / name).is_file()]
     documents = {name: read_json(place / name, "document") for name in names}
     try:

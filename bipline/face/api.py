@@ -139,11 +139,12 @@ def diff(
     protocols.
     """
     from bipline.audits.opening import read_measured_at
+    from bipline.stages.resolve import REGISTRY
     from bipline.values.record_difference import RecordDifference
 
     folder, places = Path(state or STATE), [str(before), str(after)]
     named_places.check_diff(places, json_file=json_file, state=folder)
-    if any(place.startswith("models:/") for place in places):
+    if any(place.startswith(REGISTRY) for place in places):
         from bipline.stages.promote import registry_address
 
         registry = registry_address(registry, None if state is None else folder, folder)

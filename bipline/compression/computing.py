@@ -10,7 +10,7 @@ from bipline.base.progress import note
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import CPU
-from bipline.model.memory import available_bytes, gigabytes, memory_need, states_fit
+from bipline.model.memory import available_bytes, gigabytes, pass_need, states_fit
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Computing:
         ``max_memory`` is in bytes; None is what the machine has free. Raises InvalidInput or
         EnvironmentFailure, with the numbers, when even that is not enough.
         """
-        need = memory_need(self.loop(checkpoint), token_ids, logits=False)
+        windows, seqlen = token_ids.shape
+        need = pass_need(checkpoint, self.dtype, (windows, seqlen), False, self.micro_batch)
         resident = states_fit(need, max_memory)
         place = "in memory" if resident else "on disk"
         limit = available_bytes() if max_memory is None else max_memory

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.corrections import Corrections
-from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
+from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
 from bipline.model.families import build_of, family_of, model_axes, tensor_shapes
 from bipline.model.shapes import ModelShape, shape_of
 from bipline.model.writer import TensorSpec
@@ -127,8 +127,7 @@ class Slicer:
         tensor, multiplier = corrections.tensor(index, name), self.checkpoint.multipliers.get(name)
         if multiplier is None:
             return tensor
-        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        return (wide / multiplier).to(tensor.dtype)
+        return (widened(tensor) / multiplier).to(tensor.dtype)
 
     def _addition(self, name: str) -> Tensor:
         if name in self._corrected:

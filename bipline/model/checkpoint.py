@@ -187,7 +187,7 @@ class Checkpoint:
         """
         held = {name: self.tensor(full) for name, full in self.block_names(index).items()}
         scaled = {name: m for name, m in self.multipliers.items() if name in held}
-        return {**held, **{name: _widened(held[name]) * m for name, m in scaled.items()}}
+        return {**held, **{name: widened(held[name]) * m for name, m in scaled.items()}}
 
     @property
     def output_name(self) -> str:
@@ -267,8 +267,9 @@ class Checkpoint:
             self.digests.add(name, self.tensors[name], content)
 
 
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def widened(values: torch.Tensor) -> torch.Tensor:
+    """At least float32: products of bfloat16 values would be rounded before they count."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _inside(kept: torch.Tensor | None, first: int, count: int) -> torch.Tensor | None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from bipline.base.progress import track
 from bipline.model.block_loop import Block, BlockLoop, micro_batch_of, predicted
 from bipline.model.block_reader import Weights
+from bipline.model.checkpoint import widened
 from bipline.model.hidden_states import CHUNK_WINDOWS
 
 # Called with the gradients of one micro-batch before they are added: what a criterion that
@@ -202,8 +203,4 @@ def _micro_batch(
     with torch.enable_grad():
         output = loop.forward(block.index, _whole(block, parameters, leaves), leaf)
         below, *found = torch.autograd.grad(output, [leaf, *leaves.values()], above.to(loop.device))
-    return below, {n: _widened(g) for n, g in zip(leaves, found, strict=True)}
-
-
-def _widened(gradient: Tensor) -> Tensor:
-    return gradient if gradient.dtype == torch.float64 else gradient.float()
+    return below, {n: widened(g) for n, g in zip(leaves, found, strict=True)}

@@ -106,20 +106,13 @@ class Halves:
 
     def gates(self, normed: Tensor) -> Tensor:
         """What up_proj's outputs are multiplied with, from what enters gate_proj."""
-        held = self._held("mlp")
-        gate = linear(normed, held["gate_proj.weight"], held.get("gate_proj.bias"))
-        gates: Tensor = self._module.mlp.act_fn(gate)
+        gates: Tensor = self._module.mlp.act_fn(self._in_ffn("gate_proj", normed))
         return gates
 
     def gate_and_up(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of gate_proj and up_proj, ``[windows, seqlen, channels]`` each."""
         normed = self.ffn_input(residual)
-        held = self._held("mlp")
-        gate, up = (
-            linear(normed, held[f"{name}.weight"], held.get(f"{name}.bias"))
-            for name in ("gate_proj", "up_proj")
-        )
-        return gate, up
+        return self._in_ffn("gate_proj", normed), self._in_ffn("up_proj", normed)
 
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
         """What enters down_proj: ``[windows, seqlen, channels]``."""
@@ -154,6 +147,10 @@ class Halves:
     def run(self, hidden: Tensor) -> Tensor:
         """The whole block."""
         return self.after_ffn(self.after_attention(hidden))
+
+    def _in_ffn(self, name: str, normed: Tensor) -> Tensor:
+        held = self._held("mlp")
+        return linear(normed, held[f"{name}.weight"], held.get(f"{name}.bias"))
 
     def _normed(self, name: str, hidden: Tensor) -> Tensor:
         normed: Tensor = torch.func.functional_call(

@@ -82,8 +82,11 @@ class Surroundings:
         self.blocks: list[nn.Module] = list(decoder.layers)
         self._stand_ins = [_StandIn(block) for block in self.blocks]
         decoder.layers = nn.ModuleList(self._stand_ins)
+        embedding = decoder.get_input_embeddings()
         # Rows are numbered anew where they are looked up.
-        decoder.get_input_embeddings().padding_idx = None
+        embedding.padding_idx = None
+        [name] = [name for name, each in self._model.named_modules() if each is embedding]
+        self._embedding = f"{name}.weight"
         self._fill_buffers(device)
         held = {name: weight.to(device, dtype) for name, weight in weights.items()}
         self._model.load_state_dict(held, strict=False, assign=True)
@@ -95,9 +98,7 @@ class Surroundings:
 
         ``rows`` are those of the embedding that are needed, ``places`` the row of each token.
         """
-        embedding = self._model.get_input_embeddings()
-        names = [name for name, module in self._model.named_modules() if module is embedding]
-        _, entered = self._run({f"{names[0]}.weight": rows}, input_ids=places)
+        _, entered = self._run({self._embedding: rows}, input_ids=places)
         return entered
 
     @torch.no_grad()

@@ -15,10 +15,11 @@ from torch.nn.functional import linear
 
 from bipline.base.progress import track
 from bipline.compression.allocation.problem import Problem
-from bipline.compression.criteria.interface import Block, BlockScores, widened
+from bipline.compression.criteria.interface import Block, BlockScores
 from bipline.compression.criteria.llm_bip_exact import FeedForward
 from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
+from bipline.model.checkpoint import widened
 
 
 @dataclass(frozen=True)

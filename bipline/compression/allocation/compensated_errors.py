@@ -20,9 +20,9 @@ from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.obs import elimination_of, removals
 from bipline.compression.compensation.tokens import check_tokens
-from bipline.compression.criteria.interface import widened
 from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
+from bipline.model.checkpoint import widened
 
 
 def measure_compensated_errors(problem: Problem, ridge: float) -> list[BlockErrors]:

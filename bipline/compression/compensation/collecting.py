@@ -14,7 +14,8 @@ from torch import Tensor
 from bipline.compression.compensation.moments import Moments, MomentSums
 from bipline.compression.compensation.streams import Seen
 from bipline.compression.criteria import llm_bip_glu
-from bipline.compression.criteria.interface import Block, Sums, Tokens, widened
+from bipline.compression.criteria.interface import Block, Sums, Tokens
+from bipline.model.checkpoint import widened
 from bipline.model.halves import Halves
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from bipline.compression.compensation.candidates import Candidate
 from bipline.compression.compensation.streams import Streams
-from bipline.compression.criteria.interface import widened
+from bipline.model.checkpoint import widened
 from bipline.model.halves import Halves
 
 Outputs = Callable[[Tensor], Iterable[Tensor]]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.compensation.triangles import DOUBLE, Triangles, triangles_bytes
-from bipline.compression.criteria.interface import widened
+from bipline.model.checkpoint import widened
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from bipline.compression.compensation.streams import STREAMS
 from bipline.compression.computing import Computing
 from bipline.compression.corrections import BLOCK_FILES, PLAN_NAME, digest_of
 from bipline.compression.windows import Windows
+from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.memory import gigabytes, memory_limit, memory_need
 from bipline.settings.line import CompensateSettings
@@ -56,9 +57,16 @@ def realise(
     blocks: list[BlockPlan] = []
     records: list[BlockRecord] = []
     loop = windows.computing.loop(checkpoint)
-    spare = _spare_bytes(windows, checkpoint, settings)
+    need = needed_bytes(checkpoint, settings, *windows.token_ids.shape)
+    spare = _spare_bytes(loop, windows, need)
     divided = divided_with_drawn(loop, windows.token_ids, compensation, options, spare)
-    computing, room = _placed(windows, checkpoint, settings, divided.tokens)
+    states = STREAMS * divided.tokens * checkpoint.shape.hidden_size * loop.dtype.itemsize
+    computing, room = _placed(windows.computing, states, spare)
+    note(
+        f"compensation {compensation}: at most {gigabytes(need)} for generated text or one block's "
+        f"moments, solves and versions; {gigabytes(states)} of hidden states "
+        f"{'in memory' if computing.resident else 'on disk'}"
+    )
     folder = work / "states"
     for done in compensate(
         checkpoint, plan, divided, computing, compensation, options, folder, progress, room
@@ -86,41 +94,28 @@ def realise(
     return realised
 
 
-def _placed(
-    windows: Windows, checkpoint: Checkpoint, settings: CompensateSettings, tokens: int
-) -> tuple[Computing, int]:
+def _placed(computing: Computing, states: int, spare: int) -> tuple[Computing, int]:
     """The same computing, with hidden states on disk where memory has no room for the streams.
 
-    ``tokens`` are those of each stream. Beside it what is left in bytes, for whatever is held so
+    ``states`` are their bytes. Beside it what is left of ``spare`` bytes, for whatever is held so
     that it need not be computed again.
     """
-    computing = windows.computing
-    need = needed_bytes(checkpoint, settings, *windows.token_ids.shape)
-    states = STREAMS * tokens * checkpoint.shape.hidden_size * computing.dtype.itemsize
-    spare = _spare_bytes(windows, checkpoint, settings)
     resident = computing.resident and states <= spare
-    note(
-        f"compensation {settings.chosen}: at most {gigabytes(need)} for generated text or one "
-        f"block's moments, solves and versions; {gigabytes(states)} of hidden states "
-        f"{'in memory' if resident else 'on disk'}"
-    )
     if computing.device.type == "cpu" and resident:
         spare -= states
     return replace(computing, resident=resident), spare
 
 
-def _spare_bytes(windows: Windows, checkpoint: Checkpoint, settings: CompensateSettings) -> int:
-    """What the computing device has beside all that compensation needs; at least 0.
+def _spare_bytes(loop: BlockLoop, windows: Windows, need: int) -> int:
+    """What the computing device has beside the pass and all that compensation needs; at least 0.
 
     On a GPU half of it, for what is needed is not counted to the byte there.
     """
-    computing = windows.computing
-    need = needed_bytes(checkpoint, settings, *windows.token_ids.shape)
-    if computing.device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(computing.device)[0]
+    if loop.device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(loop.device)[0]
         return max(0, free // 2 - need)
-    least = memory_need(computing.loop(checkpoint), windows.token_ids, logits=False).least
-    return max(0, memory_limit(computing.max_memory) - least - need)
+    least = memory_need(loop, windows.token_ids, logits=False).least
+    return max(0, memory_limit(windows.computing.max_memory) - least - need)
 
 
 def _key(

@@ -20,15 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bipline.compression.criteria.interface import (
-    Block,
-    BlockScores,
-    Options,
-    Sums,
-    Tokens,
-    widened,
-)
+from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums, Tokens
 from bipline.compression.criteria.needs import MOMENTS
+from bipline.model.checkpoint import widened
 
 NEEDS = MOMENTS
 

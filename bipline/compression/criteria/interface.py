@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bipline.compression.options import BaseOptions
 from bipline.model.block_loop import Activations
-from bipline.model.checkpoint import DEFAULT_ACT, DEFAULT_EPS, Checkpoint
+from bipline.model.checkpoint import DEFAULT_ACT, DEFAULT_EPS, Checkpoint, widened
 from bipline.model.families import RMS_NORM, ModelShape, Norm
 
 Sums = dict[str, Tensor]
@@ -221,8 +221,3 @@ def absolute_product(matrix: Tensor, vector: Tensor) -> Tensor:
 def group_sums(channels: Tensor, shape: ModelShape) -> Tensor:
     """Add the scores of each attention group's channels: ``[a] -> [num_key_value_heads]``."""
     return channels.view(shape.num_key_value_heads, -1).sum(1)
-
-
-def widened(values: Tensor) -> Tensor:
-    """At least float32: products of bfloat16 activations would be rounded before they count."""
-    return values if values.dtype == torch.float64 else values.float()

@@ -26,11 +26,11 @@ from bipline.compression.criteria.interface import (
     Tokens,
     root_mean_square,
     second_moments,
-    widened,
 )
 from bipline.compression.criteria.llm_bip import ffn_scores
 from bipline.compression.criteria.needs import TOKENS
 from bipline.model.activations import activation
+from bipline.model.checkpoint import widened
 
 NEEDS = TOKENS
 OPTIONS = Options

@@ -5,9 +5,13 @@ Nothing here imports kfp or a Kubernetes client: ZenML's server reads it too.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
+
+if TYPE_CHECKING:
+    from zenml.config import ResourceSettings
 
 # Where a step's own volume lies, and what is written there beside a read-only root file system.
 SCRATCH = "/scratch"
@@ -27,3 +31,7 @@ class PodStack(BaseModel):
     retries: int = Field(
         default=2, ge=0, description="times that a step is repeated; a lost pod goes on from S3"
     )
+
+    def placing(self, resources: ResourceSettings, place: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The orchestrator's own settings of a step, whose ``place`` Kubeflow takes as it is."""
+        return place

@@ -68,22 +68,29 @@ def compress(settings: CompressSettings) -> None:
         subject, account["recovery"] = line.recover(
             pruned, recovery_inputs, evaluation_inputs, settings.recover, compute
         )
-    measured: dict[str, Any] = {
-        "evaluation_inputs": evaluation_inputs, "protocol": settings.evaluate.protocol,
-        "compute": compute,
-    }  # fmt: skip
-    # After all that makes models: a run that fails there has not measured for nothing.
-    share = settings.evaluate.parts
-    account["dense_record"] = measure("dense", None, share, **measured, after=subject)
-    account["pruned_record"] = measure("pruned", pruned, share, **measured, after=subject)
-    if settings.recover.enabled:
-        account["recovered_record"] = measure("recovered", subject, share, **measured)
-    if settings.evaluate.protocol.speed:
-        account["speeds"] = line.speed(pruned=pruned, subject=subject, **measured)
+    account |= measure_all(settings, evaluation_inputs, pruned, subject)
     inputs = calibration_inputs, evaluation_inputs, recovery_inputs
     package = line.export(subject, *inputs, settings.export, **account, **scored)
     promotion = settings.promote, gate_of(settings.promote), settings.export.sign
     line.promote(package, *promotion, provenance(), **account)
+
+
+def measure_all(
+    settings: CompressSettings, given: Any, pruned: Any, subject: Any
+) -> dict[str, Any]:
+    """The records of all models, by the name that the export knows each by, and their speeds."""
+    section, found = settings.evaluate, dict[str, Any]()
+    measured: dict[str, Any] = {
+        "evaluation_inputs": given, "protocol": section.protocol, "compute": settings.compute,
+    }  # fmt: skip
+    # After all that makes models: a run that fails there has not measured for nothing.
+    found["dense_record"] = measure("dense", None, section.parts, **measured, after=subject)
+    found["pruned_record"] = measure("pruned", pruned, section.parts, **measured, after=subject)
+    if settings.recover.enabled:
+        found["recovered_record"] = measure("recovered", subject, section.parts, **measured)
+    if section.protocol.speed:
+        found["speeds"] = line.speed(pruned=pruned, subject=subject, **measured)
+    return found
 
 
 def measure(name: str, subject: Any, count: int, **inputs: Any) -> Any:

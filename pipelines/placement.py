@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from bipline.base.errors import InvalidInput
 from bipline.model.checkpoint import Checkpoint
@@ -139,8 +139,6 @@ def step_settings(place: Place, config: PodStack) -> Mapping[str, Any]:
     """ZenML's settings of a step: resources, and where its pod may run."""
     from zenml.config import ResourceSettings
 
-    from infra.kubeflow.config import KubeflowConfig, KubeflowSettings
-
     need, pool = place.need, place.pool
     memory = math.ceil(need.memory * ROOM / MEBIBYTE)
     seconds = max(LEAST_TIMEOUT, math.ceil(need.seconds * PATIENCE))
@@ -154,11 +152,7 @@ def step_settings(place: Place, config: PodStack) -> Mapping[str, Any]:
         "shared_memory": "8Gi" if need.gpu and pool.gpus > 1 else None,
         "step_timeout": seconds,
     }
-    if not isinstance(config, KubeflowConfig):
-        from infra.kubernetes.pods import kubernetes_settings
-
-        told = kubernetes_settings(resources, KubeflowSettings(**told), cast(Any, config))
-    return {"resources": resources, "orchestrator": told}
+    return {"resources": resources, "orchestrator": config.placing(resources, told)}
 
 
 def cpus(pool: NodePool) -> float:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from pydantic import Field
 from zenml.integrations.kubernetes.flavors.kubernetes_orchestrator_flavor import (
     KubernetesOrchestratorConfig,
 )
 
+from infra.kubeflow.config import KubeflowSettings
+from infra.kubernetes.pods import kubernetes_settings
 from infra.pods import PodStack
+
+if TYPE_CHECKING:
+    from zenml.config import ResourceSettings
 
 
 class KubernetesConfig(KubernetesOrchestratorConfig, PodStack):
@@ -31,3 +39,7 @@ class KubernetesConfig(KubernetesOrchestratorConfig, PodStack):
     pass_zenml_token_as_secret: bool = Field(
         default=True, description="ZenML's token goes into a secret, not open into the pods"
     )
+
+    def placing(self, resources: ResourceSettings, place: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same place, as Kubernetes' pods are told of it."""
+        return kubernetes_settings(resources, KubeflowSettings(**place), self)

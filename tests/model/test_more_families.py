@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
 from bipline.compression.allocate import allocate
 from bipline.compression.criteria.interface import Options
@@ -21,12 +21,12 @@ from bipline.compression.slicing import kept_indices
 from bipline.compression.statistics import empty_statistics
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.halves import Halves
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.quality.perplexity import token_losses
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import PruningPlan
+from tests.looped import check_parts
 from tests.tiny import MORE_CASES, tiny_model, token_windows
 
 WINDOWS = token_windows(windows=2, seqlen=20)
@@ -79,17 +79,7 @@ def test_the_loop_computes_what_transformers_does(model: Path) -> None:
         expected[:, :-1].flatten(0, 1), WINDOWS[:, 1:].flatten(), reduction="none"
     )
     torch.testing.assert_close(losses.double().flatten(), wanted, rtol=1e-6, atol=1e-6)
-    hidden, cache, output = loop.embed(WINDOWS), DynamicCache(), loop.output_weight()
-    for block in loop.blocks():
-        halved, hidden = Halves.of(block).run(hidden), block.run(hidden)
-        same(halved, hidden)
-    for place in range(WINDOWS.shape[1]):
-        token = loop.embed(WINDOWS[:, place : place + 1])
-        with torch.no_grad():
-            for block in loop.blocks():
-                token = loop.forward(block.index, block.weights, token, cache, place)
-            found = loop.token_logits(token, output)[:, 0]
-        same(found, expected[:, place])
+    check_parts(loop, WINDOWS, expected)
 
 
 def test_masked_logits_are_those_of_the_sliced_model(model: Path, tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from bipline.model.block_loop import BlockLoop
-from bipline.model.halves import Halves
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.surroundings import Handed, Surroundings
+from tests.looped import check_parts
 from tests.tiny import tiny_model, token_windows
 
 WINDOWS = token_windows(windows=3, seqlen=20)
@@ -40,17 +39,7 @@ def test_windows_longer_than_attention_reaches(sliding: Path) -> None:
     with torch.no_grad():
         expected = load_model(sliding, torch.float64)(WINDOWS).logits
     torch.testing.assert_close(loop.logits(WINDOWS), expected, rtol=0, atol=1e-10)
-    hidden, cache, output = loop.embed(WINDOWS), DynamicCache(), loop.output_weight()
-    for block in loop.blocks():
-        halved, hidden = Halves.of(block).run(hidden), block.run(hidden)
-        torch.testing.assert_close(halved, hidden, rtol=0, atol=1e-10)
-    for place in range(WINDOWS.shape[1]):
-        token = loop.embed(WINDOWS[:, place : place + 1])
-        with torch.no_grad():
-            for block in loop.blocks():
-                token = loop.forward(block.index, block.weights, token, cache, place)
-            found = loop.token_logits(token, output)[:, 0]
-        torch.testing.assert_close(found, expected[:, place], rtol=0, atol=1e-10)
+    check_parts(loop, WINDOWS, expected)
 
 
 def test_a_shape_is_asked_for_once_and_few_are_kept(

@@ -1,0 +1,25 @@
+"""What holds of a block loop: halves make the block, and tokens one by one make the window."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from bipline.model.block_loop import BlockLoop
+from bipline.model.halves import Halves
+
+
+def check_parts(loop: BlockLoop, windows: Tensor, expected: Tensor) -> None:
+    """Halves and blocks alike, and logits token by token with a cache as ``expected``, to 1e-10."""
+    hidden, cache, output = loop.embed(windows), DynamicCache(), loop.output_weight()
+    for block in loop.blocks():
+        halved, hidden = Halves.of(block).run(hidden), block.run(hidden)
+        torch.testing.assert_close(halved, hidden, rtol=0, atol=1e-10)
+    for place in range(windows.shape[1]):
+        token = loop.embed(windows[:, place : place + 1])
+        with torch.no_grad():
+            for block in loop.blocks():
+                token = loop.forward(block.index, block.weights, token, cache, place)
+            found = loop.token_logits(token, output)[:, 0]
+        torch.testing.assert_close(found, expected[:, place], rtol=0, atol=1e-10)

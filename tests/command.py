@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -42,6 +44,16 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> Outcome:
             code = int(stop.code or 0)
     captured = capfd.readouterr()
     return Outcome(code, captured.out, captured.err)
+
+
+def typed(
+    folder: Path, environment: Mapping[str, str], *arguments: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """What a user types in a folder, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "bipline", *map(str, arguments)], cwd=folder, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def contents(directory: Path) -> dict[str, bytes]:

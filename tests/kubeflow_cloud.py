@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import boto3
 import yaml
 
+from tests.command import typed
 from tests.kfp_containers import Containers
 from tests.kfp_process import kfp_environment
 from tests.kfp_stand_in import IMAGE, KubeflowStandIn
@@ -54,10 +54,7 @@ class Cloud:
 
     def bipline(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """What a user types, in a process of its own."""
-        return subprocess.run(
-            [sys.executable, "-m", "bipline", *map(str, arguments)], cwd=self.folder,
-            env=self.environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        return typed(self.folder, self.environment, *arguments)
 
     @property
     def environment(self) -> dict[str, str]:

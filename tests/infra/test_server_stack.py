@@ -17,6 +17,7 @@ import yaml
 
 from infra.stacks import server
 from pipelines.compiled import STACKS
+from tests.command import typed
 from tests.layers import ROOT
 from tests.pipeline.conftest import TEXTS, configuration, write_text
 
@@ -33,10 +34,7 @@ class Team:
     environment: dict[str, str]
 
     def bipline(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "bipline", *map(str, arguments)], cwd=self.folder,
-            env=self.environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        return typed(self.folder, self.environment, *arguments)
 
     @property
     def processes(self) -> dict[str, int]:

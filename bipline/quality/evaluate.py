@@ -120,10 +120,10 @@ class Measuring:
         (index, count), checkpoint, protocol = part, self.checkpoint, self.protocol
         if self.tasks:
             _ = checkpoint.directory  # these need the whole model, and it on this machine
-        fitted = fitted_shares(checkpoint, self.texts, allow_fitted)
+        texts = dict(islice(self.texts.items(), index, None, count))
+        fitted = fitted_shares(checkpoint, texts, allow_fitted)
         questions = self.questions
         whole = fits_in_memory(checkpoint, questions, protocol, running.device, running.max_memory)
-        texts = dict(islice(self.texts.items(), index, None, count))
         found = measure_perplexity(checkpoint, self.tokenizer, protocol, texts, running)
         answers = self._answers(running, whole, part)
         return PartialEvaluation(
@@ -156,7 +156,8 @@ class Measuring:
             raise Refused(f"{place}: its weights changed while its parts were measured")
         all_parts, protocol = joined(parts), self.protocol
         measured = results(self.questions, all_parts.answers)
-        fitted = {"fitted_text": all_parts.fitted} if all_parts.fitted else {}
+        shares = {name: all_parts.fitted[name] for name in self.texts if name in all_parts.fitted}
+        fitted = {"fitted_text": shares} if shares else {}
         return EvaluationRecord(
             tensor_digest=all_parts.tensor_digest,
             parameters=self.checkpoint.parameters,

@@ -19,10 +19,9 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.storage.digests import digest_json
 from bipline.storage.manifest import Manifest, verify_directory
-from bipline.values.plan import PruningPlan, read_plan
+from bipline.values.plan import PLAN_NAME, PruningPlan, read_plan
 
 KIND = "corrections"
-PLAN_NAME = "pruning_plan.json"
 BLOCK_FILES = "block-*.safetensors"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import ticking
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.corrections import PLAN_NAME, Corrections, hold_to_plan
+from bipline.compression.corrections import Corrections, hold_to_plan
 from bipline.compression.slicing import Slicer
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import exported_config, with_output_biases
@@ -33,7 +33,7 @@ from bipline.storage.folder import Folder
 from bipline.storage.manifest import Manifest, read_manifest
 from bipline.storage.strict_json import read_json
 from bipline.values.origin import ModelOrigin, config_digest
-from bipline.values.plan import PruningPlan
+from bipline.values.plan import PLAN_NAME, PruningPlan
 from bipline.values.resolution import CONFIG
 
 KIND = "model"

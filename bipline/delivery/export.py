@@ -15,7 +15,6 @@ from typing import Any
 
 from bipline.base.code import commit, version
 from bipline.base.errors import Refused
-from bipline.compression.prune import PLAN_NAME
 from bipline.delivery import bom
 from bipline.delivery.card import render_card
 from bipline.delivery.contents import (
@@ -36,6 +35,7 @@ from bipline.model.per_layer.shipping import is_own_code
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.manifest import Manifest, read_manifest, relative_files
 from bipline.values.export import ExportRecord, Origin
+from bipline.values.plan import PLAN_NAME
 
 __all__ = ["KIND", "PackageContents", "write_package"]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.extras import installed
-from bipline.compression.corrections import PLAN_NAME
 from bipline.delivery import bom, provenance, signature
 from bipline.delivery.formats.directory import RECORD_NAME
 from bipline.delivery.formats.interface import Format
@@ -26,7 +25,7 @@ from bipline.storage.folder import Folder, open_folder
 from bipline.storage.manifest import LINEAGE, Manifest, read_manifest
 from bipline.values.export import ExportRecord
 from bipline.values.origin import SECTION, ModelOrigin
-from bipline.values.plan import read_plan
+from bipline.values.plan import PLAN_NAME, read_plan
 from bipline.values.reading import read_value
 from bipline.values.resolution import CONFIG
 

@@ -13,8 +13,8 @@ from bipline.model.side_files import is_model_file
 from bipline.storage.folder import Folder, LocalFolder, digest_byte_file, open_folder
 from bipline.storage.manifest import MANIFEST_NAME, FileEntry, differs, parse_manifest
 from bipline.storage.strict_json import parse
+from bipline.values.plan import PLAN_NAME
 
-PLAN_NAME = "pruning_plan.json"
 PACKAGED = "hf"
 
 

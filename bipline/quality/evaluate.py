@@ -17,7 +17,6 @@ import torch
 
 from bipline.base.errors import InvalidInput, Refused
 from bipline.base.progress import note
-from bipline.compression.corrections import PLAN_NAME
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import CPU, torch_dtype
@@ -42,6 +41,7 @@ from bipline.storage.task_rows import task_digest
 from bipline.values.fitted_text import fitted_in
 from bipline.values.items import EvaluationItems
 from bipline.values.partial_evaluation import WHOLE, Answers, Part, PartialEvaluation, joined
+from bipline.values.plan import PLAN_NAME
 from bipline.values.record import EvaluationRecord, Perplexity, environment
 from bipline.values.speed import Speed
 

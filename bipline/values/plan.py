@@ -13,6 +13,8 @@ from bipline.values.compensation import Compensation, CompensationRecord
 from bipline.values.reading import read_value
 
 SCHEMA_VERSION: Literal[3] = 3
+# The file that holds the plan, beside what was made by it.
+PLAN_NAME = "pruning_plan.json"
 
 # ``uniform``: all blocks that stay are equally wide, and the result is a plain checkpoint.
 # ``per-layer``: blocks differ in width, or have lost a sublayer.

@@ -19,11 +19,10 @@ import pytest
 from bipline.audits.audit import audit
 from bipline.audits.orchestrated import AskRuns
 from bipline.delivery.registries.mlflow_service import tracking_uri
-from bipline.model.finished import PLAN_NAME
 from bipline.stages.promote import promote_registered
 from bipline.storage.manifest import read_manifest
 from bipline.values.lineage import RunLineage
-from bipline.values.plan import read_plan
+from bipline.values.plan import PLAN_NAME, read_plan
 from bipline.values.summary import RunSummary
 from bipline.values.verdict import Override
 from tests.audited import (

@@ -22,7 +22,7 @@ from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
 from bipline.compression.compensation.streams import STREAMS
 from bipline.compression.computing import Computing
-from bipline.compression.corrections import BLOCK_FILES, PLAN_NAME, digest_of
+from bipline.compression.corrections import BLOCK_FILES, digest_of
 from bipline.compression.windows import Windows
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.stage_key import code_digest, numerics
 from bipline.storage.work import claim
 from bipline.values.compensation import BlockRecord, Compensation, CompensationRecord, counts_text
-from bipline.values.plan import BlockPlan, PruningPlan
+from bipline.values.plan import PLAN_NAME, BlockPlan, PruningPlan
 
 
 def realise(

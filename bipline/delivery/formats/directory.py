@@ -10,7 +10,6 @@ from typing import Any
 
 from bipline.base.code import commit, version
 from bipline.base.progress import heading, note
-from bipline.compression.prune import PLAN_NAME
 from bipline.delivery.card import escaped, perplexity_table, plain_table
 from bipline.delivery.formats.interface import Format, Subject
 from bipline.delivery.origin import model_origin
@@ -20,8 +19,8 @@ from bipline.storage.directory import DirectoryWriter, atomic_directory, write_t
 from bipline.storage.places import is_elsewhere
 from bipline.storage.strict_json import parse_object
 from bipline.values.export import ExportRecord, Origin
+from bipline.values.plan import PLAN_NAME, PruningPlan
 from bipline.values.plan import Layout as PlanLayout
-from bipline.values.plan import PruningPlan
 from bipline.values.reading import typed
 from bipline.values.resolution import ResolvedModel
 

@@ -27,6 +27,8 @@ test-slow: WORKERS := $(SLOW_WORKERS)
 test-slow: environment
 	$(PYTEST) -m "slow and not alone"
 
+# Both in one go: modules with quick and slow tests make what these share once.
+test-all: WORKERS := $(SLOW_WORKERS)
 test-all: environment
 	$(PYTEST) -m "not alone"
 

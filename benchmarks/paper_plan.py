@@ -26,7 +26,7 @@ import torch
 from benchmarks.cluster_simulation import Nodes, Simulation, Step
 from benchmarks.shapes import config_of
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import family_of, model_axes, shape_of
+from bipline.model.families import family_of, shape_of, tensor_shapes
 from bipline.model.opening import open_checkpoint
 from bipline.settings.compress import CompressSettings
 from bipline.settings.pools import NodePool
@@ -109,8 +109,7 @@ def outline(shape: str) -> Iterator[Checkpoint]:
     """A checkpoint of a shape whose file has a header, and no byte of weights behind it."""
     config = config_of(shape)
     sizes, tensors, offset = shape_of(config), dict[str, Any](), 0
-    for name, axes in model_axes(family_of("llama"), config).items():
-        of = [sizes.axis_size(axis) for axis in axes]
+    for name, of in tensor_shapes(family_of("llama"), config, sizes).items():
         size = 2 * math.prod(of)
         tensors[name] = {"dtype": "BF16", "shape": of, "data_offsets": [offset, offset + size]}
         offset += size

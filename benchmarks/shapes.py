@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bipline.model.families import family_of, model_axes, shape_of
+from bipline.model.families import family_of, shape_of, tensor_shapes
 from bipline.model.writer import TensorSpec, write_weights
 from bipline.storage.directory import atomic_directory, write_text
 from bipline.storage.stage_key import PROJECT_ROOT
@@ -49,12 +49,8 @@ def random_checkpoint(
     """A checkpoint of a shape in ``out``, made unless it is there; ``changes`` replace sizes."""
     if not out.is_dir():
         config = _config({**SHAPES[name], **changes}, dtype)
-        axes = model_axes(family_of("llama"), config)
-        shape = shape_of(config)
-        specs = [
-            TensorSpec(tensor, _dtype_name(dtype), tuple(shape.axis_size(axis) for axis in of))
-            for tensor, of in axes.items()
-        ]
+        shapes = tensor_shapes(family_of("llama"), config, shape_of(config))
+        specs = [TensorSpec(tensor, _dtype_name(dtype), of) for tensor, of in shapes.items()]
         sizes = {spec.name: spec.shape for spec in specs}
         with atomic_directory(out, "benchmark-model") as writer:
             write_weights(writer, specs, lambda names: _drawn(names, sizes, dtype))

@@ -83,6 +83,19 @@ MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "internlm3": ("internlm3", GROUPED),
     "internlm3-biased": ("internlm3", {**GROUPED, "attention_bias": True, "mlp_bias": True}),
     "helium": ("helium", {**MULTI, "attention_bias": True, "mlp_bias": True}),
+    "phi3": ("phi3", {**GROUPED, "sliding_window": 8, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            **MULTI, "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.5, 2.0, 4.0, 8.0],
+            },
+        },
+    ),
+    "glm": ("glm", GROUPED),
+    "glm-unbiased": ("glm", {**MULTI, "attention_bias": False, "tie_word_embeddings": True}),
     "olmo": ("olmo", {**GROUPED, "clip_qkv": 0.5, "attention_bias": True}),
 }  # fmt: skip
 CASES = FAMILY_CASES | MORE_CASES

@@ -28,7 +28,7 @@ from bipline.compression.criteria.interface import Unit
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import exported_config
+from bipline.model.families import exported_config, heads_fixed
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import BlockPlan, Budget, PruningPlan
 
@@ -177,7 +177,7 @@ def _choices(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Choice
             f"{layers} blocks to prune"
         )
     multiple = checked_multiple(shape, settings.ffn_multiple)
-    fixed = checkpoint.family.heads_fixed
+    fixed = heads_fixed(checkpoint.config)
     free, kept = choices_of(shape, multiple, settings.divisible_by, fixed), whole(shape)
     last = layers - settings.keep_last
     return tuple(free if settings.keep_first <= i < last else kept for i in range(layers))
@@ -225,7 +225,7 @@ def _budget(checkpoint: Checkpoint, settings: AllocateSettings, widths: list[Wid
 
 def _notes(problem: Problem) -> tuple[str, ...]:
     checkpoint = problem.checkpoint
-    fixed = checkpoint.family.heads_fixed
+    fixed = heads_fixed(checkpoint.config)
     whole_attention = fixed or checkpoint.shape.num_key_value_heads == 1
     if not whole_attention or problem.scores.prunes != "groups":
         return ()

@@ -28,7 +28,7 @@ def least_work(
     blocks = sum(
         checkpoint.tensors[full].num_bytes
         for index in range(shape.num_hidden_layers)
-        for full in checkpoint.block_names(index).values()
+        for full in checkpoint.stored_names(index).values()
     )
     works = {"prune": Work(read=written, written=written)}
     if record := plan.compensated:

@@ -44,7 +44,7 @@ class ScoreProgress:
         temporary = path.with_suffix(".partial")
         save_file({name: value.cpu() for name, value in tensors.items()}, temporary)
         temporary.replace(path)
-        names = self.checkpoint.block_names(index).values()
+        names = self.checkpoint.stored_names(index).values()
         record = {
             "sums": digest_file(path),
             "states": states.digest,

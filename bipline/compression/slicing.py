@@ -7,6 +7,7 @@ smaller model has a bias that the source has not, it is the correction's, or zer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,25 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.compression.corrections import Corrections
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
-from bipline.model.families import build_of, family_of, model_axes, tensor_shapes
+from bipline.model.families import block_axes, block_parts, family_of, tensor_shapes
 from bipline.model.shapes import ModelShape, shape_of
 from bipline.model.writer import TensorSpec
 from bipline.values.plan import BlockPlan, PruningPlan
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A tensor of the smaller model: what is read for it, and which parts lie in its rows.
+
+    ``source`` is empty for one that is added. ``corrected`` reads corrections, by their first row.
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    corrected: dict[int, Callable[[], Tensor]] = field(default_factory=dict)
 
 
 class Slicer:
@@ -36,22 +52,27 @@ class Slicer:
         corrections: Corrections | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self._axes = model_axes(checkpoint.family, checkpoint.config)
-        self._kept: dict[str, dict[str, Tensor]] = {}
-        for index, block in enumerate(plan.blocks):
-            kept = kept_indices(block, checkpoint.shape)
-            self._kept.update(dict.fromkeys(checkpoint.block_names(index).values(), kept))
-        targets = {name: name for name in self._axes} | new_names(checkpoint, plan)
-        # In the order of the source's tensors: what is written, and what it is read from.
-        self._sources = {target: source for source, target in targets.items() if target}
-        self._added = self._added_shapes(config)
-        self._corrected = self._places(plan, corrections) if corrections else {}
+        self._family, self._config = family_of(str(config["model_type"])), config
+        self._shapes = tensor_shapes(self._family, config, shape_of(config))
+        self._targets = {
+            name: _Target(name, name, shape)
+            for name, shape in self._shapes.items()
+            if name in checkpoint.tensors
+        }
+        for number, index in enumerate(plan.kept_blocks):
+            kept = kept_indices(plan.blocks[index], checkpoint.shape)
+            for target in self._of_block(number, index, kept, corrections):
+                self._targets[target.name] = target
+        # In the order of the model's tensors; those that are added come last.
+        known = [self._targets[name] for name in self._shapes]
+        self._targets = {each.name: each for each in sorted(known, key=lambda one: not one.source)}
 
     def specs(self) -> list[TensorSpec]:
         """What :meth:`pieces` will give for every tensor, in file order; added ones come last."""
-        sliced = [self._spec(name, source) for name, source in self._sources.items()]
-        dtype = self._added_dtype()
-        return sliced + [TensorSpec(name, dtype, shape) for name, shape in self._added.items()]
+        return [
+            TensorSpec(name, self._dtype(target), target.shape)
+            for name, target in self._targets.items()
+        ]
 
     def pieces(
         self, names: Sequence[str], tick: Callable[[], None] = lambda: None
@@ -60,67 +81,69 @@ class Slicer:
 
         Their names are those of the smaller model.
         """
-        yield from self._sliced([name for name in names if name in self._sources], tick)
-        for name in names:
-            if name in self._added:
-                tick()
-                yield name, self._addition(name)
+        targets = [self._targets[name] for name in names]
+        wanted = [(target.source, target.rows) for target in targets if target.source]
+        read = self.checkpoint.stream(wanted)
+        for target in targets:
+            tick()
+            first, corrected = 0, {row: load() for row, load in target.corrected.items()}
+            while first < target.shape[0]:
+                # A corrected tensor's source is read too: the plan is held to its digest.
+                piece = next(read)[1] if target.source else self._zeros(target)
+                if target.columns is not None:
+                    piece = piece.index_select(1, target.columns)
+                yield target.name, _overlaid(piece, first, corrected)
+                first += len(piece)
+        for _ in read:  # until the last digest is taken
+            pass
 
-    def _sliced(
-        self, names: Sequence[str], tick: Callable[[], None]
-    ) -> Iterator[tuple[str, Tensor]]:
-        targets = {self._sources[name]: name for name in names}
-        wanted = [(source, self._kept_along(source, 0)) for source in targets]
-        started = ""
-        for source, piece in self.checkpoint.stream(wanted):
-            name = targets[source]
-            if source != started:
-                tick()
-                started = source
-                if name in self._corrected:
-                    yield name, self._corrected[name]()
-            # A corrected tensor's source is still read, because the plan is held to its digest.
-            if name in self._corrected:
-                continue
-            columns = self._kept_along(source, 1)
-            yield name, piece if columns is None else piece.index_select(1, columns)
+    def _of_block(
+        self, number: int, index: int, kept: Mapping[str, Tensor], corrections: Corrections | None
+    ) -> Iterator[_Target]:
+        """What there will be of block ``index``, which has this ``number`` in the smaller model."""
+        prefix = self.checkpoint.block_prefix(number)
+        axes = block_axes(self._family, self._config, number)
+        sizes = shape_of(self._config).block(number)
+        fitting = corrections.shapes(index) if corrections else {}
+        for name, parts in block_parts(self._family, self._config, number).items():
+            target = self._origin(prefix + name, parts, index, axes[parts[0]], kept)
+            first = 0
+            for part in parts:
+                shape = tuple(map(sizes.axis_size, axes[part]))
+                if corrections is not None and part in fitting:
+                    _check_shape(part, index, fitting.pop(part), shape)
+                    target.corrected[first] = partial(self._correction, corrections, index, part)
+                first += shape[0]
+            yield target
+        for name, shape in fitting.items():
+            _check_shape(name, index, shape, ())
 
-    def _kept_along(self, name: str, dimension: int) -> Tensor | None:
-        axes = self._axes[name]
-        axis = axes[dimension] if dimension < len(axes) else ""
-        return self._kept.get(name, {}).get(axis)
+    def _origin(
+        self,
+        name: str,
+        parts: tuple[str, ...],
+        index: int,
+        axes: tuple[str, ...],
+        kept: Mapping[str, Tensor],
+    ) -> _Target:
+        """Where a tensor of a block comes from: rows and columns of one that is stored."""
+        stored, shape = self.checkpoint.block_names(index), self._shapes[name]
+        sources = {stored.get(part, "") for part in parts}
+        if len(sources) > 1:
+            raise ValueError(f"{name} lies in several tensors of the source")
+        [source] = sources
+        if not source:
+            return _Target(name, "", shape)
+        own = block_axes(self.checkpoint.family, self.checkpoint.config, index)
+        firsts = self.checkpoint.block_firsts(index)
+        held = [firsts[part] + kept[own[part][0]] for part in parts if own[part][0] in kept]
+        columns = kept.get(axes[1]) if len(axes) > 1 else None
+        return _Target(name, source, shape, torch.cat(held) if held else None, columns)
 
-    def _spec(self, name: str, source: str) -> TensorSpec:
-        dtype, shape = self.checkpoint.tensor_header(source)
-        kept, axes = self._kept.get(source, {}), self._axes[source]
-        sizes = (len(kept[a]) if a in kept else n for a, n in zip(axes, shape, strict=True))
-        return TensorSpec(name, dtype, tuple(sizes))
-
-    def _added_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        family = family_of(str(config["model_type"]))
-        shapes = tensor_shapes(family, config, shape_of(config))
-        return {name: shape for name, shape in shapes.items() if name not in self._sources}
-
-    def _added_dtype(self) -> str:
-        """Biases are written like the weights of the first block."""
-        return self.checkpoint.tensor_header(next(iter(self.checkpoint.block_names(0).values())))[0]
-
-    def _places(
-        self, plan: PruningPlan, corrections: Corrections
-    ) -> dict[str, Callable[[], Tensor]]:
-        """What reads the correction of each of the smaller model's tensors that has one."""
-        places: dict[str, Callable[[], Tensor]] = {}
-        known = {spec.name: spec.shape for spec in self.specs()}
-        for number, index in enumerate(plan.kept_blocks):
-            for name, shape in corrections.shapes(index).items():
-                target = self.checkpoint.block_prefix(number) + name
-                if known.get(target) != shape:
-                    raise InvalidInput(
-                        f"correction {name} of block {index} has shape {list(shape)}, the smaller "
-                        f"model's is {list(known.get(target, ()))}"
-                    )
-                places[target] = partial(self._correction, corrections, index, name)
-        return places
+    def _dtype(self, target: _Target) -> str:
+        """Biases that are added are written like the weights of the first block."""
+        first = next(iter(self.checkpoint.stored_names(0).values()))
+        return self.checkpoint.tensor_header(target.source or first)[0]
 
     def _correction(self, corrections: Corrections, index: int, name: str) -> Tensor:
         """A corrected tensor as it is stored: without the multiplier that it was fitted with."""
@@ -129,22 +152,28 @@ class Slicer:
             return tensor
         return (widened(tensor) / multiplier).to(tensor.dtype)
 
-    def _addition(self, name: str) -> Tensor:
-        if name in self._corrected:
-            return self._corrected[name]()
-        return torch.zeros(self._added[name], dtype=TORCH_DTYPES[self._added_dtype()])
+    def _zeros(self, target: _Target) -> Tensor:
+        return torch.zeros(target.shape, dtype=TORCH_DTYPES[self._dtype(target)])
 
 
-def new_names(checkpoint: Checkpoint, plan: PruningPlan) -> dict[str, str]:
-    """What the blocks' tensors will be called, by their full names; empty for those that go."""
-    names = {}
-    for index, block in enumerate(plan.blocks):
-        absent = build_of(checkpoint.family).absent(*block.widths)
-        number = sum(not before.dropped for before in plan.blocks[:index])
-        for name, full in checkpoint.block_names(index).items():
-            stays = not name.startswith(absent)
-            names[full] = checkpoint.block_prefix(number) + name if stays else ""
-    return names
+def _overlaid(piece: Tensor, first: int, corrected: Mapping[int, Tensor]) -> Tensor:
+    """Rows from ``first`` on of a tensor, with the corrections that begin at these of its rows."""
+    for start, rows in corrected.items():
+        begin, end = max(first, start), min(first + len(piece), start + len(rows))
+        if begin < end:
+            piece[begin - first : end - first] = rows[begin - start : end - start]
+    return piece
+
+
+def _check_shape(
+    name: str, index: int, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """Raise InvalidInput for a correction of another shape than the smaller model's tensor."""
+    if shape != expected:
+        raise InvalidInput(
+            f"correction {name} of block {index} has shape {list(shape)}, the smaller model's is "
+            f"{list(expected)}"
+        )
 
 
 def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
     queries = min(MOST_QUERIES, shape.queries_per_group)
     heads = groups * queries
     # LLaMA's class wants a multiple of the heads, Helium's what they are together.
-    fixed = family_of(str(config["model_type"])).heads_fixed
+    fixed = family_of(str(config["model_type"])).fixes_heads(config)
     width = shape.head_dim if fixed else -(-CHANNELS // heads)
     sizes = {
         "num_key_value_heads": groups, "num_attention_heads": heads, "intermediate_size": CHANNELS,

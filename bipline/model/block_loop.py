@@ -92,7 +92,7 @@ class Block:
     def source_weights(self) -> Weights:
         """The weights with no rounding by the computing dtype: read again only where it would."""
         checkpoint = self.loop.checkpoint
-        names = checkpoint.block_names(self.index)
+        names = checkpoint.stored_names(self.index)
         held = {TORCH_DTYPES[checkpoint.tensors[full].dtype] for full in names.values()}
         rounded = checkpoint.multipliers and self.loop.dtype.itemsize < torch.float32.itemsize
         wide = all(torch.promote_types(dtype, self.loop.dtype) == self.loop.dtype for dtype in held)

@@ -82,23 +82,28 @@ class BlockReader:
             self._announce(order[turn + 1])
 
     def _fill(self, index: int, place: Tensor) -> None:
-        views = self._views(index, place)
-        for name, full in self.checkpoint.block_names(index).items():
+        views = self._stored(index, place)
+        for name, full in self.checkpoint.stored_names(index).items():
             if TORCH_DTYPES[self.checkpoint.tensors[full].dtype] == self.dtype:
                 self.checkpoint.read_into(full, views[name])
             else:
                 views[name].copy_(self.checkpoint.tensor(full))
-            if (multiplier := self._multipliers.get(name)) is not None:
-                views[name].mul_(multiplier)
+        held = self.checkpoint.split(index, views)
+        for name in self._multipliers.keys() & held.keys():
+            held[name].mul_(self._multipliers[name])
 
     def _announce(self, index: int) -> None:
-        for full in self.checkpoint.block_names(index).values():
+        for full in self.checkpoint.stored_names(index).values():
             self.checkpoint.will_read(full)
 
     def _host_place(self) -> Tensor:
         return torch.empty(self.elements, dtype=self.dtype, pin_memory=self.device.type == "cuda")
 
     def _views(self, index: int, place: Tensor) -> Weights:
+        return self.checkpoint.split(index, self._stored(index, place))
+
+    def _stored(self, index: int, place: Tensor) -> Weights:
+        """What is stored of a block, each tensor where it lies in ``place``."""
         views, start = {}, 0
         for name, shape in self._shapes[index].items():
             views[name] = place[start : start + prod(shape)].view(shape)
@@ -111,10 +116,10 @@ def _aligned(elements: int) -> int:
 
 
 def block_shapes(checkpoint: Checkpoint) -> list[Shapes]:
-    """The shapes of every block's tensors by their names inside it."""
+    """The shapes of what is stored of every block, by the names inside it."""
     return [
         {name: checkpoint.tensors[full].shape for name, full in names.items()}
-        for names in map(checkpoint.block_names, range(checkpoint.shape.num_hidden_layers))
+        for names in map(checkpoint.stored_names, range(checkpoint.shape.num_hidden_layers))
     ]
 
 

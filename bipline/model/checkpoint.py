@@ -9,20 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.model.families import (
-    Family,
-    ModelShape,
-    block_axes,
-    build_of,
-)
+from bipline.model.families import Family, ModelShape, block_axes, block_parts, build_of
 from bipline.model.finite import refuse_not_finite
+from bipline.model.fused import split
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.tensor_digests import RunningDigest, TensorDigests
 from bipline.storage.ahead import ahead
@@ -46,7 +42,10 @@ FLOAT_DTYPES = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened model. ``tensors`` says where every tensor lies, by its full name."""
+    """An opened model. ``tensors`` says where every tensor lies, by its full name.
+
+    ``config`` is that of the class it is run by, ``family`` that of what is stored.
+    """
 
     folder: Folder
     config: dict[str, Any]
@@ -113,12 +112,13 @@ class Checkpoint:
 
         With each name come the rows to keep (ascending), or None for all. Rows that go are read
         too where the tensor's digest is not known yet, or where leaving them out would not be
-        quicker. A tensor's digest is known when the piece after its last one is taken.
+        quicker. A tensor's digest is known when the piece after its last one is taken. A name may
+        come again, with other rows.
         """
         running, current = RunningDigest(False), ""
         with ahead(self._read(wanted), PIECES_AHEAD) as pieces:
             for name, kept, first, piece in pieces:
-                if name != current:
+                if name != current or first == 0:
                     self._record(current, running)
                     running, current = RunningDigest(name not in self.digests.known), name
                 if first is None:
@@ -175,17 +175,42 @@ class Checkpoint:
         """What the full names of a block's tensors begin with."""
         return build_of(self.family).block_prefix.format(index=index)
 
-    def block_names(self, index: int) -> dict[str, str]:
-        """Full names of a block's tensors by their names inside it."""
+    def stored_names(self, index: int) -> dict[str, str]:
+        """Full names of what is stored of a block by their names inside it."""
         prefix = self.block_prefix(index)
-        return {name: prefix + name for name in block_axes(self.family, self.config, index)}
+        return {name: prefix + name for name in block_parts(self.family, self.config, index)}
+
+    def block_names(self, index: int) -> dict[str, str]:
+        """In which stored tensor each tensor of a block lies, by its name inside it."""
+        prefix, parts = self.block_prefix(index), block_parts(self.family, self.config, index)
+        return {name: prefix + stored for stored, each in parts.items() for name in each}
+
+    def block_rows(self, index: int) -> dict[str, int]:
+        """How many rows, or entries, each tensor of a block has."""
+        shape = self.shape.block(index)
+        axes = block_axes(self.family, self.config, index)
+        return {name: shape.axis_size(first) for name, (first, *_) in axes.items()}
+
+    def block_firsts(self, index: int) -> dict[str, int]:
+        """The row of what is stored that each tensor of a block begins at."""
+        rows, firsts = self.block_rows(index), dict[str, int]()
+        for parts in block_parts(self.family, self.config, index).values():
+            sizes = [rows[part] for part in parts]
+            firsts.update(zip(parts, accumulate([0, *sizes[:-1]]), strict=True))
+        return firsts
+
+    def split(self, index: int, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A block's tensors by their names inside it, as rows of what is stored of it."""
+        parts = block_parts(self.family, self.config, index)
+        return split(stored, parts, self.block_rows(index))
 
     def block_weights(self, index: int) -> dict[str, torch.Tensor]:
         """The tensors of one block by their names inside it, in the source's dtype.
 
         Matrices with a multiplier come multiplied, in at least float32.
         """
-        held = {name: self.tensor(full) for name, full in self.block_names(index).items()}
+        stored = {name: self.tensor(full) for name, full in self.stored_names(index).items()}
+        held = self.split(index, stored)
         scaled = {name: m for name, m in self.multipliers.items() if name in held}
         return {**held, **{name: widened(held[name]) * m for name, m in scaled.items()}}
 

@@ -20,6 +20,7 @@ from bipline.base.progress import note
 from bipline.model.allowed import Allowed
 from bipline.model.families import Family, family_of
 from bipline.model.per_layer.stored import KEY, listed_widths
+from bipline.model.rope import partial_rotary_factor
 from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer, shape_of
 from bipline.values.origin import SECTION
 
@@ -96,7 +97,22 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         if checked.get(key):
             checked[key] = _checked_rope(checked[key], f"{where}: {key}", family)
     _check_together(checked, where)
-    return {**checked, **_written_out(checked, family, where)}
+    checked |= _written_out(checked, family, where)
+    return _read_as(checked, family, where) if family.read_as else checked
+
+
+def _read_as(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """The config of the class that computes what the model's own, which transformers lacks, does.
+
+    Raises InvalidInput for a class of the same model_type that computes something else.
+    """
+    named = config.get("architectures") or ["nothing"]
+    if family.architecture not in named:
+        why = family.other_classes.get(named[0], f"not {family.architecture}")
+        raise InvalidInput(f"{where}: architectures is {shown(named[0])}, {why}")
+    architectures = [family_of(family.read_as).architecture]
+    own = {"model_type": family.read_as, "architectures": architectures}
+    return {**class_defaults(family.read_as), **config, **own}
 
 
 def _written_out(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
@@ -163,7 +179,7 @@ def _checked_rope(rope: Mapping[str, Any], where: str, family: Family) -> dict[s
     _tell_unknown(where, tuple(sorted(set(rope) - takes)))
     known_rope = {key: value for key, value in rope.items() if key in takes}
     for key, value in known_rope.items():
-        _check(key, value, table.rope_keys[key], where)
+        _check(key, value, family.keys.get(key, table.rope_keys[key]), where)
     return known_rope
 
 
@@ -175,6 +191,7 @@ def _check_together(config: Mapping[str, Any], where: str) -> None:
             f"{where}: head_dim is {shape.head_dim}, not even, and positions turn pairs"
         )
     family = family_of(str(config["model_type"]))
+    turned = int(shape.head_dim * partial_rotary_factor(config))
     divided = shape.hidden_size % shape.num_attention_heads == 0
     if family.heads_must_divide_hidden_size and not (divided or is_per_layer(config)):
         raise InvalidInput(
@@ -186,7 +203,7 @@ def _check_together(config: Mapping[str, Any], where: str) -> None:
         raise InvalidInput(
             f"{where}: pad_token_id is {padding}, above the vocabulary of {shape.vocab_size}"
         )
-    _check_lists(config, shape.num_hidden_layers, shape.head_dim // 2, where)
+    _check_lists(config, shape.num_hidden_layers, turned // 2, where)
 
 
 def _check_lists(config: Mapping[str, Any], layers: int, pairs: int, where: str) -> None:

@@ -106,8 +106,7 @@ class Halves:
 
     def gates(self, normed: Tensor) -> Tensor:
         """What up_proj's outputs are multiplied with, from what enters gate_proj."""
-        gates: Tensor = self._module.mlp.act_fn(self._in_ffn("gate_proj", normed))
-        return gates
+        return self._activated(self._in_ffn("gate_proj", normed))
 
     def gate_and_up(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of gate_proj and up_proj, ``[windows, seqlen, channels]`` each."""
@@ -116,8 +115,7 @@ class Halves:
 
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
         """What enters down_proj: ``[windows, seqlen, channels]``."""
-        product: Tensor = self._module.mlp.act_fn(gate) * up
-        return product
+        return self._activated(gate) * up
 
     def ffn_activation(self, residual: Tensor) -> Tensor:
         """What enters down_proj, from the residual stream: ``[windows, seqlen, channels]``."""
@@ -147,6 +145,12 @@ class Halves:
     def run(self, hidden: Tensor) -> Tensor:
         """The whole block."""
         return self.after_ffn(self.after_attention(hidden))
+
+    def _activated(self, gate: Tensor) -> Tensor:
+        mlp = self._module.mlp
+        activation = mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn
+        activated: Tensor = activation(gate)
+        return activated
 
     def _in_ffn(self, name: str, normed: Tensor) -> Tensor:
         held = self._held("mlp")

@@ -98,7 +98,7 @@ def pass_need(
     converted = [
         checkpoint.tensors[name].num_bytes
         for index in range(shape.num_hidden_layers)
-        for name in checkpoint.block_names(index).values()
+        for name in checkpoint.stored_names(index).values()
         if TORCH_DTYPES[checkpoint.tensors[name].dtype] != dtype
     ]
     places = SLOTS * place_elements(block_shapes(checkpoint)) * size

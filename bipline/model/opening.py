@@ -27,7 +27,7 @@ from bipline.base.machine import free_memory
 from bipline.base.progress import note
 from bipline.model.checkpoint import FLOAT_DTYPES, PIECE_BYTES, TORCH_DTYPES, Checkpoint
 from bipline.model.config_keys import checked_config, shown
-from bipline.model.families import build_of, family_of, shape_of, tensor_shapes
+from bipline.model.families import Family, build_of, family_of, shape_of, tensor_shapes
 from bipline.model.per_layer.shipping import check_code
 from bipline.model.safetensors_header import StoredTensor, read_header
 from bipline.storage.folder import Folder, open_folder
@@ -54,7 +54,7 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
     """
     folder = open_folder(location)
     config = read_config(folder)
-    family = family_of(str(config["model_type"]))
+    family = _stored_family(folder)
     ignored = build_of(family).ignored
     tensors = {
         name: stored for name, stored in _stored(folder).items() if not name.endswith(ignored)
@@ -68,20 +68,18 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
     return checkpoint
 
 
+def _stored_family(folder: Folder) -> Family:
+    """The family that a folder's tensors are stored as; its class may be another's."""
+    return family_of(str(_config_of(folder)["model_type"]))
+
+
 def read_config(folder: Folder | Path) -> dict[str, Any]:
     """Read config.json: known keys in their ranges, with what it leaves to its class written out.
 
-    Raises InvalidInput, in one line, for what would run code, is quantised or is out of range.
+    It is that of the class by which the model is run. Raises InvalidInput, in one line, for what would run code, is quantised or is out of range.
     """
     folder = open_folder(folder) if isinstance(folder, Path) else folder
-    if not folder.exists():
-        raise InvalidInput(f"{folder.location}: no such model directory")
-    if "config.json" not in folder.names():
-        raise InvalidInput(f"{folder.location}: no config.json, so it is not a model directory")
-    where = f"{folder.location}/config.json"
-    config = parse_json(folder.read("config.json"), where)
-    if not isinstance(config, dict):
-        raise InvalidInput(f"{where}: not a JSON object")
+    config, where = _config_of(folder), f"{folder.location}/config.json"
     check_code(folder, config)
     if quantised := config.get("quantization_config"):
         known = isinstance(quantised, dict)
@@ -90,6 +88,19 @@ def read_config(folder: Folder | Path) -> dict[str, Any]:
             f"{where}: quantised source ({shown(method)}); give the unquantised model"
         )
     return checked_config(config, where)
+
+
+def _config_of(folder: Folder) -> dict[str, Any]:
+    """What a folder's config.json says."""
+    if not folder.exists():
+        raise InvalidInput(f"{folder.location}: no such model directory")
+    if "config.json" not in folder.names():
+        raise InvalidInput(f"{folder.location}: no config.json, so it is not a model directory")
+    where = f"{folder.location}/config.json"
+    config = parse_json(folder.read("config.json"), where)
+    if not isinstance(config, dict):
+        raise InvalidInput(f"{where}: not a JSON object")
+    return config
 
 
 def _stored(folder: Folder) -> dict[str, StoredTensor]:

@@ -17,6 +17,8 @@ from transformers import DynamicCache
 
 from bipline.model.block_reader import Weights
 from bipline.model.built import build
+from bipline.model.families import family_of
+from bipline.model.unfused import unfuse
 
 # Shapes of windows whose masks and positions are kept: a pass has at most a few.
 KEPT_SHAPES = 4
@@ -69,7 +71,7 @@ class Surroundings:
     """transformers' model of a config without weights, and its own code around its blocks.
 
     ``weights`` are those beside embedding and blocks, by their full names. ``blocks`` are
-    transformers' own, on the meta device.
+    transformers' own, on the meta device, with each matrix of their build by itself.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Surroundings:
         decoder = self._model.get_decoder()
         self.config = decoder.config
         self.blocks: list[nn.Module] = list(decoder.layers)
+        for block in self.blocks:
+            unfuse(block, family_of(str(config["model_type"])).fused)
         self._stand_ins = [_StandIn(block) for block in self.blocks]
         decoder.layers = nn.ModuleList(self._stand_ins)
         embedding = decoder.get_input_embeddings()

@@ -28,7 +28,7 @@ from bipline.compression.prune import (
 )
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
-from bipline.model.families import model_axes
+from bipline.model.families import tensor_shapes
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer, tokenizer_of
@@ -248,7 +248,7 @@ def write_merged(
     """Write merged weights under the pruned model's names, dtypes and side files."""
     specs = [
         TensorSpec(name, *source.tensor_header(name))
-        for name in model_axes(source.family, source.config)
+        for name in tensor_shapes(source.family, source.config, source.shape)
     ]
     dtypes = {name: TORCH_DTYPES[stored.dtype] for name, stored in source.tensors.items()}
     plan = source.directory / PLAN_NAME

@@ -90,7 +90,7 @@ def needed_bytes(
 ) -> int:
     """Bytes at the fitting of this model's widest block, or to generate windows if that is more."""
     compensation, options = settings.chosen, compensation_options(settings)
-    names = checkpoint.block_names(0).values()
+    names = checkpoint.stored_names(0).values()
     weight_bytes = max(FLOAT_DTYPES[checkpoint.tensor_header(name)[0]] for name in names)
     generated = generated_windows(compensation, options, samples)
     return max(

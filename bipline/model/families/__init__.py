@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from bipline.base.errors import InvalidInput
 from bipline.model.allowed import Allowed
 from bipline.model.builds import Axes, Build, build_named
+from bipline.model.fused import Parts, stored_parts
+from bipline.model.rope import partial_rotary_factor, rope_type
 from bipline.model.shapes import (
     PER_LAYER_LISTS,
     PER_LAYER_PREFIX,
@@ -64,11 +66,19 @@ class Family(_Table):
     norm: Norm = RMS_NORM
     # The key of its config by which all that a sublayer adds to the stream is multiplied.
     output_multiplier: str = ""
-    # Its class takes hidden_size for the width of its heads, so that none can go.
+    # Its class takes hidden_size for the width of its heads, so that none can go: always, or with
+    # these types of positions.
     heads_fixed: bool = False
-    # Tensors of the build under other names, and those that it lacks.
+    rope_fixes_heads: tuple[str, ...] = ()
+    # Tensors of the build under other names, those that it lacks, and matrices stored as one.
     renamed: dict[str, str] = Field(default_factory=dict)
     without: tuple[str, ...] = ()
+    fused: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    # transformers has no class for it, but one that computes the same, of this family; other classes
+    # have the same model_type. And checkpoints name code, which its class stands in for.
+    read_as: str = ""
+    other_classes: dict[str, str] = Field(default_factory=dict)
+    names_code: bool = False
     # Other names of keys, keys of every config that its class has not, those whose value its class
     # decides, and what a kind of positions takes in it beside what it takes everywhere.
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -93,6 +103,14 @@ class Family(_Table):
         """The config flags that give biases at exactly these places; None if none can."""
         flags = {flag: set(held) <= places for flag, held in self.bias_flags.items()}
         return flags if self.bias_places(flags) == places else None
+
+    def fixes_heads(self, config: Mapping[str, Any]) -> bool:
+        """Whether its class holds no model with other heads than one with this config has."""
+        return self.heads_fixed or rope_type(config) in self.rope_fixes_heads
+
+    def turns(self, share: float) -> bool:
+        """Whether its class can turn this share of every head by its position."""
+        return share == 1 or "partial_rotary_factor" in self.keys
 
     @property
     def block_lists(self) -> list[str]:
@@ -148,33 +166,35 @@ def block_axes(family: Family, config: Mapping[str, Any], index: int = 0) -> dic
     return {name: axes for name, axes in held.items() if not name.startswith(absent)}
 
 
-def model_axes(family: Family, config: Mapping[str, Any]) -> dict[str, Axes]:
-    """Every tensor of the model by full name, in file order, with its axes."""
-    build = build_of(family)
-    shape = shape_of(config)
-    names = family.named(build.outside_weights)
-    for index in range(shape.num_hidden_layers):
-        prefix = build.block_prefix.format(index=index)
-        held = block_axes(family, config, index)
-        names.update({prefix + name: axes for name, axes in held.items()})
-    if not shape.tie_word_embeddings:
-        names.update(build.output_weights)
-    return names
+def block_parts(family: Family, config: Mapping[str, Any], index: int = 0) -> Parts:
+    """What is stored of one block, by its name inside it, and the tensors in its rows."""
+    return stored_parts(family.fused, block_axes(family, config, index))
 
 
 def tensor_shapes(
     family: Family, config: Mapping[str, Any], shape: ModelShape
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that a model with this config has, by the sizes in ``shape``."""
-    sizes = dict.fromkeys(model_axes(family, config), shape)
+    """The shape of every tensor that is stored of a model with this config, in file order.
+
+    Sizes are those in ``shape``.
+    """
+    build = build_of(family)
+    shapes = {n: _sizes(shape, [axes]) for n, axes in family.named(build.outside_weights).items()}
     for index in range(shape_of(config).num_hidden_layers):
-        prefix = build_of(family).block_prefix.format(index=index)
-        held = block_axes(family, config, index)
-        sizes.update(dict.fromkeys((prefix + name for name in held), shape.block(index)))
-    return {
-        name: tuple(sizes[name].axis_size(axis) for axis in axes)
-        for name, axes in model_axes(family, config).items()
-    }
+        prefix = build.block_prefix.format(index=index)
+        axes, sizes = block_axes(family, config, index), shape.block(index)
+        for name, parts in block_parts(family, config, index).items():
+            shapes[prefix + name] = _sizes(sizes, [axes[part] for part in parts])
+    if not shape_of(config).tie_word_embeddings:
+        shapes.update({n: _sizes(shape, [axes]) for n, axes in build.output_weights.items()})
+    return shapes
+
+
+def _sizes(shape: ModelShape, parts: Sequence[Axes]) -> tuple[int, ...]:
+    """The shape of parts that are stored as one, one below the other."""
+    _, *rest = parts[0]
+    rows = sum(shape.axis_size(axes[0]) for axes in parts)
+    return (rows, *map(shape.axis_size, rest))
 
 
 def exported_config(
@@ -218,7 +238,8 @@ def exported_config(
     for name in (*source.bias_flags, *(source.keys.keys() - family.keys.keys())):
         pruned.pop(name, None)
     flags = family.flags_for(source.bias_places(config)) or {}
-    return {**pruned, **family.when_converted, **flags}
+    added = {key: v for key, v in family.when_converted.items() if key not in source.keys}
+    return {**pruned, **added, **flags}
 
 
 def with_output_biases(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,7 +315,9 @@ def _holding_class(config: Mapping[str, Any], num_attention_heads: int) -> str:
     whole = shape.hidden_size == num_attention_heads * shape.head_dim
     for name in (model_type, *source.alternatives):
         family = family_of(name)
-        if family.heads_fixed and not whole:
+        if family.fixes_heads(config) and not whole:
+            continue
+        if not family.turns(partial_rotary_factor(config)):
             continue
         if family.heads_must_divide_hidden_size and not divides:
             continue
@@ -306,6 +329,14 @@ def _holding_class(config: Mapping[str, Any], num_attention_heads: int) -> str:
         f"no transformers class holds a {model_type} with {num_attention_heads} heads of "
         f"head_dim {shape.head_dim}; choose another ratio"
     )
+
+
+def heads_fixed(config: Mapping[str, Any]) -> bool:
+    """Whether no class holds a model with other heads than one with this config has."""
+    family = family_of(str(config["model_type"]))
+    others = (family_of(name) for name in family.alternatives)
+    turned = (each for each in others if each.turns(partial_rotary_factor(config)))
+    return all(each.fixes_heads(config) for each in (family, *turned))
 
 
 def _slides(config: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from bipline.model.per_layer.modeling_per_layer_ernie4_5 import PerLayerErnie45ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_gemma import PerLayerGemmaForCausalLM
+from bipline.model.per_layer.modeling_per_layer_glm import PerLayerGlmForCausalLM
 from bipline.model.per_layer.modeling_per_layer_granite import PerLayerGraniteForCausalLM
 from bipline.model.per_layer.modeling_per_layer_helium import PerLayerHeliumForCausalLM
 from bipline.model.per_layer.modeling_per_layer_hunyuan_v1_dense import (
@@ -16,6 +17,7 @@ from bipline.model.per_layer.modeling_per_layer_llama import PerLayerLlamaForCau
 from bipline.model.per_layer.modeling_per_layer_ministral import PerLayerMinistralForCausalLM
 from bipline.model.per_layer.modeling_per_layer_mistral import PerLayerMistralForCausalLM
 from bipline.model.per_layer.modeling_per_layer_olmo import PerLayerOlmoForCausalLM
+from bipline.model.per_layer.modeling_per_layer_phi3 import PerLayerPhi3ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_qwen2 import PerLayerQwen2ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_qwen3 import PerLayerQwen3ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_seed_oss import PerLayerSeedOssForCausalLM
@@ -26,6 +28,7 @@ PER_LAYER_CLASSES: dict[str, Any] = {
     for each in (
         PerLayerErnie45ForCausalLM,
         PerLayerGemmaForCausalLM,
+        PerLayerGlmForCausalLM,
         PerLayerGraniteForCausalLM,
         PerLayerHeliumForCausalLM,
         PerLayerHunYuanDenseV1ForCausalLM,
@@ -34,6 +37,7 @@ PER_LAYER_CLASSES: dict[str, Any] = {
         PerLayerMinistralForCausalLM,
         PerLayerMistralForCausalLM,
         PerLayerOlmoForCausalLM,
+        PerLayerPhi3ForCausalLM,
         PerLayerQwen2ForCausalLM,
         PerLayerQwen3ForCausalLM,
         PerLayerSeedOssForCausalLM,

@@ -7,6 +7,7 @@ transformers' own models and to replace the linear layers of every block by smal
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,9 +104,15 @@ def cache_places(config: Any) -> dict[int, int]:
 def narrow_attention(attention: Any, heads: int, groups: int) -> None:
     """Give an attention this many query and KV heads; queries per KV head stay as they are."""
     queries, keys = heads * attention.head_dim, groups * attention.head_dim
-    attention.q_proj = _resized(attention.q_proj, rows=queries)
-    attention.k_proj = _resized(attention.k_proj, rows=keys)
-    attention.v_proj = _resized(attention.v_proj, rows=keys)
+    if hasattr(attention, "qkv_proj"):
+        attention.qkv_proj = _resized(attention.qkv_proj, rows=queries + 2 * keys)
+        # It tells the outputs apart by the config's heads, so it gets a config of its own.
+        attention.config = copy(attention.config)
+        attention.config.num_attention_heads = heads
+    else:
+        attention.q_proj = _resized(attention.q_proj, rows=queries)
+        attention.k_proj = _resized(attention.k_proj, rows=keys)
+        attention.v_proj = _resized(attention.v_proj, rows=keys)
     attention.o_proj = _resized(attention.o_proj, columns=queries)
     # For families whose attention remembers its sizes.
     attention.num_attention_heads, attention.num_key_value_heads = heads, groups
@@ -113,8 +120,11 @@ def narrow_attention(attention: Any, heads: int, groups: int) -> None:
 
 def narrow_ffn(mlp: Any, channels: int) -> None:
     """Give an FFN this many channels."""
-    mlp.gate_proj = _resized(mlp.gate_proj, rows=channels)
-    mlp.up_proj = _resized(mlp.up_proj, rows=channels)
+    if hasattr(mlp, "gate_up_proj"):
+        mlp.gate_up_proj = _resized(mlp.gate_up_proj, rows=2 * channels)
+    else:
+        mlp.gate_proj = _resized(mlp.gate_proj, rows=channels)
+        mlp.up_proj = _resized(mlp.up_proj, rows=channels)
     mlp.down_proj = _resized(mlp.down_proj, columns=channels)
     mlp.intermediate_size = channels
 

@@ -56,8 +56,8 @@ def put_in_layer(
         if kind == "bias":
             linear.bias = nn.Parameter(tensor)
             continue
-        rows, columns = (
+        places = [
             kept.get(axis, torch.arange(size))
             for axis, size in zip(axes[name], linear.weight.shape, strict=True)
-        )
-        linear.weight[rows[:, None], columns] = tensor
+        ]
+        linear.weight[torch.meshgrid(*places, indexing="ij")] = tensor

@@ -30,6 +30,16 @@ SCALED_ROPE = {
     "original_max_position_embeddings": 64,
 }
 
+SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+# Low enough for the caps to bite on drawn weights.
+CAPPED = {
+    "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 6,
+}  # fmt: skip
+ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 9000.0, "factor": 4.0},
+}
+
 # name -> (model_type, what differs from SIZES)
 FAMILY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gqa": ("llama", {**GROUPED, "tie_word_embeddings": True}),
@@ -54,7 +64,7 @@ FAMILY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral": (
         "ministral",
-        {**GROUPED, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        {**GROUPED, **SLIDING},
     ),
     "smollm3": (
         "smollm3",
@@ -97,6 +107,12 @@ MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("glm", GROUPED),
     "glm-unbiased": ("glm", {**MULTI, "attention_bias": False, "tie_word_embeddings": True}),
     "olmo": ("olmo", {**GROUPED, "clip_qkv": 0.5, "attention_bias": True}),
+    "gemma2": ("gemma2", {**GROUPED, **SLIDING, **CAPPED, "attention_bias": True}),
+    "gemma2-mqa": ("gemma2", {**SINGLE, **SLIDING, "attn_logit_softcapping": None}),
+    "gemma3-text": ("gemma3_text", {**GROUPED, **SLIDING, **CAPPED, "rope_parameters": ROPES}),
+    "olmo2": ("olmo2", {**GROUPED, "attention_bias": True}),
+    "olmo3": ("olmo3", {**MULTI, **SLIDING, "rope_parameters": ROPES}),
+    "exaone4": ("exaone4", {**GROUPED, **SLIDING}),
 }  # fmt: skip
 CASES = FAMILY_CASES | MORE_CASES
 

@@ -12,7 +12,7 @@ TOKENIZER = re.compile(r"(?!Auto)[A-Za-z][A-Za-z0-9]{0,60}Tokenizer(Fast)?|Token
 LONGEST_TEXT = 4096
 # transformers takes no whole number for some rates, and reads the file itself with the tokenizer.
 NUMBERS: dict[str, tuple[type, ...]] = {
-    "whole": (int,), "decimal": (float,), "number": (int, float),
+    "whole": (int,), "decimal": (float,), "number": (int, float), "whole_or_text": (int,),
 }  # fmt: skip
 
 
@@ -28,6 +28,7 @@ class Allowed(BaseModel):
         "whole",
         "decimal",
         "number",
+        "whole_or_text",
         "flag",
         "true",
         "false",
@@ -52,6 +53,8 @@ class Allowed(BaseModel):
         return self.lists not in ("only", "blocks") and self._one(value)
 
     def _one(self, value: Any) -> bool:
+        if self.kind == "whole_or_text" and isinstance(value, str):
+            return len(value) <= LONGEST_TEXT
         if kinds := NUMBERS.get(self.kind):
             # A bool is an int to Python, and not to whoever wrote the file.
             return type(value) in kinds and self.least <= value <= self.most
@@ -70,6 +73,7 @@ class Allowed(BaseModel):
             "whole": f"a whole number from {self.least:.15g} to {self.most:.15g}",
             "decimal": f"a number with a point from {self.least:.15g} to {self.most:.15g}",
             "number": f"a number from {self.least:.15g} to {self.most:.15g}",
+            "whole_or_text": f"a whole number from {self.least:.15g} to {self.most:.15g} or a text",
             "flag": "true or false",
             "true": "true",
             "false": "false",

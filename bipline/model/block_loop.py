@@ -64,9 +64,10 @@ class Block:
 
         ``observe`` is called once per micro-batch with the named tensors of the family's build,
         flat: ``hidden`` (what enters the block), ``attention_output`` (input of o_proj),
-        ``residual`` (before the FFN's norm), ``gate`` and ``up`` (outputs of gate_proj and
-        up_proj), ``ffn_activation`` (input of down_proj), ``ffn_output``. Those of a sublayer that
-        the block lacks are not among them.
+        ``residual`` (before the FFN and its norm), ``gate`` and ``up`` (outputs of gate_proj and
+        up_proj), ``ffn_activation`` (input of down_proj), ``ffn_output`` (what the FFN adds);
+        where norms lie behind sublayers, ``attention_projected`` and ``ffn_projected``, which
+        enter them. Those of a sublayer that the block lacks are not among them.
         """
         size = micro_batch_of(hidden.shape[1], self.loop.micro_batch)
         parts = [self.loop.run_part(self, part, observe) for part in hidden.split(size)]

@@ -46,7 +46,8 @@ def build(config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:
     make = model_class(config)
     made = transformers_config(config)
     make = make._from_config if is_per_layer(config) else make.from_config
-    return make(made, attn_implementation="sdpa", dtype=dtype)
+    # transformers' own choice: sdpa, but eager where the class does what sdpa cannot (soft caps).
+    return make(made, dtype=dtype)
 
 
 def decoder_of(config: Mapping[str, Any]) -> Any:

@@ -165,7 +165,7 @@ class Checkpoint:
     @property
     def hidden_act(self) -> str:
         """transformers' name of the activation between gate_proj and the product with up_proj."""
-        return str(self.config.get("hidden_act", DEFAULT_ACT))
+        return str(self.config.get(self.family.activation, DEFAULT_ACT))
 
     def tensor_header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The safetensors dtype (``BF16``, ...) and the shape of a tensor."""

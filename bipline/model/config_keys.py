@@ -24,6 +24,7 @@ from bipline.model.rope import partial_rotary_factor
 from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer, shape_of
 from bipline.values.origin import SECTION
 
+ROPE_KEYS = ("rope_parameters", "rope_scaling")
 SHOWN = 60
 NAMED = 12
 
@@ -59,6 +60,7 @@ def allowed_keys(model_type: str) -> dict[str, Allowed]:
     flags = dict.fromkeys(family.bias_flags, Allowed(kind="flag"))
     own = table.per_layer if model_type.startswith(PER_LAYER_PREFIX) else {}
     common = {key: v for key, v in table.common.items() if key not in family.lacks_keys}
+    common[family.activation] = table.common["hidden_act"]
     return {**common, **flags, **family.keys, **own}
 
 
@@ -93,9 +95,9 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         for key, value in listed_widths(blocks, checked, where).items():
             _check(key, value, allowed[key], where)
             checked[key] = value
-    for key in ("rope_parameters", "rope_scaling"):
+    for key in ROPE_KEYS:
         if checked.get(key):
-            checked[key] = _checked_rope(checked[key], f"{where}: {key}", family)
+            checked[key] = _checked_ropes(key, checked[key], f"{where}: {key}", family)
     _check_together(checked, where)
     checked |= _written_out(checked, family, where)
     return _read_as(checked, family, where) if family.read_as else checked
@@ -158,6 +160,19 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
+def _checked_ropes(key: str, rope: Mapping[str, Any], where: str, family: Family) -> dict[str, Any]:
+    """How positions turn, or how they do in each kind of block where the family says so."""
+    if not (key == "rope_parameters" and family.rope_by_layer_type):
+        return _checked_rope(rope, where, family)
+    kinds = family.keys["layer_types"].choices
+    if odd := [name for name, each in rope.items() if name not in kinds or not each]:
+        raise InvalidInput(
+            f"{where}: {shown(odd[0])} does not say how positions turn in one kind of block; "
+            f"kinds: {', '.join(kinds)}"
+        )
+    return {name: _checked_rope(each, f"{where}.{name}", family) for name, each in rope.items()}
+
+
 def _checked_rope(rope: Mapping[str, Any], where: str, family: Family) -> dict[str, Any]:
     """How positions turn: of a type that is known, with what it needs and nothing else."""
     table = _table()
@@ -210,7 +225,10 @@ def _check_lists(config: Mapping[str, Any], layers: int, pairs: int, where: str)
     for key in family_of(str(config["model_type"])).block_lists:
         if config.get(key) is not None and len(config[key]) != layers:
             raise InvalidInput(f"{where}: {key} has not one entry for each of {layers} blocks")
-    for key in ("rope_parameters", "rope_scaling"):
-        for name, factors in (config.get(key) or {}).items():
+    for key in ROPE_KEYS:
+        found = config.get(key) or {}
+        inside = {f"{kind}.{n}": v for kind, each in found.items()
+                  if isinstance(each, dict) for n, v in each.items()}  # fmt: skip
+        for name, factors in {**found, **inside}.items():
             if isinstance(factors, list) and len(factors) != pairs:
                 raise InvalidInput(f"{where}: {key}.{name} has not one factor for each of {pairs}")

@@ -20,11 +20,14 @@ from torch.nn.functional import linear
 from bipline.model.attention_weights import attention_weights
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
+from bipline.model.builds import Sublayer
+from bipline.model.families import build_of
 
 O_PROJ = "self_attn.o_proj"
 V_PROJ = "self_attn.v_proj"
 UP_PROJ = "mlp.up_proj"
 DOWN_PROJ = "mlp.down_proj"
+SUBLAYER_OF: dict[str, Sublayer] = {O_PROJ: "attention", DOWN_PROJ: "ffn"}
 
 
 class Halves:
@@ -38,6 +41,7 @@ class Halves:
     ) -> None:
         self._loop = loop
         self._module = module
+        self._norms = build_of(loop.checkpoint.family).norms
         self.index = index
         self.weights: Weights = {
             name: weight.to(loop.device, loop.dtype) for name, weight in weights.items()
@@ -74,7 +78,7 @@ class Halves:
 
     def attention_input(self, hidden: Tensor) -> Tensor:
         """What enters q_proj, k_proj and v_proj, like ``hidden``."""
-        return self._normed("input_layernorm", hidden)
+        return self._normed(self._norms["attention"].before, hidden)
 
     def attention_output(self, hidden: Tensor) -> Tensor:
         """What enters o_proj: ``[windows, seqlen, heads * head_dim]``."""
@@ -102,7 +106,7 @@ class Halves:
 
     def ffn_input(self, residual: Tensor) -> Tensor:
         """What enters gate_proj and up_proj, like ``residual``."""
-        return self._normed("post_attention_layernorm", residual)
+        return self._normed(self._norms["ffn"].before, residual)
 
     def gates(self, normed: Tensor) -> Tensor:
         """What up_proj's outputs are multiplied with, from what enters gate_proj."""
@@ -130,17 +134,22 @@ class Halves:
         """Apply o_proj or down_proj to its inputs: ``[windows, seqlen, hidden_size]``."""
         return linear(inputs, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
+    def added(self, name: str, projected: Tensor) -> Tensor:
+        """What a sublayer adds to the stream, from what its o_proj or down_proj gives."""
+        return self._normed(self._norms[SUBLAYER_OF[name]].after, projected)
+
     def after_attention(self, hidden: Tensor) -> Tensor:
         """The residual stream after the attention half."""
         if not self.has_attention:
             return hidden
-        return hidden + self.project(O_PROJ, self.attention_output(hidden))
+        return hidden + self.added(O_PROJ, self.project(O_PROJ, self.attention_output(hidden)))
 
     def after_ffn(self, residual: Tensor) -> Tensor:
         """The block's output from the residual stream after attention."""
         if not self.has_ffn:
             return residual
-        return residual + self.project(DOWN_PROJ, self.ffn_activation(residual))
+        projected = self.project(DOWN_PROJ, self.ffn_activation(residual))
+        return residual + self.added(DOWN_PROJ, projected)
 
     def run(self, hidden: Tensor) -> Tensor:
         """The whole block."""
@@ -157,6 +166,9 @@ class Halves:
         return linear(normed, held[f"{name}.weight"], held.get(f"{name}.bias"))
 
     def _normed(self, name: str, hidden: Tensor) -> Tensor:
+        """Behind the norm of this name; as it is where there is none."""
+        if not name:
+            return hidden
         normed: Tensor = torch.func.functional_call(
             getattr(self._module, name), self._held(name), (hidden,)
         )

@@ -92,6 +92,9 @@ def pass_need(
     # Live at once: the observed inputs and outputs of both halves, the residual stream and its
     # norms in float32, and the float32 logits of the last step.
     in_block = tokens * (3 * shape.intermediate_size + 3 * attention) * size
+    if checkpoint.family.eager_attention:
+        # Scores of all heads as they are made, capped, and behind a softmax in float32.
+        in_block += tokens * seqlen * shape.num_attention_heads * (2 * size + 4)
     stream = tokens * shape.hidden_size * (2 * size + 8)
     head = HEAD_TOKENS * (size + 8) + shape.hidden_size * size
     chunk = 2 * min(windows, 16) * seqlen * shape.hidden_size * size

@@ -31,6 +31,10 @@ def test_defaults_are_those_of_transformers_classes(family: str) -> None:
         "rope_parameters", *family_of(family).block_lists,
     }  # fmt: skip
     assert allowed_keys(family).keys() & fields.keys() - ours.keys() <= no_default_of_a_class
+    if family_of(family).rope_by_layer_type:
+        # Said for each kind of block, and never by another class's name.
+        assert not family_of(family).alternatives
+        return
     assert made.rope_parameters == {"rope_theta": theta, "rope_type": "default"}
 
 

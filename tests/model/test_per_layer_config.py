@@ -82,7 +82,8 @@ NAMES = {
     "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
     "seed_oss": "SeedOss", "ministral": "Ministral", "smollm3": "SmolLM3", "granite": "Granite",
     "gemma": "Gemma", "ernie4_5": "Ernie45", "hunyuan_v1_dense": "HunYuanDenseV1",
-    "internlm3": "InternLM3", "helium": "Helium", "olmo": "Olmo",
+    "internlm3": "InternLM3", "helium": "Helium", "olmo": "Olmo", "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3Text", "olmo2": "Olmo2", "olmo3": "Olmo3", "exaone4": "Exaone4",
 }  # fmt: skip
 
 

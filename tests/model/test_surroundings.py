@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bipline.model.block_loop import BlockLoop
 from bipline.model.loading import load_model
@@ -40,6 +41,26 @@ def test_windows_longer_than_attention_reaches(sliding: Path) -> None:
         expected = load_model(sliding, torch.float64)(WINDOWS).logits
     torch.testing.assert_close(loop.logits(WINDOWS), expected, rtol=0, atol=1e-10)
     check_parts(loop, WINDOWS, expected)
+
+
+def test_soft_caps_of_attention_are_those_of_transformers_eager_attention(tmp_path: Path) -> None:
+    """transformers' fast attention has none, and is not what the loop runs."""
+    capped = tiny_model(tmp_path / "capped", "gemma2")
+    config = AutoConfig.from_pretrained(capped)
+    eager = AutoModelForCausalLM.from_pretrained(
+        capped, dtype=torch.float64, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        expected = eager(WINDOWS).logits
+    loop = BlockLoop(open_checkpoint(capped), torch.float64)
+    torch.testing.assert_close(loop.logits(WINDOWS), expected, rtol=0, atol=1e-10)
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+        assert getattr(config, cap)
+        uncapped = tiny_model(tmp_path / cap, "gemma2", **{cap: None})
+        without = BlockLoop(open_checkpoint(uncapped), torch.float64).logits(WINDOWS)
+        assert (without - expected).abs().max() > 0.01
+    with pytest.raises(ValueError, match="scaled_dot_product"):
+        AutoModelForCausalLM.from_pretrained(capped, attn_implementation="sdpa")
 
 
 def test_a_shape_is_asked_for_once_and_few_are_kept(

@@ -21,8 +21,9 @@ from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.settings.method_names import CRITERIA
 from tests.compensated import put_in_place, realised
+from tests.masking import silence
 from tests.observed import SEQLEN, WINDOWS, observed, scores_of, without_columns
-from tests.oracles.test_slicing import random_plan, silence
+from tests.oracles.test_slicing import random_plan
 from tests.scored import scored
 from tests.tiny import tiny_model, token_windows
 

@@ -11,7 +11,6 @@ from bipline.compression.allocate import allocate
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import prune
 from bipline.compression.score import compute_scores
-from bipline.compression.slicing import kept_indices
 from bipline.compression.statistics import empty_statistics
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
@@ -19,7 +18,8 @@ from bipline.model.families import exported_config
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import AllocateSettings
-from bipline.values.plan import BlockPlan, PruningPlan
+from bipline.values.plan import PruningPlan
+from tests.masking import silence
 from tests.tiny import config_of, token_windows
 
 CLASS_OF_CUT = {
@@ -37,21 +37,6 @@ CLASS_OF_CUT = {
 def random_plan(checkpoint: Checkpoint, ratio: float, seed: int = 0) -> PruningPlan:
     scores = compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options(seed=seed))
     return allocate(checkpoint, scores, AllocateSettings(ratio=ratio), 0)
-
-
-def silence(model: torch.nn.Module, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -> None:
-    """Zero the columns that read the groups a plan cuts."""
-    with torch.no_grad():
-        for layer, block in zip(model.model.layers, blocks, strict=True):
-            kept = kept_indices(block, checkpoint.shape)
-            _keep_columns(layer.self_attn.o_proj.weight, kept["query_heads"])
-            _keep_columns(layer.mlp.down_proj.weight, kept["ffn_channels"])
-
-
-def _keep_columns(weight: torch.Tensor, kept: torch.Tensor) -> None:
-    mask = torch.zeros(weight.shape[1], dtype=torch.bool)
-    mask[kept] = True
-    weight[:, ~mask] = 0
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5])

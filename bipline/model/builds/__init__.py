@@ -10,10 +10,23 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Axes = tuple[str, ...]
 Sublayer = Literal["attention", "ffn"]
+
+
+class SublayerNorms(BaseModel):
+    """The norms of a sublayer, by name; empty for none.
+
+    ``before`` is over what its first matrices read, ``after`` over what its last one gives, before
+    that is added to the residual stream.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    before: str = ""
+    after: str = ""
 
 
 class Build(BaseModel):
@@ -26,6 +39,9 @@ class Build(BaseModel):
     block_weights: dict[str, Axes]
     biases: dict[str, dict[str, Axes]]
     head_norms: dict[str, Axes]
+    # Norms of queries and keys over all heads together, which go with the heads.
+    all_heads_norms: dict[str, Axes] = Field(default_factory=dict)
+    norms: dict[Sublayer, SublayerNorms]
     outside_weights: dict[str, Axes]
     embedding: str
     output_weights: dict[str, Axes]
@@ -33,6 +49,11 @@ class Build(BaseModel):
     sublayers: dict[Sublayer, tuple[str, ...]]
     observed: dict[str, tuple[str, str]]
     outputs: dict[Sublayer, tuple[str, ...]]
+
+    @property
+    def behind(self) -> bool:
+        """Whether norms lie behind sublayers, so that what they add is normed."""
+        return any(norms.after for norms in self.norms.values())
 
     def absent(self, num_key_value_heads: int, intermediate_size: int) -> tuple[str, ...]:
         """What the names of tensors begin with that a block of these widths lacks."""

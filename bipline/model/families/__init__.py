@@ -61,9 +61,17 @@ class Family(_Table):
     always_biased: tuple[str, ...] = ()
     bias_flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     head_norms: bool
+    # Norms of queries and keys over all heads together.
+    all_heads_norms: bool = False
     alternatives: tuple[str, ...]
     when_converted: dict[str, Any]
     norm: Norm = RMS_NORM
+    # The key of its config that names the activation of its FFN.
+    activation: str = "hidden_act"
+    # Its class has no attention but the one that holds every token's weights.
+    eager_attention: bool = False
+    # Its config says how positions turn for each kind of block.
+    rope_by_layer_type: bool = False
     # The key of its config by which all that a sublayer adds to the stream is multiplied.
     output_multiplier: str = ""
     # Its class takes hidden_size for the width of its heads, so that none can go: always, or with
@@ -161,6 +169,8 @@ def block_axes(family: Family, config: Mapping[str, Any], index: int = 0) -> dic
         names.update(build.biases[place])
     if family.head_norms:
         names.update(build.head_norms)
+    if family.all_heads_norms:
+        names.update(build.all_heads_norms)
     absent = build.absent(shape.num_key_value_heads, shape.intermediate_size)
     held = family.named(names)
     return {name: axes for name, axes in held.items() if not name.startswith(absent)}

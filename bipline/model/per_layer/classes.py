@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bipline.model.per_layer.modeling_per_layer_ernie4_5 import PerLayerErnie45ForCausalLM
+from bipline.model.per_layer.modeling_per_layer_exaone4 import PerLayerExaone4ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_gemma import PerLayerGemmaForCausalLM
+from bipline.model.per_layer.modeling_per_layer_gemma2 import PerLayerGemma2ForCausalLM
+from bipline.model.per_layer.modeling_per_layer_gemma3_text import PerLayerGemma3TextForCausalLM
 from bipline.model.per_layer.modeling_per_layer_glm import PerLayerGlmForCausalLM
 from bipline.model.per_layer.modeling_per_layer_granite import PerLayerGraniteForCausalLM
 from bipline.model.per_layer.modeling_per_layer_helium import PerLayerHeliumForCausalLM
@@ -17,6 +20,8 @@ from bipline.model.per_layer.modeling_per_layer_llama import PerLayerLlamaForCau
 from bipline.model.per_layer.modeling_per_layer_ministral import PerLayerMinistralForCausalLM
 from bipline.model.per_layer.modeling_per_layer_mistral import PerLayerMistralForCausalLM
 from bipline.model.per_layer.modeling_per_layer_olmo import PerLayerOlmoForCausalLM
+from bipline.model.per_layer.modeling_per_layer_olmo2 import PerLayerOlmo2ForCausalLM
+from bipline.model.per_layer.modeling_per_layer_olmo3 import PerLayerOlmo3ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_phi3 import PerLayerPhi3ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_qwen2 import PerLayerQwen2ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_qwen3 import PerLayerQwen3ForCausalLM
@@ -28,7 +33,12 @@ PER_LAYER_CLASSES: dict[str, Any] = {
     for each in (
         PerLayerErnie45ForCausalLM,
         PerLayerGemmaForCausalLM,
+        PerLayerExaone4ForCausalLM,
+        PerLayerGemma2ForCausalLM,
+        PerLayerGemma3TextForCausalLM,
         PerLayerGlmForCausalLM,
+        PerLayerOlmo2ForCausalLM,
+        PerLayerOlmo3ForCausalLM,
         PerLayerGraniteForCausalLM,
         PerLayerHeliumForCausalLM,
         PerLayerHunYuanDenseV1ForCausalLM,

@@ -14,6 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+# The norms of a sublayer, where there are norms behind sublayers, and where there are not.
+BEHIND = "post_feedforward_layernorm"
+NORMS: dict[tuple[str, bool], tuple[str, ...]] = {
+    ("self_attn", True): ("input_layernorm", "post_attention_layernorm"),
+    ("mlp", True): ("pre_feedforward_layernorm", BEHIND),
+    ("self_attn", False): ("input_layernorm",),
+    ("mlp", False): ("post_attention_layernorm",),
+}
 
 
 @dataclass(kw_only=True)
@@ -82,11 +90,19 @@ def give_widths(decoder: Any) -> None:
             narrow_attention(layer.self_attn, heads[index], groups[index])
             layer.self_attn.layer_idx = places[index]
         else:
-            layer.input_layernorm, layer.self_attn = nn.Identity(), NoAttention()
+            leave_out(layer, "self_attn", NoAttention())
         if channels := config.intermediate_size_per_layer[index]:
             narrow_ffn(layer.mlp, channels)
         else:
-            layer.post_attention_layernorm, layer.mlp = nn.Identity(), NoFFN()
+            leave_out(layer, "mlp", NoFFN())
+
+
+def leave_out(layer: Any, sublayer: str, instead: nn.Module) -> None:
+    """Put something else in the place of a block's sublayer, and nothing in that of its norms."""
+    for name in NORMS[sublayer, hasattr(layer, BEHIND)]:
+        if hasattr(layer, name):
+            setattr(layer, name, nn.Identity())
+    setattr(layer, sublayer, instead)
 
 
 def cache_places(config: Any) -> dict[int, int]:
@@ -104,6 +120,11 @@ def cache_places(config: Any) -> dict[int, int]:
 def narrow_attention(attention: Any, heads: int, groups: int) -> None:
     """Give an attention this many query and KV heads; queries per KV head stay as they are."""
     queries, keys = heads * attention.head_dim, groups * attention.head_dim
+    # A norm over all heads together is as wide as they are; one inside a head stays.
+    for name, linear, width in (("q_norm", "q_proj", queries), ("k_norm", "k_proj", keys)):
+        norm = getattr(attention, name, None)
+        if norm is not None and len(norm.weight) == getattr(attention, linear).out_features:
+            norm.weight = nn.Parameter(norm.weight.new_ones(width))
     if hasattr(attention, "qkv_proj"):
         attention.qkv_proj = _resized(attention.qkv_proj, rows=queries + 2 * keys)
         # It tells the outputs apart by the config's heads, so it gets a config of its own.

@@ -1,0 +1,48 @@
+"""The dense model of transformers with what a plan cuts silent: what slicing is held to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bipline.compression.slicing import kept_indices
+from bipline.model.checkpoint import Checkpoint
+from bipline.values.plan import BlockPlan
+
+
+class OverKept(nn.Module):
+    """A norm over all heads together where only some are there: the others count for nothing."""
+
+    def __init__(self, norm: nn.Module, kept: Tensor) -> None:
+        super().__init__()
+        self.norm, self.kept, self.weight = norm, kept, norm.weight
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The norm's own arithmetic on what stays, and zeros."""
+        normed = torch.zeros_like(values)
+        inside = {"weight": self.weight[self.kept]}
+        normed[..., self.kept] = torch.func.functional_call(
+            self.norm, inside, (values[..., self.kept],)
+        )
+        return normed
+
+
+@torch.no_grad()
+def silence(model: Any, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -> None:
+    """Zero the columns that read the groups a plan cuts, and norm heads without those that go."""
+    for layer, block in zip(model.model.layers, blocks, strict=True):
+        kept, attention = kept_indices(block, checkpoint.shape), layer.self_attn
+        keep_columns(attention.o_proj.weight, kept["query_heads"])
+        keep_columns(layer.mlp.down_proj.weight, kept["ffn_channels"])
+        if checkpoint.family.all_heads_norms and block.attention_groups:
+            attention.q_norm = OverKept(attention.q_norm, kept["query_heads"])
+            attention.k_norm = OverKept(attention.k_norm, kept["kv_heads"])
+
+
+def keep_columns(weight: Tensor, kept: Tensor) -> None:
+    """Zero all other columns of a matrix."""
+    gone = torch.ones(weight.shape[1], dtype=torch.bool)
+    gone[kept] = False
+    weight[:, gone] = 0

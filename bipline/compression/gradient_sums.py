@@ -15,8 +15,9 @@ gradient of each window's own mean loss: the diagonal of the Fisher information 
 (arXiv 2305.11627) takes it. To an attention group belong the rows of q_proj of its query heads,
 its rows of k_proj and v_proj and its columns of o_proj; to an FFN channel a row of gate_proj and
 up_proj and a column of down_proj; to both the biases of those rows. LLM-Pruner's models have no
-biases: counting them is this project's. Norms, and the biases of o_proj and down_proj, belong to
-no group. Which dimension runs along the groups is read from the family's table.
+biases: counting them is this project's, and so is counting the gains of a norm of queries or keys
+over all heads (OLMo 2) with their heads. Other norms, and the biases of o_proj and down_proj,
+belong to no group. Which dimension runs along the groups is read from the family's table.
 
 Squares of per-window gradients need the windows one at a time, whatever ``micro_batch`` the user
 chose. The memory is two blocks' weights, six gradients of one block in at least float32, and the

@@ -43,8 +43,12 @@ def problem_of(model: Path, ratio: float = 0.4, layout: Layout = "per-layer") ->
 
 
 def test_block_errors_are_those_of_the_block_run_again(family_model: Path) -> None:
+    check_block_errors(family_model)
+
+
+def check_block_errors(model: Path) -> None:
     """Each count by columns at zero, the block run whole, biases and attention included."""
-    problem = problem_of(family_model)
+    problem = problem_of(model)
     errors = measure_errors(problem, samples=5, grid=1000)
     loop = BlockLoop(problem.checkpoint, torch.float64)
     hidden = loop.embed(TOKENS[:5])

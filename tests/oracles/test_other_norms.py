@@ -16,7 +16,7 @@ from bipline.compression.criteria.needs import SEARCH
 from bipline.compression.prune import prune
 from bipline.model.block_loop import Activations, BlockLoop
 from bipline.model.families import RMS_NORM
-from bipline.model.halves import Halves
+from bipline.model.halves import O_PROJ, Halves
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.settings.method_names import CRITERIA
@@ -28,7 +28,10 @@ from tests.scored import scored
 from tests.tiny import tiny_model, token_windows
 
 # Multipliers of what sublayers add; gains of one plus a weight; centred norms with no gain.
-OTHER_NORMS = ("granite", "gemma", "olmo")
+BEFORE = ("granite", "gemma", "olmo")
+# Norms on both sides; norms behind alone, of queries and keys over all heads.
+BEHIND = ("gemma2", "olmo2")
+OTHER_NORMS = BEFORE + BEHIND
 BIP = ("llm-bip", "llm-bip-glu", "llm-bip-exact", "llm-bip-adjoint")
 GATHERED = ("gate_proj", "up_proj")
 
@@ -58,10 +61,14 @@ def test_the_adjoint_is_that_of_automatic_differentiation(other: Path) -> None:
     resident = BlockLoop(open_checkpoint(other), torch.float64).block(1)
     halves = Halves.of(resident)
     signs = torch.randn(seen["residual"].shape, generator=torch.Generator().manual_seed(1))
-    residual = seen["residual"].view(*WINDOWS.shape, -1)
-    _, back = torch.autograd.functional.vjp(
-        halves.after_ffn, residual, signs.double().view_as(residual)
-    )
+    hidden = seen["hidden"].view(*WINDOWS.shape, -1)
+
+    def moved(projected: torch.Tensor) -> torch.Tensor:
+        """The block's output when o_proj gives so much more."""
+        given = halves.project(O_PROJ, halves.attention_output(hidden)).detach()
+        return halves.after_ffn(hidden + halves.added(O_PROJ, given + projected))
+
+    _, back = torch.autograd.functional.vjp(moved, hidden * 0, signs.double().view_as(hidden))
     expected = back.flatten(0, 1) @ block.weights["self_attn.o_proj.weight"]
     found = _Adjoint(block, Tokens(seen, SEQLEN))(signs.double())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -69,14 +76,18 @@ def test_the_adjoint_is_that_of_automatic_differentiation(other: Path) -> None:
 
 def plain(block: Block, seen: Activations) -> tuple[Block, Activations]:
     """The same block under a plain RMSNorm: its gain as a weight, what it norms centred before."""
-    weights = {**block.weights, "post_attention_layernorm.weight": block.ffn_gain}
-    residual = block.normed_of(seen["residual"])
-    return replace(block, weights=weights, norm=RMS_NORM), {**seen, "residual": residual}
+    norm = block.norm_before("ffn")
+    weights = {**block.weights, "post_attention_layernorm.weight": norm.gain}
+    return replace(block, weights=weights, norm=RMS_NORM), {
+        **seen,
+        "residual": norm.centre(seen["residual"]),
+    }
 
 
-def test_scores_are_those_of_the_same_block_under_a_plain_norm(other: Path) -> None:
+@pytest.mark.parametrize("case", BEFORE)
+def test_scores_are_those_of_the_same_block_under_a_plain_norm(case: str, tmp_path: Path) -> None:
     """What moves the mean is no plain norm's affair: such scores are held to the block above."""
-    block, seen, _ = observed(other)
+    block, seen, _ = observed(tiny_model(tmp_path / case, case))
     for criterion in BIP[:2] if block.norm.centred else BIP:
         found = scores_of(criterion, block, seen)
         expected = scores_of(criterion, *plain(block, seen))
@@ -92,14 +103,32 @@ def test_gradients_are_of_what_a_group_adds(other: Path) -> None:
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
     _, scores = scored(other, "llm-pruner", windows=windows)
     for layer, found in zip(model.model.layers, scores.blocks, strict=True):
-        down = layer.mlp.down_proj.weight
-        expected = (down * down.grad).abs().sum(0)
+        attention, groups = layer.self_attn, len(found.attention_groups)
+        expected = by_line(layer.mlp.down_proj.weight, 0)
         for name in GATHERED:
-            projection = getattr(layer.mlp, name)
-            expected += (projection.weight * projection.weight.grad).abs().sum(1)
-            if projection.bias is not None:
-                expected += (projection.bias * projection.bias.grad).abs()
-        torch.testing.assert_close(found.ffn_channels, expected.detach(), rtol=1e-6, atol=1e-12)
+            expected = expected + of_rows(getattr(layer.mlp, name))
+        torch.testing.assert_close(found.ffn_channels, expected, rtol=1e-6, atol=1e-12)
+        # A norm over all heads has an entry for every row, one inside heads belongs to none.
+        joint = [norm for norm in map(attention._modules.get, ("q_norm", "k_norm")) if norm]
+        coupled = [attention.q_proj, attention.k_proj, attention.v_proj, *joint]
+        expected = by_line(attention.o_proj.weight, 0).view(groups, -1).sum(1)
+        for module in coupled:
+            expected = expected + of_rows(module).view(groups, -1).sum(1)
+        torch.testing.assert_close(found.attention_groups, expected, rtol=1e-6, atol=1e-12)
+
+
+def by_line(weight: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sums of |w g| of a matrix's columns (0) or rows (1); of a vector its own."""
+    assert weight.grad is not None
+    products = (weight * weight.grad).abs().detach()
+    return products.sum(dim) if products.dim() > 1 else products
+
+
+def of_rows(module: Any) -> torch.Tensor:
+    """Sums of |w g| of a module's rows, biases among them."""
+    bias = getattr(module, "bias", None)
+    rows = by_line(module.weight, 1)
+    return rows if bias is None else rows + by_line(bias, 1)
 
 
 def folded(model: Any) -> Any:
@@ -145,7 +174,7 @@ SCORED = [name for name in CRITERIA if needs_of(name) != SEARCH]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["granite", "gemma", "olmo", "hunyuan"])
+@pytest.mark.parametrize("case", ["granite", "gemma", "olmo", "hunyuan", *BEHIND])
 def test_every_criterion_of_sums_scores(case: str, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", case)
     for criterion in SCORED:

@@ -15,8 +15,8 @@ from torch.nn.functional import linear
 
 from bipline.base.progress import track
 from bipline.compression.allocation.problem import Problem
-from bipline.compression.criteria.interface import Block, BlockScores
-from bipline.compression.criteria.llm_bip_exact import FeedForward
+from bipline.compression.criteria.interface import Block, BlockScores, Tokens
+from bipline.compression.criteria.llm_bip_exact import Behind, FeedForward
 from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import widened
@@ -65,8 +65,9 @@ class _PrunedBlock:
         residual = widened(seen["residual"])
         output = residual + widened(seen["ffn_output"])
         self._output += float(output.square().sum(dtype=torch.float64))
-        self._ffn_errors += self._of_channels(widened(seen["ffn_activation"]))
-        self._attention_errors += self._of_groups(widened(seen["attention_output"]), residual)
+        tokens = Tokens(seen, len(residual))
+        self._ffn_errors += self._of_channels(tokens)
+        self._attention_errors += self._of_groups(tokens)
 
     def errors(self) -> BlockErrors:
         """Relative errors; between the measured counts of channels they are interpolated."""
@@ -81,8 +82,9 @@ class _PrunedBlock:
         ffn = self._ffn_errors[left] + share * (self._ffn_errors[right] - self._ffn_errors[left])
         return BlockErrors(self._attention_errors / self._output, ffn / self._output)
 
-    def _of_channels(self, activation: Tensor) -> Tensor:
+    def _of_channels(self, tokens: Tokens) -> Tensor:
         """Squared errors for each count of the grid, from the most channels to the fewest."""
+        activation, behind = widened(tokens["ffn_activation"]), Behind(self._block, "ffn", tokens)
         down = widened(self._block.weights["mlp.down_proj.weight"])
         full, errors, gone = len(self._channels), [], 0
         change = activation.new_zeros(len(activation), len(down))
@@ -91,20 +93,24 @@ class _PrunedBlock:
             if len(going):
                 change += linear(activation[:, going], down[:, going])
             gone = full - count
-            errors.append(change.square().sum(dtype=torch.float64).cpu())
+            lost = behind.change(change)
+            errors.append(lost.square().sum(dtype=torch.float64).cpu())
         return torch.stack(errors[::-1])
 
-    def _of_groups(self, attention: Tensor, residual: Tensor) -> Tensor:
+    def _of_groups(self, tokens: Tokens) -> Tensor:
         """Squared errors for each count of groups, from the most to the fewest."""
+        attention, residual = widened(tokens["attention_output"]), widened(tokens["residual"])
+        behind = Behind(self._block, "attention", tokens)
         columns = widened(self._block.weights["self_attn.o_proj.weight"])
         shape = (len(self._groups), -1)
         parts, reads = attention.unflatten(1, shape), columns.unflatten(1, shape)
         before = self._feed_forward(residual)
-        change, errors, gone = torch.zeros_like(residual), [], 0
+        taken, errors, gone = torch.zeros_like(residual), [], 0
         for count in reversed(self._choices.attention_groups):
             for group in self._groups[gone : len(self._groups) - count].tolist():
-                change = change - linear(parts[:, group], reads[:, group])
+                taken += linear(parts[:, group], reads[:, group])
             gone = len(self._groups) - count
+            change = behind.change(taken)
             moved = change + self._feed_forward(residual + change) - before if gone else change
             errors.append(moved.square().sum(dtype=torch.float64).cpu())
         return torch.stack(errors[::-1])

@@ -20,6 +20,7 @@ from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.obs import elimination_of, removals
 from bipline.compression.compensation.tokens import check_tokens
+from bipline.compression.criteria.interface import INPUTS, Block, Tokens
 from bipline.model.block_loop import Activations
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import widened
@@ -93,15 +94,18 @@ class _Moments:
     """Adds up the moments of one block's two matrices."""
 
     def __init__(self, block: LoopBlock) -> None:
-        source = block.source_weights()
-        device = block.loop.device
-        self._eps = block.loop.checkpoint.rms_norm_eps
-        self.attention = _Matrix.of(source["self_attn.o_proj.weight"].to(device))
-        self.ffn = _Matrix.of(source["mlp.down_proj.weight"].to(device))
+        device, checkpoint = block.loop.device, block.loop.checkpoint
+        held = {name: weight.to(device) for name, weight in block.source_weights().items()}
+        self._block = Block.of(checkpoint, block.index, held)
+        self._eps = checkpoint.rms_norm_eps
+        self.attention = _Matrix.of(self._block.output_matrix("attention"))
+        self.ffn = _Matrix.of(self._block.output_matrix("ffn"))
 
     def observe(self, _chunk: int, seen: Activations) -> None:
         """Add one micro-batch."""
         residual = widened(seen["residual"])
         output = residual + widened(seen["ffn_output"])
-        self.attention.add(seen["attention_output"], token_weights(residual, self._eps))
-        self.ffn.add(seen["ffn_activation"], token_weights(output, self._eps))
+        tokens = Tokens(seen, len(residual))
+        attention, ffn = (self._block.output_inputs(name, tokens) for name in INPUTS)
+        self.attention.add(attention, token_weights(residual, self._eps))
+        self.ffn.add(ffn, token_weights(output, self._eps))

@@ -13,6 +13,8 @@ with the allocation ``standardized``; both are separate choices here.
 Source: the code of FLAP. Established, from that code; there the running variance leaves out the
 first sample and is scaled by the window length, and ``wifn`` has the L2 norm over tokens: neither
 changes a ranking. Scores are no root mean squares: heads and channels do not compare.
+Where a norm lies behind a sublayer (Gemma 2, OLMo 2), W has that norm's gain on its rows and x is
+divided by the dense root mean square of what enters it: a reconstruction.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Literal
 from torch import Tensor
 
 from bipline.compression.criteria.interface import (
+    INPUTS,
     Block,
     BlockScores,
     Options,
@@ -35,7 +38,6 @@ from bipline.compression.criteria.interface import (
 from bipline.compression.criteria.needs import MOMENTS
 
 NEEDS = MOMENTS
-PLACES = {"attention_output": "self_attn.o_proj.weight", "ffn_activation": "mlp.down_proj.weight"}
 
 
 class FlapOptions(Options):
@@ -50,26 +52,32 @@ OPTIONS = FlapOptions
 
 def reads(options: FlapOptions) -> frozenset[str]:
     """Moments of both inputs, the first ones too, whatever the metric."""
-    moments = {f"{place}_{kind}" for place in PLACES for kind in ("sums", "squares")}
+    moments = {f"{place}_{kind}" for place in INPUTS.values() for kind in ("sums", "squares")}
     return frozenset({"tokens", *moments})
 
 
 def observe(block: Block, tokens: Tokens, options: FlapOptions) -> Sums:
     """Sums and sums of squares of what enters o_proj and down_proj."""
-    firsts = {f"{place}_sums": sum_of_columns(tokens[place]) for place in PLACES}
-    return {**second_moments(tokens), **firsts}
+    firsts = {
+        f"{place}_sums": sum_of_columns(block.output_inputs(sublayer, tokens))
+        for sublayer, place in INPUTS.items()
+    }
+    return {**second_moments(block, tokens), **firsts}
 
 
 def score(sums: Sums, block: Block, options: FlapOptions) -> BlockScores:
     """Scores of channels, and of groups by sum."""
-    attention, ffn = (_channels(place, sums, block, options) for place in PLACES)
+    attention, ffn = (
+        _channels(block.output_matrix(sublayer), place, sums, options)
+        for sublayer, place in INPUTS.items()
+    )
     if options.square_attention:
         attention = attention.square()
     return BlockScores.of_channels(attention, ffn, block.shape)
 
 
-def _channels(place: str, sums: Sums, block: Block, options: FlapOptions) -> Tensor:
-    weight, squares = block.weights[PLACES[place]], sums[f"{place}_squares"] / sums["tokens"]
+def _channels(weight: Tensor, place: str, sums: Sums, options: FlapOptions) -> Tensor:
+    squares = sums[f"{place}_squares"] / sums["tokens"]
     if options.metric == "wifn":
         return squares.sqrt() * mean_absolute_columns(weight)
     variance = (squares - (sums[f"{place}_sums"] / sums["tokens"]).square()).clamp(min=0)

@@ -7,23 +7,33 @@ share a KV head are consecutive in transformers' layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bipline.compression.criteria.norms import NO_NORM, RmsNorm, gain_of
 from bipline.compression.options import BaseOptions
 from bipline.model.block_loop import Activations
+from bipline.model.builds import Sublayer, SublayerNorms, build_named
 from bipline.model.checkpoint import DEFAULT_ACT, DEFAULT_EPS, Checkpoint, widened
-from bipline.model.families import RMS_NORM, ModelShape, Norm
+from bipline.model.families import RMS_NORM, ModelShape, Norm, build_of
 
 Sums = dict[str, Tensor]
 # What goes as a whole: groups and channels, whole blocks, or attention and FFN sublayers.
 Unit = Literal["groups", "blocks", "sublayers"]
+# The matrix by which a sublayer adds to the residual stream, and what is seen of it.
+OUTPUT_MATRICES: dict[Sublayer, str] = {
+    "attention": "self_attn.o_proj.weight",
+    "ffn": "mlp.down_proj.weight",
+}
+INPUTS: dict[Sublayer, str] = {"attention": "attention_output", "ffn": "ffn_activation"}
+PROJECTED: dict[Sublayer, str] = {"attention": "attention_projected", "ffn": "ffn_projected"}
 # 128 rows of a 7B model's widest activation in float32 are 5.6 MB.
 TILE_ROWS = 128
+FFN_SCALES = "ffn_scales"
 
 
 @dataclass(frozen=True)
@@ -36,30 +46,55 @@ class Block:
     rms_norm_eps: float = DEFAULT_EPS
     hidden_act: str = DEFAULT_ACT
     norm: Norm = RMS_NORM
+    norms: Mapping[Sublayer, SublayerNorms] = field(
+        default_factory=lambda: build_named("decoder").norms
+    )
 
     @property
     def group_width(self) -> int:
         """Channels of one attention group in the attention width."""
         return self.shape.head_dim * self.shape.queries_per_group
 
-    @property
-    def ffn_gain(self) -> Tensor:
-        """What the norm before the FFN multiplies by, ``[d]`` in at least float32."""
-        if self.norm.gain == "none":
-            like = self.weights["mlp.up_proj.weight"]
-            return widened(like.new_ones(self.shape.hidden_size))
-        weight = widened(self.weights["post_attention_layernorm.weight"])
-        return 1 + weight if self.norm.gain == "one_plus_weight" else weight
+    def norm_before(self, sublayer: Sublayer) -> RmsNorm:
+        """The norm over what a sublayer's first matrices read; none where it reads the stream."""
+        return self._norm(self.norms[sublayer].before)
 
-    def normed_of(self, hidden: Tensor) -> Tensor:
-        """What the norm takes the root mean square of: ``hidden``, or its distance to its mean."""
-        return hidden - hidden.mean(-1, keepdim=True) if self.norm.centred else hidden
+    def norm_behind(self, sublayer: Sublayer) -> RmsNorm:
+        """The norm over what a sublayer's last matrix gives; none where that is added as it is."""
+        return self._norm(self.norms[sublayer].after)
+
+    def _norm(self, name: str) -> RmsNorm:
+        if not name:
+            return NO_NORM
+        weight = self.weights.get(f"{name}.weight")
+        like = widened(next(iter(self.weights.values())).new_ones(self.shape.hidden_size))
+        gain = gain_of(None if weight is None else widened(weight), self.norm.gain, like)
+        return RmsNorm(gain, self.rms_norm_eps, self.norm.centred)
+
+    def output_matrix(self, sublayer: Sublayer) -> Tensor:
+        """o_proj or down_proj ``[d, n]`` as the stream sees it: behind the gain of a norm."""
+        weight, norm = self.weights[OUTPUT_MATRICES[sublayer]], self.norm_behind(sublayer)
+        return weight if norm.gain is None else norm.scaled(widened(weight))
+
+    def output_inputs(self, sublayer: Sublayer, tokens: Tokens) -> Tensor:
+        """What :meth:`output_matrix` reads, ``[tokens, n]``: its product is what the stream gets.
+
+        Behind a norm these are its inputs over the dense root mean square of what it gives.
+        """
+        inputs, norm = tokens[INPUTS[sublayer]], self.norm_behind(sublayer)
+        return inputs if norm.gain is None else inputs * self.output_scale(sublayer, tokens)
+
+    def output_scale(self, sublayer: Sublayer, tokens: Tokens) -> Tensor:
+        """One over the dense root mean square of what enters the norm behind: ``[tokens, 1]``."""
+        projected = widened(tokens[PROJECTED[sublayer]])
+        norm = self.norm_behind(sublayer)
+        return torch.cat([norm.inverse(tile) for tile in tiles(projected)])
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, index: int, weights: dict[str, Tensor]) -> Block:
         """A block of a checkpoint with these weights."""
         held = checkpoint.rms_norm_eps, checkpoint.hidden_act, checkpoint.family.norm
-        return cls(index, checkpoint.shape, weights, *held)
+        return cls(index, checkpoint.shape, weights, *held, build_of(checkpoint.family).norms)
 
 
 @dataclass(frozen=True)
@@ -151,14 +186,23 @@ class Tokens:
         return torch.arange(start, start + len(some), device=some.device)
 
 
-def second_moments(tokens: Tokens) -> Sums:
-    """Tokens seen, and sums of squares of the inputs of o_proj ``[a]`` and down_proj ``[f]``."""
-    attention, ffn = tokens["attention_output"], tokens["ffn_activation"]
-    return {
-        "tokens": torch.tensor(float(len(ffn)), dtype=torch.float64),
-        "attention_output_squares": sum_of_squares(attention),
-        "ffn_activation_squares": sum_of_squares(ffn),
-    }
+def second_moments(block: Block, tokens: Tokens) -> Sums:
+    """Tokens seen, and sums of squares of the inputs of o_proj ``[a]`` and down_proj ``[f]``.
+
+    Inputs are those of :meth:`Block.output_inputs`. With a norm behind the FFN also the sum of
+    its scales.
+    """
+    sums = {"tokens": torch.tensor(float(len(tokens["ffn_activation"])), dtype=torch.float64)}
+    for sublayer, name in INPUTS.items():
+        sums[f"{name}_squares"] = sum_of_squares(block.output_inputs(sublayer, tokens))
+    if block.norm_behind("ffn").gain is not None:
+        sums[FFN_SCALES] = block.output_scale("ffn", tokens).sum(dtype=torch.float64)
+    return sums
+
+
+def mean_ffn_scale(sums: Sums) -> Tensor | float:
+    """The mean of one over what the norm behind the FFN divides by; 1 where there is none."""
+    return sums[FFN_SCALES] / sums["tokens"] if FFN_SCALES in sums else 1.0
 
 
 def sum_of_squares(values: Tensor) -> Tensor:

@@ -12,6 +12,11 @@ Source: the paper's formulas as quoted elsewhere are |X_U^j| . |W_D^j| and
 |X_H^j| . |W_O^j| (I + |W_U||W_D|). Which norms the bars stand for and how channels become a head
 are not known: an L2 norm over tokens, an L1 norm over the propagated outputs and the sum over
 channels are this project's reconstruction.
+
+Where norms lie behind sublayers (Gemma 2, OLMo 2), Wo and Wd have their gains on their rows, o and
+a are divided by the dense root mean square of what enters the norm, and |Wd| in w is multiplied by
+the mean of one over it. While these are held the FFN score is exact; ``llm-bip-exact`` does not
+hold them. A reconstruction too.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from bipline.compression.criteria.interface import (
     Tokens,
     absolute_product,
     column_norms,
+    mean_ffn_scale,
     root_mean_square,
     second_moments,
 )
@@ -43,12 +49,13 @@ def reads(options: Options) -> frozenset[str]:
 
 def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
     """Sums of squares of what enters o_proj and down_proj."""
-    return second_moments(tokens)
+    return second_moments(block, tokens)
 
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Scores from the sums; matrix-vector products only, so 3 d f operations a block."""
-    propagated = 1 + absolute_product(block.weights["mlp.up_proj.weight"], output_reach(block))
+    reach = output_reach(block) * mean_ffn_scale(sums)
+    propagated = 1 + absolute_product(block.weights["mlp.up_proj.weight"], reach)
     attention = attention_channels(sums, block, propagated)
     return BlockScores.of_channels(attention, ffn_scores(sums, block), block.shape)
 
@@ -56,17 +63,19 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
 def attention_channels(sums: Sums, block: Block, propagated: torch.Tensor) -> torch.Tensor:
     """Scores ``[a]`` of o_proj's inputs: how much each hidden channel ``[d]`` counts is given."""
     rms = root_mean_square(sums["attention_output_squares"], sums["tokens"])
-    reach = absolute_product(block.weights["self_attn.o_proj.weight"], propagated)
+    reach = absolute_product(block.output_matrix("attention"), propagated)
     return rms * reach
 
 
 def ffn_scores(sums: Sums, block: Block) -> torch.Tensor:
-    """rms(a_j) * ||Wd[:, j]||: the exact change of the block's output, channel by channel."""
+    """rms(a_j) * ||Wd[:, j]||: the exact change of the block's output, channel by channel.
+
+    With a norm behind, of the matrix and inputs while its root mean square is held.
+    """
     rms = root_mean_square(sums["ffn_activation_squares"], sums["tokens"])
-    return rms * column_norms(block.weights["mlp.down_proj.weight"])
+    return rms * column_norms(block.output_matrix("ffn"))
 
 
 def output_reach(block: Block) -> torch.Tensor:
     """|Wd|^T 1 ``[f]``: how far a change of each FFN channel can move the block's output."""
-    down = block.weights["mlp.down_proj.weight"]
-    return absolute_product(down, torch.ones(block.shape.hidden_size))
+    return absolute_product(block.output_matrix("ffn"), torch.ones(block.shape.hidden_size))

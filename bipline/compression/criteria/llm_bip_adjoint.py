@@ -15,6 +15,9 @@ backward product, so a probe costs about one FFN pass however many heads there a
 ``probes`` divides the variance; the signs depend on the seed, the block and the token's place
 alone.
 
+Where norms lie behind sublayers (Gemma 2, OLMo 2) their derivatives are in J and before Wo^T, and
+the FFN channel's score is that of ``llm-bip-exact``.
+
 Source: ours. What it estimates is what LLM-BIP (arXiv 2412.06419) bounds.
 """
 
@@ -28,17 +31,18 @@ from torch import Tensor
 
 from bipline.compression.criteria.draws import random_signs, seed_of
 from bipline.compression.criteria.interface import (
+    PROJECTED,
     Block,
     BlockScores,
     Options,
     Sums,
     Tokens,
     root_mean_square,
-    second_moments,
 )
-from bipline.compression.criteria.llm_bip import ffn_scores
+from bipline.compression.criteria.llm_bip_exact import channel_moments, channel_scores
 from bipline.compression.criteria.needs import TOKENS
 from bipline.model.activations import value_and_slope
+from bipline.model.builds import Sublayer
 from bipline.model.checkpoint import widened
 
 NEEDS = TOKENS
@@ -68,9 +72,7 @@ def observe(block: Block, tokens: Tokens, options: AdjointOptions) -> Sums:
         signs = random_signs(tokens.places, block.shape.hidden_size, seed).to(output)
         moved = (adjoint(signs) * output).unflatten(1, (groups, -1)).sum(-1)
         squares += moved.square().sum(0, dtype=torch.float64)
-    moments = second_moments(tokens)
-    del moments["attention_output_squares"]
-    return {**moments, _name(options): squares}
+    return {**channel_moments(block, tokens), _name(options): squares}
 
 
 def score(sums: Sums, block: Block, options: AdjointOptions) -> BlockScores:
@@ -78,33 +80,43 @@ def score(sums: Sums, block: Block, options: AdjointOptions) -> BlockScores:
     draws = sums["tokens"] * options.probes
     return BlockScores(
         attention_groups=root_mean_square(sums[_name(options)], draws),
-        ffn_channels=ffn_scores(sums, block),
+        ffn_channels=channel_scores(sums, block),
     )
 
 
 class _Adjoint:
-    """e = Wo^T (I + J)^T r for some tokens: ``[tokens, d] -> [tokens, a]``."""
+    """e = Wo^T A^T (I + J)^T r for some tokens: ``[tokens, d] -> [tokens, a]``.
+
+    A is the derivative of the norm behind attention, where there is one.
+    """
 
     def __init__(self, block: Block, tokens: Tokens) -> None:
         names = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
         held = [widened(block.weights[f"{name}.weight"]) for name in names]
         self._output, self._gate, self._up, self._down = held
-        self._gain, self._normed_of = block.ffn_gain, block.normed_of
-        self._hidden = block.normed_of(widened(tokens["residual"]))
-        squares = self._hidden.square().mean(-1, keepdim=True)
-        self._inverse = (squares + block.rms_norm_eps).rsqrt()
+        self._before, self._hidden = block.norm_before("ffn"), widened(tokens["residual"])
+        self._behind = {name: block.norm_behind(name) for name in PROJECTED}
+        self._projected = {
+            name: widened(tokens[PROJECTED[name]])
+            for name, norm in self._behind.items()
+            if norm.gain is not None
+        }
         gate, up = widened(tokens["gate"]), widened(tokens["up"])
         self._through_up, slope = value_and_slope(block.hidden_act, gate)
         self._through_gate = slope * up
 
     def __call__(self, signs: Tensor) -> Tensor:
         """The adjoint product; two products with d x f matrices and one more back."""
-        inner = signs @ self._down
+        inner = self._pulled("ffn", signs) @ self._down
         back = (self._through_up * inner) @ self._up + (self._through_gate * inner) @ self._gate
-        normed = self._gain * back * self._inverse
-        along = (self._hidden * normed).mean(-1, keepdim=True) * self._inverse.square()
-        # Centring is its own adjoint.
-        return (signs + self._normed_of(normed) - self._hidden * along) @ self._output
+        through = self._before.pulled(self._hidden, back)
+        return self._pulled("attention", signs + through) @ self._output
+
+    def _pulled(self, sublayer: Sublayer, sides: Tensor) -> Tensor:
+        """Through the norm behind a sublayer, where there is one."""
+        if sublayer not in self._projected:
+            return sides
+        return self._behind[sublayer].pulled(self._projected[sublayer], sides)
 
 
 def _name(options: AdjointOptions) -> str:

@@ -9,6 +9,11 @@ Nothing is bounded and attention is not run again: one pass through the FFN per 
 as many FFN passes as the block has KV heads. Attention and FFN scores are in one unit and both
 exact, so they can be compared inside a block. a is the activation that the model's config names.
 
+Where norms lie behind sublayers (Gemma 2, OLMo 2), N behind attention and M behind the FFN:
+D_k = N(z - Wo[:, C_k] o[C_k]) - N(z),  F(h) = M(Wd (a(p) * q)), and the FFN channel's score is the
+root mean square of M(u - a_j Wd[:, j]) - M(u), in closed form for all channels at once: exact too.
+Where queries and keys are normed over all heads (OLMo 2) the other heads are taken as they are.
+
 Source: ours. What it measures is what LLM-BIP (arXiv 2412.06419) bounds.
 """
 
@@ -19,20 +24,25 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from bipline.compression.criteria.interface import (
+    PROJECTED,
     Block,
     BlockScores,
     Options,
     Sums,
     Tokens,
+    column_sums,
     root_mean_square,
     second_moments,
+    tiles,
 )
 from bipline.compression.criteria.llm_bip import ffn_scores
 from bipline.compression.criteria.needs import TOKENS
 from bipline.model.activations import activation
+from bipline.model.builds import Sublayer
 from bipline.model.checkpoint import widened
 
 NEEDS = TOKENS
+CHANNEL_CHANGES = "channel_change_squares"
 OPTIONS = Options
 SUMS = frozenset({"tokens", "ffn_activation_squares", "group_change_squares"})
 
@@ -49,44 +59,74 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
     before = feed_forward(hidden)
     output = widened(tokens["attention_output"])
     columns = widened(block.weights["self_attn.o_proj.weight"])
-    width = block.group_width
+    width, behind = block.group_width, Behind(block, "attention", tokens)
     squares = []
     for part, reads in zip(output.split(width, 1), columns.split(width, 1), strict=True):
-        change = -linear(part, reads)
+        change = behind.change(linear(part, reads))
         change = change + feed_forward(hidden + change) - before
         squares.append(change.square().sum(dtype=torch.float64))
-    moments = second_moments(tokens)
+    return {**channel_moments(block, tokens), "group_change_squares": torch.stack(squares)}
+
+
+def channel_moments(block: Block, tokens: Tokens) -> Sums:
+    """The FFN's moments, and with a norm behind it every channel's sum of squared changes."""
+    moments, norm = second_moments(block, tokens), block.norm_behind("ffn")
     del moments["attention_output_squares"]
-    return {**moments, "group_change_squares": torch.stack(squares)}
+    if norm.gain is None:
+        return moments
+    down = widened(block.weights["mlp.down_proj.weight"])
+    parts = zip(tiles(tokens["ffn_projected"]), tiles(tokens["ffn_activation"]), strict=True)
+    squares = [column_sums(norm.column_changes(*part, down)) for part in parts]
+    return {**moments, CHANNEL_CHANGES: torch.stack(squares).sum(0)}
+
+
+def channel_scores(sums: Sums, block: Block) -> Tensor:
+    """Root mean squares ``[f]`` of the exact changes when a channel goes."""
+    if CHANNEL_CHANGES in sums:
+        return root_mean_square(sums[CHANNEL_CHANGES], sums["tokens"])
+    return ffn_scores(sums, block)
+
+
+class Behind:
+    """What the stream loses of what a sublayer adds, when a part of what enters its norm goes."""
+
+    def __init__(self, block: Block, sublayer: Sublayer, tokens: Tokens) -> None:
+        self._norm = block.norm_behind(sublayer)
+        if self._norm.gain is not None:
+            self._projected = widened(tokens[PROJECTED[sublayer]])
+            self._added = self._norm(self._projected)
+
+    def change(self, part: Tensor) -> Tensor:
+        """The change of what is added when ``part`` ``[tokens, d]`` of what enters goes."""
+        if self._norm.gain is None:
+            return -part
+        return self._norm(self._projected - part) - self._added
 
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Root mean squares of the changes."""
     return BlockScores(
         attention_groups=root_mean_square(sums["group_change_squares"], sums["tokens"]),
-        ffn_channels=ffn_scores(sums, block),
+        ffn_channels=channel_scores(sums, block),
     )
 
 
 class FeedForward:
     """A block's FFN half on the residual stream, in at least float32: ``[tokens, d]``.
 
-    The bias of down_proj is left out, because only differences are taken.
+    Only differences are taken, so a bias of down_proj counts where a norm lies behind it alone.
     """
 
     def __init__(self, block: Block) -> None:
         held = {name: widened(weight) for name, weight in block.weights.items() if "mlp" in name}
         self._gate = held["mlp.gate_proj.weight"], held.get("mlp.gate_proj.bias")
         self._up = held["mlp.up_proj.weight"], held.get("mlp.up_proj.bias")
-        self._down = held["mlp.down_proj.weight"]
-        self._gain, self._normed_of = block.ffn_gain, block.normed_of
-        self._eps = block.rms_norm_eps
+        self._down = held["mlp.down_proj.weight"], held.get("mlp.down_proj.bias")
+        self._before, self._behind = block.norm_before("ffn"), block.norm_behind("ffn")
         self._activation = activation(block.hidden_act)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """F(h) for every token."""
-        hidden = self._normed_of(hidden)
-        root = (hidden.square().mean(-1, keepdim=True) + self._eps).rsqrt()
-        inner = hidden * root * self._gain
+        inner = self._before(hidden)
         gate = self._activation(linear(inner, *self._gate))
-        return linear(gate * linear(inner, *self._up), self._down)
+        return self._behind(linear(gate * linear(inner, *self._up), *self._down))

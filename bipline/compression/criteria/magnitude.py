@@ -6,12 +6,14 @@ attention group:  the sum over its channels
 This is the root mean square change per token for inputs of unit mean square. It needs no
 calibration data.
 
-Source: the code of FLAP (arXiv 2312.11983). Established, from that code.
+Source: the code of FLAP (arXiv 2312.11983). Established, from that code. Where a norm lies behind a
+sublayer (Gemma 2, OLMo 2), W has that norm's gain on its rows: a reconstruction.
 """
 
 from __future__ import annotations
 
 from bipline.compression.criteria.interface import (
+    OUTPUT_MATRICES,
     Block,
     BlockScores,
     Options,
@@ -31,6 +33,5 @@ def reads(options: Options) -> frozenset[str]:
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Column norms of o_proj, added by group, and of down_proj."""
-    names = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-    attention, ffn = (column_norms(block.weights[name]) for name in names)
+    attention, ffn = (column_norms(block.output_matrix(name)) for name in OUTPUT_MATRICES)
     return BlockScores.of_channels(attention, ffn, block.shape)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bipline.compression.slicing import kept_indices
 from bipline.model.checkpoint import Checkpoint
 from bipline.values.plan import BlockPlan
+from tests.routed import without_experts
 
 
 class OverKept(nn.Module):
@@ -31,11 +32,17 @@ class OverKept(nn.Module):
 
 @torch.no_grad()
 def silence(model: Any, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -> None:
-    """Zero the columns that read the groups a plan cuts, and norm heads without those that go."""
+    """Zero the columns that read the groups a plan cuts, and norm heads without those that go.
+
+    An expert that goes has the router's logit -inf.
+    """
     for layer, block in zip(model.model.layers, blocks, strict=True):
         kept, attention = kept_indices(block, checkpoint.shape), layer.self_attn
         keep_columns(attention.o_proj.weight, kept["query_heads"])
-        keep_columns(layer.mlp.down_proj.weight, kept["ffn_channels"])
+        if checkpoint.shape.num_experts:
+            without_experts(layer.mlp.gate, kept["experts"])
+        else:
+            keep_columns(layer.mlp.down_proj.weight, kept["ffn_channels"])
         if checkpoint.family.all_heads_norms and block.attention_groups:
             attention.q_norm = OverKept(attention.q_norm, kept["query_heads"])
             attention.k_norm = OverKept(attention.k_norm, kept["kv_heads"])

@@ -114,7 +114,25 @@ MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3": ("olmo3", {**MULTI, **SLIDING, "rope_parameters": ROPES}),
     "exaone4": ("exaone4", {**GROUPED, **SLIDING}),
 }  # fmt: skip
-CASES = FAMILY_CASES | MORE_CASES
+# Mixtures of experts: two of eight for each token.
+EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2}),
+    "qwen3-moe": (
+        "qwen3_moe",
+        {
+            **GROUPED, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+            "norm_topk_prob": True, "attention_bias": True,
+        },
+    ),
+    "qwen3-moe-unnormed": (
+        "qwen3_moe",
+        {
+            **SINGLE, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 12,
+            "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 9,
+        },
+    ),
+}  # fmt: skip
+CASES = FAMILY_CASES | MORE_CASES | EXPERT_CASES
 
 
 def config_of(case: str = "llama-gqa", **changes: Any) -> dict[str, Any]:

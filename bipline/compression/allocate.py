@@ -14,6 +14,7 @@ from typing import Any
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.compression.allocation import allocation_options, load_allocation
+from bipline.compression.allocation import check_units as check_choice
 from bipline.compression.allocation.problem import Problem, highest
 from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
 from bipline.compression.allocation.widths import (
@@ -23,12 +24,14 @@ from bipline.compression.allocation.widths import (
     choices_of,
     whole,
 )
-from bipline.compression.criteria import options_of
-from bipline.compression.criteria.interface import Unit
+from bipline.compression.criteria import check_units, options_of
+from bipline.compression.criteria.interface import BlockScores, Unit
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import exported_config, heads_fixed
+from bipline.model.per_layer.shipping import own_class
+from bipline.model.shapes import PER_LAYER_PREFIX
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import BlockPlan, Budget, PruningPlan
 
@@ -66,15 +69,18 @@ def allocate(
         layout=settings.layout,
         budget=_budget(checkpoint, settings, widths),
         ffn_multiple=checked_multiple(checkpoint.shape, settings.ffn_multiple),
-        notes=_notes(problem),
-        blocks=tuple(
-            BlockPlan(
-                attention_groups=highest(block.attention_groups, kept.attention_groups),
-                ffn_channels=highest(block.ffn_channels, kept.ffn_channels),
-            )
-            for block, kept in zip(scores.blocks, widths, strict=True)
-        ),
+        notes=_notes(problem, widths),
+        blocks=tuple(map(_block_plan, scores.blocks, widths)),
     )
+
+
+def _block_plan(scores: BlockScores, kept: Widths) -> BlockPlan:
+    """The highest scores stay, as many of each kind as the widths say."""
+    groups = highest(scores.attention_groups, kept.attention_groups)
+    units = highest(scores.ffn_units, kept.ffn_units)
+    if scores.experts is None:
+        return BlockPlan(attention_groups=groups, ffn_channels=units)
+    return BlockPlan(attention_groups=groups, ffn_channels=(), experts=units)
 
 
 def check_allocation(
@@ -98,12 +104,16 @@ def check_allocation(
     prunes = options_of(criterion, 0, criterion_option).prunes
     allocation = settings.allocation or usual_allocation(prunes)
     allocation_options(allocation, 0, settings.allocation_option)
+    check_units(criterion, checkpoint.shape)
+    check_choice(allocation, checkpoint.shape)
     _check_pairing(allocation, criterion, prunes, settings)
+    if settings.layout == "per-layer":
+        own_class(f"{PER_LAYER_PREFIX}{checkpoint.config['model_type']}")
     choices = _choices(checkpoint, settings)
     _check_reach(checkpoint, settings, allocation, choices)
     if allocation == UNIFORM and settings.layout == "uniform":
         widths = uniform_widths_of(checkpoint, settings)
-        exported_config(checkpoint.config, widths.ffn_channels, widths.attention_groups)
+        exported_config(checkpoint.config, widths.ffn_units, widths.attention_groups)
     return allocation
 
 
@@ -130,8 +140,11 @@ def check_ratio(ratio: float) -> None:
 
 def _check_fit(checkpoint: Checkpoint, scores: Scores) -> None:
     shape = checkpoint.shape
-    widths = {(len(block.attention_groups), len(block.ffn_channels)) for block in scores.blocks}
-    fits = widths == {(shape.num_key_value_heads, shape.intermediate_size)}
+    widths = {(len(block.attention_groups), len(block.ffn_units)) for block in scores.blocks}
+    fits = widths == {(shape.num_key_value_heads, shape.ffn_units)}
+    fits = fits and all(
+        (block.experts is not None) == bool(shape.num_experts) for block in scores.blocks
+    )
     if not fits or len(scores.blocks) != shape.num_hidden_layers:
         raise InvalidInput(f"the scores are of another model than {checkpoint.location}")
 
@@ -198,6 +211,8 @@ def _check_reach(
     asked = _ratio_of_blocks(checkpoint, settings)
     if asked > largest:
         of = "the blocks" if settings.ratio_of == "blocks" else "all parameters"
+        if taken := checkpoint.shape.num_experts_per_tok:
+            how += f" where each token passes through {taken} experts, so that as many stay"
         raise InvalidInput(
             f"ratio {settings.ratio:g} of {of} cannot be reached{how}; the largest that can is "
             f"{math.floor(largest * settings.ratio / asked * 1e4) / 1e4:g}"
@@ -223,13 +238,43 @@ def _budget(checkpoint: Checkpoint, settings: AllocateSettings, widths: list[Wid
     )
 
 
-def _notes(problem: Problem) -> tuple[str, ...]:
-    checkpoint = problem.checkpoint
-    fixed = heads_fixed(checkpoint.config)
-    whole_attention = fixed or checkpoint.shape.num_key_value_heads == 1
-    if not whole_attention or problem.scores.prunes != "groups":
-        return ()
-    why = f"{checkpoint.family.architecture} fixes its heads" if fixed else "one KV head (MQA)"
-    text = f"{why}: attention stays whole and the FFN takes the whole ratio"
-    note(text)
-    return (text,)
+def _notes(problem: Problem, widths: list[Widths]) -> tuple[str, ...]:
+    texts = (_whole_attention(problem, widths), _unseen_experts(problem.scores))
+    for text in filter(None, texts):
+        note(text)
+    return tuple(filter(None, texts))
+
+
+def _whole_attention(problem: Problem, widths: list[Widths]) -> str:
+    """Why attention loses nothing, where it does not; empty where it does."""
+    checkpoint, shape = problem.checkpoint, problem.checkpoint.shape
+    if problem.scores.prunes != "groups":
+        return ""
+    if heads_fixed(checkpoint.config):
+        why = f"{checkpoint.family.architecture} fixes its heads"
+    elif shape.num_key_value_heads == 1:
+        why = "one KV head (MQA)"
+    elif shape.num_experts and {w.attention_groups for w in widths} == {shape.num_key_value_heads}:
+        kept = f"{widths[0].ffn_units} of {shape.num_experts}"
+        return f"experts go first: every block keeps {kept}, and its attention whole"
+    else:
+        return ""
+    return f"{why}: attention stays whole and the FFN takes the whole ratio"
+
+
+def _unseen_experts(scores: Scores) -> str:
+    """The experts of which the calibration windows say nothing; empty where they speak of all."""
+    unseen = {
+        index: (block.expert_tokens == 0).nonzero().flatten().tolist()
+        for index, block in enumerate(scores.blocks)
+        if block.expert_tokens is not None
+    }
+    told = [
+        f"{', '.join(map(str, held))} of block {index}" for index, held in unseen.items() if held
+    ]
+    if not told:
+        return ""
+    return (
+        f"no calibration token was sent to experts {'; '.join(told)}: nothing is known of them, "
+        "and more samples may show their use"
+    )

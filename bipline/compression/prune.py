@@ -24,7 +24,7 @@ from bipline.model.families import exported_config, with_output_biases
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.per_layer.shipping import refuse_tokenizer_code, shipped_files
 from bipline.model.per_layer.stored import stored_config
-from bipline.model.shapes import BlockWidths, shape_of
+from bipline.model.shapes import BlockWidths, ModelShape, shape_of
 from bipline.model.side_files import is_side_file
 from bipline.model.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_json, write_weights
 from bipline.storage.digests import digest_json
@@ -33,7 +33,7 @@ from bipline.storage.folder import Folder
 from bipline.storage.manifest import Manifest, read_manifest
 from bipline.storage.strict_json import read_json
 from bipline.values.origin import ModelOrigin, config_digest
-from bipline.values.plan import PLAN_NAME, PruningPlan
+from bipline.values.plan import PLAN_NAME, BlockPlan, PruningPlan
 from bipline.values.resolution import CONFIG
 
 KIND = "model"
@@ -108,8 +108,8 @@ def pruned_config(
         kept = [plan.blocks[index].widths for index in blocks]
         widths = [BlockWidths(num_key_value_heads=g, intermediate_size=f) for g, f in kept]
         return per_layer_config(config, blocks, widths)
-    groups, channels = plan.blocks[blocks[0]].widths
-    return exported_config(config, channels, groups, blocks)
+    groups, units = plan.blocks[blocks[0]].widths
+    return exported_config(config, units, groups, blocks)
 
 
 def adds_biases(checkpoint: Checkpoint, corrections: Corrections | None) -> bool:
@@ -130,8 +130,7 @@ def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
         held = shape.block(index)
         if max(block.attention_groups, default=-1) >= held.num_key_value_heads:
             raise InvalidInput(f"the plan keeps a group that block {index} does not have")
-        if max(block.ffn_channels, default=-1) >= held.intermediate_size:
-            raise InvalidInput(f"the plan keeps an FFN channel that block {index} does not have")
+        _check_ffn(block, held, index)
     if not any(block.attention_groups for block in plan.blocks):
         raise InvalidInput(
             "the plan keeps no attention in any block; keep at least one attention group, "
@@ -141,6 +140,20 @@ def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
         _check_uniform(plan)
     else:
         refuse_tokenizer_code(checkpoint.folder)
+
+
+def _check_ffn(block: BlockPlan, held: ModelShape, index: int) -> None:
+    """Raise InvalidInput unless what a plan keeps of an FFN is there, and enough for a token."""
+    channels = 0 if held.num_experts else held.intermediate_size
+    if max(block.ffn_channels, default=-1) >= channels:
+        raise InvalidInput(f"the plan keeps an FFN channel that block {index} does not have")
+    if max(block.experts, default=-1) >= held.num_experts:
+        raise InvalidInput(f"the plan keeps an expert that block {index} does not have")
+    if held.num_experts and 0 < len(block.experts) < held.num_experts_per_tok:
+        raise InvalidInput(
+            f"the plan keeps {len(block.experts)} experts of block {index}, and every token passes "
+            f"through {held.num_experts_per_tok} (num_experts_per_tok); keep at least as many"
+        )
 
 
 def _check_uniform(plan: PruningPlan) -> None:

@@ -9,13 +9,19 @@ whose partial statistics are reduced later (:func:`score_part`, :func:`reduce_pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import track
-from bipline.compression.criteria import Criterion, load_criterion, needs_of, unmet_needs
+from bipline.compression.criteria import (
+    Criterion,
+    check_units,
+    load_criterion,
+    needs_of,
+    unmet_needs,
+)
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
 from bipline.compression.criteria.needs import GRADIENTS
 from bipline.compression.criteria.search import Search
@@ -55,6 +61,7 @@ def score_model(
     Raises InvalidInput where the model's activations are not finite, and where windows cannot be
     divided among workers.
     """
+    check_units(criterion, checkpoint.shape)
     needs, workers = needs_of(criterion), workers or Workers()
     if workers.count > 1 and needs.windows:
         check_shared(criterion)
@@ -85,6 +92,7 @@ def score_part(
     Raises InvalidInput when there are fewer chunks than parts, or the criterion's work cannot be
     divided.
     """
+    check_units(criterion, checkpoint.shape)
     check_shared(criterion)
     own = share_of(len(windows.token_ids), *part)
 
@@ -123,6 +131,7 @@ def compute_scores(
 
     Raises InvalidInput when the sums are of another model or lack what the criterion needs.
     """
+    check_units(criterion, checkpoint.shape)
     hold_to_model(checkpoint, statistics)
     chosen = load_criterion(criterion)
     for sums in statistics.blocks:
@@ -227,10 +236,13 @@ def _block_scores(criterion: Criterion, sums: Sums, block: Block, options: Optio
     device = next(iter(block.weights.values())).device
     there = {name: value.to(device) for name, value in sums.items()}
     scores = criterion.score(there, block, options)
-    for name in ("attention_groups", "ffn_channels"):
-        if not bool(getattr(scores, name).isfinite().all()):
+    if "expert_tokens" in sums:
+        scores = replace(scores, expert_tokens=sums["expert_tokens"].clone())
+    held = scores.tensors()
+    for name, values in held.items():
+        if not bool(values.isfinite().all()):
             raise InvalidInput(f"block {block.index}: the scores of its {name} are not finite")
-    return BlockScores(**scores.tensors())
+    return BlockScores(**held)
 
 
 def _scores_of(

@@ -17,7 +17,14 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.compression.corrections import Corrections
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
-from bipline.model.families import block_axes, block_parts, family_of, tensor_shapes
+from bipline.model.experts import renumbered
+from bipline.model.families import (
+    block_axes,
+    block_parts,
+    build_of,
+    family_of,
+    tensor_shapes,
+)
 from bipline.model.shapes import ModelShape, shape_of
 from bipline.model.writer import TensorSpec
 from bipline.values.plan import BlockPlan, PruningPlan
@@ -59,8 +66,10 @@ class Slicer:
             for name, shape in self._shapes.items()
             if name in checkpoint.tensors
         }
+        named = build_of(checkpoint.family).block_weights
         for number, index in enumerate(plan.kept_blocks):
             kept = kept_indices(plan.blocks[index], checkpoint.shape)
+            self._experts = renumbered(named, plan.blocks[index].experts)
             for target in self._of_block(number, index, kept, corrections):
                 self._targets[target.name] = target
         # In the order of the model's tensors; those that are added come last.
@@ -128,6 +137,7 @@ class Slicer:
     ) -> _Target:
         """Where a tensor of a block comes from: rows and columns of one that is stored."""
         stored, shape = self.checkpoint.block_names(index), self._shapes[name]
+        parts = tuple(self._experts.get(part, part) for part in parts)
         sources = {stored.get(part, "") for part in parts}
         if len(sources) > 1:
             raise ValueError(f"{name} lies in several tensors of the source")
@@ -165,9 +175,7 @@ def _overlaid(piece: Tensor, first: int, corrected: Mapping[int, Tensor]) -> Ten
     return piece
 
 
-def _check_shape(
-    name: str, index: int, shape: tuple[int, ...], expected: tuple[int, ...]
-) -> None:
+def _check_shape(name: str, index: int, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Raise InvalidInput for a correction of another shape than the smaller model's tensor."""
     if shape != expected:
         raise InvalidInput(
@@ -180,10 +188,11 @@ def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, Tensor]:
     """Kept row or column indices by axis: an attention group is a KV head and its queries."""
     groups = torch.tensor(block.attention_groups, dtype=torch.int64)
     width = shape.head_dim * shape.queries_per_group
+    ffn = "experts" if shape.num_experts else "ffn_channels"
     return {
         "kv_heads": _spread(groups, shape.head_dim),
         "query_heads": _spread(groups, width),
-        "ffn_channels": torch.tensor(block.ffn_channels, dtype=torch.int64),
+        ffn: torch.tensor(block.ffn_units, dtype=torch.int64),
     }
 
 

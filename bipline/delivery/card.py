@@ -70,8 +70,9 @@ def _opening(contents: PackageContents) -> str:
     )
     return (
         f"# {escaped(contents.source_name)}, pruned by {percent(budget.reached_blocks)}\n\n"
-        "A structurally pruned language model: whole attention groups and FFN channels were "
-        f"removed, {percent(budget.reached_blocks)} of the linear weights of its decoder blocks "
+        "A structurally pruned language model: whole attention groups and "
+        f"{contents.plan.ffn_kind} were removed, {percent(budget.reached_blocks)} of the linear "
+        f"weights of its decoder blocks "
         f"and {percent(budget.reached_total)} of all its parameters. {recovered} "
         "`report.html` beside this file shows the same with pictures."
     )
@@ -131,7 +132,7 @@ def _removed(contents: PackageContents) -> str:
 
 
 def removed_text(plan: PruningPlan, dense: tuple[int, int], *more: str) -> str:
-    """What a plan removed and how it was chosen; ``dense`` are groups and channels before."""
+    """What a plan removed and how it was chosen; ``dense`` are the widths before."""
     return "\n".join(
         [
             "## What was removed",
@@ -144,7 +145,7 @@ def removed_text(plan: PruningPlan, dense: tuple[int, int], *more: str) -> str:
             *(f"* {line}" for line in more),
             *(f"* {escaped(note)}" for note in plan.notes),
             "",
-            "`pruning_plan.json` lists the kept groups and channels of every block.",
+            f"`pruning_plan.json` lists the kept groups and {plan.ffn_kind} of every block.",
         ]
     )
 
@@ -153,13 +154,13 @@ def _kept(plan: PruningPlan, dense: tuple[int, int]) -> list[str]:
     """How wide the blocks are that stay, and how many went."""
     widths = [plan.blocks[index].widths for index in plan.kept_blocks]
     gone = len(plan.blocks) - len(widths)
-    groups, channels = (_span(sizes) for sizes in zip(*widths, strict=True))
+    groups, units = (_span(sizes) for sizes in zip(*widths, strict=True))
     lines = [f"* {gone} of {len(plan.blocks)} blocks are gone whole"] if gone else []
     return [
         *lines,
         f"* every one of the {len(widths)} blocks keeps {groups} of "
         f"{dense[0]} attention groups (a KV head with its query heads) "
-        f"and {channels} of {dense[1]} FFN channels",
+        f"and {units} of {dense[1]} {plan.ffn_kind}",
     ]
 
 

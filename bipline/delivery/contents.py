@@ -61,9 +61,9 @@ class PackageContents:
 
     @cached_property
     def dense_widths(self) -> tuple[int, int]:
-        """How many attention groups and FFN channels the dense model's widest block has."""
+        """How many attention groups and FFN channels or experts the dense model's blocks have."""
         shape = open_checkpoint(self.dense).shape
-        return shape.num_key_value_heads, shape.intermediate_size
+        return shape.num_key_value_heads, shape.ffn_units
 
     @property
     def measured(self) -> dict[str, EvaluationRecord]:

@@ -36,7 +36,7 @@ def write_prune_card(
 ) -> None:
     """Write the card; what lies at ``path`` already, the README of shipped code, becomes its end.
 
-    ``dense`` are attention groups and FFN channels of the dense model.
+    ``dense`` are attention groups and FFN channels, or experts, of the dense model.
     """
     nameless = model.model_copy(update={"source": "", "revision": None, "licence": None})
     shipped = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
@@ -54,7 +54,7 @@ def _opening(plan: PruningPlan) -> str:
     budget = plan.budget
     return (
         f"# A model, pruned by {percent(budget.reached_blocks)}\n\n"
-        "Whole attention groups, FFN channels or blocks were removed: "
+        f"Whole attention groups, {plan.ffn_kind} or blocks were removed: "
         f"{percent(budget.reached_blocks)} of the linear weights of the decoder blocks and "
         f"{percent(budget.reached_total)} of all parameters. It was not trained afterwards."
     )

@@ -143,7 +143,7 @@ def samples_part(contents: PackageContents) -> Content:
 
 
 def widths_part(contents: PackageContents) -> Content:
-    """How many attention groups and FFN channels each block keeps."""
+    """How many attention groups and FFN channels, or experts, each block keeps."""
     widths = zip(*(block.widths for block in contents.plan.blocks), strict=True)
     pictures = [
         figure(
@@ -153,7 +153,7 @@ def widths_part(contents: PackageContents) -> Content:
             [(swatch("kept"), "kept"), (swatch("dense"), "removed")],
         )
         for unit, kept, dense in zip(
-            ("attention groups", "FFN channels"), widths, contents.dense_widths, strict=True
+            ("attention groups", contents.plan.ffn_kind), widths, contents.dense_widths, strict=True
         )
     ]
     lead = "An attention group is a KV head with its query heads; groups are removed whole."
@@ -166,22 +166,9 @@ def importance_part(contents: PackageContents) -> Content:
         return f"{NO_SCORES.capitalize()}.", Markup("")
     scores, plan = contents.scored[1], contents.plan
     heads = _groups(contents, scores, "attention_groups")
-    channels = _groups(contents, scores, "ffn_channels")
-    pictures = [
-        figure(
-            "Attention groups.",
-            "One mark per group, from left to right in the order of the groups." + _zeros(heads),
-            dots_picture(heads, "attention group"),
-            [(swatch("kept"), "kept (disc)"), (swatch("removed"), "removed (cross)")],
-        ),
-        figure(
-            "FFN channels.",
-            "One histogram per block: the wider, the more channels of that importance."
-            + _zeros(channels),
-            histogram_picture(channels, "FFN channels"),
-            [(swatch("kept"), "kept"), (swatch("removed"), "removed")],
-        ),
-    ]
+    units = _groups(contents, scores, "ffn_units")
+    of_ffn = _marks if plan.ffn_kind == "experts" else _histograms
+    pictures = [_marks(heads, "attention groups"), of_ffn(units, plan.ffn_kind)]
     told = f", {criterion_description(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
     again = plan.compensation in ("obs", "osscar", "slimgpt")
     lead = (
@@ -191,6 +178,25 @@ def importance_part(contents: PackageContents) -> Content:
         "keeps."
     )
     return lead, joined(pictures, "pair" if len(heads) <= FEW_BLOCKS else "")
+
+
+def _marks(groups: list[Group], kind: str) -> Markup:
+    return figure(
+        f"{kind.capitalize()}.",
+        f"One mark each, from left to right in the order of the {kind}." + _zeros(groups),
+        dots_picture(groups, kind.removesuffix("s")),
+        [(swatch("kept"), "kept (disc)"), (swatch("removed"), "removed (cross)")],
+    )
+
+
+def _histograms(groups: list[Group], kind: str) -> Markup:
+    return figure(
+        f"{kind}.",
+        "One histogram per block: the wider, the more channels of that importance."
+        + _zeros(groups),
+        histogram_picture(groups, kind),
+        [(swatch("kept"), "kept"), (swatch("removed"), "removed")],
+    )
 
 
 def compensation_part(contents: PackageContents) -> Content:

@@ -24,6 +24,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
 from bipline.model.loading import check_generation, load_model
 from bipline.model.memory import SHARE_OF_AVAILABLE, gigabytes
+from bipline.model.module_weights import stored_weights
 from bipline.model.opening import open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
 from bipline.model.shapes import ModelShape
@@ -138,11 +139,12 @@ def _compare_in_pieces(
 
 def _compare_tensors(model: Any, checkpoint: Checkpoint, manifest: Manifest) -> None:
     # Named parameters list a tied output matrix once, as the checkpoint does.
-    loaded = dict(model.named_parameters())
+    held, places = dict(model.named_parameters()), checkpoint.places
+    loaded = stored_weights(places, held)
     shapes = {name: tuple(each.shape) for name, each in loaded.items()}
     _compare_shapes(shapes, checkpoint, manifest)
     for name, parameter in loaded.items():
-        if not torch.equal(parameter.data, checkpoint.tensor(name).to(parameter.dtype)):
+        if not torch.equal(parameter, checkpoint.tensor(name).to(parameter.dtype)):
             raise Refused(f"hf: {name} does not hold the values of the model it was made from")
 
 

@@ -21,8 +21,9 @@ from bipline.base.errors import InvalidInput
 from bipline.model.built import build, one_line
 from bipline.model.checkpoint import Checkpoint, tensor_bytes
 from bipline.model.families import family_of, tensor_shapes, with_blocks
+from bipline.model.module_weights import Place, model_places, module_weights
 from bipline.model.safetensors_header import StoredTensor
-from bipline.model.shapes import PER_LAYER_LISTS, shape_of
+from bipline.model.shapes import PER_LAYER_LISTS, ModelShape, experts_key, shape_of
 from bipline.storage.digests import digest_json
 from bipline.storage.folder import LocalFolder
 
@@ -30,7 +31,7 @@ from bipline.storage.folder import LocalFolder
 TOLERANCE = 1e-4
 WINDOWS, TOKENS = 2, 12
 VOCABULARY, CHANNELS = 32, 24
-MOST_GROUPS, MOST_QUERIES = 2, 16
+MOST_GROUPS, MOST_QUERIES, MOST_EXPERTS = 2, 16, 5
 # Shorter than the windows, so that what it hides is compared too.
 LONGEST_SLIDING = 8
 SEED = 7
@@ -87,6 +88,10 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": heads * width, "head_dim": shape.head_dim,
         "vocab_size": VOCABULARY,
     }  # fmt: skip
+    if (key := experts_key(config)) is not None:
+        small |= _few_experts(shape, key)
+    if "moe_intermediate_size" in config:
+        small["moe_intermediate_size"] = CHANNELS
     for name, listed in PER_LAYER_LISTS.items():
         if small.get(listed):
             small[listed] = [sizes[name] if width else 0 for width in small[listed]]
@@ -96,6 +101,14 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         small[name] = None if small.get(name) is None else 0
     return small
+
+
+def _few_experts(shape: ModelShape, key: str) -> dict[str, int]:
+    """A few experts, and fewer of them for each token where that is so in the whole model."""
+    experts = min(MOST_EXPERTS, shape.num_experts)
+    spare = shape.num_experts_per_tok < shape.num_experts
+    taken = min(shape.num_experts_per_tok, experts - spare) if experts > 1 else 1
+    return {key: experts, "num_experts_per_tok": taken}
 
 
 def _kind(config: Mapping[str, Any], index: int) -> tuple[Any, ...]:
@@ -133,7 +146,10 @@ class _Memory:
 
 def _difference(config: Mapping[str, Any], logits: Logits) -> float:
     """How far the two models' logits lie apart, relative to the largest."""
-    weights, token_ids = _drawn(config)
+    drawn, token_ids = _drawn(config)
+    inside = model_places(family_of(str(config["model_type"])), config)
+    places = {name: inside.get(name, Place(name)) for name in drawn}
+    weights = module_weights(places, drawn.items())
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = build(config).float().eval()
         for name, parameter in model.named_parameters():

@@ -67,7 +67,9 @@ class Block:
         ``residual`` (before the FFN and its norm), ``gate`` and ``up`` (outputs of gate_proj and
         up_proj), ``ffn_activation`` (input of down_proj), ``ffn_output`` (what the FFN adds);
         where norms lie behind sublayers, ``attention_projected`` and ``ffn_projected``, which
-        enter them. Those of a sublayer that the block lacks are not among them.
+        enter them; of experts ``expert_input`` ``[tokens, d]``, ``expert_index`` (those that a
+        token passes through) and ``expert_weights`` (what each counts for it). Those of a sublayer
+        that the block lacks are not among them.
         """
         size = micro_batch_of(hidden.shape[1], self.loop.micro_batch)
         parts = [self.loop.run_part(self, part, observe) for part in hidden.split(size)]
@@ -254,11 +256,12 @@ class BlockLoop:
         """Catch the observed tensors of one forward pass, flattened to ``[tokens, width]``."""
         handles = []
         held = dict(module.named_modules())
-        for name, (place, side) in self._observed.items():
-            if (target := held.get(place)) is None:
+        for name, (part, side) in self._observed.items():
+            if (target := held.get(part)) is None:
                 continue
-            if side == "input":
-                handles.append(target.register_forward_pre_hook(_input_hook(name, seen)))
+            if side.startswith("input"):
+                place = int(side.partition(".")[2] or 0)
+                handles.append(target.register_forward_pre_hook(_input_hook(name, seen, place)))
             else:
                 handles.append(target.register_forward_hook(_output_hook(name, seen)))
         return handles
@@ -271,15 +274,15 @@ def predicted(hidden: Tensor, token_ids: Tensor) -> Iterator[tuple[Tensor, Tenso
     yield from zip(before.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)
 
 
-def _input_hook(name: str, seen: Activations) -> Callable[..., None]:
+def _input_hook(name: str, seen: Activations, place: int) -> Callable[..., None]:
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[name] = inputs[0].detach().flatten(0, 1)
+        seen[name] = inputs[place].detach().flatten(0, -2)
 
     return hook
 
 
 def _output_hook(name: str, seen: Activations) -> Callable[..., None]:
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        seen[name] = output.detach().flatten(0, 1)
+        seen[name] = output.detach().flatten(0, -2)
 
     return hook

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.devices import SLOTS, Transfer
+from bipline.model.module_weights import module_shapes
 
 Weights = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -82,12 +83,13 @@ class BlockReader:
             self._announce(order[turn + 1])
 
     def _fill(self, index: int, place: Tensor) -> None:
-        views = self._stored(index, place)
+        views, places = self._taken(index, place), self.checkpoint.block_places(index)
         for name, full in self.checkpoint.stored_names(index).items():
+            view = places[name].of(views[places[name].name])
             if TORCH_DTYPES[self.checkpoint.tensors[full].dtype] == self.dtype:
-                self.checkpoint.read_into(full, views[name])
+                self.checkpoint.read_into(full, view)
             else:
-                views[name].copy_(self.checkpoint.tensor(full))
+                view.copy_(self.checkpoint.tensor(full))
         held = self.checkpoint.split(index, views)
         for name in self._multipliers.keys() & held.keys():
             held[name].mul_(self._multipliers[name])
@@ -100,10 +102,10 @@ class BlockReader:
         return torch.empty(self.elements, dtype=self.dtype, pin_memory=self.device.type == "cuda")
 
     def _views(self, index: int, place: Tensor) -> Weights:
-        return self.checkpoint.split(index, self._stored(index, place))
+        return self.checkpoint.split(index, self._taken(index, place))
 
-    def _stored(self, index: int, place: Tensor) -> Weights:
-        """What is stored of a block, each tensor where it lies in ``place``."""
+    def _taken(self, index: int, place: Tensor) -> Weights:
+        """What a block's class takes, each tensor where it lies in ``place``."""
         views, start = {}, 0
         for name, shape in self._shapes[index].items():
             views[name] = place[start : start + prod(shape)].view(shape)
@@ -116,11 +118,13 @@ def _aligned(elements: int) -> int:
 
 
 def block_shapes(checkpoint: Checkpoint) -> list[Shapes]:
-    """The shapes of what is stored of every block, by the names inside it."""
-    return [
-        {name: checkpoint.tensors[full].shape for name, full in names.items()}
-        for names in map(checkpoint.stored_names, range(checkpoint.shape.num_hidden_layers))
-    ]
+    """The shapes of what the class of every block takes, by the names inside it."""
+    found = []
+    for index in range(checkpoint.shape.num_hidden_layers):
+        names = checkpoint.stored_names(index)
+        stored = {name: checkpoint.tensors[full].shape for name, full in names.items()}
+        found.append(module_shapes(checkpoint.block_places(index), stored))
+    return found
 
 
 def place_elements(shapes: Iterable[Shapes]) -> int:

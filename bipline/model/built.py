@@ -12,6 +12,10 @@ from bipline.base.errors import InvalidInput
 from bipline.model.per_layer.shipping import own_class
 from bipline.model.shapes import is_per_layer
 
+# How transformers runs experts: one after the other, as their class says. Its quicker ways know
+# fewer dtypes.
+EXPERTS = "eager"
+
 
 def model_class(config: Mapping[str, Any]) -> Any:
     """What builds a model with this config: transformers' Auto class, or our own class."""
@@ -45,6 +49,8 @@ def build(config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:
     """transformers' model with this config and fresh weights, on the device that is the default."""
     make = model_class(config)
     made = transformers_config(config)
+    # The class's own code, which takes every dtype and width.
+    made._experts_implementation = EXPERTS
     make = make._from_config if is_per_layer(config) else make.from_config
     # transformers' own choice: sdpa, but eager where the class does what sdpa cannot (soft caps).
     return make(made, dtype=dtype)

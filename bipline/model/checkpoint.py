@@ -19,6 +19,7 @@ from bipline.base.errors import InvalidInput, Refused
 from bipline.model.families import Family, ModelShape, block_axes, block_parts, build_of
 from bipline.model.finite import refuse_not_finite
 from bipline.model.fused import split
+from bipline.model.module_weights import Place, block_places, model_places, module_weights
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.tensor_digests import RunningDigest, TensorDigests
 from bipline.storage.ahead import ahead
@@ -199,18 +200,31 @@ class Checkpoint:
             firsts.update(zip(parts, accumulate([0, *sizes[:-1]]), strict=True))
         return firsts
 
-    def split(self, index: int, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A block's tensors by their names inside it, as rows of what is stored of it."""
+    def split(self, index: int, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A block's tensors by their names inside it, as rows of those that its class takes."""
         parts = block_parts(self.family, self.config, index)
-        return split(stored, parts, self.block_rows(index))
+        fused = {name: tensor for name, tensor in held.items() if len(parts.get(name, ())) > 1}
+        others = {name: tensor for name, tensor in held.items() if name not in fused}
+        return others | split(fused, parts, self.block_rows(index))
+
+    def block_places(self, index: int) -> dict[str, Place]:
+        """Where what is stored of a block, by its name inside it, goes in what its class takes."""
+        return block_places(self.family, self.config, index)
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Where all its tensors go in those of transformers' model, by full names."""
+        inside = model_places(self.family, self.config)
+        return {name: inside.get(name, Place(name)) for name in self.tensors}
 
     def block_weights(self, index: int) -> dict[str, torch.Tensor]:
         """The tensors of one block by their names inside it, in the source's dtype.
 
+        Those of all experts are one tensor, as their class takes them.
         Matrices with a multiplier come multiplied, in at least float32.
         """
-        stored = {name: self.tensor(full) for name, full in self.stored_names(index).items()}
-        held = self.split(index, stored)
+        stored = ((name, self.tensor(full)) for name, full in self.stored_names(index).items())
+        held = self.split(index, module_weights(self.block_places(index), stored))
         scaled = {name: m for name, m in self.multipliers.items() if name in held}
         return {**held, **{name: widened(held[name]) * m for name, m in scaled.items()}}
 

@@ -218,6 +218,13 @@ def _check_together(config: Mapping[str, Any], where: str) -> None:
         raise InvalidInput(
             f"{where}: pad_token_id is {padding}, above the vocabulary of {shape.vocab_size}"
         )
+    mixed = config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) > 1
+    if shape.num_experts and mixed:
+        raise InvalidInput(
+            f"{where}: mlp_only_layers {shown(config.get('mlp_only_layers'))} and "
+            f"decoder_sparse_step {config.get('decoder_sparse_step')} leave blocks without experts "
+            "beside blocks with some, which is not supported"
+        )
     _check_lists(config, shape.num_hidden_layers, turned // 2, where)
 
 

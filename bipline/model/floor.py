@@ -56,7 +56,7 @@ def forward_operations(shape: ModelShape, windows: int, seqlen: int) -> float:
     tokens = windows * seqlen
     blocks = map(shape.block, range(shape.num_hidden_layers))
     width = sum(block.num_attention_heads * block.head_dim for block in blocks)
-    return float(2 * shape.linear_weights * tokens + 2 * tokens * seqlen * width)
+    return float(2 * shape.token_weights * tokens + 2 * tokens * seqlen * width)
 
 
 def measure_rates(loop: BlockLoop, seqlen: int, folder: Path) -> Rates:

@@ -55,6 +55,6 @@ def _tensors(model_type: str) -> set[str] | None:
 def _odd(names: set[str], build: Build) -> list[str]:
     """What a block has that no block of a build has, and what it lacks; norms may be missing."""
     may = {name for held in build.biases.values() for name in held} | set(build.head_norms)
-    must = set(build.block_weights)
+    must = set(build.held)
     extra = sorted(names - must - may)
     return [f"it has {name}" for name in extra] + [f"lacks {each}" for each in sorted(must - names)]

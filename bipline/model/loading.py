@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.model.built import model_class, one_line, transformers_config
+from bipline.model.built import EXPERTS, model_class, one_line, transformers_config
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
 from bipline.storage.folder import Folder
@@ -56,6 +56,8 @@ def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, 
     from transformers import GenerationConfig
 
     config = transformers_config(checkpoint.config)
+    if dtype == torch.float64:
+        config._experts_implementation = EXPERTS
     try:
         loaded: tuple[Any, dict[str, Any]] = model_class(checkpoint.config).from_pretrained(
             checkpoint.directory,
@@ -83,15 +85,16 @@ def hold_to_checkpoint(built: Any, checkpoint: Checkpoint) -> None:
     """
     # Parameters list a tied output matrix once, as the checkpoint does.
     held = dict(built.named_parameters())
-    if odd := sorted(held.keys() ^ checkpoint.tensors.keys()):
+    places = checkpoint.places
+    if odd := sorted(held.keys() ^ {place.name for place in places.values()}):
         raise Refused(
             f"{checkpoint.location}: transformers and bipline do not find the same tensors in it: "
             f"{odd[0]} is found by one of them"
         )
-    place = dict.fromkeys(held, 0)
+    seen = dict.fromkeys(places, 0)
     for name, piece in checkpoint.stream((name, None) for name in checkpoint.tensors):
-        rows = held[name][place[name] : place[name] + len(piece)]
-        place[name] += len(piece)
+        rows = places[name].of(held[places[name].name])[seen[name] : seen[name] + len(piece)]
+        seen[name] += len(piece)
         if not _same_bits(rows, piece):
             raise Refused(
                 f"{checkpoint.location}: transformers loads other values of {name} than it holds"

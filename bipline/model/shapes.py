@@ -7,7 +7,7 @@ One :class:`ModelShape` serves both: whoever asks for the shape of a block gets 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +21,8 @@ PER_LAYER_LISTS = {
     "num_key_value_heads": "num_key_value_heads_per_layer",
     "intermediate_size": "intermediate_size_per_layer",
 }
+# What a config calls the number of an FFN's experts, which is there where it has some.
+EXPERT_KEYS = ("num_experts", "num_local_experts")
 
 
 class _Table(BaseModel):
@@ -39,7 +41,7 @@ class ModelShape(_Table):
 
     Where its blocks differ, ``per_layer`` has the widths of each, and the heads, KV heads and
     intermediate_size are those of the widest; :meth:`block` gives the sizes of one block of
-    either kind.
+    either kind. Where an FFN has ``num_experts``, intermediate_size is that of each.
     """
 
     hidden_size: int
@@ -50,6 +52,8 @@ class ModelShape(_Table):
     num_hidden_layers: int
     vocab_size: int
     tie_word_embeddings: bool
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
     per_layer: tuple[BlockWidths, ...] = ()
 
     def block(self, index: int) -> ModelShape:
@@ -80,10 +84,26 @@ class ModelShape(_Table):
         return 3 * self.hidden_size
 
     @property
+    def ffn_units(self) -> int:
+        """How many parts an FFN has of which whole ones go: experts, or else channels."""
+        return self.num_experts or self.intermediate_size
+
+    @property
+    def ffn_kind(self) -> str:
+        """What these parts are called where a user reads of them."""
+        return "experts" if self.num_experts else "FFN channels"
+
+    @property
+    def ffn_unit_weights(self) -> int:
+        """Linear weights of one of them; with an expert goes its row of the router."""
+        expert = self.intermediate_size * self.channel_weights + self.hidden_size
+        return expert if self.num_experts else self.channel_weights
+
+    @property
     def block_weights(self) -> int:
         """Linear weights of one block, the widest: what ``ratio`` is a share of."""
         attention = self.num_key_value_heads * self.group_weights
-        return attention + self.intermediate_size * self.channel_weights
+        return attention + self.ffn_units * self.ffn_unit_weights
 
     @property
     def linear_weights(self) -> int:
@@ -92,14 +112,46 @@ class ModelShape(_Table):
             return self.num_hidden_layers * self.block_weights
         return sum(self.block(index).block_weights for index in range(self.num_hidden_layers))
 
+    @property
+    def token_weights(self) -> int:
+        """Linear weights that one token is multiplied with in all blocks: not of every expert."""
+        idle = self.num_experts - self.num_experts_per_tok
+        return self.linear_weights - self.num_hidden_layers * idle * (
+            self.intermediate_size * self.channel_weights
+        )
+
     def axis_size(self, axis: str) -> int:
         """The length of a named axis in rows or columns."""
         sizes = {
             "query_heads": self.num_attention_heads * self.head_dim,
             "kv_heads": self.num_key_value_heads * self.head_dim,
             "ffn_channels": self.intermediate_size,
+            "experts": self.num_experts,
         }
         return int(sizes[axis] if axis in sizes else getattr(self, axis))
+
+
+def check_holds(
+    shape: ModelShape,
+    ffn_units: int,
+    num_key_value_heads: int,
+    blocks: Sequence[int] | None = None,
+) -> None:
+    """Raise InvalidInput where one of these blocks, or of all, is narrower than that already."""
+    for index in range(shape.num_hidden_layers) if blocks is None else blocks:
+        block = shape.block(index)
+        if block.num_key_value_heads < num_key_value_heads or block.ffn_units < ffn_units:
+            raise InvalidInput(
+                f"block {index} has {block.num_key_value_heads} attention groups and "
+                f"{block.ffn_units} {block.ffn_kind}, so not every block can keep "
+                f"{num_key_value_heads} and {ffn_units}; prune the dense model, or give a plan of "
+                "the per-layer layout"
+            )
+
+
+def experts_key(config: Mapping[str, Any]) -> str | None:
+    """What a config calls the number of an FFN's experts; None where it has none."""
+    return next((key for key in EXPERT_KEYS if key in config), None)
 
 
 def is_per_layer(config: Mapping[str, Any]) -> bool:
@@ -114,17 +166,17 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     blocks' widths are not what the other sizes say.
     """
     hidden_size, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    width = "moe_intermediate_size" if "moe_intermediate_size" in config else "intermediate_size"
     shape = ModelShape(
         hidden_size=hidden_size,
-        intermediate_size=_size(
-            config, "intermediate_size", least=0 if is_per_layer(config) else 1
-        ),
+        intermediate_size=_size(config, width, least=0 if is_per_layer(config) else 1),
         num_attention_heads=heads,
         num_key_value_heads=_size(config, "num_key_value_heads", heads),
         head_dim=_size(config, "head_dim", hidden_size // heads),
         num_hidden_layers=_size(config, "num_hidden_layers"),
         vocab_size=_size(config, "vocab_size"),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        **_experts(config),
     )
     if shape.num_attention_heads % shape.num_key_value_heads:
         raise InvalidInput(
@@ -132,6 +184,16 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
             f"num_key_value_heads {shape.num_key_value_heads}"
         )
     return _with_widths(shape, config) if is_per_layer(config) else shape
+
+
+def _experts(config: Mapping[str, Any]) -> dict[str, int]:
+    """How many experts an FFN has and how many a token passes through; nothing without any."""
+    if (key := experts_key(config)) is None:
+        return {}
+    count, taken = _size(config, key), _size(config, "num_experts_per_tok")
+    if taken > count:
+        raise InvalidInput(f"config.json: num_experts_per_tok is {taken}, and {key} only {count}")
+    return {"num_experts": count, "num_experts_per_tok": taken}
 
 
 def _size(config: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int:

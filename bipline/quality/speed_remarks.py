@@ -37,8 +37,8 @@ def work(shape: ModelShape, tokens: int, name: str) -> tuple[float, float]:
     )
     head = shape.vocab_size * shape.hidden_size
     if name == "prefill":
-        return shape.linear_weights + widths * tokens / 2, head / tokens
-    return shape.linear_weights + widths * tokens, head
+        return shape.token_weights + widths * tokens / 2, head / tokens
+    return shape.token_weights + widths * tokens, head
 
 
 def _work(name: str, dense: ModelShape, pruned: ModelShape, tokens: int) -> str:

@@ -121,7 +121,12 @@ def check_inputs(folder: Folder, text: Path | str, held_out: Path | str, recipe:
 
 
 def check_teacher(pruned: Checkpoint, dense: Checkpoint | None, recipe: Schedule) -> None:
-    """Raise InvalidInput for a dense model that is missing, or has another vocabulary."""
+    """Raise InvalidInput for a dense model that is missing, or has another vocabulary.
+
+    And for a mixture of experts, of which no training is there.
+    """
+    if pruned.shape.num_experts:
+        raise InvalidInput("no training of mixtures of experts is there yet; leave recovery out")
     kind = recipe.model_dump()["kind"]
     if dense is None:
         if kind in TAUGHT:

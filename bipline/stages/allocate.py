@@ -83,5 +83,5 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
         return [("allocate", f"{text}, by {section.allocation}")]
     widths, shape = core.uniform_widths_of(checkpoint, section), checkpoint.shape
     text += f": keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups and "
-    text += f"{widths.ffn_channels} of {shape.intermediate_size} FFN channels in every block"
+    text += f"{widths.ffn_units} of {shape.ffn_units} {shape.ffn_kind} in every block"
     return [("allocate", text)]

@@ -30,7 +30,7 @@ def _row(model_type: str, family: Family) -> FamilyRow:
         model_type=model_type,
         kind=build_of(family).kind,
         architecture=family.architecture,
-        cuts=(*groups, "FFN channels", "blocks"),
+        cuts=(*groups, "experts" if build_of(family).has_experts else "FFN channels", "blocks"),
         layouts=("uniform", "per-layer") if per_layer else ("uniform",),
         also=tuple(family_of(name).architecture for name in family.alternatives),
         biases_added=family.can_hold(BIASED),

@@ -103,5 +103,5 @@ def _expected_config(checkpoint: Checkpoint, settings: LineSettings) -> dict[str
         return per_layer_config(config, range(len(blocks)), widths)
     if section.allocation == "uniform":
         kept = uniform_widths_of(checkpoint, section)
-        return exported_config(config, kept.ffn_channels, kept.attention_groups)
+        return exported_config(config, kept.ffn_units, kept.attention_groups)
     return config

@@ -6,13 +6,20 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from bipline.storage.digests import digest_json
 from bipline.values.compensation import Compensation, CompensationRecord
 from bipline.values.reading import read_value
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 # The file that holds the plan, beside what was made by it.
 PLAN_NAME = "pruning_plan.json"
 
@@ -24,25 +31,42 @@ Layout = Literal["uniform", "per-layer"]
 class BlockPlan(BaseModel):
     """What one block keeps: indices of attention groups (KV heads) and of FFN channels.
 
-    Where none stay, the sublayer goes with its norm and biases; where neither has any, the block.
+    Where an FFN has experts, whole ones stay and no channels are listed. Where none stay, the
+    sublayer goes with its norm and biases; where neither has any, the block.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attention_groups: tuple[int, ...]
     ffn_channels: tuple[int, ...]
+    experts: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _ascending(self) -> BlockPlan:
-        for kept in (self.attention_groups, self.ffn_channels):
+        for kept in (self.attention_groups, self.ffn_channels, self.experts):
             if list(kept) != sorted(set(kept)) or min(kept, default=0) < 0:
                 raise ValueError("kept indices must be ascending, distinct and not negative")
+        if self.ffn_channels and self.experts:
+            raise ValueError("an FFN keeps channels or whole experts, not both")
         return self
+
+    @model_serializer(mode="wrap")
+    def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Experts are told where there are some, so a plan without is what it always was."""
+        told: dict[str, Any] = serialize(self)
+        if not self.experts:
+            told.pop("experts", None)
+        return told
+
+    @property
+    def ffn_units(self) -> tuple[int, ...]:
+        """The parts of its FFN that stay: channels, or experts."""
+        return self.experts or self.ffn_channels
 
     @property
     def widths(self) -> tuple[int, int]:
-        """How many attention groups and FFN channels stay; 0 where the sublayer goes."""
-        return len(self.attention_groups), len(self.ffn_channels)
+        """How many attention groups and FFN channels or experts stay; 0 where the sublayer goes."""
+        return len(self.attention_groups), len(self.ffn_units)
 
     @property
     def dropped(self) -> bool:
@@ -75,12 +99,13 @@ class PruningPlan(BaseModel):
 
     A plan that was ``compensated`` is the realised one: what stays after groups were chosen again,
     and what was done to each block; the corrected tensors lie in a directory of their own. Version
-    1 knew neither the per-layer layout nor blocks that go, version 2 no compensation.
+    1 knew neither the per-layer layout nor blocks that go, version 2 no compensation, version 3 no
+    experts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3, 4] = SCHEMA_VERSION
     tensor_digest: str
     criterion: str
     criterion_options: dict[str, Any] = Field(default_factory=dict)
@@ -98,6 +123,8 @@ class PruningPlan(BaseModel):
     def _realised(self) -> PruningPlan:
         if (self.compensation == "none") != (self.compensated is None):
             raise ValueError("compensation and the record of it go together")
+        if self.schema_version < 4 and any(block.experts for block in self.blocks):
+            raise ValueError("a plan that keeps experts is of version 4")
         return self
 
     @property
@@ -109,6 +136,11 @@ class PruningPlan(BaseModel):
     def kept_blocks(self) -> tuple[int, ...]:
         """The blocks of the source that stay, ascending; they are numbered anew in this order."""
         return tuple(index for index, block in enumerate(self.blocks) if not block.dropped)
+
+    @property
+    def ffn_kind(self) -> str:
+        """What an FFN loses, as a user reads it."""
+        return "experts" if any(block.experts for block in self.blocks) else "FFN channels"
 
     def _content(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude=_later_than(self.schema_version))

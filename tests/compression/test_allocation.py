@@ -83,10 +83,10 @@ def test_the_budget_is_met_within_one_step(allocation: str, problem: Problem) ->
     steps = []
     for choices, each in zip(problem.choices, widths, strict=True):
         assert each.attention_groups in choices.attention_groups
-        assert each.ffn_channels in choices.ffn_channels
+        assert each.ffn_units in choices.ffn_units
         kinds = (
             (choices.attention_groups, each.attention_groups, choices.shape.group_weights),
-            (choices.ffn_channels, each.ffn_channels, choices.shape.channel_weights),
+            (choices.ffn_units, each.ffn_units, choices.shape.channel_weights),
         )
         for allowed, count, weight in kinds:
             gaps = [(b - a) * weight for a, b in itertools.pairwise(allowed)]
@@ -144,14 +144,14 @@ def test_standardized_is_flaps_single_threshold(problem: Problem) -> None:
         if len(choices.attention_groups) > 1:
             entries += [(float(z), block, 0, weights[0]) for z in groups.sort().values[:-1]]
         entries += [(float(z), block, 1, weights[1]) for z in channels.sort().values[:-1]]
-    expected = [[each.attention_groups[-1], each.ffn_channels[-1]] for each in problem.choices]
+    expected = [[each.attention_groups[-1], each.ffn_units[-1]] for each in problem.choices]
     gone = 0.0
     for _, block, kind, weight in sorted(entries):
         if gone >= problem.target:
             break
         gone += weight
         expected[block][kind] -= 1
-    assert [[each.attention_groups, each.ffn_channels] for each in widths] == expected
+    assert [[each.attention_groups, each.ffn_units] for each in widths] == expected
 
 
 def test_z_scores_by_hand() -> None:
@@ -231,7 +231,7 @@ def test_depth_drops_the_lowest_units_and_no_more(seed: int, ratio: float, prune
     dropped = {
         (index, kind)
         for index, each in enumerate(widths)
-        for kind, count in enumerate((each.attention_groups, each.ffn_channels))
+        for kind, count in enumerate((each.attention_groups, each.ffn_units))
         if count == 0
     }
     stay = set(scores) - dropped
@@ -256,7 +256,7 @@ def test_depth_that_cannot_reach_names_the_largest() -> None:
 def test_divisible_by_limits_both_counts(groups: int) -> None:
     found = choices_of(shape(groups, 2, 40), 4, divisible_by=2)
     assert found.attention_groups == ((2,) if groups == 3 else (2, 4))
-    assert all(count % 2 == 0 for count in found.ffn_channels)
+    assert all(count % 2 == 0 for count in found.ffn_units)
     with pytest.raises(InvalidInput, match="divisible_by 5: no count of 4 KV heads divides"):
         choices_of(shape(4, 2, 40), 4, divisible_by=5)
 

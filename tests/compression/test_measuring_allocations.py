@@ -59,7 +59,7 @@ def check_block_errors(model: Path) -> None:
             ("self_attn.o_proj.weight", problem.scores.blocks[index].attention_groups,
              choices.attention_groups, error.attention_groups),
             ("mlp.down_proj.weight", problem.scores.blocks[index].ffn_channels,
-             choices.ffn_channels, error.ffn_channels),
+             choices.ffn_units, error.ffn_channels),
         ):  # fmt: skip
             for place in {0, len(allowed) // 2, len(allowed) - 1}:
                 kept = torch.sort(scores, descending=True, stable=True).indices[: allowed[place]]

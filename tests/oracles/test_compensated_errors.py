@@ -52,7 +52,7 @@ def test_errors_are_those_of_the_best_weights(llama: Path, name: str) -> None:
         residual = halves.after_attention(hidden)
         inputs, behind = halves.ffn_activation(residual), halves.after_ffn(residual)
         found, width = error.ffn_channels, 1
-        allowed = problem.choices[index].ffn_channels
+        allowed = problem.choices[index].ffn_units
         if name == O_PROJ:
             inputs, behind = halves.attention_output(hidden), residual
             found, width = error.attention_groups, shape.head_dim * shape.queries_per_group

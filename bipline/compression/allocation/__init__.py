@@ -1,7 +1,8 @@
 """Allocations: how much does each block lose, and of what? One file each, as ``widths``.
 
 Each declares its ``OPTIONS``, whether it runs calibration ``WINDOWS``, and, where it cannot choose
-uniform widths, why it is ``NOT_UNIFORM``. ``widths(problem, options)`` gives the counts that every
+uniform widths, why it is ``NOT_UNIFORM``. Where it chooses how many experts stay, its file says
+``EXPERTS = True``. ``widths(problem, options)`` gives the counts that every
 block keeps; which groups these are, the scores say.
 """
 
@@ -15,6 +16,7 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.options import BaseOptions, options_from
+from bipline.model.shapes import ModelShape
 from bipline.settings.method_names import ALLOCATIONS
 
 
@@ -41,6 +43,18 @@ def load_allocation(name: str) -> Allocation:
     """The allocation of this name. Raises InvalidInput if unknown."""
     module: Any = importlib.import_module(allocation_module(name))
     return cast("Allocation", module)
+
+
+def check_units(name: str, shape: ModelShape) -> None:
+    """Raise InvalidInput where an FFN has experts and an allocation knows channels alone."""
+    if shape.num_experts and not getattr(load_allocation(name), "EXPERTS", False):
+        able = [
+            each for each in sorted(ALLOCATIONS) if getattr(load_allocation(each), "EXPERTS", 0)
+        ]
+        raise InvalidInput(
+            f"allocation {name} cannot say how many experts stay, of which this model's FFNs are "
+            f"made; those that can: {', '.join(able)}"
+        )
 
 
 def allocation_options(

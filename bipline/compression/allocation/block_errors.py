@@ -54,7 +54,7 @@ class _PrunedBlock:
         self._choices = problem.choices[block.index]
         self._groups = _ascending(scores.attention_groups)
         self._channels = _ascending(scores.ffn_channels)
-        self._counts = grid_of(self._choices.ffn_channels, grid)
+        self._counts = grid_of(self._choices.ffn_units, grid)
         self._feed_forward = FeedForward(self._block)
         self._attention_errors = torch.zeros(len(self._choices.attention_groups)).double()
         self._ffn_errors = torch.zeros(len(self._counts)).double()
@@ -71,7 +71,7 @@ class _PrunedBlock:
 
     def errors(self) -> BlockErrors:
         """Relative errors; between the measured counts of channels they are interpolated."""
-        allowed, counts = self._choices.ffn_channels, self._counts
+        allowed, counts = self._choices.ffn_units, self._counts
         places = torch.tensor(allowed).double()
         known = torch.tensor(counts).double()
         right = torch.searchsorted(known, places).clamp(1, max(1, len(counts) - 1))

@@ -45,4 +45,4 @@ def influences(problem: Problem) -> torch.Tensor:
     """BI of every block, measured on the calibration windows: ``[blocks]``."""
     name = "block-influence"
     _, scores = score_model(problem.checkpoint, problem.windows, name, options_of(name))
-    return torch.stack([block.ffn_channels[0] for block in scores.blocks])
+    return torch.stack([block.ffn_units[0] for block in scores.blocks])

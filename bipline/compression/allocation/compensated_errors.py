@@ -47,7 +47,7 @@ def measure_compensated_errors(problem: Problem, ridge: float) -> list[BlockErro
         errors.append(
             BlockErrors(
                 sums.attention.errors(ridge, width, choices.attention_groups),
-                sums.ffn.errors(ridge, 1, choices.ffn_channels),
+                sums.ffn.errors(ridge, 1, choices.ffn_units),
             )
         )
     return errors

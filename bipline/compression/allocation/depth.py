@@ -25,6 +25,7 @@ from bipline.compression.options import BaseOptions
 OPTIONS = BaseOptions
 WINDOWS = False
 NOT_UNIFORM = ""
+EXPERTS = True
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class _Unit:
 def widths(problem: Problem, options: BaseOptions) -> list[Widths]:
     """Full widths, and zeros where a unit goes."""
     dropped = _dropped(problem)
-    full = [Widths(c.attention_groups[-1], c.ffn_channels[-1]) for c in problem.choices]
+    full = [Widths(c.attention_groups[-1], c.ffn_units[-1]) for c in problem.choices]
     for unit in dropped:
         held = full[unit.block]
         full[unit.block] = Widths(
-            0 if unit.attention else held.attention_groups, 0 if unit.ffn else held.ffn_channels
+            0 if unit.attention else held.attention_groups, 0 if unit.ffn else held.ffn_units
         )
     return full
 
@@ -73,8 +74,8 @@ def _units(problem: Problem) -> list[_Unit]:
     for block in problem.open_blocks:
         shape, scores = problem.choices[block].shape, problem.scores.blocks[block]
         attention = shape.num_key_value_heads * shape.group_weights
-        ffn = shape.intermediate_size * shape.channel_weights
-        of_attention, of_ffn = float(scores.attention_groups[0]), float(scores.ffn_channels[0])
+        ffn = shape.ffn_units * shape.ffn_unit_weights
+        of_attention, of_ffn = float(scores.attention_groups[0]), float(scores.ffn_units[0])
         if problem.scores.prunes == "blocks":
             units.append(_Unit(block, of_ffn, True, True, attention + ffn))
         else:

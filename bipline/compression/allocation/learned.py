@@ -57,7 +57,7 @@ def widths(problem: Problem, options: LearnedOptions) -> list[Widths]:
     losses = scaled_to_budget(equal, problem)
     groups = list(_learned_groups(problem, losses, options))
     if problem.layout == "uniform":
-        channels = problem.choices[0].ffn_channels[-1]
+        channels = problem.choices[0].ffn_units[-1]
         return uniform_of_share(problem, [Widths(count, channels) for count in groups])
     return filled(problem, losses, groups)
 
@@ -78,7 +78,7 @@ def _learned_groups(
         scores = problem.scores.blocks[block.index]
         masks = [
             SoftMask.of(scores.attention_groups, choices.attention_groups, loss, choices.shape),
-            SoftMask.of(scores.ffn_channels, choices.ffn_channels, loss, choices.shape),
+            SoftMask.of(scores.ffn_channels, choices.ffn_units, loss, choices.shape),
         ]
         if choices.most_removed:
             _learn(block, masks, (pruned, dense), loss / choices.shape.block_weights, options)
@@ -122,7 +122,7 @@ def _masked_error(block: Block, masks: list[SoftMask], inputs: Tensor, target: T
 
 def _channels(choices: Choices, groups: int, loss: float) -> int:
     gone = (choices.shape.num_key_value_heads - groups) * choices.shape.group_weights
-    return choices.channels_within(loss - gone)
+    return choices.units_within(loss - gone)
 
 
 def _advance_pruned(

@@ -36,7 +36,7 @@ def thinned(problem: Problem) -> Problem:
 
 def thinned_errors(choices: Choices, few: Choices, errors: BlockErrors) -> BlockErrors:
     """A block's errors for all choices, for ``few`` of them."""
-    places = [choices.ffn_channels.index(count) for count in few.ffn_channels]
+    places = [choices.ffn_units.index(count) for count in few.ffn_units]
     return BlockErrors(errors.attention_groups, errors.ffn_channels[places])
 
 
@@ -47,7 +47,7 @@ def widths_of_least(problem: Problem, asked: Problem, errors: list[BlockErrors])
         parts += _parts(choices, error)
     chosen = cheapest(parts, problem.target)
     found = [
-        Widths(choices.attention_groups[groups], choices.ffn_channels[channels])
+        Widths(choices.attention_groups[groups], choices.ffn_units[channels])
         for choices, groups, channels in zip(asked.choices, chosen[::2], chosen[1::2], strict=True)
     ]
     if asked.choices == problem.choices:
@@ -58,17 +58,17 @@ def widths_of_least(problem: Problem, asked: Problem, errors: list[BlockErrors])
 
 
 def _thinned(choices: Choices) -> Choices:
-    counts = choices.ffn_channels
+    counts = choices.ffn_units
     if len(counts) <= MOST_COUNTS:
         return choices
-    return replace(choices, ffn_channels=grid_of(counts, MOST_COUNTS))
+    return replace(choices, ffn_units=grid_of(counts, MOST_COUNTS))
 
 
 def _parts(choices: Choices, error: BlockErrors) -> list[Part]:
     shape = choices.shape
     kinds = (
         (choices.attention_groups, shape.group_weights, error.attention_groups),
-        (choices.ffn_channels, shape.channel_weights, error.ffn_channels),
+        (choices.ffn_units, shape.channel_weights, error.ffn_channels),
     )
     return [
         Part(tuple((allowed[-1] - count) * weight for count in allowed), tuple(costs.tolist()))
@@ -82,7 +82,7 @@ def ranked_splits(problem: Problem, errors: list[BlockErrors]) -> list[Widths]:
 
     def total(widths: Widths) -> float:
         groups = choices.attention_groups.index(widths.attention_groups)
-        channels = choices.ffn_channels.index(widths.ffn_channels)
+        channels = choices.ffn_units.index(widths.ffn_units)
         held: list[Tensor] = [e.attention_groups[groups] + e.ffn_channels[channels] for e in errors]
         return float(torch.stack(held).sum())
 

@@ -102,8 +102,8 @@ class _Counts:
         for block, (choices, kept) in enumerate(zip(problem.choices, groups, strict=True)):
             shape = choices.shape
             attention = _Part.of(block, choices.attention_groups, shape.group_weights, kept)
-            channels = choices.channels_within(losses[block] - attention.removed)
-            ffn = _Part.of(block, choices.ffn_channels, shape.channel_weights, channels)
+            units = choices.units_within(losses[block] - attention.removed)
+            ffn = _Part.of(block, choices.ffn_units, shape.ffn_unit_weights, units)
             self._attention.append(attention)
             self._ffn.append(ffn)
 

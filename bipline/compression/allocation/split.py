@@ -1,8 +1,8 @@
 """Uniform widths with a chosen split between attention and FFN.
 
 With the uniform layout an allocation can only choose how much of the ratio attention takes. Every
-allowed number of groups is a candidate; the FFN then loses the fewest channels that reach the
-ratio.
+allowed number of groups is a candidate; the FFN then loses the fewest channels, or experts, that
+reach the ratio.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def uniform_candidates(problem: Problem) -> list[Widths]:
     shape, found = choices.shape, []
     for kept in choices.attention_groups:
         gone = (shape.num_key_value_heads - kept) * shape.group_weights
-        channels = choices.channels_for(max(0.0, problem.ratio * shape.block_weights - gone))
-        if channels is not None:
-            found.append(Widths(kept, channels))
+        units = choices.units_for(max(0.0, problem.ratio * shape.block_weights - gone))
+        if units is not None:
+            found.append(Widths(kept, units))
     if not found:
         largest = choices.most_removed / shape.block_weights
         raise InvalidInput(
@@ -34,7 +34,7 @@ def uniform_candidates(problem: Problem) -> list[Widths]:
         )
     # Where the groups alone remove more than was asked, the others come nearer to it.
     least = min(each.removed_weights(shape) for each in found)
-    step = max(shape.group_weights, shape.channel_weights)
+    step = max(shape.group_weights, shape.ffn_unit_weights)
     return [each for each in found if each.removed_weights(shape) - least < step]
 
 

@@ -29,6 +29,7 @@ from bipline.compression.options import BaseOptions
 OPTIONS = BaseOptions
 WINDOWS = False
 NOT_UNIFORM = ""
+EXPERTS = True
 
 
 def widths(problem: Problem, options: BaseOptions) -> list[Widths]:
@@ -40,10 +41,10 @@ def widths(problem: Problem, options: BaseOptions) -> list[Widths]:
 def _by_threshold(problem: Problem) -> list[Widths]:
     ladders = []
     for block in problem.open_blocks:
-        choices, (groups, channels) = problem.choices[block], z_scores(problem.scores.blocks[block])
+        choices, (groups, units) = problem.choices[block], z_scores(problem.scores.blocks[block])
         shape = choices.shape
         ladders.append(_Ladder(block, groups, choices.attention_groups, shape.group_weights))
-        ladders.append(_Ladder(block, channels, choices.ffn_channels, shape.channel_weights))
+        ladders.append(_Ladder(block, units, choices.ffn_units, shape.ffn_unit_weights))
     heap = [(ladder.price, number) for number, ladder in enumerate(ladders) if ladder.place]
     heapq.heapify(heap)
     removed = 0.0
@@ -52,20 +53,20 @@ def _by_threshold(problem: Problem) -> list[Widths]:
         removed += ladders[number].step_down()
         if ladders[number].place:
             heapq.heappush(heap, (ladders[number].price, number))
-    kept = [[each.attention_groups[-1], each.ffn_channels[-1]] for each in problem.choices]
+    kept = [[each.attention_groups[-1], each.ffn_units[-1]] for each in problem.choices]
     for number, ladder in enumerate(ladders):
         kept[ladder.block][number % 2] = ladder.allowed[ladder.place]
     return [Widths(*pair) for pair in kept]
 
 
 def z_scores(scores: BlockScores) -> tuple[Tensor, Tensor]:
-    """z of a block's attention groups and of its FFN channels, in float64."""
+    """z of a block's attention groups and of its FFN channels or experts, in float64."""
     channels = scores.attention_channels
     if channels is None:
         groups = _standardized(scores.attention_groups)
     else:
         groups = _standardized(channels).view(len(scores.attention_groups), -1).mean(1)
-    return groups, _standardized(scores.ffn_channels)
+    return groups, _standardized(scores.ffn_units)
 
 
 def _standardized(scores: Tensor) -> Tensor:

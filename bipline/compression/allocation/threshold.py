@@ -68,7 +68,7 @@ def widths(problem: Problem, options: ThresholdOptions) -> list[Widths]:
         for choices, (attention, _) in zip(problem.choices, shares, strict=True)
     ]
     if problem.layout == "uniform":
-        channels = problem.choices[0].ffn_channels[-1]
+        channels = problem.choices[0].ffn_units[-1]
         return uniform_of_share(problem, [Widths(count, channels) for count in groups])
     losses = [_loss(c, *share) for c, share in zip(problem.choices, shares, strict=True)]
     return filled(problem, scaled_to_budget(losses, problem), groups)

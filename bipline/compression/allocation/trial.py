@@ -51,7 +51,7 @@ def error_of(problem: Problem, widths: Sequence[Widths], ridge: float) -> float:
 def _kept(widths: Sequence[Widths]) -> str:
     """What stays, as users read it: of each block, or over all of them where they differ."""
     groups = [each.attention_groups for each in widths]
-    channels = [each.ffn_channels for each in widths]
+    channels = [each.ffn_units for each in widths]
     if len(set(widths)) == 1:
         return f"{groups[0]} groups and {channels[0]} channels"
     return f"{sum(groups)} groups and {sum(channels)} channels over all blocks"
@@ -68,7 +68,7 @@ def _plan(problem: Problem, widths: Sequence[Widths]) -> PruningPlan:
         blocks=tuple(
             BlockPlan(
                 attention_groups=highest(block.attention_groups, kept.attention_groups),
-                ffn_channels=highest(block.ffn_channels, kept.ffn_channels),
+                ffn_channels=highest(block.ffn_channels, kept.ffn_units),
             )
             for block, kept in zip(problem.scores.blocks, widths, strict=True)
         ),

@@ -2,6 +2,8 @@
 
 uniform layout:    groups cut = round(ratio * groups), at most groups - 1; then the FFN loses the
                    fewest multiples of ``ffn_multiple`` that reach the ratio
+with experts:      the fewest whole experts that reach the ratio; attention loses groups where
+                   experts alone cannot reach it, because as many stay as a token passes through
 per-layer layout:  the same share from every block that may lose something; blocks kept whole by
                    ``keep_first`` and ``keep_last`` raise the share of the others
 
@@ -9,8 +11,9 @@ With one KV head (MQA) attention stays and the FFN takes all. With the uniform l
 is a plain transformers checkpoint.
 
 Source: the same quota for heads and for channels is in LLM-Pruner's code (arXiv 2305.11627). That
-the FFN makes up for the rounding of heads is this project's choice; LLM-BIP's own allocation is
-not known.
+the FFN makes up for the rounding of heads is this project's choice, as is that
+experts, which hold nearly all of a block's weights, go first; LLM-BIP's own allocation is not
+known.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ OPTIONS = BaseOptions
 WINDOWS = False
 # Why an allocation cannot choose uniform widths; empty where it can.
 NOT_UNIFORM = ""
+# Whether it chooses how many whole experts stay.
+EXPERTS = True
 
 
 def widths(problem: Problem, options: BaseOptions) -> list[Widths]:
@@ -55,11 +60,13 @@ def uniform_widths(choices: Choices, ratio: float) -> Widths:
 def largest_ratio(choices: Choices) -> float:
     """The largest ratio that :func:`uniform_widths` reaches."""
     shape = choices.shape
+    if shape.num_experts:
+        return choices.most_removed / shape.block_weights
     groups = shape.num_key_value_heads
     best = 0.0
     for cut in range(groups):
         kept = choices.nearest_groups(groups - cut)
-        most = Widths(kept, choices.ffn_channels[0])
+        most = Widths(kept, choices.ffn_units[0])
         capacity = most.removed_weights(shape) / shape.block_weights
         # Rounding cuts this many groups only for ratios between these two.
         lowest = (cut - 0.5) / groups
@@ -71,9 +78,21 @@ def largest_ratio(choices: Choices) -> float:
 
 def _widths(choices: Choices, ratio: float) -> Widths | None:
     shape = choices.shape
+    if shape.num_experts:
+        return _experts_first(choices, ratio * shape.block_weights)
     groups = shape.num_key_value_heads
     cut = min(math.floor(ratio * groups + 0.5), groups - 1)
     kept = choices.nearest_groups(groups - cut)
     missing = ratio * shape.block_weights - (groups - kept) * shape.group_weights
-    channels = choices.channels_for(max(0.0, missing))
+    channels = choices.units_for(max(0.0, missing))
     return None if channels is None else Widths(kept, channels)
+
+
+def _experts_first(choices: Choices, target: float) -> Widths | None:
+    """The most attention groups with which experts can make up for the rest of the target."""
+    shape = choices.shape
+    for kept in reversed(choices.attention_groups):
+        gone = (shape.num_key_value_heads - kept) * shape.group_weights
+        if (experts := choices.units_for(max(0.0, target - gone))) is not None:
+            return Widths(kept, experts)
+    return None

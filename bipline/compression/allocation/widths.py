@@ -1,8 +1,10 @@
-"""Widths: how many attention groups and FFN channels a block keeps, and which counts it may.
+"""Widths: how many attention groups and FFN units a block keeps, and which counts it may.
 
-FFN channels go in multiples of ``ffn_multiple``; with ``divisible_by`` the kept counts divide
-among that many devices (tensor parallelism). At least one group and one channel stay, and with
-one KV head (MQA), or a class that fixes its heads, attention stays whole.
+The units of an FFN are its channels, or its experts where it has some: then as many stay as a
+token passes through, or more. FFN channels go in multiples of ``ffn_multiple``; with
+``divisible_by`` the kept counts divide among that many devices (tensor parallelism). At least one
+group and one channel stay, and with one KV head (MQA), or a class that fixes its heads, attention
+stays whole.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ MULTIPLE_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Widths:
-    """What a block keeps: a number of attention groups and of FFN channels."""
+    """What a block keeps: a number of attention groups, and of FFN channels or experts."""
 
     attention_groups: int
-    ffn_channels: int
+    ffn_units: int
 
     def removed_weights(self, shape: ModelShape) -> int:
         """Linear weights that go from a block of this shape."""
         groups = shape.num_key_value_heads - self.attention_groups
-        channels = shape.intermediate_size - self.ffn_channels
-        return groups * shape.group_weights + channels * shape.channel_weights
+        units = shape.ffn_units - self.ffn_units
+        return groups * shape.group_weights + units * shape.ffn_unit_weights
 
 
 @dataclass(frozen=True)
@@ -38,34 +40,34 @@ class Choices:
 
     shape: ModelShape
     attention_groups: tuple[int, ...]
-    ffn_channels: tuple[int, ...]
+    ffn_units: tuple[int, ...]
 
     @property
     def most_removed(self) -> int:
         """Linear weights that can go at most."""
-        return Widths(self.attention_groups[0], self.ffn_channels[0]).removed_weights(self.shape)
+        return Widths(self.attention_groups[0], self.ffn_units[0]).removed_weights(self.shape)
 
     def nearest_groups(self, wanted: int) -> int:
         """The allowed number of groups nearest to ``wanted``, the larger of two."""
         return min(self.attention_groups, key=lambda count: (abs(count - wanted), -count))
 
-    def channels_for(self, removed: float) -> int | None:
-        """The most channels that stay when at least ``removed`` weights of the FFN go."""
-        # A billionth of a channel is rounding of the ratio itself, not a reason to cut one more.
-        keep = self.shape.intermediate_size - removed / self.shape.channel_weights + 1e-9
-        place = bisect_right(self.ffn_channels, keep)
-        return self.ffn_channels[place - 1] if place else None
+    def units_for(self, removed: float) -> int | None:
+        """The most FFN units that stay when at least ``removed`` weights of the FFN go."""
+        # A billionth of a unit is rounding of the ratio itself, not a reason to cut one more.
+        keep = self.shape.ffn_units - removed / self.shape.ffn_unit_weights + 1e-9
+        place = bisect_right(self.ffn_units, keep)
+        return self.ffn_units[place - 1] if place else None
 
-    def channels_within(self, removed: float) -> int:
-        """The fewest channels that stay when at most ``removed`` weights of the FFN go."""
-        keep = self.shape.intermediate_size - max(0.0, removed) / self.shape.channel_weights
-        place = bisect_left(self.ffn_channels, keep - 1e-9)
-        return self.ffn_channels[min(place, len(self.ffn_channels) - 1)]
+    def units_within(self, removed: float) -> int:
+        """The fewest FFN units that stay when at most ``removed`` weights of the FFN go."""
+        keep = self.shape.ffn_units - max(0.0, removed) / self.shape.ffn_unit_weights
+        place = bisect_left(self.ffn_units, keep - 1e-9)
+        return self.ffn_units[min(place, len(self.ffn_units) - 1)]
 
 
 def whole(shape: ModelShape) -> Choices:
     """The choices of a block that stays as it is."""
-    return Choices(shape, (shape.num_key_value_heads,), (shape.intermediate_size,))
+    return Choices(shape, (shape.num_key_value_heads,), (shape.ffn_units,))
 
 
 def choices_of(
@@ -73,17 +75,18 @@ def choices_of(
 ) -> Choices:
     """What a block may keep; with ``heads_fixed`` all of its attention.
 
-    Raises InvalidInput when no count of its groups or channels divides by ``divisible_by``.
+    Raises InvalidInput when no count of its groups, channels or experts divides by
+    ``divisible_by``.
     """
-    groups, channels = shape.num_key_value_heads, shape.intermediate_size
+    groups, units = shape.num_key_value_heads, shape.ffn_units
     allowed_groups = [n for n in range(1, groups + 1) if n % divisible_by == 0]
     if groups == 1 or heads_fixed:
         allowed_groups = [groups]
-    lowest = (channels - 1) % ffn_multiple + 1
-    allowed = [n for n in range(lowest, channels + 1, ffn_multiple) if n % divisible_by == 0]
+    lowest = shape.num_experts_per_tok or (units - 1) % ffn_multiple + 1
+    allowed = [n for n in range(lowest, units + 1, ffn_multiple) if n % divisible_by == 0]
     for name, held, counts in (
         ("KV heads", groups, allowed_groups),
-        (f"FFN channels in multiples of {ffn_multiple}", channels, allowed),
+        (f"{shape.ffn_kind} in multiples of {ffn_multiple}", units, allowed),
     ):
         if not counts:
             raise InvalidInput(f"divisible_by {divisible_by}: no count of {held} {name} divides")
@@ -91,8 +94,11 @@ def choices_of(
 
 
 def default_ffn_multiple(shape: ModelShape) -> int:
-    """The largest power of two up to 128 that is worth at most 1 % of a block's weights."""
-    multiple = LARGEST_MULTIPLE
+    """The largest power of two up to 128 that is worth at most 1 % of a block's weights.
+
+    Whole experts go one by one.
+    """
+    multiple = 1 if shape.num_experts else LARGEST_MULTIPLE
     while multiple > 1 and multiple * shape.channel_weights > MULTIPLE_SHARE * shape.block_weights:
         multiple //= 2
     return multiple
@@ -101,6 +107,11 @@ def default_ffn_multiple(shape: ModelShape) -> int:
 def checked_multiple(shape: ModelShape, ffn_multiple: int | None) -> int:
     """The FFN multiple to use. Raises InvalidInput for one that no block can have."""
     multiple = default_ffn_multiple(shape) if ffn_multiple is None else ffn_multiple
+    if shape.num_experts and multiple != 1:
+        raise InvalidInput(
+            f"ffn_multiple {ffn_multiple}: is of FFN channels, and of this model whole experts go; "
+            "leave it out, or give divisible_by, by which the number of experts that stay divides"
+        )
     if not 1 <= multiple <= shape.intermediate_size:
         raise InvalidInput(
             f"ffn_multiple {ffn_multiple}: must lie between 1 and {shape.intermediate_size}"

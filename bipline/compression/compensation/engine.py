@@ -116,6 +116,11 @@ def check_compensation(
 ) -> None:
     """Raise InvalidInput for what can be seen to fail before any work (see :func:`compensate`)."""
     check_known(compensation)
+    if checkpoint.shape.num_experts:
+        raise InvalidInput(
+            f"compensation {compensation} is of o_proj and of one down_proj a block, and this "
+            "model's FFNs are made of experts; use compensation none"
+        )
     if (compensation, options.bias) == ("bias", "off"):
         raise InvalidInput("compensation bias with the option bias=off has nothing to correct")
     if samples < options.least_windows:

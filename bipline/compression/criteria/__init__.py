@@ -9,6 +9,8 @@ own knobs, with the published defaults). What else its file holds follows from t
 * ``gradients``: ``reads`` and ``score``, on the sums of :mod:`bipline.compression.gradient_sums`;
 * ``search``: ``search``, many passes over the whole model, no sums.
 
+Where it scores the experts of an FFN too, its file says ``EXPERTS = True``.
+
 ``observe(block, tokens, options) -> sums`` is called once per micro-batch of calibration windows;
 its sums are added. ``score(sums, block, options) -> BlockScores`` turns the sums and the block's
 weights into one number per attention group and per FFN channel: the root mean square, per token,
@@ -31,6 +33,7 @@ from bipline.compression.criteria.interface import (
 )
 from bipline.compression.criteria.needs import Needs
 from bipline.compression.options import options_from
+from bipline.model.shapes import ModelShape
 from bipline.settings.method_names import CRITERIA
 
 
@@ -84,6 +87,18 @@ def options_of(criterion: str, seed: int = 0, given: Mapping[str, Any] | None = 
     Raises InvalidInput, naming the option, for one that does not exist or has no such value.
     """
     return options_from(load_criterion(criterion).OPTIONS, f"criterion {criterion}", seed, given)
+
+
+def check_units(criterion: str, shape: ModelShape) -> None:
+    """Raise InvalidInput where an FFN has experts and a criterion scores none."""
+    if shape.num_experts and not getattr(load_criterion(criterion), "EXPERTS", False):
+        able = [
+            name for name in sorted(CRITERIA) if getattr(load_criterion(name), "EXPERTS", False)
+        ]
+        raise InvalidInput(
+            f"criterion {criterion} scores no experts, of which this model's FFNs are made; those "
+            f"that do: {', '.join(able)}"
+        )
 
 
 def unmet_needs(criterion: Criterion, options: Options, sums: Mapping[str, object]) -> list[str]:

@@ -47,6 +47,7 @@ class InfluenceOptions(DepthOptions):
 
 
 OPTIONS = InfluenceOptions
+EXPERTS = True
 
 
 def reads(options: InfluenceOptions) -> frozenset[str]:

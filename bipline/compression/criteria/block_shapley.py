@@ -35,6 +35,7 @@ class ShapleyOptions(DepthOptions):
 
 
 OPTIONS = ShapleyOptions
+EXPERTS = True
 
 
 def search(searching: Search, options: ShapleyOptions) -> list[BlockScores]:

@@ -32,10 +32,10 @@ from bipline.compression.criteria.interface import (
     Tokens,
     column_norms,
     mean_absolute_columns,
-    second_moments,
     sum_of_columns,
 )
 from bipline.compression.criteria.needs import MOMENTS
+from bipline.compression.criteria.second_moments import second_moments
 
 NEEDS = MOMENTS
 

@@ -102,29 +102,45 @@ class BlockScores:
     """Importance per attention group ``[num_key_value_heads]`` and per channel ``[f]``.
 
     ``attention_channels`` ``[a]`` are there where a criterion scores the input channels of o_proj
-    before it adds them up: allocations that compare blocks standardise those.
+    before it adds them up: allocations that compare blocks standardise those. Where an FFN has
+    ``experts`` ``[experts]`` these have scores and channels have none; ``expert_tokens`` are the
+    tokens that each of them saw, where windows were run.
     """
 
     attention_groups: Tensor
     ffn_channels: Tensor
     attention_channels: Tensor | None = None
+    experts: Tensor | None = None
+    expert_tokens: Tensor | None = None
+
+    @property
+    def ffn_units(self) -> Tensor:
+        """Scores of what an FFN loses: its channels, or its experts."""
+        return self.ffn_channels if self.experts is None else self.experts
 
     @classmethod
     def of_channels(cls, attention: Tensor, ffn: Tensor, shape: ModelShape) -> BlockScores:
         """Scores of channels, groups by sum: what removing channels together does at most.
 
-        ``attention`` is ``[a]``; by the triangle inequality the sum bounds the change that the
-        group's channels make together.
+        ``attention`` is ``[a]``, ``ffn`` of channels, or of experts where the FFN has some; by
+        the triangle inequality the sum bounds the change that the group's channels make together.
         """
-        return cls(group_sums(attention, shape), ffn, attention)
+        return cls.of_ffn(group_sums(attention, shape), ffn, shape, attention)
+
+    @classmethod
+    def of_ffn(
+        cls, groups: Tensor, ffn: Tensor, shape: ModelShape, channels: Tensor | None = None
+    ) -> BlockScores:
+        """Scores of groups, and of an FFN's channels or experts, whichever it has."""
+        if shape.num_experts:
+            return cls(groups, ffn.new_empty(0), channels, experts=ffn)
+        return cls(groups, ffn, channels)
 
     @classmethod
     def of_units(cls, attention: Tensor, ffn: Tensor, shape: ModelShape) -> BlockScores:
-        """Scores of whole sublayers, scalars, borne by every group and channel of theirs."""
-        return cls(
-            attention.double().repeat(shape.num_key_value_heads),
-            ffn.double().repeat(shape.intermediate_size),
-        )
+        """Scores of whole sublayers, scalars, borne by every group, channel or expert of theirs."""
+        groups = attention.double().repeat(shape.num_key_value_heads)
+        return cls.of_ffn(groups, ffn.double().repeat(shape.ffn_units), shape)
 
     def tensors(self) -> dict[str, Tensor]:
         """The scores that are there, by name, in float64 on the CPU: what is kept of them."""
@@ -184,20 +200,6 @@ class Tokens:
         some = next(iter(self.activations.values()))
         start = self.first_window * self.seqlen
         return torch.arange(start, start + len(some), device=some.device)
-
-
-def second_moments(block: Block, tokens: Tokens) -> Sums:
-    """Tokens seen, and sums of squares of the inputs of o_proj ``[a]`` and down_proj ``[f]``.
-
-    Inputs are those of :meth:`Block.output_inputs`. With a norm behind the FFN also the sum of
-    its scales.
-    """
-    sums = {"tokens": torch.tensor(float(len(tokens["ffn_activation"])), dtype=torch.float64)}
-    for sublayer, name in INPUTS.items():
-        sums[f"{name}_squares"] = sum_of_squares(block.output_inputs(sublayer, tokens))
-    if block.norm_behind("ffn").gain is not None:
-        sums[FFN_SCALES] = block.output_scale("ffn", tokens).sum(dtype=torch.float64)
-    return sums
 
 
 def mean_ffn_scale(sums: Sums) -> Tensor | float:

@@ -3,15 +3,24 @@
 FFN channel j:        s_j = rms(a_j) * ||Wd[:, j]||_2
 attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m,  w = 1 + |Wu|^T (|Wd|^T 1)
 attention group:      the sum over its channels
+expert e:             s_e = mean over the tokens that it sees of g ||E(x)||_2
+with experts:         w = 1 + sum_e mean_t(g_e) |Wu_e|^T (|Wd_e|^T 1),  g = 0 where it sees no token
 
 a and o are the inputs of down_proj and o_proj. The FFN score is exact: it is the change of the
 block's output when the channel goes. Attention and FFN scores are in one unit, but the attention
 bound is loose: never rank the two together.
 
+An expert's score is of what it adds, E(x), times the weight g that the router gives it: token by
+token exactly how far the block's output moves when this is left out. That the router then sends the
+token to another expert, and shares the weights anew, is not in it. An expert that saw no token has
+the score 0.
+
 Source: the paper's formulas as quoted elsewhere are |X_U^j| . |W_D^j| and
 |X_H^j| . |W_O^j| (I + |W_U||W_D|). Which norms the bars stand for and how channels become a head
 are not known: an L2 norm over tokens, an L1 norm over the propagated outputs and the sum over
-channels are this project's reconstruction.
+channels are this project's reconstruction. Of experts the paper's quoted formulas say nothing:
+their score is that of REAP (arXiv 2510.13999) as its models' pages tell it, what enters a
+mixture of experts is weighed by the router's mean weights, and both are a reconstruction.
 
 Where norms lie behind sublayers (Gemma 2, OLMo 2), Wo and Wd have their gains on their rows, o and
 a are divided by the dense root mean square of what enters the norm, and |Wd| in w is multiplied by
@@ -33,12 +42,13 @@ from bipline.compression.criteria.interface import (
     column_norms,
     mean_ffn_scale,
     root_mean_square,
-    second_moments,
 )
 from bipline.compression.criteria.needs import MOMENTS
+from bipline.compression.criteria.second_moments import DOWN, GATE_UP, second_moments
 
 NEEDS = MOMENTS
 OPTIONS = Options
+EXPERTS = True
 SUMS = frozenset({"tokens", "attention_output_squares", "ffn_activation_squares"})
 
 
@@ -54,10 +64,29 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Scores from the sums; matrix-vector products only, so 3 d f operations a block."""
+    if block.shape.num_experts:
+        attention = attention_channels(sums, block, 1 + expert_reach(sums, block))
+        return BlockScores.of_channels(attention, expert_scores(sums), block.shape)
     reach = output_reach(block) * mean_ffn_scale(sums)
     propagated = 1 + absolute_product(block.weights["mlp.up_proj.weight"], reach)
     attention = attention_channels(sums, block, propagated)
     return BlockScores.of_channels(attention, ffn_scores(sums, block), block.shape)
+
+
+def expert_scores(sums: Sums) -> torch.Tensor:
+    """Mean over the tokens that each expert sees of g ||E(x)||, ``[experts]``; 0 for none."""
+    return sums["expert_changes"] / sums["expert_tokens"].clamp(min=1)
+
+
+def expert_reach(sums: Sums, block: Block) -> torch.Tensor:
+    """How far a change of what enters the experts can move their output, ``[d]``: see above."""
+    gate_up, down = block.weights[GATE_UP], block.weights[DOWN]
+    channels = block.shape.intermediate_size
+    total = torch.zeros(block.shape.hidden_size, dtype=torch.float64, device=down.device)
+    for expert, weight in enumerate(sums["expert_weights"] / sums["tokens"]):
+        reach = absolute_product(down[expert], torch.ones(block.shape.hidden_size))
+        total += weight * absolute_product(gate_up[expert, channels:], reach)
+    return total
 
 
 def attention_channels(sums: Sums, block: Block, propagated: torch.Tensor) -> torch.Tensor:

@@ -32,11 +32,11 @@ from bipline.compression.criteria.interface import (
     Tokens,
     column_sums,
     root_mean_square,
-    second_moments,
     tiles,
 )
 from bipline.compression.criteria.llm_bip import ffn_scores
 from bipline.compression.criteria.needs import TOKENS
+from bipline.compression.criteria.second_moments import second_moments
 from bipline.model.activations import activation
 from bipline.model.builds import Sublayer
 from bipline.model.checkpoint import widened

@@ -36,11 +36,11 @@ from bipline.compression.criteria.interface import (
     absolute_product,
     column_sums,
     root_mean_square,
-    second_moments,
     tiles,
 )
 from bipline.compression.criteria.llm_bip import attention_channels, ffn_scores, output_reach
 from bipline.compression.criteria.needs import MOMENTS
+from bipline.compression.criteria.second_moments import second_moments
 from bipline.model.activations import value_and_slope
 
 NEEDS = MOMENTS

@@ -2,6 +2,7 @@
 
 channel j:        s_j = ||W[:, j]||_2 of o_proj or down_proj
 attention group:  the sum over its channels
+expert:           the sum over its channels, of its own down_proj
 
 This is the root mean square change per token for inputs of unit mean square. It needs no
 calibration data.
@@ -12,8 +13,10 @@ sublayer (Gemma 2, OLMo 2), W has that norm's gain on its rows: a reconstruction
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from bipline.compression.criteria.interface import (
-    OUTPUT_MATRICES,
     Block,
     BlockScores,
     Options,
@@ -21,9 +24,11 @@ from bipline.compression.criteria.interface import (
     column_norms,
 )
 from bipline.compression.criteria.needs import WEIGHTS
+from bipline.compression.criteria.second_moments import DOWN
 
 NEEDS = WEIGHTS
 OPTIONS = Options
+EXPERTS = True
 
 
 def reads(options: Options) -> frozenset[str]:
@@ -33,5 +38,11 @@ def reads(options: Options) -> frozenset[str]:
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Column norms of o_proj, added by group, and of down_proj."""
-    attention, ffn = (column_norms(block.output_matrix(name)) for name in OUTPUT_MATRICES)
-    return BlockScores.of_channels(attention, ffn, block.shape)
+    attention = column_norms(block.output_matrix("attention"))
+    return BlockScores.of_channels(attention, _ffn(block), block.shape)
+
+
+def _ffn(block: Block) -> Tensor:
+    if block.shape.num_experts:
+        return torch.stack([column_norms(each).sum() for each in block.weights[DOWN]])
+    return column_norms(block.output_matrix("ffn"))

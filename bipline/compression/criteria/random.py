@@ -15,6 +15,7 @@ from bipline.compression.criteria.needs import WEIGHTS
 
 NEEDS = WEIGHTS
 OPTIONS = Options
+EXPERTS = True
 
 
 def reads(options: Options) -> frozenset[str]:
@@ -26,7 +27,5 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """One draw per group, the same for the same seed and block."""
     generator = torch.Generator().manual_seed(seed_of(options.seed, block.index))
     shape = block.shape
-    return BlockScores(
-        attention_groups=torch.rand(shape.num_key_value_heads, generator=generator),
-        ffn_channels=torch.rand(shape.intermediate_size, generator=generator),
-    )
+    groups = torch.rand(shape.num_key_value_heads, generator=generator)
+    return BlockScores.of_ffn(groups, torch.rand(shape.ffn_units, generator=generator), shape)

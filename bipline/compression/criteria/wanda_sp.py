@@ -2,15 +2,21 @@
 
 channel j:        s_j = mean_i |W[i, j]| * rms(x_j)     of o_proj or down_proj, x its input
 attention group:  the sum over its channels
+expert:           the sum over its channels, of its own down_proj; x is the input times the
+                  router's weight, and zero where the router sends a token elsewhere
 
 Source: established, from the code of FLAP (arXiv 2312.11983), which has the L2 norm over tokens in
 the place of the root mean square: the same ranking. There a pruned block's outputs feed the next
 block; here all sums are taken on the dense model. Up to its scale it is the first, residual half of
 ``llm-bip``. Where a norm lies behind a sublayer (Gemma 2, OLMo 2), W has that norm's gain on its
-rows and x is divided by the dense root mean square of what enters it: a reconstruction.
+rows and x is divided by the dense root mean square of what enters it: a
+reconstruction, as are the scores of experts.
 """
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
 
 from bipline.compression.criteria.interface import (
     INPUTS,
@@ -21,12 +27,14 @@ from bipline.compression.criteria.interface import (
     Tokens,
     mean_absolute_columns,
     root_mean_square,
-    second_moments,
 )
 from bipline.compression.criteria.needs import MOMENTS
+from bipline.compression.criteria.second_moments import DOWN, second_moments
+from bipline.model.builds import Sublayer
 
 NEEDS = MOMENTS
 OPTIONS = Options
+EXPERTS = True
 SUMS = frozenset({"tokens", "attention_output_squares", "ffn_activation_squares"})
 
 
@@ -42,9 +50,17 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
 
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Scores from the sums; one product with the absolute weights each."""
-    attention, ffn = (
-        root_mean_square(sums[f"{name}_squares"], sums["tokens"])
-        * mean_absolute_columns(block.output_matrix(sublayer))
-        for sublayer, name in INPUTS.items()
-    )
+    attention = _channels(sums, block, "attention")
+    ffn = _experts(sums, block) if block.shape.num_experts else _channels(sums, block, "ffn")
     return BlockScores.of_channels(attention, ffn, block.shape)
+
+
+def _channels(sums: Sums, block: Block, sublayer: Sublayer) -> Tensor:
+    rms = root_mean_square(sums[f"{INPUTS[sublayer]}_squares"], sums["tokens"])
+    return rms * mean_absolute_columns(block.output_matrix(sublayer))
+
+
+def _experts(sums: Sums, block: Block) -> Tensor:
+    """``[experts]``, each the sum over its channels."""
+    means = torch.stack([mean_absolute_columns(each) for each in block.weights[DOWN]])
+    return (root_mean_square(sums["ffn_activation_squares"], sums["tokens"]) * means).sum(1)

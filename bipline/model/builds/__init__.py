@@ -1,7 +1,8 @@
 """Builds as data: the tensors of a decoder and the axis along which each of its dimensions runs.
 
 A file of this folder is a build. Pruning is nothing but indexing along ``query_heads``,
-``kv_heads`` and ``ffn_channels``; names inside a block are relative to it.
+``kv_heads``, ``ffn_channels`` and ``experts``; names inside a block are relative to it. Where an
+FFN has experts, ``{expert}`` in a name stands for the number of each, whose tensors go with it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ class SublayerNorms(BaseModel):
 
 
 class Build(BaseModel):
-    """The tensors of a decoder and the axes of each; names inside a block are relative to it."""
+    """The tensors of a decoder and the axes of each; names inside a block are relative to it.
+
+    ``observed`` are modules whose input (the first, or the one of this number) or output is seen.
+    ``stacked`` are tensors of transformers' class that hold those of all experts, one expert after
+    the other along their first dimension, and the named parts of each along their second.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,16 +55,28 @@ class Build(BaseModel):
     sublayers: dict[Sublayer, tuple[str, ...]]
     observed: dict[str, tuple[str, str]]
     outputs: dict[Sublayer, tuple[str, ...]]
+    stacked: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @property
     def behind(self) -> bool:
         """Whether norms lie behind sublayers, so that what they add is normed."""
         return any(norms.after for norms in self.norms.values())
 
-    def absent(self, num_key_value_heads: int, intermediate_size: int) -> tuple[str, ...]:
+    @property
+    def has_experts(self) -> bool:
+        """Whether its FFN has experts, whole ones of which go."""
+        return bool(self.stacked)
+
+    @property
+    def held(self) -> list[str]:
+        """What transformers' class calls the weights of a block, without biases."""
+        inside = {part for parts in self.stacked.values() for part in parts}
+        return [name for name in self.block_weights if name not in inside] + list(self.stacked)
+
+    def absent(self, num_key_value_heads: int, ffn_units: int) -> tuple[str, ...]:
         """What the names of tensors begin with that a block of these widths lacks."""
         attention = () if num_key_value_heads else self.sublayers["attention"]
-        return attention + (() if intermediate_size else self.sublayers["ffn"])
+        return attention + (() if ffn_units else self.sublayers["ffn"])
 
 
 @cache

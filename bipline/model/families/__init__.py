@@ -18,12 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from bipline.base.errors import InvalidInput
 from bipline.model.allowed import Allowed
 from bipline.model.builds import Axes, Build, build_named
+from bipline.model.experts import of_each_expert
 from bipline.model.fused import Parts, stored_parts
 from bipline.model.rope import partial_rotary_factor, rope_type
 from bipline.model.shapes import (
     PER_LAYER_LISTS,
     PER_LAYER_PREFIX,
     ModelShape,
+    check_holds,
+    experts_key,
     is_per_layer,
     shape_of,
 )
@@ -82,6 +85,8 @@ class Family(_Table):
     renamed: dict[str, str] = Field(default_factory=dict)
     without: tuple[str, ...] = ()
     fused: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    # What matrices are called where they lie, if its class calls them otherwise.
+    stored: dict[str, str] = Field(default_factory=dict)
     # transformers has no class for it, but one that computes the same, of this family; other classes
     # have the same model_type. And checkpoints name code, which its class stands in for.
     read_as: str = ""
@@ -171,14 +176,16 @@ def block_axes(family: Family, config: Mapping[str, Any], index: int = 0) -> dic
         names.update(build.head_norms)
     if family.all_heads_norms:
         names.update(build.all_heads_norms)
-    absent = build.absent(shape.num_key_value_heads, shape.intermediate_size)
-    held = family.named(names)
+    absent = build.absent(shape.num_key_value_heads, shape.ffn_units)
+    held = of_each_expert(family.named(names), shape.num_experts)
     return {name: axes for name, axes in held.items() if not name.startswith(absent)}
 
 
 def block_parts(family: Family, config: Mapping[str, Any], index: int = 0) -> Parts:
     """What is stored of one block, by its name inside it, and the tensors in its rows."""
-    return stored_parts(family.fused, block_axes(family, config, index))
+    stored = {name: (held,) for held, name in family.stored.items()}
+    lies = of_each_expert({**family.fused, **stored}, shape_of(config).num_experts)
+    return stored_parts(lies, block_axes(family, config, index))
 
 
 def tensor_shapes(
@@ -209,13 +216,14 @@ def _sizes(shape: ModelShape, parts: Sequence[Axes]) -> tuple[int, ...]:
 
 def exported_config(
     config: Mapping[str, Any],
-    intermediate_size: int,
+    ffn_units: int,
     num_key_value_heads: int,
     kept_blocks: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """The config.json of a model pruned to uniform widths, loadable by a stock class.
 
-    ``kept_blocks`` are the blocks that stay, ascending; None for all of them. The family stays
+    ``ffn_units`` are FFN channels, or experts where the FFN has some; ``kept_blocks`` the blocks
+    that stay, ascending; None for all of them. The family stays
     where its class holds the new head count; else the same tensors go under an alternative
     family's name (LLaMA becomes Mistral, or SeedOss where there are biases; Qwen2 becomes SeedOss).
     Sizes and head_dim are written out; transformers_version stays, because a Mistral config
@@ -226,7 +234,7 @@ def exported_config(
     import transformers
 
     shape = shape_of(config)
-    _check_wide_enough(shape, intermediate_size, num_key_value_heads, kept_blocks)
+    check_holds(shape, ffn_units, num_key_value_heads, kept_blocks)
     config = stock_config(config if kept_blocks is None else with_blocks(config, kept_blocks))
     heads = num_key_value_heads * shape.queries_per_group
     model_type = _holding_class(config, heads)
@@ -235,7 +243,7 @@ def exported_config(
         **config,
         "model_type": model_type,
         "architectures": [family.architecture],
-        "intermediate_size": intermediate_size,
+        experts_key(config) or "intermediate_size": ffn_units,
         "num_attention_heads": heads,
         "num_key_value_heads": num_key_value_heads,
         "head_dim": shape.head_dim,
@@ -267,23 +275,6 @@ def with_output_biases(config: Mapping[str, Any]) -> dict[str, Any]:
             f"use compensation least-squares or obs with bias=auto (biases: {', '.join(able)})"
         )
     return biased
-
-
-def _check_wide_enough(
-    shape: ModelShape,
-    intermediate_size: int,
-    num_key_value_heads: int,
-    kept_blocks: Sequence[int] | None,
-) -> None:
-    for index in range(shape.num_hidden_layers) if kept_blocks is None else kept_blocks:
-        block = shape.block(index)
-        groups, channels = block.num_key_value_heads, block.intermediate_size
-        if groups < num_key_value_heads or channels < intermediate_size:
-            raise InvalidInput(
-                f"block {index} has {groups} attention groups and {channels} FFN channels, so not "
-                f"every block can keep {num_key_value_heads} and {intermediate_size}; prune the "
-                "dense model, or give a plan of the per-layer layout"
-            )
 
 
 def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""The sums that most criteria share: squares of what enters o_proj and down_proj.
+
+Where an FFN has experts, a token passes through a few of them, and what each adds is multiplied by
+the weight that the router gives it. Their sums are taken expert by expert, over the tokens that
+the router sends there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from bipline.compression.criteria.interface import (
+    FFN_SCALES,
+    INPUTS,
+    Block,
+    Sums,
+    Tokens,
+    sum_of_squares,
+    tiles,
+)
+from bipline.model.activations import activation
+
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+
+
+def second_moments(block: Block, tokens: Tokens) -> Sums:
+    """Tokens seen, and sums of squares of the inputs of o_proj ``[a]`` and down_proj ``[f]``.
+
+    Inputs are those of :meth:`Block.output_inputs`. With a norm behind the FFN also the sum of its
+    scales. With experts those of down_proj are ``[experts, f]``, of the inputs times the router's weight,
+    and :func:`expert_sums` come with them.
+    """
+    seen = len(tokens["attention_output"])
+    sums = {"tokens": torch.tensor(float(seen), dtype=torch.float64)}
+    experts = bool(block.shape.num_experts)
+    for sublayer, name in INPUTS.items():
+        if not (experts and sublayer == "ffn"):
+            sums[f"{name}_squares"] = sum_of_squares(block.output_inputs(sublayer, tokens))
+    if block.norm_behind("ffn").gain is not None:
+        sums[FFN_SCALES] = block.output_scale("ffn", tokens).sum(dtype=torch.float64)
+    return sums | (expert_sums(block, tokens) if experts else {})
+
+
+def expert_sums(block: Block, tokens: Tokens) -> Sums:
+    """Sums over the tokens that the router sends to each expert, ``[experts]`` each.
+
+    ``expert_tokens``: how many. ``expert_weights``: of the router's weights g. ``expert_changes``:
+    of g ||E(x)||, the norms of what the expert adds. ``ffn_activation_squares`` ``[experts, f]``:
+    of squares of g a, with a what enters its down_proj.
+    """
+    shape, like = block.shape, tokens["expert_input"]
+    each = like.new_zeros(3, shape.num_experts, dtype=torch.float64)
+    squares = like.new_zeros(shape.num_experts, shape.intermediate_size, dtype=torch.float64)
+    for expert, weights, inner in routed(block, tokens):
+        outputs = linear(inner, block.weights[DOWN][expert])
+        norms = torch.cat([tile.norm(dim=1).double() for tile in tiles(outputs)])
+        each[:, expert] = torch.stack(
+            [weights.new_tensor(float(len(weights))), weights.sum(), weights @ norms]
+        )
+        squares[expert] = sum_of_squares(inner * weights[:, None].to(inner))
+    names = ("expert_tokens", "expert_weights", "expert_changes")
+    return dict(zip(names, each, strict=True)) | {"ffn_activation_squares": squares}
+
+
+def routed(block: Block, tokens: Tokens) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Experts that saw tokens: number, the router's weights ``[t]`` float64, inputs of down_proj.
+
+    The inputs ``[t, f]`` are of the computing dtype.
+    """
+    act, hidden = activation(block.hidden_act), tokens["expert_input"]
+    chosen, weights = tokens["expert_index"], tokens["expert_weights"]
+    for expert in chosen.unique().tolist():
+        rows, places = torch.where(chosen == expert)
+        gate, up = linear(hidden[rows], block.weights[GATE_UP][expert]).chunk(2, dim=-1)
+        yield expert, weights[rows, places].double(), act(gate) * up

@@ -1,0 +1,32 @@
+"""Experts of a mixture by their names: a build names a tensor once, for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+# In names of a build and of a family: the number of each expert.
+EXPERT = "{expert}"
+Names = Mapping[str, tuple[str, ...]]
+
+
+def of_each_expert(names: Names, experts: int) -> dict[str, tuple[str, ...]]:
+    """Names, and what is said of them, with those of experts told for each; they come last."""
+    told = {name: held for name, held in names.items() if EXPERT not in name}
+    for expert in range(experts):
+        for name, held in names.items():
+            if EXPERT in name:
+                told[name.format(expert=expert)] = tuple(e.format(expert=expert) for e in held)
+    return told
+
+
+def renumbered(names: Iterable[str], kept: Sequence[int]) -> dict[str, str]:
+    """What experts' tensors are called in the model they come from, by what they are called now.
+
+    ``kept`` are the experts that stay, ascending; ``names`` those of a build.
+    """
+    return {
+        name.format(expert=place): name.format(expert=expert)
+        for name in names
+        if EXPERT in name
+        for place, expert in enumerate(kept)
+    }

@@ -1,0 +1,137 @@
+"""Scores of experts against direct definitions, token by token, on transformers' own modules."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bipline.compression.allocate import allocate
+from bipline.compression.criteria.interface import Options
+from bipline.compression.prune import prune
+from bipline.compression.score import compute_scores
+from bipline.model.loading import load_model
+from bipline.model.opening import open_checkpoint
+from bipline.settings.line import AllocateSettings
+from tests.routed import with_unused_expert
+from tests.scored import WINDOWS, assert_same_scores, scored
+from tests.tiny import EXPERT_CASES, tiny_model
+
+BLOCK = 1
+
+
+@pytest.fixture(scope="module", params=EXPERT_CASES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("experts") / request.param, request.param)
+
+
+@torch.no_grad()
+def seen(model: Path) -> tuple[Any, dict[str, Tensor]]:
+    """A decoder block of transformers, and what enters its FFN and its o_proj, by tokens."""
+    layer = load_model(model, torch.float64)
+    found: dict[str, Tensor] = {}
+    block = layer.model.layers[BLOCK]
+    for name, module in (("ffn", block.mlp), ("attention", block.self_attn.o_proj)):
+        module.register_forward_pre_hook(
+            lambda _module, inputs, name=name: found.update({name: inputs[0].flatten(0, 1)})
+        )
+    layer(WINDOWS)
+    return block, found
+
+
+@torch.no_grad()
+def test_an_experts_score_is_how_far_the_output_moves_without_what_it_adds(model: Path) -> None:
+    """The mean over the tokens that it sees; the router and all other experts stay."""
+    block, entered = seen(model)
+    _, _, chosen = block.mlp.gate(entered["ffn"])
+    output, matrices = block.mlp(entered["ffn"][None])[0], block.mlp.experts.down_proj
+    found = scored(model, "llm-bip")[1].blocks[BLOCK]
+    assert found.experts is not None and found.expert_tokens is not None
+    for expert, score in enumerate(found.experts):
+        matrix = matrices[expert].clone()
+        matrices[expert] = 0
+        moved = (block.mlp(entered["ffn"][None])[0] - output).norm(dim=1)
+        matrices[expert] = matrix
+        sees = (chosen == expert).any(1)
+        assert found.expert_tokens[expert] == sees.sum()
+        assert float(moved[~sees].abs().sum()) == 0
+        torch.testing.assert_close(score, moved.sum() / sees.sum().clamp(min=1), rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+def test_the_other_criteria_are_their_definitions(model: Path) -> None:
+    block, entered = seen(model)
+    _, weights, chosen = block.mlp.gate(entered["ffn"])
+    experts, hidden = block.mlp.experts, entered["ffn"]
+    rms = entered["attention"].square().mean(0).sqrt()
+    matrix = block.self_attn.o_proj.weight
+    reach = torch.ones(len(matrix), dtype=torch.float64)
+    wanda, magnitude = [], []
+    for expert, down in enumerate(experts.down_proj):
+        gate, up = experts.gate_up_proj[expert].chunk(2)
+        taken = torch.where(chosen == expert, weights, 0).sum(1).double()
+        inputs = taken[:, None] * experts.act_fn(hidden @ gate.T) * (hidden @ up.T)
+        reach += taken.mean() * (up.abs().T @ (down.abs().T @ torch.ones(len(down)).double()))
+        wanda.append((inputs.square().mean(0).sqrt() * down.abs().mean(0)).sum())
+        magnitude.append(down.norm(dim=0).sum())
+    channels = rms * (matrix.abs().T @ reach)
+    found = {
+        name: scored(model, name)[1].blocks[BLOCK] for name in ("llm-bip", "wanda-sp", "magnitude")
+    }
+    groups = channels.view(len(found["llm-bip"].attention_groups), -1).sum(1)
+    for value, expected in (
+        (found["llm-bip"].attention_groups, groups),
+        (found["wanda-sp"].experts, torch.stack(wanda)),
+        (found["magnitude"].experts, torch.stack(magnitude)),
+    ):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("case", ["mixtral"])
+def test_an_expert_that_saw_no_token_is_told_and_goes_first(case: str, tmp_path: Path) -> None:
+    model = with_unused_expert(tiny_model(tmp_path / "model", case), 5)
+    checkpoint = open_checkpoint(model)
+    scores = scored(model, "llm-bip")[1]
+    assert [float(block.experts[5]) for block in scores.blocks if block.experts is not None] == [
+        0,
+        0,
+    ]
+    plan = allocate(checkpoint, scores, AllocateSettings(ratio=0.1), 0)
+    assert all(set(block.experts) == {0, 1, 2, 3, 4, 6, 7} for block in plan.blocks)
+    assert any("sent to experts 5 of block 0; 5 of block 1" in note for note in plan.notes)
+    assert any("keeps 7 of 8" in note for note in plan.notes)
+
+
+def test_a_router_loses_the_rows_of_its_experts(model: Path, tmp_path: Path) -> None:
+    """And what stays lies on disk as it lay, under the numbers that are left."""
+    checkpoint = open_checkpoint(model)
+    scores = scored(model, "magnitude")[1]
+    plan = allocate(checkpoint, scores, AllocateSettings(ratio=0.2), 0)
+    prune(checkpoint, plan, tmp_path / "pruned")
+    pruned = open_checkpoint(tmp_path / "pruned")
+    assert pruned.shape.num_experts < checkpoint.shape.num_experts
+    for name in pruned.tensors:
+        block, expert = (re.search(rf"{part}[.](\d+)[.]", name) for part in ("layers", "experts"))
+        kept = plan.blocks[int(block[1])].experts if block else ()
+        source = name
+        if expert:
+            source = name.replace(expert[0], f"experts.{kept[int(expert[1])]}.")
+        expected = checkpoint.tensor(source)
+        router = name.endswith(".gate.weight")
+        assert pruned.tensor(name).equal(expected[list(kept)] if router else expected)
+
+
+def test_scores_are_the_same_from_the_sums_of_another_criterion(
+    model: Path, tmp_path: Path
+) -> None:
+    """And from a run that keeps what it finished."""
+    whole = scored(model, "llm-bip")[1]
+    statistics, _ = scored(model, "wanda-sp", work=tmp_path)
+    again = compute_scores(open_checkpoint(model), statistics, "llm-bip", Options())
+    assert_same_scores(again, whole)
+    for one, other in zip(again.blocks, whole.blocks, strict=True):
+        assert one.ffn_units.equal(other.ffn_units)

@@ -111,11 +111,12 @@ def _loaded(package_hf: Path) -> Any:
 def _declared_shapes(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Every tensor's shape by the sizes that the source's manifest declares."""
     try:
-        needed = (n for n, field in ModelShape.model_fields.items() if field.is_required())
-        sizes = {name: manifest.info[name] for name in needed}
+        fields = ModelShape.model_fields.items()
+        told = [n for n, field in fields if field.is_required() or n in manifest.info]
+        sizes = {name: manifest.info[name] for name in told}
     except KeyError as error:
         raise Refused(f"{checkpoint.directory}: its manifest does not declare {error}") from None
-    shape = ModelShape.model_validate({**sizes, "per_layer": manifest.info.get("per_layer", ())})
+    shape = ModelShape.model_validate(sizes)
     if len(shape.per_layer) != len(checkpoint.shape.per_layer):
         raise Refused(f"{checkpoint.directory}: its manifest does not declare every block's widths")
     return tensor_shapes(checkpoint.family, checkpoint.config, shape)

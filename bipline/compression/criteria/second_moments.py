@@ -31,8 +31,8 @@ def second_moments(block: Block, tokens: Tokens) -> Sums:
     """Tokens seen, and sums of squares of the inputs of o_proj ``[a]`` and down_proj ``[f]``.
 
     Inputs are those of :meth:`Block.output_inputs`. With a norm behind the FFN also the sum of its
-    scales. With experts those of down_proj are ``[experts, f]``, of the inputs times the router's weight,
-    and :func:`expert_sums` come with them.
+    scales. With experts those of down_proj are ``[experts, f]``, of the inputs times the router's
+    weight, and :func:`expert_sums` come with them.
     """
     seen = len(tokens["attention_output"])
     sums = {"tokens": torch.tensor(float(seen), dtype=torch.float64)}

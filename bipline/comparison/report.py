@@ -12,6 +12,7 @@ from bipline.comparison.spread import (
     BESIDE,
     STARRED,
     beside_lines,
+    sizes,
     table_lines,
 )
 from bipline.compression.descriptions import criterion_description
@@ -73,7 +74,7 @@ def table_part(comparison: Comparison) -> Content:
         "mean, the standard deviation, and the least and the most stand beside each other."
     )
     names = [
-        "parameters", "parameters_ratio", "file_bytes",
+        *sizes(comparison), "parameters_ratio", "file_bytes",
         *(f"{kind}.{t}" for kind in ("perplexity", "nll_increase") for t in comparison.texts),
         *(f"acc.{task}" for task in comparison.tasks), "seconds", "peak_bytes",
     ]  # fmt: skip

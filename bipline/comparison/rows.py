@@ -187,7 +187,8 @@ def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> O
             texts = row.given.subset(row.given.texts)
             record = evaluate(inner, model, texts, row.protocol.on_texts)
             cost = reduce(Cost.plus, (report.cost or Cost() for report in reports), scored)
-            return Outcome(measured=Measured.of(plan, record, row.dense), cost=cost)
+            experts = checkpoint.shape.num_experts
+            return Outcome(measured=Measured.of(plan, record, row.dense, experts), cost=cost)
 
         try:
             outcome = STAGE.value(context, keys[STAGE], Outcome, measured)

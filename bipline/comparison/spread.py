@@ -138,7 +138,7 @@ def table_lines(
     ``ranged`` it is told how far the seeds part.
     """
     record = comparison.models[model].record
-    dense = figures_of(record, record)
+    dense = figures_of(record, record) | _dense_experts(comparison, model)
     lines = [["dense", "", "", *(dense[name].text if name in dense else "" for name in names)]]
     lines += [
         [
@@ -151,6 +151,20 @@ def table_lines(
         if each.figures
     ]
     return lines
+
+
+def sizes(comparison: Comparison) -> list[str]:
+    """The figures of size that every table begins with."""
+    experts = any(row.measured and row.measured.experts for row in comparison.rows)
+    return ["parameters", *(["experts"] if experts else [])]
+
+
+def _dense_experts(comparison: Comparison, model: str) -> dict[str, Figure]:
+    """The experts of a dense model's block, which its rows tell; nothing without any."""
+    for row in comparison.rows:
+        if row.combination.model == model and row.measured and (told := row.measured.experts):
+            return {"experts": Figure("experts", told.before)}
+    return {}
 
 
 def beside_lines(comparison: Comparison, model: str) -> list[list[str]]:

@@ -18,6 +18,7 @@ from bipline.comparison.spread import (
     beside_lines,
     named,
     ranked,
+    sizes,
     table_lines,
 )
 from bipline.values.comparison import Comparison, SweepSummary
@@ -144,7 +145,7 @@ def print_compared(console: Console, comparison: Comparison, out: Path, log: Pat
 def print_tables(console: Console, comparison: Comparison) -> None:
     """A table for every model: dense first, then by ratio and perplexity; refusals below."""
     names = [
-        "parameters", *(f"perplexity.{text}" for text in comparison.texts),
+        *sizes(comparison), *(f"perplexity.{text}" for text in comparison.texts),
         f"nll_increase.{comparison.texts[0]}", "seconds", "peak_bytes",
     ]  # fmt: skip
     head = ["method", "compensation", "ratio", *map(label_of, names)]

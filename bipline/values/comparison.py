@@ -78,6 +78,7 @@ class Compensated(Frozen):
 class Measured(Frozen):
     """The figures of a pruned model. ``widths``: attention groups and FFN channels by block.
 
+    ``experts`` are those of a block in the dense model and in this one, where there are some.
     ``answers`` are the changes of accuracies, by the names of their figures; ``speeds`` those of
     the dense model and of this one, which took turns. What was not measured is None.
     """
@@ -95,10 +96,21 @@ class Measured(Frozen):
     tasks: dict[str, TaskResult] | None = ADDED
     answers: dict[str, PairedDifference] | None = ADDED
     speeds: Speeds | None = ADDED
+    experts: BeforeAfter | None = ADDED
 
     @classmethod
-    def of(cls, plan: PruningPlan, record: EvaluationRecord, dense: EvaluationRecord) -> Measured:
-        """The figures of the model that a plan made, with the changes against the dense one."""
+    def of(
+        cls,
+        plan: PruningPlan,
+        record: EvaluationRecord,
+        dense: EvaluationRecord,
+        experts: int = 0,
+    ) -> Measured:
+        """The figures of the model that a plan made, with the changes against the dense one.
+
+        ``experts`` are those of a block of the dense model, none by default.
+        """
+        kept = max(len(block.experts) for block in plan.blocks)
         pairs = paired_differences(dense, record)
         return cls(
             plan_digest=plan.digest,
@@ -109,6 +121,7 @@ class Measured(Frozen):
             widths=tuple(block.widths for block in plan.blocks),
             compensated=Compensated.of(plan.compensated) if plan.compensated else None,
             file_bytes=record.file_bytes,
+            experts=BeforeAfter(before=experts, after=kept) if experts else None,
             perplexity=record.perplexity,
             change={
                 text: Change.of(dense.perplexity[text], found, pairs.get(f"nll.{text}"))

@@ -113,6 +113,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "parameters": Kind("Parameters", "parameters", count_text, "lower", _relative, True),
     "parameters_ratio": Kind("Left", "share of the dense model's parameters", percent),
+    "experts": Kind("Experts", "of a block", count_text),
     "reached_blocks": Kind("Ratio of blocks", "share of linear weights", percent, "neither"),
     "reached_total": Kind("Ratio of all", "share of all parameters", percent, "neither"),
     "file_bytes": Kind("Weights on disk", "bytes", byte_size, "lower", _relative, True),
@@ -290,6 +291,8 @@ def _of_row(row: Row) -> Iterator[Figure]:
         return
     yield Figure("parameters", measured.parameters.after)
     yield Figure("parameters_ratio", measured.parameters.ratio)
+    if measured.experts:
+        yield Figure("experts", measured.experts.after)
     yield Figure("reached_blocks", measured.ratio.reached_blocks)
     yield Figure("reached_total", measured.ratio.reached_total)
     yield Figure("file_bytes", measured.file_bytes)

@@ -1,0 +1,106 @@
+"""A mixture of eight experts, from a folder to a registered package, and its comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bipline.face import api
+from bipline.model.opening import open_checkpoint
+from bipline.model.tokenizer import load_tokenizer
+from bipline.quality.perplexity import text_windows
+from bipline.storage.manifest import verify_directory
+from bipline.values.plan import read_plan
+from pipelines.run import run_compress
+from tests.command import run as command
+from tests.pipeline.conftest import client_of, configuration, elsewhere
+from tests.tiny import tiny_model, token_windows
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("mixture") / "model", "mixtral", dtype=torch.float32)
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts_becomes_a_registered_package(mixture: Path, folder: Path) -> None:
+    sections = {
+        "score": {"criterion": "llm-bip"}, "allocate": {"ratio": 0.2}, "recover": {},
+        "promote": {"name": "mixture", "alias": "production", "gate": "lenient"},
+    }  # fmt: skip
+    with elsewhere(folder):
+        summary = run_compress(configuration(mixture, folder, **sections))
+    assert summary.status == "completed"
+    assert summary.registration.alias == "production"
+    package = Path(summary.package.location)
+    assert verify_directory(package).digest == summary.package.digest
+    plan = read_plan(package / "pruning_plan.json")
+    assert [len(block.experts) for block in plan.blocks] == [6, 6]
+    for page in ("README.md", "report.html"):
+        assert "6 of 8" in (package / page).read_text("utf-8"), page
+    [curve] = [
+        client_of(folder).get_metric_history(summary.registration.mlflow_run_id, name)
+        for name in ("blocks/experts",)
+    ]
+    assert [point.value for point in curve] == [6, 6]
+    # As users load it: by transformers alone, with whatever way to run experts it takes.
+    loaded = AutoModelForCausalLM.from_pretrained(package / "hf", dtype=torch.float32).eval()
+    assert type(loaded).__name__ == "MixtralForCausalLM"
+    assert loaded.config.num_local_experts == open_checkpoint(package / "hf").shape.num_experts == 6
+    with torch.no_grad():
+        assert bool(loaded(token_windows()).logits.isfinite().all())
+
+
+@pytest.mark.slow
+def test_a_comparison_tells_the_experts_of_every_row(
+    mixture: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome = command(
+        capfd, "compare", mixture, "--out", tmp_path / "out", "--ratios", "0.2,0.6",
+        "--criteria", "auto,llm-bip,magnitude", "--samples", "20", "--seqlen", "16",
+        "--calibration", folder / "calibration.txt", "--text", f"held={folder / 'held-out.txt'}",
+        "--json", tmp_path / "compared.json",
+    )  # fmt: skip
+    assert outcome.code == 0
+    table = [line.split() for line in outcome.output.splitlines()]
+    assert ["dense", "74,400", "8"] in [line[:3] for line in table]
+    rows = {tuple(line[:2]): line[4:6] for line in table if line[1:2] == ["uniform"]}
+    assert {name for name, _ in rows} == {"llm-bip,", "magnitude,"}
+    assert "refused: auto (llm-bip-glu, compensated, obs), ratio 0.2, 0.6" in outcome.output
+    compared = json.loads((tmp_path / "compared.json").read_text("utf-8"))
+    found = {
+        (row["combination"]["ratio"], row["measured"]["experts"]["after"])
+        for row in compared["rows"]
+        if row["measured"]
+    }
+    assert found == {(0.2, 6), (0.6, 2)}
+
+
+@pytest.mark.slow
+def test_what_measures_a_mixture_measures_what_transformers_runs(
+    mixture: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Perplexity by the loop is that of transformers' own logits; speed and depth run too."""
+    text = folder / "held-out.txt"
+    api.prune(
+        mixture, tmp_path / "out", ratio=0.4, criterion="block-influence", samples=8, seqlen=16,
+        calibration=folder / "calibration.txt", state=tmp_path / "state",
+    )  # fmt: skip
+    shorter = open_checkpoint(tmp_path / "out")
+    assert (shorter.shape.num_hidden_layers, shorter.shape.num_experts) == (1, 8)
+    record = api.evaluate(
+        tmp_path / "out", texts={"held": text}, seqlen=16, speed=True, state=tmp_path / "state",
+        speed_prompt_tokens=8, speed_decoded_tokens=4, speed_repeats=5,
+    )["model"]  # fmt: skip
+    assert record.speed is not None
+    tokenizer = load_tokenizer(tmp_path / "out")
+    windows = text_windows(tokenizer, [text.read_text("utf-8")], 16, "none")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(windows).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, windows[:, 1:].flatten())
+    assert record.perplexity["held"].value == pytest.approx(float(loss.exp()), rel=1e-4)

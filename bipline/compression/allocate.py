@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from bipline.base.errors import InvalidInput
@@ -29,7 +30,7 @@ from bipline.compression.criteria.interface import BlockScores, Unit
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import exported_config, heads_fixed
+from bipline.model.families import exported_config, heads_fixed, holding_class
 from bipline.model.per_layer.shipping import own_class
 from bipline.model.shapes import PER_LAYER_PREFIX
 from bipline.settings.line import AllocateSettings
@@ -192,8 +193,20 @@ def _choices(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Choice
     multiple = checked_multiple(shape, settings.ffn_multiple)
     fixed = heads_fixed(checkpoint.config)
     free, kept = choices_of(shape, multiple, settings.divisible_by, fixed), whole(shape)
+    if settings.layout == "uniform":
+        free = _held_by_a_class(checkpoint, free)
     last = layers - settings.keep_last
     return tuple(free if settings.keep_first <= i < last else kept for i in range(layers))
+
+
+def _held_by_a_class(checkpoint: Checkpoint, choices: Choices) -> Choices:
+    """The choices less the head counts that no transformers class holds; all where it holds none.
+
+    Some classes want heads that divide hidden_size (Gemma 2).
+    """
+    queries = checkpoint.shape.queries_per_group
+    held = [n for n in choices.attention_groups if holding_class(checkpoint.config, n * queries)]
+    return replace(choices, attention_groups=tuple(held)) if held else choices
 
 
 def _check_reach(

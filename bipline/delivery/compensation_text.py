@@ -58,4 +58,6 @@ def _taken(sublayer: SublayerRecord | None) -> str:
     replaced = f", {sublayer.replaced} chosen again" if sublayer.replaced else ""
     inputs = f", inputs mapped ({sublayer.input_beta:g})" if sublayer.input_beta else ""
     rows = ", kept rows fitted" if sublayer.rows_fitted else ""
-    return f"{sublayer.form}{replaced}{inputs}{rows}"
+    factors = sublayer.norm_factors or ()
+    gains = f", gains of q and k ({factors[0]:.3f}, {factors[1]:.3f})" if factors else ""
+    return f"{sublayer.form}{replaced}{inputs}{rows}{gains}"

@@ -134,6 +134,20 @@ class Halves:
         """Apply o_proj or down_proj to its inputs: ``[windows, seqlen, hidden_size]``."""
         return linear(inputs, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
+    @property
+    def normed_behind(self) -> bool:
+        """Whether what sublayers give is normed before it is added to the stream."""
+        return any(norms.after for norms in self._norms.values())
+
+    def queries_and_keys(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of q_proj and k_proj, before any norm, ``[windows, seqlen, width]``."""
+        normed, held = self.attention_input(hidden), self._held("self_attn")
+        queries, keys = (
+            linear(normed, held[f"{name}.weight"], held.get(f"{name}.bias"))
+            for name in ("q_proj", "k_proj")
+        )
+        return queries, keys
+
     def added(self, name: str, projected: Tensor) -> Tensor:
         """What a sublayer adds to the stream, from what its o_proj or down_proj gives."""
         return self._normed(self._norms[SUBLAYER_OF[name]].after, projected)

@@ -19,7 +19,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def _absent(value: float | None) -> bool:
+def _absent(value: object) -> bool:
     """Left out of the JSON, so that records from before the field keep their digest."""
     return not value
 
@@ -36,7 +36,8 @@ class SublayerRecord(_Record):
     differs from the dense model's, both behind an RMSNorm: 0 is equal, 2 unrelated.
     ``replaced`` counts the groups that stay and that the plan would have cut. ``input_beta`` is the
     share of the drift that was taken out of what q_proj, k_proj and v_proj read; None for none.
-    ``rows_fitted``: the kept rows of the matrix before this one were fitted too.
+    ``rows_fitted``: the kept rows of the matrix before this one were fitted too. ``norm_factors``:
+    by what the gains of norms of queries and keys over all heads were multiplied; None for by 1.
     """
 
     form: Compensation
@@ -45,6 +46,7 @@ class SublayerRecord(_Record):
     replaced: int = 0
     input_beta: float | None = Field(None, exclude_if=_absent)
     rows_fitted: bool = Field(False, exclude_if=_absent)
+    norm_factors: tuple[float, float] | None = Field(None, exclude_if=_absent)
     errors: dict[str, float]
 
     @property
@@ -55,7 +57,8 @@ class SublayerRecord(_Record):
     def uncorrected(self) -> SublayerRecord:
         """The same comparison, after which the matrix was left as it is."""
         unused = {"form": "none", "ridge": None, "beta": None, "replaced": 0}
-        return self.model_copy(update={**unused, "input_beta": None, "rows_fitted": False})
+        beside = {"input_beta": None, "rows_fitted": False, "norm_factors": None}
+        return self.model_copy(update={**unused, **beside})
 
 
 class BlockRecord(_Record):

@@ -34,7 +34,9 @@ WINDOWS = token_windows(windows=2, seqlen=20)
 
 
 # A few in the quick tests, the rest in the slow ones.
-QUICK = {"granite", "gemma", "olmo", "smollm3", "helium", "mixtral", "qwen3-moe"}
+QUICK = {
+    "granite", "gemma", "olmo", "smollm3", "helium", "gemma2", "olmo2", "mixtral", "qwen3-moe",
+}  # fmt: skip
 ASKED = [
     pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)
     for case in MORE_CASES | EXPERT_CASES

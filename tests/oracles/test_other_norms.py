@@ -146,6 +146,8 @@ def folded(model: Any) -> Any:
 COMPENSATED = [
     ("granite", "least-squares"), ("granite", "obs"), ("gemma", "obs"), ("olmo", "least-squares"),
     ("hunyuan", "obs"), ("helium", "least-squares"), ("smollm3", "bias"), ("internlm3", "obs"),
+    ("gemma2", "obs"), ("gemma3-text", "least-squares"), ("olmo2", "obs"), ("exaone4", "obs"),
+    ("olmo3", "least-squares"), ("olmo2", "osscar"),
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from bipline.compression.compensation.fitting import chosen_groups, fitted
 from bipline.compression.compensation.held_out import HeldOut
 from bipline.compression.compensation.input_maps import fitted_map
 from bipline.compression.compensation.kept_rows import fitted_rows
+from bipline.compression.compensation.norms_behind import HeadShares, importance_of
 from bipline.compression.compensation.options import PUBLISHED, CompensationOptions
 from bipline.compression.compensation.streams import Streams, attention_half
 from bipline.compression.compensation.versions import Choices, PrunedBlock
@@ -57,6 +58,8 @@ class BlockFit:
         self._held_out, self._compensation, self._options = held_out, compensation, options
         self._fitted, self._drawn, self._room = fitted, drawn, room
         bias = "on" if (options.bias, compensation) == ("auto", "bias") else options.bias
+        # What the gains of norms over all heads are made of, where changing them helps.
+        self._shares: HeadShares | None = None
         self._sublayers = {name: pruned.sublayer(name, bias) for name in pruned.matrices}
         self.plain = {name: uncorrected(each) for name, each in self._sublayers.items()}
         self.chosen: Choices = dict(self.plain)
@@ -70,17 +73,23 @@ class BlockFit:
             return
         beta = self._map_inputs()
         weighed = self.pruned.criteria_block if self._compensation == "obs" else None
-        collecting = self._collecting(O_PROJ, weighed)
+        shares = self.pruned.head_shares()
+        collecting = self._collecting(O_PROJ, weighed, shares)
         self._fitted.advance_attention(dense, collecting.see, ffn=weighed is not None)
-        attention = replace(attention, importance=collecting.importance())
+        attention = self._weighed(attention, collecting.importance())
         attention = self._with_choice(attention, collecting)
         for streams in self._drawn:
             streams.advance_attention(dense, collecting.see_attention)
-        errors = self._held_out.attention_errors
+        errors: ErrorsBehind = self._held_out.attention_errors
+        if shares is not None:
+            errors = self._sliced_errors
+            self._shares = shares if self._gains_help(attention, shares) else None
         self._fix(attention, collecting, errors)
         del collecting
         self._fit_rows(attention, errors)
-        self.records[O_PROJ] = self.records[O_PROJ].model_copy(update={"input_beta": beta})
+        factors = self._put_gains(self.chosen[O_PROJ].kept)
+        told = {"input_beta": beta, "norm_factors": tuple(factors.values()) or None}
+        self.records[O_PROJ] = self.records[O_PROJ].model_copy(update=told)
 
     def correct_ffn(self) -> None:
         """Fit down_proj and up_proj behind the attention half as it was chosen.
@@ -101,7 +110,7 @@ class BlockFit:
         del before
         collecting = self._collecting(DOWN_PROJ)
         collecting.take(_entering([self._fitted], DOWN_PROJ))
-        ffn = self._with_choice(ffn, collecting)
+        ffn = self._with_choice(self._weighed(ffn, None), collecting)
         collecting.take(_entering(self._drawn, DOWN_PROJ))
         errors = self._held_out.ffn_errors
         self._fix(ffn, collecting, errors)
@@ -122,6 +131,44 @@ class BlockFit:
     @property
     def _learned(self) -> list[Streams]:
         return [self._fitted, *self._drawn]
+
+    def _weighed(self, sublayer: Sublayer, importance: Tensor | None) -> Sublayer:
+        """With the diagonal of D in front of the norm behind it, where OBS asks for one."""
+        if self._compensation != "obs":
+            return sublayer
+        norm = self.pruned.norm_behind(sublayer.name)
+        return replace(sublayer, importance=importance_of(norm, importance))
+
+    def _sliced_errors(self, _reader: Halves, versions: Sequence[Candidate]) -> list[float]:
+        """Errors of versions of o_proj where what goes changes what the others' norms divide by.
+
+        Every version is run as it is sliced, with the dense FFN.
+        """
+        errors, before = [], self.pruned.read({})
+        for version in versions:
+            self.pruned.read(before)
+            self._put_gains(version.kept)
+            errors.append(self._held_out.block_error(self.pruned.behind_dense_ffn(version)))
+        self.pruned.read(before)
+        return errors
+
+    def _gains_help(self, attention: Sublayer, shares: HeadShares) -> bool:
+        """Whether other gains of norms over all heads lower the error of what the plan keeps."""
+        if attention.whole or self._compensation in PUBLISHED:
+            return False
+        plain = [self.plain[O_PROJ]]
+        [without] = self._sliced_errors(self.pruned.dense, plain)
+        self._shares = shares
+        [error] = self._sliced_errors(self.pruned.dense, plain)
+        return error < without
+
+    def _put_gains(self, kept: tuple[int, ...]) -> dict[str, float]:
+        """Put the gains for these groups in place, where they help; the factors."""
+        if self._shares is None:
+            return {}
+        factors = self._shares.factors(kept)
+        self.pruned.read(self.pruned.with_gains(factors))
+        return factors
 
     def _map_inputs(self) -> float | None:
         """Map what attention reads, where that helps; the share of the drift that is taken out."""
@@ -146,6 +193,8 @@ class BlockFit:
         first, simpler = self.chosen[name], self.records[name]
         if not (options.sequential and options.row_steps and first.compensation in WEIGHED):
             return
+        if pruned.dense.normed_behind:
+            return  # behind a norm the stream is not linear in rows either
         entering = partial(_entering, self._learned, name)
         halves = pruned.halves(self.chosen)
         change = fitted_rows(halves, name, entering, options.ridge, options.row_steps, self._room)
@@ -186,10 +235,13 @@ class BlockFit:
         ridge, compensation = self._options.ridge, self._compensation
         return replace(sublayer, chosen=chosen_groups(sublayer, moments, ridge, compensation))
 
-    def _collecting(self, name: str, weighed: Block | None = None) -> Collector:
+    def _collecting(
+        self, name: str, weighed: Block | None = None, heads: HeadShares | None = None
+    ) -> Collector:
         token_weights = self._compensation not in PUBLISHED
         reader, sequential = self.pruned.reader(name), self._options.sequential
-        return Collector(reader, name, sequential, weighed, token_weights)
+        norm = self.pruned.norm_behind(name)
+        return Collector(reader, name, sequential, weighed, token_weights, norm, heads)
 
 
 def _entering(

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from bipline.compression.compensation.moments import Moments, MomentSums
+from bipline.compression.compensation.norms_behind import HeadShares, drift_of, weights_of
 from bipline.compression.compensation.streams import Seen
 from bipline.compression.criteria import llm_bip_glu
 from bipline.compression.criteria.interface import Block, Sums, Tokens
+from bipline.compression.criteria.norms import NO_NORM, RmsNorm
 from bipline.model.checkpoint import widened
 from bipline.model.halves import Halves
 
@@ -23,7 +25,8 @@ class Collector:
     """Moments of one matrix's inputs, ``name``, as ``dense`` makes them; until they are given up.
 
     With ``weighed``, the dense block, the importance of hidden channels is collected beside them.
-    Without ``token_weights`` every token counts alike.
+    Without ``token_weights`` every token counts alike. ``norm`` lies behind the matrix; ``heads``
+    are told of queries and keys.
     """
 
     def __init__(
@@ -33,8 +36,10 @@ class Collector:
         sequential: bool,
         weighed: Block | None = None,
         token_weights: bool = True,
+        norm: RmsNorm = NO_NORM,
+        heads: HeadShares | None = None,
     ) -> None:
-        self._token_weights = token_weights
+        self._token_weights, self._norm, self._heads = token_weights, norm, heads
         self._dense, self._name, self._sequential, self._weighed = dense, name, sequential, weighed
         self._gains: Sums = {}
         weight = dense.weights[f"{name}.weight"]
@@ -51,6 +56,8 @@ class Collector:
     def see_attention(self, seen: Seen) -> None:
         """The same for o_proj's moments alone."""
         inputs = seen.widths["attention_output"]
+        if self._heads is not None:
+            self._heads.add(*map(_flat, self._dense.queries_and_keys(seen.stream)))
         if self._sequential:
             inputs = self._dense.attention_output(seen.stream)
         self._add(inputs, seen.stream, seen.residual)
@@ -75,10 +82,16 @@ class Collector:
 
     def _add(self, inputs: Tensor, residual: Tensor, target: Tensor) -> None:
         """Add inputs of the matrix, which adds to ``residual`` what should make ``target``."""
-        drift = None
-        if self._sequential:
-            drift = _flat(target - (residual + self._dense.project(self._name, inputs)))
-        self._sums.add(_flat(inputs), self._weights(target), drift)
+        drift, weights = None, self._weights(target)
+        if self._sequential or self._norm.gain is not None:
+            gives = self._dense.project(self._name, inputs)
+            projected = _flat(gives)
+            if self._sequential:
+                ahead = target - (residual + self._dense.added(self._name, gives))
+                drift = drift_of(self._norm, projected, _flat(ahead))
+            if self._token_weights:
+                weights = weights_of(self._norm, projected, weights)
+        self._sums.add(_flat(inputs), weights, drift)
 
     def _weights(self, target: Tensor) -> Tensor:
         if not self._token_weights:
@@ -89,7 +102,8 @@ class Collector:
         if self._weighed is None or "gate" not in seen.widths:
             return
         # The criterion's other sums are of o_proj's inputs; what it needs of them is not used.
-        named = {"attention_output": seen.residual, **seen.widths, "residual": seen.residual}
+        absent = dict.fromkeys(("attention_output", "attention_projected"), seen.residual)
+        named = {**absent, **seen.widths, "residual": seen.residual}
         tokens = Tokens({name: _flat(value) for name, value in named.items()}, seen.hidden.shape[1])
         sums = llm_bip_glu.observe(self._weighed, tokens, llm_bip_glu.OPTIONS())
         for name, value in sums.items():

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from bipline.compression.compensation.candidates import Candidate
 from bipline.compression.compensation.streams import Streams
 from bipline.model.checkpoint import widened
-from bipline.model.halves import Halves
+from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
 
 Outputs = Callable[[Tensor], Iterable[Tensor]]
 
@@ -38,7 +38,8 @@ class HeldOut:
         def outputs(stream: Tensor) -> Iterable[Tensor]:
             inputs = reader.attention_output(stream)
             for version in versions:
-                yield self._dense.after_ffn(stream + applied(version, inputs))
+                added = self._dense.added(O_PROJ, applied(version, inputs))
+                yield self._dense.after_ffn(stream + added)
 
         return self._errors(outputs)
 
@@ -51,7 +52,7 @@ class HeldOut:
         def outputs(residual: Tensor) -> Iterable[Tensor]:
             inputs = reader.ffn_activation(residual)
             for version in versions:
-                yield residual + applied(version, inputs)
+                yield residual + self._dense.added(DOWN_PROJ, applied(version, inputs))
 
         return self._errors(outputs, between=True)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bipline.model.block_loop import BlockLoop, micro_batch_of
-from bipline.model.halves import O_PROJ, Halves
+from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
 
 # Hidden states of all windows that there are: dense, pruned, and between a block's halves.
 STREAMS = 3
@@ -39,7 +39,8 @@ class Seen:
 
     ``stream`` is what enters the same block in the other stream, ``residual`` the dense stream
     after attention. ``widths`` holds what is as wide as a sublayer, by the names of the family's
-    build: ``attention_output``, ``gate``, ``up``, ``ffn_activation``, where the block has it.
+    build: ``attention_output``, ``gate``, ``up``, ``ffn_activation``, where the block has it, and
+    what enters norms behind them.
     """
 
     hidden: Tensor
@@ -159,10 +160,15 @@ def see(halves: Halves, hidden: Tensor, stream: Tensor) -> Seen:
     residual = hidden
     if halves.has_attention:
         widths["attention_output"] = halves.attention_output(hidden)
-        residual = hidden + halves.project(O_PROJ, widths["attention_output"])
+        projected = halves.project(O_PROJ, widths["attention_output"])
+        residual = hidden + halves.added(O_PROJ, projected)
+        if halves.normed_behind:
+            widths["attention_projected"] = projected
     if halves.has_ffn:
         widths["gate"], widths["up"] = halves.gate_and_up(residual)
         widths["ffn_activation"] = halves.activation(widths["gate"], widths["up"])
+        if halves.normed_behind:
+            widths["ffn_projected"] = halves.project(DOWN_PROJ, widths["ffn_activation"])
     return Seen(hidden, stream, residual, widths)
 
 

@@ -8,13 +8,15 @@ from torch import Tensor
 from bipline.compression.compensation.candidates import Candidate, Sublayer
 from bipline.compression.compensation.input_maps import READERS, mapped
 from bipline.compression.compensation.kept_rows import ROWS_OF
+from bipline.compression.compensation.norms_behind import HeadShares
 from bipline.compression.criteria.interface import Block as CriteriaBlock
+from bipline.compression.criteria.norms import RmsNorm
 from bipline.compression.slicing import kept_indices
 from bipline.model.block_loop import Block
 from bipline.model.block_reader import Weights
-from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
+from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
 from bipline.model.families import block_axes, build_of
-from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.model.halves import DOWN_PROJ, O_PROJ, SUBLAYER_OF, Halves
 from bipline.values.plan import BlockPlan
 
 # The chosen version of each matrix, by the matrix's name inside the block.
@@ -36,6 +38,39 @@ class PrunedBlock:
     def criteria_block(self) -> CriteriaBlock:
         """The dense block as criteria take it."""
         return CriteriaBlock.of(self._checkpoint, self.index, self.dense.weights)
+
+    def norm_behind(self, name: str) -> RmsNorm:
+        """The norm behind o_proj or down_proj; none where there is none."""
+        return self.criteria_block.norm_behind(SUBLAYER_OF[name])
+
+    def head_shares(self) -> HeadShares | None:
+        """To be told of queries and keys, where a norm over all heads is on them."""
+        if not self._checkpoint.family.all_heads_norms:
+            return None
+        groups = self._checkpoint.shape.block(self.index).num_key_value_heads
+        return HeadShares(groups, self._checkpoint.rms_norm_eps)
+
+    def with_gains(self, factors: dict[str, float]) -> Weights:
+        """What is put in place, with the gains of norms over all heads times these."""
+        gains = {}
+        for norm, factor in factors.items():
+            name = f"self_attn.{norm}"
+            gain = self._source[_weight(name)].to(self.dense.weights[_weight(name)].device)
+            gains[_weight(name)] = (widened(gain) * factor).to(self._dtype(name))
+        return {**self._changed, **gains}
+
+    def behind_dense_ffn(self, version: Candidate) -> Halves:
+        """The block with attention sliced along a version of o_proj, and the dense FFN."""
+        whole = self._plan.model_copy(update={"ffn_channels": self._all_channels})
+        plan = whole.model_copy(update={"attention_groups": version.kept})
+        there = self._sliced(plan, {**self.dense.weights, **self._changed})
+        return self.dense.changed({**there, **_tensors({O_PROJ: version})})
+
+    @property
+    def _all_channels(self) -> tuple[int, ...]:
+        """Of a dense FFN, all of them; none where there is no FFN."""
+        down = self.dense.weights.get(_weight(DOWN_PROJ))
+        return () if down is None else tuple(range(down.shape[1]))
 
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:

@@ -237,7 +237,11 @@ def exported_config(
     check_holds(shape, ffn_units, num_key_value_heads, kept_blocks)
     config = stock_config(config if kept_blocks is None else with_blocks(config, kept_blocks))
     heads = num_key_value_heads * shape.queries_per_group
-    model_type = _holding_class(config, heads)
+    if (model_type := holding_class(config, heads)) is None:
+        raise InvalidInput(
+            f"no transformers class holds a {config['model_type']} with {heads} heads of "
+            f"head_dim {shape.head_dim}; choose another ratio"
+        )
     family = family_of(model_type)
     pruned = {
         **config,
@@ -308,7 +312,8 @@ def with_blocks(config: Mapping[str, Any], kept_blocks: Sequence[int]) -> dict[s
     return changed
 
 
-def _holding_class(config: Mapping[str, Any], num_attention_heads: int) -> str:
+def holding_class(config: Mapping[str, Any], num_attention_heads: int) -> str | None:
+    """The ``model_type`` whose class holds a model of this config with so many heads, if any."""
     model_type = str(config["model_type"])
     source = family_of(model_type)
     shape = shape_of(config)
@@ -326,10 +331,7 @@ def _holding_class(config: Mapping[str, Any], num_attention_heads: int) -> str:
             continue  # transformers alone would load it
         if name == model_type or family.flags_for(source.bias_places(config)) is not None:
             return name
-    raise InvalidInput(
-        f"no transformers class holds a {model_type} with {num_attention_heads} heads of "
-        f"head_dim {shape.head_dim}; choose another ratio"
-    )
+    return None
 
 
 def heads_fixed(config: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from bipline.model.families import block_axes
 from bipline.settings.line import CompensateSettings
 from bipline.storage.directory import atomic_directory
 from bipline.values.plan import BlockPlan, PruningPlan
+from tests.parted import parted
 from tests.tiny import token_windows
 
 WINDOWS = Windows(token_windows(12, 24, seed=5), "windows", Computing(torch.float64))
@@ -49,15 +50,15 @@ def put_in_layer(
 ) -> None:
     """Set the corrected weights and biases of one block of a dense model."""
     axes = block_axes(checkpoint.family, checkpoint.config)
+    held = parted(layer, {name: each.data for name, each in layer.named_parameters()})
     kept = kept_indices(plan, checkpoint.shape)
     for name, tensor in tensors.items():
         module, kind = name.rsplit(".", 1)
-        linear: nn.Linear = layer.get_submodule(module)
         if kind == "bias":
-            linear.bias = nn.Parameter(tensor)
+            layer.get_submodule(module).bias = nn.Parameter(tensor)
             continue
         places = [
             kept.get(axis, torch.arange(size))
-            for axis, size in zip(axes[name], linear.weight.shape, strict=True)
+            for axis, size in zip(axes[name], held[name].shape, strict=True)
         ]
-        linear.weight[torch.meshgrid(*places, indexing="ij")] = tensor
+        held[name][torch.meshgrid(*places, indexing="ij")] = tensor

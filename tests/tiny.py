@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+
+from bipline.model.families import families
 
 VOCAB_SIZE = 96
 SIZES: dict[str, Any] = {
@@ -38,6 +42,12 @@ CAPPED = {
 ROPES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 9000.0, "factor": 4.0},
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 2.0],
+    "long_factor": [1.5, 2.0, 4.0, 8.0],
 }
 
 # name -> (model_type, what differs from SIZES)
@@ -93,17 +103,20 @@ MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "internlm3": ("internlm3", GROUPED),
     "internlm3-biased": ("internlm3", {**GROUPED, "attention_bias": True, "mlp_bias": True}),
     "helium": ("helium", {**MULTI, "attention_bias": True, "mlp_bias": True}),
+    "phi3-mha": ("phi3", MULTI),
     "phi3": ("phi3", {**GROUPED, "sliding_window": 8, "partial_rotary_factor": 0.5}),
     "phi3-longrope": (
         "phi3",
+        {**MULTI, "original_max_position_embeddings": 64, "rope_parameters": LONGROPE},
+    ),
+    "phi3-longrope-partial": (
+        "phi3",
         {
-            **MULTI, "original_max_position_embeddings": 64,
-            "rope_parameters": {
-                "rope_type": "longrope", "rope_theta": 10000.0,
-                "short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.5, 2.0, 4.0, 8.0],
-            },
+            **MULTI, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.5,
+            "rope_parameters": {**LONGROPE, "short_factor": [1.0, 1.1], "long_factor": [1.5, 2.0]},
         },
     ),
+    "baichuan": ("baichuan", {**MULTI, "architectures": ["BaiChuanForCausalLM"]}),
     "glm": ("glm", GROUPED),
     "glm-unbiased": ("glm", {**MULTI, "attention_bias": False, "tie_word_embeddings": True}),
     "olmo": ("olmo", {**GROUPED, "clip_qkv": 0.5, "attention_bias": True}),
@@ -133,6 +146,8 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 CASES = FAMILY_CASES | MORE_CASES | EXPERT_CASES
+# Families of which transformers has a class of the same name.
+WITH_A_CLASS = [name for name, family in sorted(families().items()) if not family.read_as]
 
 
 def config_of(case: str = "llama-gqa", **changes: Any) -> dict[str, Any]:
@@ -155,6 +170,9 @@ def tiny_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, different = CASES[case]
+    if model_type == "baichuan":
+        tiny_model(directory, "llama-mha", seed, dtype, **changes)
+        return as_baichuan(directory, config_of(case, **changes))
     config = AutoConfig.for_model(model_type, **{**SIZES, **different, **changes})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
@@ -165,6 +183,22 @@ def tiny_model(
             parameter.copy_(noise + 1 if parameter.dim() == 1 else noise)
     model.save_pretrained(directory)
     tiny_tokenizer(directory)
+    return directory
+
+
+def as_baichuan(directory: Path, config: dict[str, Any]) -> Path:
+    """A LLaMA as Baichuan-7B is stored: q, k and v in one matrix, and code of its own named."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    for index in range(config["num_hidden_layers"]):
+        attention = f"model.layers.{index}.self_attn"
+        parts = [tensors.pop(f"{attention}.{name}_proj.weight") for name in "qkv"]
+        tensors[f"{attention}.W_pack.weight"] = torch.cat(parts)
+    save_file(tensors, file, {"format": "pt"})
+    for key in ("num_key_value_heads", "head_dim"):  # which its class has not
+        del config[key]
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_baichuan.BaiChuanForCausalLM"}
+    (directory / "config.json").write_text(json.dumps(config))
     return directory
 
 

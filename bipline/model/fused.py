@@ -32,7 +32,7 @@ def stored_parts(fused: Fused, names: Iterable[str]) -> Parts:
 
 def split(stored: Mapping[str, Tensor], parts: Parts, rows: Mapping[str, int]) -> dict[str, Tensor]:
     """The tensors of a block as rows of what is stored of it; ``rows`` is how many each has."""
-    held = {}
+    held: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         pieces = tensor.split([rows[part] for part in parts[name]])
         held.update(zip(parts[name], pieces, strict=True))

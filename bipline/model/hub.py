@@ -22,7 +22,7 @@ from bipline.base.extras import require
 from bipline.base.progress import note
 from bipline.base.waiting import asks_to_wait
 from bipline.model.families import family_of
-from bipline.model.opening import ADAPTER_FILE, PICKLED, read_config
+from bipline.model.opening import ADAPTER_FILE, CONVERTING, PICKLED, read_config
 from bipline.model.side_files import is_model_file
 from bipline.storage.directory import environment_failure
 from bipline.storage.names import is_plain_name
@@ -181,7 +181,7 @@ def _refuse_unsafe(what: str, names: list[str]) -> None:
         if name.endswith(endings):
             raise InvalidInput(
                 f"{what}: only pickled weights ({name}), which can run code; "
-                "choose a revision with safetensors"
+                f"choose a revision with safetensors, or convert them ({CONVERTING})"
             )
     raise InvalidInput(f"{what}: the repository holds no safetensors weights")
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput, Refused
 from bipline.model.built import EXPERTS, model_class, one_line, transformers_config
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import Family, block_parts, family_of
+from bipline.model.fused import stored_parts
 from bipline.model.opening import open_checkpoint
 from bipline.storage.folder import Folder
 from bipline.storage.strict_json import parse_object
@@ -55,12 +57,13 @@ def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
 def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     from transformers import GenerationConfig
 
-    config = transformers_config(checkpoint.config)
+    config, (make, place, state) = transformers_config(checkpoint.config), _source(checkpoint)
     if dtype == torch.float64:
         config._experts_implementation = EXPERTS
     try:
-        loaded: tuple[Any, dict[str, Any]] = model_class(checkpoint.config).from_pretrained(
-            checkpoint.directory,
+        loaded: tuple[Any, dict[str, Any]] = make.from_pretrained(
+            place,
+            state_dict=state,
             config=config,
             # The model's own are not read: nothing that we measure may follow them.
             generation_config=GenerationConfig(),
@@ -77,6 +80,50 @@ def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, 
     return loaded
 
 
+def _source(checkpoint: Checkpoint) -> tuple[Any, Path | None, dict[str, Tensor] | None]:
+    """What builds a checkpoint's model, and from where: its directory, or its parameters here."""
+    family = _class_of(checkpoint)
+    if checkpoint.family.fused == family.fused:
+        return model_class(checkpoint.config), checkpoint.directory, None
+    import transformers
+
+    return getattr(transformers, family.architecture), None, _parameters(checkpoint)
+
+
+def stored_apart(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    """Of what is stored as one and its class has apart: the parameters, and how many rows of each.
+
+    By the full name of what is stored; nothing where the class has all as it is stored.
+    """
+    family, fused = checkpoint.family, _class_of(checkpoint).fused
+    found: dict[str, dict[str, int]] = {}
+    if family.fused == fused:
+        return found
+    for index in range(checkpoint.shape.num_hidden_layers):
+        prefix, rows = checkpoint.block_prefix(index), checkpoint.block_rows(index)
+        for name, parts in block_parts(family, checkpoint.config, index).items():
+            if name not in (own := stored_parts(fused, parts)):
+                found[prefix + name] = {
+                    prefix + each: sum(rows[part] for part in inside)
+                    for each, inside in own.items()
+                }
+    return found
+
+
+def _class_of(checkpoint: Checkpoint) -> Family:
+    return family_of(str(checkpoint.config["model_type"]))
+
+
+def _parameters(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The parameters of a checkpoint's class, where it has them otherwise than they are stored."""
+    apart, found = stored_apart(checkpoint), dict[str, Tensor]()
+    for name in checkpoint.tensors:
+        tensor, rows = checkpoint.tensor(name), apart.get(name)
+        own = dict(zip(rows, tensor.split(list(rows.values())), strict=True)) if rows else None
+        found.update(own or {name: tensor})
+    return found
+
+
 @torch.no_grad()
 def hold_to_checkpoint(built: Any, checkpoint: Checkpoint) -> None:
     """Raise Refused unless a model of transformers has a checkpoint's tensors and no others.
@@ -84,18 +131,25 @@ def hold_to_checkpoint(built: Any, checkpoint: Checkpoint) -> None:
     The checkpoint's are read in pieces; their digests are known afterwards.
     """
     # Parameters list a tied output matrix once, as the checkpoint does.
-    held = dict(built.named_parameters())
-    places = checkpoint.places
-    if odd := sorted(held.keys() ^ {place.name for place in places.values()}):
+    held, places, apart = (
+        dict(built.named_parameters()),
+        checkpoint.places,
+        stored_apart(checkpoint),
+    )
+    own = {name: apart.get(name, (place.name,)) for name, place in places.items()}
+    if odd := sorted(held.keys() ^ {each for names in own.values() for each in names}):
         raise Refused(
             f"{checkpoint.location}: transformers and bipline do not find the same tensors in it: "
             f"{odd[0]} is found by one of them"
         )
-    seen = dict.fromkeys(places, 0)
+    first, current, whole = 0, "", next(iter(held.values()))
     for name, piece in checkpoint.stream((name, None) for name in checkpoint.tensors):
-        rows = places[name].of(held[places[name].name])[seen[name] : seen[name] + len(piece)]
-        seen[name] += len(piece)
-        if not _same_bits(rows, piece):
+        if name != current:
+            first, current = 0, name
+            parts = [held[each] for each in own[name]]
+            whole = torch.cat(parts) if name in apart else places[name].of(parts[0])
+        first += len(piece)
+        if not _same_bits(whole[first - len(piece) : first], piece):
             raise Refused(
                 f"{checkpoint.location}: transformers loads other values of {name} than it holds"
             )

@@ -37,6 +37,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # A model below this share of the free memory stays in the page cache for the next stage.
 CACHED_SHARE = 0.5
+CONVERTING = "docs/failures.md, Pickled weights"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ADAPTER_FILE = "adapter_config.json"
 # What was found of two matrices in files that are still in the state they were in.
@@ -76,7 +77,8 @@ def _stored_family(folder: Folder) -> Family:
 def read_config(folder: Folder | Path) -> dict[str, Any]:
     """Read config.json: known keys in their ranges, with what it leaves to its class written out.
 
-    It is that of the class by which the model is run. Raises InvalidInput, in one line, for what would run code, is quantised or is out of range.
+    It is that of the class by which the model is run.
+    Raises InvalidInput, in one line, for what would run code, is quantised or is out of range.
     """
     folder = open_folder(folder) if isinstance(folder, Path) else folder
     config, where = _config_of(folder), f"{folder.location}/config.json"
@@ -114,7 +116,7 @@ def _stored(folder: Folder) -> dict[str, StoredTensor]:
     if pickled:
         raise InvalidInput(
             f"{folder.location}: only pickled weights ({pickled[0]}), which can run code; "
-            "convert them to safetensors first"
+            f"convert them to safetensors first ({CONVERTING})"
         )
     raise InvalidInput(f"{folder.location}: no {SINGLE_FILE} and no {INDEX_FILE}")
 

@@ -13,7 +13,10 @@ from bipline.base.extras import require
 from bipline.base.machine import return_freed_memory
 from bipline.settings.recipes import BaLoraRecipe, LoraRecipe, Schedule
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TARGETS = (
+    "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj",
+    "gate_proj", "up_proj", "gate_up_proj", "down_proj",
+)  # fmt: skip
 # float32 rounding of one merged product against two; relative to the largest logit.
 MERGE_TOLERANCE = 1e-4
 PROOF_WINDOWS = 4

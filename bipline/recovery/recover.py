@@ -28,8 +28,8 @@ from bipline.compression.prune import (
 )
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
-from bipline.model.families import tensor_shapes
-from bipline.model.loading import load_model
+from bipline.model.families import family_of, tensor_shapes
+from bipline.model.loading import load_model, stored_apart
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer, tokenizer_of
 from bipline.model.writer import TensorSpec, write_weights
@@ -251,11 +251,16 @@ def write_merged(
     source: Checkpoint, merged: dict[str, torch.Tensor], writer: DirectoryWriter
 ) -> None:
     """Write merged weights under the pruned model's names, dtypes and side files."""
-    specs = [
-        TensorSpec(name, *source.tensor_header(name))
-        for name in tensor_shapes(source.family, source.config, source.shape)
-    ]
-    dtypes = {name: TORCH_DTYPES[stored.dtype] for name, stored in source.tensors.items()}
+    apart = stored_apart(source)
+    headers = {
+        own: source.tensor_header(name)[0]
+        for name in source.tensors
+        for own in apart.get(name, (name,))
+    }
+    family = family_of(str(source.config["model_type"]))
+    shapes = tensor_shapes(family, source.config, source.shape)
+    specs = [TensorSpec(name, headers[name], shape) for name, shape in shapes.items()]
+    dtypes = {name: TORCH_DTYPES[header] for name, header in headers.items()}
     plan = source.directory / PLAN_NAME
     if plan.is_file():
         write_text(writer.path / PLAN_NAME, plan.read_text(encoding="utf-8"))

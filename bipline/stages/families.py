@@ -24,8 +24,11 @@ def known_families(model_type: str | None = None) -> Families:
 
 def _row(model_type: str, family: Family) -> FamilyRow:
     groups = () if family.heads_fixed else ("attention groups",)
-    per_layer = f"{PER_LAYER_PREFIX}{model_type}" in PER_LAYER_CLASSES
-    held = {"hf": (family.architecture,), "gguf": architectures_for(model_type, per_layer)}
+    run_as = family.read_as or model_type
+    per_layer = f"{PER_LAYER_PREFIX}{run_as}" in PER_LAYER_CLASSES
+    held = {
+        "hf": (family_of(run_as).architecture,), "gguf": architectures_for(run_as, per_layer),
+    }  # fmt: skip
     return FamilyRow(
         model_type=model_type,
         kind=build_of(family).kind,
@@ -33,6 +36,6 @@ def _row(model_type: str, family: Family) -> FamilyRow:
         cuts=(*groups, "experts" if build_of(family).has_experts else "FFN channels", "blocks"),
         layouts=("uniform", "per-layer") if per_layer else ("uniform",),
         also=tuple(family_of(name).architecture for name in family.alternatives),
-        biases_added=family.can_hold(BIASED),
+        biases_added=family_of(run_as).can_hold(BIASED),
         exports={name: each for name, each in held.items() if each},
     )

@@ -121,6 +121,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[tuple[int, int]] | None, str
     "SeedOss": (
         "seed-oss-gqa", {"attention_out_bias": False, "mlp_bias": False}, None, "seed_oss",
     ),
+    "Phi-3": ("phi3-mha", {}, None, "llama"),
+    "Phi-3, heads that do not divide": ("phi3-mha", {}, UNEVEN, "llama"),
     "SeedOss, biases": ("seed-oss-gqa", {}, None, "llama"),
 }  # fmt: skip
 
@@ -135,7 +137,7 @@ def test_every_family_is_run(name: str, tmp_path: Path) -> None:
     assert record.architecture == architecture
 
 
-@pytest.mark.parametrize("case", ["qwen2-gqa", "seed-oss-gqa", "llama-gqa-biased", "mistral-gqa"])
+@pytest.mark.parametrize("case", ["qwen2-gqa", "seed-oss-gqa", "llama-gqa-biased", "phi3-mha"])
 def test_a_per_layer_model_of_every_family_is_run(case: str, tmp_path: Path) -> None:
     model = tiny(tmp_path / "model", case)
     model = pruned(model, tmp_path / "pruned", [(2, 0), (3, 13)], "per-layer")

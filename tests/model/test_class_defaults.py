@@ -10,20 +10,21 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bipline.model.config_keys import allowed_keys, checked_config, class_defaults
-from bipline.model.families import exported_config, family_names, family_of, with_output_biases
+from bipline.model.families import exported_config, family_of, with_output_biases
 from bipline.model.opening import open_checkpoint
-from tests.tiny import FAMILY_CASES, config_of, tiny_model
+from tests.tiny import FAMILY_CASES, WITH_A_CLASS, config_of, tiny_model
 
 WHERE = "model/config.json"
 
 
-@pytest.mark.parametrize("family", family_names())
+@pytest.mark.parametrize("family", WITH_A_CLASS)
 def test_defaults_are_those_of_transformers_classes(family: str) -> None:
     """Key by key, for every key that is known and that the class has a value for."""
     made = AutoConfig.for_model(family)
     fields = type(made).__dataclass_fields__
     ours = class_defaults(family)
     theta = ours.pop("rope_theta", 10000.0)
+    turned = ours.pop("partial_rotary_factor", 1.0)
     assert {key: fields[key].default for key in ours} == ours
     no_default_of_a_class = {
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim",
@@ -35,7 +36,8 @@ def test_defaults_are_those_of_transformers_classes(family: str) -> None:
         # Said for each kind of block, and never by another class's name.
         assert not family_of(family).alternatives
         return
-    assert made.rope_parameters == {"rope_theta": theta, "rope_type": "default"}
+    rope = {"rope_theta": theta, "rope_type": "default", "partial_rotary_factor": turned}
+    assert {"partial_rotary_factor": 1.0, **made.rope_parameters} == rope
 
 
 LEFT_OUT = (

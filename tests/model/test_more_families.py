@@ -21,6 +21,7 @@ from bipline.compression.score import compute_scores
 from bipline.compression.statistics import empty_statistics
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import heads_fixed
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.quality.perplexity import token_losses
@@ -36,6 +37,7 @@ WINDOWS = token_windows(windows=2, seqlen=20)
 # A few in the quick tests, the rest in the slow ones.
 QUICK = {
     "granite", "gemma", "olmo", "smollm3", "helium", "gemma2", "olmo2", "mixtral", "qwen3-moe",
+    "phi3",
 }  # fmt: skip
 ASKED = [
     pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)
@@ -104,7 +106,7 @@ def test_masked_logits_are_those_of_the_sliced_model(model: Path, tmp_path: Path
     tolerance = cached_tolerance(plain.config)
     torch.testing.assert_close(rest, expected[:, 9:], rtol=0, atol=tolerance)
     groups = {len(block.attention_groups) for block in plan.blocks}
-    whole = checkpoint.family.heads_fixed or checkpoint.shape.num_key_value_heads == 1
+    whole = heads_fixed(checkpoint.config) or checkpoint.shape.num_key_value_heads == 1
     assert (groups == {checkpoint.shape.num_key_value_heads}) == whole
 
 
@@ -122,3 +124,19 @@ def test_blocks_of_widths_of_their_own(
     same(logits_of(load_as_users_do(tmp_path / "pruned")), expected)
     loop = BlockLoop(open_checkpoint(tmp_path / "pruned"), torch.float64)
     same(loop.logits(WINDOWS), expected)
+
+
+def test_positions_of_longrope_beyond_those_it_was_trained_on(tmp_path: Path) -> None:
+    """Phi-3 by its own class, and by Mistral's without a head: windows of the long factors."""
+    model = tiny_model(tmp_path / "model", "phi3-longrope")
+    checkpoint, longer = open_checkpoint(model), token_windows(windows=1, seqlen=80)
+    plan = plan_of(checkpoint)
+    prune(checkpoint, plan, tmp_path / "pruned")
+    with torch.no_grad():
+        dense = load_model(model, torch.float64)(longer).logits
+        expected = masked(model, checkpoint, plan)(longer).logits
+        smaller = load_model(tmp_path / "pruned", torch.float64)
+        same(smaller(longer).logits, expected)
+    assert type(smaller).__name__ == "MistralForCausalLM"
+    same(BlockLoop(checkpoint, torch.float64).logits(longer), dense)
+    same(BlockLoop(open_checkpoint(tmp_path / "pruned"), torch.float64).logits(longer), expected)

@@ -1,4 +1,4 @@
-"""Criteria, compensation and gradients where norms and multipliers are not LLaMA's."""
+"""Criteria, compensation and gradients where norms, multipliers or storage are not LLaMA's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bipline.compression.criteria.llm_bip_adjoint import _Adjoint
 from bipline.compression.criteria.needs import SEARCH
 from bipline.compression.prune import prune
 from bipline.model.block_loop import Activations, BlockLoop
-from bipline.model.families import RMS_NORM
+from bipline.model.families.family import RMS_NORM
 from bipline.model.halves import O_PROJ, Halves
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
@@ -24,6 +24,7 @@ from tests.compensated import put_in_place, realised
 from tests.masking import silence
 from tests.observed import SEQLEN, WINDOWS, observed, scores_of, without_columns
 from tests.oracles.test_slicing import random_plan
+from tests.parted import parted
 from tests.scored import scored
 from tests.tiny import tiny_model, token_windows
 
@@ -31,12 +32,15 @@ from tests.tiny import tiny_model, token_windows
 BEFORE = ("granite", "gemma", "olmo")
 # Norms on both sides; norms behind alone, of queries and keys over all heads.
 BEHIND = ("gemma2", "olmo2")
-OTHER_NORMS = BEFORE + BEHIND
+# Matrices that are stored as one.
+FUSED = ("phi3", "glm")
+OTHERS = (*BEFORE, *BEHIND, "phi3")
 BIP = ("llm-bip", "llm-bip-glu", "llm-bip-exact", "llm-bip-adjoint")
 GATHERED = ("gate_proj", "up_proj")
+COUPLED = ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")
 
 
-@pytest.fixture(scope="module", params=OTHER_NORMS)
+@pytest.fixture(scope="module", params=OTHERS)
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("other") / request.param, request.param)
 
@@ -103,32 +107,27 @@ def test_gradients_are_of_what_a_group_adds(other: Path) -> None:
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
     _, scores = scored(other, "llm-pruner", windows=windows)
     for layer, found in zip(model.model.layers, scores.blocks, strict=True):
-        attention, groups = layer.self_attn, len(found.attention_groups)
-        expected = by_line(layer.mlp.down_proj.weight, 0)
+        moved = {n: each.data * each.grad for n, each in layer.named_parameters()}
+        moved = {name: each.abs() for name, each in parted(layer, moved).items()}
+        expected = moved["mlp.down_proj.weight"].sum(0)
         for name in GATHERED:
-            expected = expected + of_rows(getattr(layer.mlp, name))
+            expected = expected + of_rows(moved, f"mlp.{name}")
         torch.testing.assert_close(found.ffn_channels, expected, rtol=1e-6, atol=1e-12)
-        # A norm over all heads has an entry for every row, one inside heads belongs to none.
-        joint = [norm for norm in map(attention._modules.get, ("q_norm", "k_norm")) if norm]
-        coupled = [attention.q_proj, attention.k_proj, attention.v_proj, *joint]
-        expected = by_line(attention.o_proj.weight, 0).view(groups, -1).sum(1)
-        for module in coupled:
-            expected = expected + of_rows(module).view(groups, -1).sum(1)
+        # A norm over all heads has an entry for every row.
+        groups = len(found.attention_groups)
+        expected = moved["self_attn.o_proj.weight"].sum(0).view(groups, -1).sum(1)
+        for name in COUPLED:
+            if f"self_attn.{name}.weight" in moved:
+                rows = of_rows(moved, f"self_attn.{name}")
+                expected = expected + rows.view(groups, -1).sum(1)
         torch.testing.assert_close(found.attention_groups, expected, rtol=1e-6, atol=1e-12)
 
 
-def by_line(weight: torch.Tensor, dim: int) -> torch.Tensor:
-    """Sums of |w g| of a matrix's columns (0) or rows (1); of a vector its own."""
-    assert weight.grad is not None
-    products = (weight * weight.grad).abs().detach()
-    return products.sum(dim) if products.dim() > 1 else products
-
-
-def of_rows(module: Any) -> torch.Tensor:
+def of_rows(moved: dict[str, torch.Tensor], module: str) -> torch.Tensor:
     """Sums of |w g| of a module's rows, biases among them."""
-    bias = getattr(module, "bias", None)
-    rows = by_line(module.weight, 1)
-    return rows if bias is None else rows + by_line(bias, 1)
+    weight = moved[f"{module}.weight"]
+    rows = weight.sum(1) if weight.dim() > 1 else weight
+    return rows + moved.get(f"{module}.bias", torch.zeros_like(rows))
 
 
 def folded(model: Any) -> Any:
@@ -148,6 +147,7 @@ COMPENSATED = [
     ("hunyuan", "obs"), ("helium", "least-squares"), ("smollm3", "bias"), ("internlm3", "obs"),
     ("gemma2", "obs"), ("gemma3-text", "least-squares"), ("olmo2", "obs"), ("exaone4", "obs"),
     ("olmo3", "least-squares"), ("olmo2", "osscar"),
+    ("phi3", "obs"), ("phi3-longrope", "least-squares"), ("glm", "obs"),
 ]  # fmt: skip
 
 
@@ -176,7 +176,7 @@ SCORED = [name for name in CRITERIA if needs_of(name) != SEARCH]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["granite", "gemma", "olmo", "hunyuan", *BEHIND])
+@pytest.mark.parametrize("case", ["granite", "gemma", "olmo", "hunyuan", *BEHIND, *FUSED])
 def test_every_criterion_of_sums_scores(case: str, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", case)
     for criterion in SCORED:

@@ -19,7 +19,8 @@ from bipline.compression.options import BaseOptions
 from bipline.model.block_loop import Activations
 from bipline.model.builds import Sublayer, SublayerNorms, build_named
 from bipline.model.checkpoint import DEFAULT_ACT, DEFAULT_EPS, Checkpoint, widened
-from bipline.model.families import RMS_NORM, ModelShape, Norm, build_of
+from bipline.model.families import ModelShape, build_of
+from bipline.model.families.family import RMS_NORM, Norm
 
 Sums = dict[str, Tensor]
 # What goes as a whole: groups and channels, whole blocks, or attention and FFN sublayers.

@@ -63,6 +63,7 @@ CANDIDATES = {
     "qwen2": ("qwen2", "seed_oss", "llama"),
     "qwen3": ("qwen3",),
     "seed_oss": ("seed_oss", "llama"),
+    "phi3": ("llama",),
 }
 
 

@@ -63,12 +63,15 @@ def entries(checkpoint: Checkpoint, architecture: Architecture) -> list[Entry]:
         listed.append(_whole(ROPE_FACTORS, factors))
     for name, renamed in OUTSIDE.items():
         if name in checkpoint.tensors:
-            listed.append(_stored(checkpoint, name, renamed))
+            rows = range(checkpoint.tensors[name].shape[0])
+            listed.append(_stored(checkpoint, name, renamed, rows))
     for index in range(checkpoint.shape.num_hidden_layers):
+        firsts, counts = checkpoint.block_firsts(index), checkpoint.block_rows(index)
         for inner, full in checkpoint.block_names(index).items():
             renamed = f"blk.{index}.{_renamed(inner, architecture)}"
             rotated = architecture.interleaved and inner.startswith(ROTATED)
-            listed.append(_stored(checkpoint, full, renamed, rotated))
+            rows = range(firsts[inner], firsts[inner] + counts[inner])
+            listed.append(_stored(checkpoint, full, renamed, rows, rotated))
     return listed + _zeros(checkpoint, architecture)
 
 
@@ -81,14 +84,21 @@ def _whole(name: str, tensor: torch.Tensor) -> Entry:
     return Entry(name, tuple(tensor.shape), lambda: [tensor])
 
 
-def _stored(checkpoint: Checkpoint, name: str, renamed: str, rotated: bool = False) -> Entry:
-    def pieces() -> Iterator[torch.Tensor]:
-        if rotated:
-            yield interleaved(checkpoint.tensor(name), checkpoint.shape.head_dim)
-        else:
-            yield from (piece for _, piece in checkpoint.stream([(name, None)]))
+def _stored(
+    checkpoint: Checkpoint, name: str, renamed: str, rows: range, rotated: bool = False
+) -> Entry:
+    """Rows of a stored tensor; all of them, unless several are stored as one."""
+    count, *rest = checkpoint.tensors[name].shape
 
-    return Entry(renamed, checkpoint.tensors[name].shape, pieces)
+    def pieces() -> Iterator[torch.Tensor]:
+        wanted = None if len(rows) == count else torch.arange(rows.start, rows.stop)
+        read = (piece for _, piece in checkpoint.stream([(name, wanted)]))
+        if rotated:
+            yield interleaved(torch.cat(list(read)), checkpoint.shape.head_dim)
+        else:
+            yield from read
+
+    return Entry(renamed, (len(rows), *rest), pieces)
 
 
 def interleaved(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -1,0 +1,113 @@
+"""What a family's file says: fields, and what follows from them for a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bipline.model.allowed import Allowed
+from bipline.model.builds import Axes
+from bipline.model.rope import rope_type
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Norm(_Table):
+    """How what enters a sublayer is normed: by its root mean square, or centred, its deviation.
+
+    ``gain`` is what its weight stands for; ``eps`` is a key of the config, or a number.
+    """
+
+    gain: Literal["weight", "one_plus_weight", "none"] = "weight"
+    centred: bool = False
+    eps: str | float = "rms_norm_eps"
+
+
+RMS_NORM = Norm()
+
+
+class Family(_Table):
+    """What one ``model_type`` is built like and what its class can hold."""
+
+    build: str
+    architecture: str
+    heads_must_divide_hidden_size: bool
+    # Engines that take hidden_size / heads for head_dim, whatever a config says: llama.cpp, vLLM.
+    head_dim_from_hidden_size: bool = False
+    always_biased: tuple[str, ...] = ()
+    bias_flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    head_norms: bool
+    # Norms of queries and keys over all heads together.
+    all_heads_norms: bool = False
+    alternatives: tuple[str, ...]
+    when_converted: dict[str, Any]
+    norm: Norm = RMS_NORM
+    # The key of its config that names the activation of its FFN.
+    activation: str = "hidden_act"
+    # Its class has no attention but the one that holds every token's weights.
+    eager_attention: bool = False
+    # Its config says how positions turn for each kind of block.
+    rope_by_layer_type: bool = False
+    # The key of its config by which all that a sublayer adds to the stream is multiplied.
+    output_multiplier: str = ""
+    # Its class takes hidden_size for the width of its heads, so that none can go: always, or with
+    # these types of positions.
+    heads_fixed: bool = False
+    rope_fixes_heads: tuple[str, ...] = ()
+    # Tensors of the build under other names, those that it lacks, and matrices stored as one.
+    renamed: dict[str, str] = Field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    fused: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    # What matrices are called where they lie, if its class calls them otherwise.
+    stored: dict[str, str] = Field(default_factory=dict)
+    # transformers has no class for it, but one that computes the same, of this family, and other
+    # classes of its model_type compute something else. Code that checkpoints name is replaced.
+    read_as: str = ""
+    other_classes: dict[str, str] = Field(default_factory=dict)
+    names_code: bool = False
+    # Other names of keys, keys of every config that its class has not, those whose value its class
+    # decides, and what a kind of positions takes in it beside what it takes everywhere.
+    aliases: dict[str, str] = Field(default_factory=dict)
+    lacks_keys: tuple[str, ...] = ()
+    written_out: tuple[str, ...] = ()
+    rope_takes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    # What its config may say beyond what every family's may, and what its class takes where a
+    # config says nothing.
+    keys: dict[str, Allowed] = Field(default_factory=dict)
+    defaults: dict[str, Any]
+
+    def bias_places(self, config: Mapping[str, Any]) -> set[str]:
+        """Where a model of this family with this config has biases."""
+        flagged = (places for flag, places in self.bias_flags.items() if config.get(flag))
+        return set(self.always_biased).union(*flagged)
+
+    def can_hold(self, places: set[str]) -> bool:
+        """Whether the class can have biases at these places, and perhaps at others too."""
+        return self.bias_places(dict.fromkeys(self.bias_flags, True)) >= places
+
+    def flags_for(self, places: set[str]) -> dict[str, bool] | None:
+        """The config flags that give biases at exactly these places; None if none can."""
+        flags = {flag: set(held) <= places for flag, held in self.bias_flags.items()}
+        return flags if self.bias_places(flags) == places else None
+
+    def fixes_heads(self, config: Mapping[str, Any]) -> bool:
+        """Whether its class holds no model with other heads than one with this config has."""
+        return self.heads_fixed or rope_type(config) in self.rope_fixes_heads
+
+    def turns(self, share: float) -> bool:
+        """Whether its class can turn this share of every head by its position."""
+        return share == 1 or "partial_rotary_factor" in self.keys
+
+    @property
+    def block_lists(self) -> list[str]:
+        """The keys of its config that list something for each block."""
+        return [key for key, allowed in self.keys.items() if allowed.lists == "blocks"]
+
+    def named(self, names: Mapping[str, Axes]) -> dict[str, Axes]:
+        """Tensors of its build as this family has them."""
+        kept = {name: axes for name, axes in names.items() if name not in self.without}
+        return {self.renamed.get(name, name): axes for name, axes in kept.items()}

@@ -1,0 +1,28 @@
+"""A block of transformers by the names of its build, where its class stores several as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def parted(layer: Any, held: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is ``held`` of a block's parameters; fused ones as views of their rows, part by part."""
+    attention, ffn = layer.self_attn, layer.mlp.down_proj.in_features
+    queries = attention.o_proj.in_features
+    values = queries // attention.num_key_value_groups
+    parts = {
+        "self_attn.qkv_proj": {"self_attn.q_proj": queries, "self_attn.k_proj": values,
+                               "self_attn.v_proj": values},
+        "mlp.gate_up_proj": {"mlp.gate_proj": ffn, "mlp.up_proj": ffn},
+    }  # fmt: skip
+    found = {}
+    for name, tensor in held.items():
+        module, _, kind = name.rpartition(".")
+        first = 0
+        for part, rows in parts.get(module, {module: len(tensor)}).items():
+            found[f"{part}.{kind}"] = tensor[first : first + rows]
+            first += rows
+        assert first == len(tensor)
+    return found

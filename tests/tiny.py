@@ -118,6 +118,7 @@ MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "baichuan": ("baichuan", {**MULTI, "architectures": ["BaiChuanForCausalLM"]}),
     "glm": ("glm", GROUPED),
+    "glm4": ("glm4", GROUPED),
     "glm-unbiased": ("glm", {**MULTI, "attention_bias": False, "tie_word_embeddings": True}),
     "olmo": ("olmo", {**GROUPED, "clip_qkv": 0.5, "attention_bias": True}),
     "gemma2": ("gemma2", {**GROUPED, **SLIDING, **CAPPED, "attention_bias": True}),

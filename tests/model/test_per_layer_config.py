@@ -88,7 +88,7 @@ NAMES = {
     "gemma": "Gemma", "ernie4_5": "Ernie45", "hunyuan_v1_dense": "HunYuanDenseV1",
     "internlm3": "InternLM3", "helium": "Helium", "olmo": "Olmo", "gemma2": "Gemma2",
     "gemma3_text": "Gemma3Text", "olmo2": "Olmo2", "olmo3": "Olmo3", "exaone4": "Exaone4",
-    "phi3": "Phi3", "glm": "Glm",
+    "glm": "Glm", "glm4": "Glm4", "phi3": "Phi3",
 }  # fmt: skip
 
 

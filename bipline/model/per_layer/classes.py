@@ -10,6 +10,7 @@ from bipline.model.per_layer.modeling_per_layer_gemma import PerLayerGemmaForCau
 from bipline.model.per_layer.modeling_per_layer_gemma2 import PerLayerGemma2ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_gemma3_text import PerLayerGemma3TextForCausalLM
 from bipline.model.per_layer.modeling_per_layer_glm import PerLayerGlmForCausalLM
+from bipline.model.per_layer.modeling_per_layer_glm4 import PerLayerGlm4ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_granite import PerLayerGraniteForCausalLM
 from bipline.model.per_layer.modeling_per_layer_helium import PerLayerHeliumForCausalLM
 from bipline.model.per_layer.modeling_per_layer_hunyuan_v1_dense import (
@@ -37,6 +38,7 @@ PER_LAYER_CLASSES: dict[str, Any] = {
         PerLayerGemma2ForCausalLM,
         PerLayerGemma3TextForCausalLM,
         PerLayerGlmForCausalLM,
+        PerLayerGlm4ForCausalLM,
         PerLayerOlmo2ForCausalLM,
         PerLayerOlmo3ForCausalLM,
         PerLayerGraniteForCausalLM,

@@ -14,13 +14,20 @@ from typing import Any
 from torch import Tensor, nn
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-# The norms of a sublayer, where there are norms behind sublayers, and where there are not.
-BEHIND = "post_feedforward_layernorm"
-NORMS: dict[tuple[str, bool], tuple[str, ...]] = {
-    ("self_attn", True): ("input_layernorm", "post_attention_layernorm"),
-    ("mlp", True): ("pre_feedforward_layernorm", BEHIND),
-    ("self_attn", False): ("input_layernorm",),
-    ("mlp", False): ("post_attention_layernorm",),
+# The norms of each sublayer, by a norm that the block has; of several the first tells.
+NORMS = {
+    "post_feedforward_layernorm": {
+        "self_attn": ("input_layernorm", "post_attention_layernorm"),
+        "mlp": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    },
+    "post_mlp_layernorm": {
+        "self_attn": ("input_layernorm", "post_self_attn_layernorm"),
+        "mlp": ("post_attention_layernorm", "post_mlp_layernorm"),
+    },
+    "post_attention_layernorm": {
+        "self_attn": ("input_layernorm",),
+        "mlp": ("post_attention_layernorm",),
+    },
 }
 
 
@@ -99,7 +106,8 @@ def give_widths(decoder: Any) -> None:
 
 def leave_out(layer: Any, sublayer: str, instead: nn.Module) -> None:
     """Put something else in the place of a block's sublayer, and nothing in that of its norms."""
-    for name in NORMS[sublayer, hasattr(layer, BEHIND)]:
+    norms = next(each for name, each in NORMS.items() if hasattr(layer, name))
+    for name in norms[sublayer]:
         if hasattr(layer, name):
             setattr(layer, name, nn.Identity())
     setattr(layer, sublayer, instead)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 # The norms of each sublayer, by a norm that the block has; of several the first tells.
-NORMS = {
+NORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "post_feedforward_layernorm": {
         "self_attn": ("input_layernorm", "post_attention_layernorm"),
         "mlp": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),

@@ -45,6 +45,24 @@ class _Target:
     corrected: dict[int, Callable[[], Tensor]] = field(default_factory=dict)
 
 
+class _Source:
+    """A block of the source: in what its tensors lie, and what a plan keeps of them."""
+
+    def __init__(self, checkpoint: Checkpoint, index: int, block: BlockPlan) -> None:
+        self.index = index
+        self.names = checkpoint.block_names(index)
+        self.axes = block_axes(checkpoint.family, checkpoint.config, index)
+        self.firsts = checkpoint.block_firsts(index)
+        self.kept = kept_indices(block, checkpoint.shape)
+        self.experts = renumbered(build_of(checkpoint.family).block_weights, block.experts)
+
+    def rows(self, parts: Sequence[str]) -> Tensor | None:
+        """The rows to read of what parts lie in; None for all."""
+        axes = [(part, self.axes[part][0]) for part in parts]
+        kept = [self.firsts[part] + self.kept[axis] for part, axis in axes if axis in self.kept]
+        return torch.cat(kept) if kept else None
+
+
 class Slicer:
     """Reads what a plan keeps: rows, columns, corrected tensors and biases that are added.
 
@@ -59,6 +77,7 @@ class Slicer:
         corrections: Corrections | None = None,
     ) -> None:
         self.checkpoint = checkpoint
+        self._first = next(iter(checkpoint.stored_names(0).values()))
         self._family, self._config = family_of(str(config["model_type"])), config
         self._shapes = tensor_shapes(self._family, config, shape_of(config))
         self._targets = {
@@ -66,11 +85,9 @@ class Slicer:
             for name, shape in self._shapes.items()
             if name in checkpoint.tensors
         }
-        named = build_of(checkpoint.family).block_weights
         for number, index in enumerate(plan.kept_blocks):
-            kept = kept_indices(plan.blocks[index], checkpoint.shape)
-            self._experts = renumbered(named, plan.blocks[index].experts)
-            for target in self._of_block(number, index, kept, corrections):
+            source = _Source(checkpoint, index, plan.blocks[index])
+            for target in self._of_block(number, source, corrections):
                 self._targets[target.name] = target
         # In the order of the model's tensors; those that are added come last.
         known = [self._targets[name] for name in self._shapes]
@@ -107,15 +124,15 @@ class Slicer:
             pass
 
     def _of_block(
-        self, number: int, index: int, kept: Mapping[str, Tensor], corrections: Corrections | None
+        self, number: int, source: _Source, corrections: Corrections | None
     ) -> Iterator[_Target]:
-        """What there will be of block ``index``, which has this ``number`` in the smaller model."""
-        prefix = self.checkpoint.block_prefix(number)
+        """What there will be of a block, which has this ``number`` in the smaller model."""
+        index, prefix = source.index, self.checkpoint.block_prefix(number)
         axes = block_axes(self._family, self._config, number)
         sizes = shape_of(self._config).block(number)
         fitting = corrections.shapes(index) if corrections else {}
         for name, parts in block_parts(self._family, self._config, number).items():
-            target = self._origin(prefix + name, parts, index, axes[parts[0]], kept)
+            target = self._origin(prefix + name, parts, source, axes[parts[0]])
             first = 0
             for part in parts:
                 shape = tuple(map(sizes.axis_size, axes[part]))
@@ -128,32 +145,23 @@ class Slicer:
             _check_shape(name, index, shape, ())
 
     def _origin(
-        self,
-        name: str,
-        parts: tuple[str, ...],
-        index: int,
-        axes: tuple[str, ...],
-        kept: Mapping[str, Tensor],
+        self, name: str, parts: tuple[str, ...], source: _Source, axes: tuple[str, ...]
     ) -> _Target:
         """Where a tensor of a block comes from: rows and columns of one that is stored."""
-        stored, shape = self.checkpoint.block_names(index), self._shapes[name]
-        parts = tuple(self._experts.get(part, part) for part in parts)
-        sources = {stored.get(part, "") for part in parts}
-        if len(sources) > 1:
+        shape = self._shapes[name]
+        parts = tuple(source.experts.get(part, part) for part in parts)
+        found = {source.names.get(part, "") for part in parts}
+        if len(found) > 1:
             raise ValueError(f"{name} lies in several tensors of the source")
-        [source] = sources
-        if not source:
+        [stored] = found
+        if not stored:
             return _Target(name, "", shape)
-        own = block_axes(self.checkpoint.family, self.checkpoint.config, index)
-        firsts = self.checkpoint.block_firsts(index)
-        held = [firsts[part] + kept[own[part][0]] for part in parts if own[part][0] in kept]
-        columns = kept.get(axes[1]) if len(axes) > 1 else None
-        return _Target(name, source, shape, torch.cat(held) if held else None, columns)
+        columns = source.kept.get(axes[1]) if len(axes) > 1 else None
+        return _Target(name, stored, shape, source.rows(parts), columns)
 
     def _dtype(self, target: _Target) -> str:
         """Biases that are added are written like the weights of the first block."""
-        first = next(iter(self.checkpoint.stored_names(0).values()))
-        return self.checkpoint.tensor_header(target.source or first)[0]
+        return self.checkpoint.tensor_header(target.source or self._first)[0]
 
     def _correction(self, corrections: Corrections, index: int, name: str) -> Tensor:
         """A corrected tensor as it is stored: without the multiplier that it was fitted with."""

@@ -135,3 +135,35 @@ def test_scores_are_the_same_from_the_sums_of_another_criterion(
     assert_same_scores(again, whole)
     for one, other in zip(again.blocks, whole.blocks, strict=True):
         assert one.ffn_units.equal(other.ffn_units)
+
+
+@torch.no_grad()
+def test_a_block_without_its_ffn_is_one_without_its_experts(model: Path) -> None:
+    """Depth is scored of a mixture too: by losses, against zeros in every down_proj of a block."""
+    windows = WINDOWS[:4]
+    scores = scored(model, "block-shapley", windows=windows, of="sublayers")[1].blocks
+    first, second = (each.experts for each in scores)
+    assert first is not None and second is not None
+    assert first.unique().numel() == second.unique().numel() == 1
+    built, losses = load_model(model, torch.float64), []
+    for layer in built.model.layers:
+        matrix = layer.mlp.experts.down_proj
+        held = matrix.clone()
+        matrix.zero_()
+        losses.append(float(built(windows, labels=windows).loss))
+        matrix.copy_(held)
+    # Of four single deletions: 4 / 3 times the change, less what all have in common.
+    expected = (losses[0] - losses[1]) * 4 / 3
+    assert float(first[0] - second[0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_attention_loses_its_share_by_standardized_scores(model: Path) -> None:
+    """Where one unit is worth less than another, whichever kind it is of."""
+    checkpoint = open_checkpoint(model)
+    scores = scored(model, "wanda-sp")[1]
+    asked = AllocateSettings(ratio=0.3, allocation="standardized")
+    plan = allocate(checkpoint, scores, asked, 0)
+    assert plan.budget.reached_blocks >= 0.3
+    groups = {len(block.attention_groups) for block in plan.blocks}
+    whole = checkpoint.shape.num_key_value_heads
+    assert len(groups) == 1 and (groups == {whole}) == (whole == 1)

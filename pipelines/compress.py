@@ -127,7 +127,7 @@ def configured(settings: CompressSettings, **options: Any) -> Any:
         description=f"{settings.model}, pruned; registered in MLflow under the same name",
         tags=["bipline"],
     )
-    tags = [settings.score.criterion or "plan", f"ratio {settings.allocate.ratio:g}"]
+    tags = [settings.score.criterion or "plan", settings.allocate.budget]
     # ZenML asks where the sources of a hook lie, which an import does not know.
     return compress.with_options(model=model, tags=tags, on_failure=on_failure, **options)
 

@@ -13,6 +13,7 @@ from bipline.model.devices import torch_dtype
 from bipline.model.floor import Rates, usual_rates
 from bipline.settings.compress import CompressSettings
 from bipline.settings.pools import NodePool, cheapest
+from bipline.stages.forecast import duration
 from bipline.stages.resolve import known_checkpoint
 from bipline.stages.step_needs import step_needs
 from bipline.values.need import StepNeed
@@ -82,13 +83,6 @@ def told_places(settings: CompressSettings, pools: tuple[NodePool, ...]) -> list
     cost = sum(each.cost for each in placed.values())
     return [*told, ("all steps", f"{duration(seconds)} of nodes, {cost:.2f} dollars, their start "
                                  "and idle time left out")]  # fmt: skip
-
-
-def duration(seconds: float) -> str:
-    """A time as it is told of an estimate."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def rates_of(pool: NodePool | None) -> Rates:

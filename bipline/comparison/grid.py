@@ -39,7 +39,7 @@ def combinations(
             layout=layout,
             ratio=ratio,
             seed=seed,
-            **dict(settle(method, layout)[0]),
+            **dict(settle(method, layout, settings.effort)[0]),
             **settings.allocate.model_dump(),
         )
         for model, calibration, method, layout, ratio, seed in product(*axes)

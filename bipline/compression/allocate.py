@@ -17,6 +17,7 @@ from bipline.base.progress import note
 from bipline.compression.allocation import allocation_options, load_allocation
 from bipline.compression.allocation import check_units as check_choice
 from bipline.compression.allocation.problem import Problem, highest
+from bipline.compression.allocation.target import Target
 from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
 from bipline.compression.allocation.widths import (
     Choices,
@@ -46,10 +47,12 @@ def allocate(
     settings: AllocateSettings,
     seed: int,
     windows: Windows | None = None,
+    target: Target | None = None,
 ) -> PruningPlan:
     """Choose what every block keeps; ``windows`` are for allocations that run some.
 
-    ``seed`` is for what an allocation draws. The plan is for the model of the scores; pruning
+    ``seed`` is for what an allocation draws. A ``target`` whose ratio the settings have is then met
+    to a step. The plan is for the model of the scores; pruning
     compares its tensors while it reads them.
     Raises InvalidInput when the scores do not fit the model's shape or the allocation, and as
     :func:`check_allocation` does.
@@ -58,9 +61,11 @@ def allocate(
     allocation = check_allocation(checkpoint, settings, scores.criterion, scores.options)
     options = allocation_options(allocation, seed, settings.allocation_option)
     ratio = _ratio_of_blocks(checkpoint, settings)
-    choices = _choices(checkpoint, settings)
+    choices = choices_for(checkpoint, settings)
     problem = Problem(checkpoint, scores, settings.layout, ratio, choices, windows)
     widths = load_allocation(allocation).widths(problem, options)
+    if target:
+        widths = target.fitted(choices, widths, alike=settings.layout == UNIFORM)
     return PruningPlan(
         tensor_digest=scores.tensor_digest,
         criterion=scores.criterion,
@@ -70,7 +75,7 @@ def allocate(
         layout=settings.layout,
         budget=_budget(checkpoint, settings, widths),
         ffn_multiple=checked_multiple(checkpoint.shape, settings.ffn_multiple),
-        notes=_notes(problem, widths),
+        notes=(*_notes(problem, widths), *_target_notes(target)),
         blocks=tuple(map(_block_plan, scores.blocks, widths)),
     )
 
@@ -110,7 +115,7 @@ def check_allocation(
     _check_pairing(allocation, criterion, prunes, settings)
     if settings.layout == "per-layer":
         own_class(f"{PER_LAYER_PREFIX}{checkpoint.config['model_type']}")
-    choices = _choices(checkpoint, settings)
+    choices = choices_for(checkpoint, settings)
     _check_reach(checkpoint, settings, allocation, choices)
     if allocation == UNIFORM and settings.layout == "uniform":
         widths = uniform_widths_of(checkpoint, settings)
@@ -125,7 +130,9 @@ def usual_allocation(prunes: Unit) -> str:
 
 def uniform_widths_of(checkpoint: Checkpoint, settings: AllocateSettings) -> Widths:
     """What every block keeps by allocation ``uniform``: known before anything is scored."""
-    return uniform_widths(_choices(checkpoint, settings)[0], _ratio_of_blocks(checkpoint, settings))
+    return uniform_widths(
+        choices_for(checkpoint, settings)[0], _ratio_of_blocks(checkpoint, settings)
+    )
 
 
 def needs_windows(settings: AllocateSettings) -> bool:
@@ -183,7 +190,8 @@ def _check_pairing(
         )
 
 
-def _choices(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Choices, ...]:
+def choices_for(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Choices, ...]:
+    """What every block may keep. Raises InvalidInput where none may lose anything."""
     shape, layers = checkpoint.shape, checkpoint.shape.num_hidden_layers
     if settings.keep_first + settings.keep_last >= layers:
         raise InvalidInput(
@@ -249,6 +257,10 @@ def _budget(checkpoint: Checkpoint, settings: AllocateSettings, widths: list[Wid
         reached_blocks=removed / (shape.block_weights * len(widths)),
         reached_total=removed / checkpoint.parameters,
     )
+
+
+def _target_notes(target: Target | None) -> tuple[str, ...]:
+    return (f"{target.name}: at most {target.most:,}",) if target else ()
 
 
 def _notes(problem: Problem, widths: list[Widths]) -> tuple[str, ...]:

@@ -14,7 +14,9 @@ from bipline.compression.allocate import usual_allocation
 from bipline.compression.allocation import allocation_options
 from bipline.compression.compensation.checks import options_by_name
 from bipline.compression.criteria import CRITERIA, options_of
-from bipline.settings.line import LineSettings
+from bipline.compression.efforts import of_effort
+from bipline.compression.target_format import with_target_format
+from bipline.settings.line import USUAL_EFFORT, Effort, LineSettings
 from bipline.storage.directory import occupied
 from bipline.values.combination import NONE, Choice, Method
 
@@ -33,10 +35,11 @@ REASON = (
 Line = TypeVar("Line", bound=LineSettings)
 
 
-def settle(method: Method, layout: str) -> tuple[Method, str]:
+def settle(method: Method, layout: str, effort: Effort = USUAL_EFFORT) -> tuple[Method, str]:
     """The method with every part named, and why; the reason is empty unless ``auto`` chose.
 
-    What auto stands for may differ between the layouts; so far it does not.
+    An effort sets options of the parts that know it. What auto stands for may differ between the
+    layouts; so far it does not.
     Raises InvalidInput for a part that is unknown, for an option that it does not have, and for
     options of a criterion that ``auto`` chooses.
     """
@@ -52,9 +55,10 @@ def settle(method: Method, layout: str) -> tuple[Method, str]:
         compensation=compensation,
         alias=usual.alias or method.alias,
     )
+    settled = of_effort(settled, layout, effort)
     if usual.alias is None:
         return settled, ""
-    return settled, REASON.format(usual.criterion.name, allocation.name, compensation.name)
+    return settled, REASON.format(settled.criterion.name, allocation.name, compensation.name)
 
 
 def settled_settings(settings: Line) -> tuple[Line, str]:
@@ -62,8 +66,9 @@ def settled_settings(settings: Line) -> tuple[Line, str]:
 
     Raises InvalidInput as :func:`settle` does.
     """
-    method, reason = settle(method_of(settings), settings.allocate.layout)
-    return _with_method(settings, method), reason
+    method, reason = settle(method_of(settings), settings.allocate.layout, settings.effort)
+    settled = _with_method(settings, method)
+    return settled.model_copy(update={"allocate": with_target_format(settled)}), reason
 
 
 def method_of(settings: LineSettings) -> Method:
@@ -96,7 +101,7 @@ def applies(settings: LineSettings) -> bool:
     allocate, corrections = settings.allocate, settings.compensate.corrections
     if allocate.plan is not None or corrections is None:
         return allocate.plan is not None
-    return "ratio" not in allocate.model_fields_set and occupied(Path(corrections))
+    return not allocate.budget_is_given and occupied(Path(corrections))
 
 
 def _usual(criterion: Choice) -> Method:

@@ -32,6 +32,7 @@ def prune(
     model: options.Model,
     out: options.Out,
     calibration: options.Calibration = None,
+    effort: options.Effort = None,
     seed: options.Seed = 0,
     work: Annotated[
         Path | None, option("where a killed run goes on from (default: OUT.work)")
@@ -52,9 +53,9 @@ def prune(
 
     with working(log := log_file(state, "prune")) as console:
         result = api.prune(
-            model, out, calibration=calibration, seed=seed, work=work, store=store,
-            plan_out=plan_out, json_file=json_file, floor=verbose or json_file is not None,
-            state=state, **settings,
+            model, out, calibration=calibration, effort=effort, seed=seed, work=work,
+            store=store, plan_out=plan_out, json_file=json_file, state=state,
+            floor=verbose or json_file is not None, **settings,
         )  # fmt: skip
         if result is None:  # a worker of torchrun; the first one tells
             return
@@ -136,6 +137,7 @@ def compare(
             WHAT,
         ),
     ] = None,
+    effort: options.Effort = None,
     evaluation_seqlen: Annotated[
         int, option("window length in tokens, for perplexity", PROTOCOL)
     ] = 128,
@@ -160,7 +162,7 @@ def compare(
     with working(log := log_file(state, "compare")) as console:
         comparison = api.compare(
             models, out, calibration=calibration or (), texts=named_sources(text), jobs=jobs,
-            tasks=tasks, task_data=task_data, speed=speed, keep=keep, state=state,
+            tasks=tasks, task_data=task_data, speed=speed, keep=keep, state=state, effort=effort,
             evaluation_seqlen=evaluation_seqlen, criteria=criteria, methods=method,
             json_file=json_file, csv_file=csv_file, html_file=html_file, **settings,
         )  # fmt: skip

@@ -17,7 +17,14 @@ from pydantic.fields import FieldInfo
 
 from bipline.base.errors import InvalidInput
 from bipline.settings.base import ByteCount, Settings
-from bipline.settings.line import MODEL, CalibrateSettings, ComputeSettings, PruneSettings
+from bipline.settings.line import (
+    EFFORT,
+    MODEL,
+    USUAL_EFFORT,
+    CalibrateSettings,
+    ComputeSettings,
+    PruneSettings,
+)
 from bipline.settings.protocol import Protocol
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -128,6 +135,7 @@ Calibration = Annotated[
     ),
 ]
 Seed = Annotated[int, option("draws windows, and whatever a method draws", CALIBRATION)]
+Effort = Annotated[str | None, option(f"{EFFORT} (default: {USUAL_EFFORT})", WHAT)]
 Text = Annotated[list[str] | None, option("NAME=FILE to measure on; may be repeated", WHAT)]
 Tasks = Annotated[str, option("comma-separated names of tasks", WHAT)]
 TaskData = Annotated[

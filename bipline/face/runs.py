@@ -71,6 +71,7 @@ def demo(
 def compress(
     config: Annotated[Path, typer.Argument(help="YAML file; see `bipline config schema`")],
     model: Models = None,
+    effort: options.Effort = None,
     set_: options.Set = None,
     state: RunState = None,
     local: Local = False,
@@ -88,7 +89,8 @@ def compress(
     """
     from bipline.settings.loading import load_each
 
-    runs = load_each(config, tuple(set_ or ()), tuple(model or ()))
+    sets = (*(set_ or ()), *([] if effort is None else [f"effort={effort}"]))
+    runs = load_each(config, sets, tuple(model or ()))
     if compile_ is not None:
         not_compiled = {
             "--state": state, "--local": local, "--dry-run": dry_run, "--schedule": schedule,

@@ -96,6 +96,16 @@ def write_weights(
     return digest_listing(digests)
 
 
+def shard_file_bytes(
+    specs: Iterable[TensorSpec], shard_bytes: int, metadata: Mapping[str, str]
+) -> int:
+    """The bytes of all shards that :func:`write_weights` would write, known before it does."""
+    return sum(
+        len(_header(shard, metadata)) + sum(spec.num_bytes for spec in shard)
+        for shard in plan_shards(specs, shard_bytes)
+    )
+
+
 def write_json(writer: DirectoryWriter, name: str, value: Any) -> None:
     """Write a JSON file of a model directory, indented and sorted."""
     write_text(writer.path / name, json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -7,7 +7,9 @@ name, its default and its description from here, and the core is asked with the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
@@ -31,10 +33,23 @@ def _bytes(value: Any) -> Any:
         raise ValueError(f"{value!r} is not a size; write bytes, or 2.5GB or 2GiB") from None
 
 
+def _count(value: Any) -> Any:
+    """A count as a number, or with a unit: 100M, 1.2B."""
+    if not isinstance(value, str):
+        return value
+    found = COUNT.fullmatch(value.strip())
+    if found is None:
+        raise ValueError(f"{value!r} is not a count; write a whole number, or 100M or 1.2B")
+    return round(Decimal(found[1]) * UNITS[found[2].upper()])
+
+
+COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMBT]?)", re.IGNORECASE)
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # What torch's, NumPy's and Python's generators all take.
 SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]
 # As many as a file can have.
 ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=1, lt=2**63)]
+ParameterCount = Annotated[int, BeforeValidator(_count), Field(ge=1, lt=2**63)]
 # A method's own options, as its page in docs/methods lists them.
 MethodOptions = dict[str, Scalar]
 

@@ -11,16 +11,35 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from bipline.base.errors import InvalidInput
-from bipline.settings.base import ByteCount, MethodOptions, SeedNumber, Settings
+from bipline.settings.base import (
+    ByteCount,
+    MethodOptions,
+    ParameterCount,
+    SeedNumber,
+    Settings,
+)
+from bipline.settings.gguf import GgufType
 from bipline.settings.method_names import ALLOCATIONS, CRITERIA
 
 RatioOf = Literal["blocks", "total"]
 Layout = Literal["uniform", "per-layer"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
 CompensationName = Literal["none", "bias", "least-squares", "obs", "osscar", "slimgpt"]
+Effort = Literal["quick", "balanced", "best"]
+USUAL_EFFORT: Effort = "balanced"
+EFFORT = (
+    "how much work the widths and the corrections of auto, compensated, least-squares and obs "
+    "take: quick, balanced or best; an option that is given stays as given (docs/auto.md)"
+)
 MODEL = "model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
 TEXTS = "name: .txt, .jsonl, .json, .csv or .parquet file, chat:FILE, or hf:org/name?split=..."
 
@@ -93,6 +112,21 @@ class AllocateSettings(CommonSettings):
     """How much goes, and from where."""
 
     ratio: float = Field(default=0.2, description="share of weights to remove, between 0 and 1")
+    target_parameters: ParameterCount | None = Field(
+        default=None,
+        description="in place of ratio: the most parameters that stay, such as 100M or 1.2B; null "
+        "is none",
+    )
+    target_size: ByteCount | None = Field(
+        default=None,
+        description="in place of ratio: the most bytes of the weights as they are exported, such "
+        "as 200MB or 0.5GiB; null is none",
+    )
+    target_format: str | None = Field(
+        default=None,
+        description="what target_size is of: hf, or gguf:TYPE; null is the gguf that is exported, "
+        "where one is, else hf",
+    )
     allocation: str | None = Field(
         default=None,
         description=f"which block loses how much: {', '.join(ALLOCATIONS)}. Null is uniform, depth "
@@ -109,6 +143,55 @@ class AllocateSettings(CommonSettings):
     plan: str | None = Field(
         default=None, description="apply the plan in this file; nothing is scored or allocated"
     )
+
+    @property
+    def budget_is_given(self) -> bool:
+        """Whether a ratio or a target was asked for, and not left to the default."""
+        targets = (self.target_parameters, self.target_size)
+        return "ratio" in self.model_fields_set or any(each is not None for each in targets)
+
+    @property
+    def budget(self) -> str:
+        """What was asked for, in words."""
+        for name in ("target_parameters", "target_size"):
+            if (value := getattr(self, name)) is not None:
+                return f"{name} {value}"
+        return f"ratio {self.ratio:g}"
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> AllocateSettings:
+        targets = {name: getattr(self, name) for name in ("target_parameters", "target_size")}
+        given = [name for name, value in targets.items() if value is not None]
+        if "ratio" in self.model_fields_set:
+            given.insert(0, "ratio")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of ratio, {', '.join(targets)}")
+        if self.target_format is not None:
+            if self.target_size is None:
+                raise ValueError("target_format says what target_size is of; give both")
+            check_target_format(self.target_format)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not set of the targets, and without a ratio that one replaces."""
+        values: dict[str, Any] = serialize(self)
+        targets = ("target_parameters", "target_size", "target_format")
+        replaced = any(values.get(name) is not None for name in targets)
+        return {
+            name: value
+            for name, value in values.items()
+            if not (name in targets and value is None) and not (name == "ratio" and replaced)
+        }
+
+
+def check_target_format(name: str) -> None:
+    """Raise ValueError for what is neither hf nor a gguf of a type that there is."""
+    types = get_args(GgufType)
+    if name != "hf" and name not in {f"gguf:{type_}" for type_ in types}:
+        raise ValueError(
+            f"target_format {name!r}: give hf, or gguf:TYPE with one of {', '.join(types)}"
+        )
 
 
 class CompensateSettings(Settings):
@@ -167,6 +250,10 @@ class LineSettings(Settings):
     model: str = Field(description=MODEL)
     texts: dict[str, str] = Field(default={}, description=TEXTS)
     seed: SeedNumber = Field(default=0, description="draws windows, and whatever a method draws")
+    # Left out where it is the usual one, as it was before it could be set.
+    effort: Effort = Field(
+        default=USUAL_EFFORT, exclude_if=lambda effort: effort == USUAL_EFFORT, description=EFFORT
+    )
     calibrate: CalibrateSettings = CalibrateSettings()
     score: ScoreSettings = ScoreSettings()
     allocate: AllocateSettings = AllocateSettings()
@@ -182,6 +269,10 @@ SECTIONS: dict[str, type[Settings]] = {
 }
 
 
+# Fields of flags and keywords that lie in no section.
+UNSECTIONED = ("seed", "effort")
+
+
 def sectioned(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields by their bare names, as flags and keywords give them, put into their sections.
 
@@ -191,7 +282,7 @@ def sectioned(given: Mapping[str, Any]) -> dict[str, Any]:
     places = {name: s for s, kind in SECTIONS.items() for name in kind.model_fields}
     values: dict[str, Any] = {}
     for name, value in given.items():
-        if name not in (*places, "seed"):
+        if name not in (*places, *UNSECTIONED):
             close = get_close_matches(name, places, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(places)}"
             raise InvalidInput(f"unknown key {name!r}; {hint}")

@@ -13,6 +13,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.settings.line import AllocateSettings, LineSettings
 from bipline.stages.calibrate import needed, windows_of
 from bipline.stages.stage import Context, Lines, Stage
+from bipline.stages.targets import target_of, with_ratio
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan, read_plan
 from bipline.values.resolution import ResolvedModel
@@ -39,16 +40,17 @@ def allocate(
     inputs |= {"windows": windows.digest} if windows else {}
     options = allocation_options(name, context.seed, settings.allocation_option).to_json_value()
     asked = settings.model_dump(mode="json", exclude={"plan", "allocation_option"})
+    checkpoint = context.opened(model)
+    target, settings = target_of(checkpoint, settings), with_ratio(checkpoint, settings)
     computing = context.computing if windows else None
     key = STAGE.key(
         inputs, {**asked, "options": options}, computing, (CORE, allocation_module(name))
     )
 
     def produce(work: Path) -> PruningPlan:
-        checkpoint = context.opened(model)
         scores = load_statistics(context.store.open(statistics))[1]
         run = windows_of(context, checkpoint, windows) if windows else None
-        return core.allocate(checkpoint, scores, settings, context.seed, run)
+        return core.allocate(checkpoint, scores, settings, context.seed, run, target)
 
     return STAGE.value(context, key, PruningPlan, produce)
 
@@ -68,7 +70,7 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     """
     section, score = settings.allocate, settings.score
     if section.plan:
-        if "ratio" in section.model_fields_set:
+        if section.budget_is_given:
             raise InvalidInput("--plan fixes the ratio; give --plan or --ratio, not both")
         plan = read_plan(Path(section.plan))
         if checkpoint is not None:
@@ -77,8 +79,9 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
         return [("allocate", f"as the plan {section.plan} says")]
     core.check_ratio(section.ratio)
     if checkpoint is not None:
+        section = with_ratio(checkpoint, section)
         core.check_allocation(checkpoint, section, score.criterion, score.criterion_option)
-    text = f"remove {section.ratio:g} of {section.ratio_of}, {section.layout} layout"
+    text = f"remove {section.ratio:.4g} of {section.ratio_of}, {section.layout} layout"
     if (section.allocation, section.layout) != ("uniform", "uniform") or checkpoint is None:
         return [("allocate", f"{text}, by {section.allocation}")]
     widths, shape = core.uniform_widths_of(checkpoint, section), checkpoint.shape

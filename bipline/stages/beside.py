@@ -22,9 +22,11 @@ from bipline.model.memory import gigabytes, watching_memory
 from bipline.model.resolve import HUB
 from bipline.settings.line import LineSettings
 from bipline.stages import line
+from bipline.stages.forecast import forecast
 from bipline.stages.resolve import glance, known_checkpoint, resolve_model, resolve_texts
 from bipline.stages.result import prune_summary
 from bipline.stages.stage import Context, StageReport
+from bipline.stages.targets import with_ratio
 from bipline.storage.directory import copy_directory, occupied, refuse_occupied, write_text
 from bipline.storage.local_store import LocalStore
 from bipline.storage.manifest import MANIFEST_NAME, read_manifest
@@ -117,8 +119,10 @@ def _checked(settings: LineSettings, out: Path) -> tuple[LineSettings, Checkpoin
 
     What can be seen to fail was looked at.
     """
-    if not applies(settings) and "ratio" not in settings.allocate.model_fields_set:
-        raise InvalidInput("give --ratio (a share between 0 and 1) or --plan")
+    if not applies(settings) and not settings.allocate.budget_is_given:
+        raise InvalidInput(
+            "give --ratio (a share between 0 and 1), --target-parameters, --target-size or --plan"
+        )
     settings, reason = settled_settings(settings)
     checkpoint = known_checkpoint(settings.model)
     line.check_stages(settings, checkpoint)
@@ -129,6 +133,8 @@ def _checked(settings: LineSettings, out: Path) -> tuple[LineSettings, Checkpoin
         note(reason)
     if checkpoint:
         _check_disk(settings, checkpoint, out)
+        if line.runs_windows(settings) and choose_device(settings.compute.device).type == "cpu":
+            note(f"effort {settings.effort}: {forecast(settings, checkpoint)}")
     return settings, checkpoint
 
 
@@ -136,7 +142,7 @@ def _check_disk(settings: LineSettings, checkpoint: Checkpoint, out: Path) -> No
     """Raise EnvironmentFailure when what is to be written cannot fit on the disk."""
     if applies(settings):
         return
-    section, blocks = settings.allocate, checkpoint.shape.linear_weights
+    section, blocks = with_ratio(checkpoint, settings.allocate), checkpoint.shape.linear_weights
     whole = checkpoint.parameters if section.ratio_of == "total" else blocks
     size = int(checkpoint.weight_bytes * (1 - section.ratio * whole / checkpoint.parameters))
     place = next(parent for parent in out.absolute().parents if parent.exists())

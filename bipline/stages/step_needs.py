@@ -1,4 +1,4 @@
-"""What each step of a compress run needs: from the model's header and the settings, before it runs.
+"""What each step of a run needs: from the model's header and the settings, before it runs.
 
 Memory is private memory, because its limit is what kills a pod; files are those that a step makes
 and those it fetches. Seconds are operations and bytes at given rates, and what starting costs.
@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bipline.compression.allocate import needs_windows
+from bipline.compression.allocation.operations import allocation_operations
 from bipline.compression.auto import applies, settled_settings
 from bipline.compression.compensation import checks
 from bipline.compression.compensation.drawn_windows import WEIGHED
@@ -25,12 +26,13 @@ from bipline.model.devices import torch_dtype
 from bipline.model.floor import Rates, Work, forward_operations
 from bipline.model.memory import pass_need
 from bipline.settings.compress import CompressSettings
-from bipline.settings.line import DtypeName
+from bipline.settings.line import AllocateSettings, DtypeName, LineSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.recipes import TAUGHT
 from bipline.stages.calibrate import samples_of
 from bipline.stages.line import runs_windows
 from bipline.stages.score import reads_windows
+from bipline.stages.targets import with_ratio
 from bipline.storage.task_rows import SHARED, holds_rows, read_task_rows
 from bipline.values.need import StepNeed
 
@@ -63,22 +65,22 @@ ADAPTER_TRAINED, ALL_TRAINED = 2, 3
 
 
 @dataclass(frozen=True)
-class Estimates:
-    """The needs of a run's steps, by name; ``gpu`` says whether there is one to use."""
+class MakingEstimates:
+    """The needs of the steps that make the smaller model; ``gpu`` says whether there is one to use.
 
-    settings: CompressSettings
+    ``libraries`` is what the process holds before it works, in bytes, and ``around`` the seconds of
+    whatever drives the steps, for each of them.
+    """
+
+    settings: LineSettings
     checkpoint: Checkpoint
     rates: Rates
     gpu: bool = False
+    libraries: int = LIBRARIES
+    around: float = AROUND
 
-    def needs(self) -> dict[str, StepNeed]:
-        """Every step that the settings bring, in order."""
-        return {
-            name: replace(need, seconds=need.seconds + BESIDE.get(name, 0.0))
-            for name, need in self._steps()
-        }
-
-    def _steps(self) -> Iterator[tuple[str, StepNeed]]:
+    def making(self) -> Iterator[tuple[str, StepNeed]]:
+        """Every step to the smaller model that the settings bring, in order."""
         settings = self.settings
         yield "resolve", self._need(Work(read=self.checkpoint.weight_bytes))
         if runs_windows(settings):
@@ -89,19 +91,16 @@ class Estimates:
         else:
             yield from self._scoring()
             measures = needs_windows(settings.allocate)
-            yield "allocate", self._pass(1.0, "compute") if measures else self._need()
-        if set(settings.export.formats) != {"hf"}:
-            yield "check_formats", self._need()
+            yield "allocate", self._allocation() if measures else self._need()
+        yield from self._between()
         if settings.compensate.chosen != "none":
             yield "compensate", self._compensation()
         smaller = self.smaller
         yield "prune", self._need(Work(read=smaller, written=smaller), smaller, PIECES)
-        if settings.recover.enabled:
-            yield "recover", self._recovery()
-        yield from self._measuring()
-        size = smaller * len(settings.export.formats)
-        yield "export", self._need(Work(read=2 * size, written=size), size, PIECES)
-        yield "promote", self._need(Work(read=size, written=size), 0, PIECES)
+
+    def _between(self) -> Iterator[tuple[str, StepNeed]]:
+        """What a driver does between plan and corrections."""
+        yield from ()
 
     def _scoring(self) -> Iterator[tuple[str, StepNeed]]:
         section = self.settings.score
@@ -109,11 +108,129 @@ class Estimates:
         if not reads_windows(section):
             yield "score", self._need(Work(read=self.checkpoint.weight_bytes), FILES, PIECES)
         elif section.parts == 1:
-            yield "score", self._pass(passes, "compute")
+            yield "score", self._pass(passes)
         else:
             for index in range(section.parts):
-                yield f"score_part_{index + 1}", self._pass(passes / section.parts, "compute")
+                yield f"score_part_{index + 1}", self._pass(passes / section.parts)
             yield "score", self._need()
+
+    @cached_property
+    def section(self) -> AllocateSettings:
+        """What is allocated, with a target's ratio."""
+        if applies(self.settings):
+            return self.settings.allocate
+        return with_ratio(self.checkpoint, self.settings.allocate)
+
+    @cached_property
+    def samples(self) -> int:
+        """Calibration windows."""
+        settings = self.settings
+        return samples_of(self.checkpoint, settings.calibrate, [settings.compensate])
+
+    @cached_property
+    def smaller(self) -> int:
+        """Bytes of the pruned model's weights: without the share of the blocks that goes."""
+        section, whole = self.section, self.checkpoint.weight_bytes
+        shape, parameters = self.checkpoint.shape, self.checkpoint.parameters
+        of = parameters if section.ratio_of == "total" else shape.linear_weights
+        return int(whole * (1 - section.ratio * of / parameters))
+
+    def _allocation(self) -> StepNeed:
+        """An allocation that runs windows, and where it tries widths all that these need."""
+        section, seqlen = self.settings.allocate, self.settings.calibrate.seqlen
+        need = self._pass(1.0)
+        operations = allocation_operations(
+            self.checkpoint.shape, section, self._ratio, self.samples, seqlen
+        )
+        work = Work(read=self.checkpoint.weight_bytes, operations=operations)
+        memory = need.memory - self.libraries - CUDA * self.gpu
+        return self._computing(work, memory, need.disk - FILES)
+
+    @property
+    def _ratio(self) -> float:
+        """The share of the blocks' weights that goes."""
+        section = self.section
+        if section.ratio_of == "blocks":
+            return section.ratio
+        return section.ratio * self.checkpoint.parameters / self.checkpoint.shape.linear_weights
+
+    def _pass(self, passes: float) -> StepNeed:
+        settings = self.settings
+        drawn = self.samples, settings.calibrate.seqlen
+        need = pass_need(
+            self.checkpoint, torch_dtype(settings.compute.dtype), drawn, False,
+            settings.compute.micro_batch, self.libraries,
+        )  # fmt: skip
+        operations = passes * forward_operations(self.checkpoint.shape, *drawn)
+        work = Work(read=self.checkpoint.weight_bytes, operations=operations)
+        return self._computing(work, need.total - self.libraries, need.hidden_states)
+
+    def _compensation(self) -> StepNeed:
+        settings = self.settings
+        section, seqlen = settings.compensate, settings.calibrate.seqlen
+        options = checks.compensation_options(section)
+        streams = 2 if options.sequential else 1
+        need = self._pass(streams)
+        beside = checks.needed_bytes(self.checkpoint, section, self.samples, seqlen)
+        hidden = need.disk - FILES
+        work = Work(read=self.checkpoint.weight_bytes, operations=self._fitting(options))
+        # One of the streams is kept between a block's halves too.
+        memory = need.memory - self.libraries - CUDA * self.gpu + beside + streams * hidden
+        return self._computing(work, memory, (streams + 1) * hidden + self.checkpoint.weight_bytes)
+
+    def _fitting(self, options: CompensationOptions) -> float:
+        """Operations of the passes, and of what is fitted on what they give."""
+        settings, shape = self.settings, self.checkpoint.shape
+        name, seqlen = settings.compensate.chosen, settings.calibrate.seqlen
+        if options.sequential and name in WEIGHED:
+            return sequential_operations(shape, name, options, self.samples, seqlen, self._ratio)
+        streams = 2 if options.sequential else 1
+        moments = moments_operations(shape, self.samples * seqlen, options.sequential, False)
+        passes = streams * forward_operations(shape, self.samples, seqlen)
+        return passes + shape.num_hidden_layers * moments
+
+    def _computing(self, work: Work, memory: int, disk: int = 0) -> StepNeed:
+        """A step that runs the model: on a GPU where there is one, which then holds the same."""
+        need = self._need(work, disk, memory + CUDA * self.gpu)
+        return replace(need, gpu=True, gpu_memory=memory) if self.gpu else need
+
+    def _need(self, work: Work | None = None, disk: int = 0, memory: int = 0) -> StepNeed:
+        work = work or Work()
+        return StepNeed(
+            memory=self.libraries + memory,
+            disk=FILES + disk,
+            seconds=self.around + OVER_FLOOR * work.seconds(self.rates),
+            operations=work.operations,
+            read=work.read,
+            written=work.written,
+        )
+
+
+@dataclass(frozen=True)
+class Estimates(MakingEstimates):
+    """The needs of all steps of a compress run, by name."""
+
+    settings: CompressSettings
+
+    def needs(self) -> dict[str, StepNeed]:
+        """Every step that the settings bring, in order."""
+        return {
+            name: replace(need, seconds=need.seconds + BESIDE.get(name, 0.0))
+            for name, need in (*self.making(), *self._delivering())
+        }
+
+    def _between(self) -> Iterator[tuple[str, StepNeed]]:
+        if set(self.settings.export.formats) != {"hf"}:
+            yield "check_formats", self._need()
+
+    def _delivering(self) -> Iterator[tuple[str, StepNeed]]:
+        settings = self.settings
+        if settings.recover.enabled:
+            yield "recover", self._recovery()
+        yield from self._measuring()
+        size = self.smaller * len(settings.export.formats)
+        yield "export", self._need(Work(read=2 * size, written=size), size, PIECES)
+        yield "promote", self._need(Work(read=size, written=size), 0, PIECES)
 
     def _measuring(self) -> Iterator[tuple[str, StepNeed]]:
         settings = self.settings
@@ -140,70 +257,20 @@ class Estimates:
             return
         share = replace(
             whole,
-            seconds=AROUND + (whole.seconds - AROUND) / count,
+            seconds=self.around + (whole.seconds - self.around) / count,
             operations=whole.operations / count,
         )
         for index in range(count):
             yield f"{name}_part_{index + 1}", share
         yield name, self._need()
 
-    @cached_property
-    def samples(self) -> int:
-        """Calibration windows."""
-        settings = self.settings
-        return samples_of(self.checkpoint, settings.calibrate, [settings.compensate])
-
-    @cached_property
-    def smaller(self) -> int:
-        """Bytes of the pruned model's weights: without the share of the blocks that goes."""
-        section, whole = self.settings.allocate, self.checkpoint.weight_bytes
-        shape, parameters = self.checkpoint.shape, self.checkpoint.parameters
-        of = parameters if section.ratio_of == "total" else shape.linear_weights
-        return int(whole * (1 - section.ratio * of / parameters))
-
-    def _pass(self, passes: float, what: str) -> StepNeed:
-        settings = self.settings
-        drawn = self.samples, settings.calibrate.seqlen
-        need = pass_need(
-            self.checkpoint, torch_dtype(settings.compute.dtype), drawn, False,
-            settings.compute.micro_batch, LIBRARIES,
-        )  # fmt: skip
-        operations = passes * forward_operations(self.checkpoint.shape, *drawn)
-        work = Work(read=self.checkpoint.weight_bytes, operations=operations)
-        return self._computing(work, need.total - LIBRARIES, need.hidden_states)
-
-    def _compensation(self) -> StepNeed:
-        settings = self.settings
-        section, seqlen = settings.compensate, settings.calibrate.seqlen
-        options = checks.compensation_options(section)
-        streams = 2 if options.sequential else 1
-        need = self._pass(streams, "compute")
-        beside = checks.needed_bytes(self.checkpoint, section, self.samples, seqlen)
-        hidden = need.disk - FILES
-        work = Work(read=self.checkpoint.weight_bytes, operations=self._fitting(options))
-        # One of the streams is kept between a block's halves too.
-        memory = need.memory - LIBRARIES - CUDA * self.gpu + beside + streams * hidden
-        return self._computing(work, memory, (streams + 1) * hidden + self.checkpoint.weight_bytes)
-
-    def _fitting(self, options: CompensationOptions) -> float:
-        """Operations of the passes, and of what is fitted on what they give."""
-        settings, shape = self.settings, self.checkpoint.shape
-        name, seqlen = settings.compensate.chosen, settings.calibrate.seqlen
-        if options.sequential and name in WEIGHED:
-            ratio = settings.allocate.ratio
-            return sequential_operations(shape, name, options, self.samples, seqlen, ratio)
-        streams = 2 if options.sequential else 1
-        moments = moments_operations(shape, self.samples * seqlen, options.sequential, False)
-        passes = streams * forward_operations(shape, self.samples, seqlen)
-        return passes + shape.num_hidden_layers * moments
-
     def _evaluation(self, windows: int, seqlen: int, dtype: DtypeName, share: float) -> StepNeed:
         drawn = windows, seqlen
-        need = pass_need(self.checkpoint, torch_dtype(dtype), drawn, True, None, LIBRARIES)
+        need = pass_need(self.checkpoint, torch_dtype(dtype), drawn, True, None, self.libraries)
         operations = self._passing(*drawn, share)
         work = Work(read=int(share * self.checkpoint.weight_bytes), operations=operations)
         tasks = TASK_LIBRARIES if self.settings.evaluate.tasks else 0
-        return self._computing(work, need.total - LIBRARIES + tasks)
+        return self._computing(work, need.total - self.libraries + tasks)
 
     def _recovery(self) -> StepNeed:
         """The whole model, its activations and logits, and the adapter with AdamW's moments."""
@@ -241,22 +308,6 @@ class Estimates:
         shape = self.checkpoint.shape
         head = 2.0 * windows * seqlen * shape.hidden_size * shape.vocab_size
         return share * forward_operations(shape, windows, seqlen) + head
-
-    def _computing(self, work: Work, memory: int, disk: int = 0) -> StepNeed:
-        """A step that runs the model: on a GPU where there is one, which then holds the same."""
-        need = self._need(work, disk, memory + CUDA * self.gpu)
-        return replace(need, gpu=True, gpu_memory=memory) if self.gpu else need
-
-    def _need(self, work: Work | None = None, disk: int = 0, memory: int = 0) -> StepNeed:
-        work = work or Work()
-        return StepNeed(
-            memory=LIBRARIES + memory,
-            disk=FILES + disk,
-            seconds=AROUND + OVER_FLOOR * work.seconds(self.rates),
-            operations=work.operations,
-            read=work.read,
-            written=work.written,
-        )
 
 
 def step_needs(

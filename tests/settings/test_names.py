@@ -29,8 +29,11 @@ VALUES: dict[str, Any] = {
     "allocation_option": {"tokens": 9}, "layout": "per-layer", "keep_first": 1, "keep_last": 1,
     "divisible_by": 2, "ffn_multiple": 8, "plan": "p", "compensation": "bias",
     "compensation_option": {"ridge": 0.1}, "corrections": "c", "shard_size": 10**6,
+    "target_parameters": 10**6, "target_size": 10**6, "target_format": "hf",
     "device": "cpu", "dtype": "bfloat16", "max_memory": 10**9, "micro_batch": 4, "processes": 2,
 }  # fmt: skip
+# What a field cannot be given without.
+WITH: dict[str, dict[str, Any]] = {"target_format": {"target_size": 10**6}}
 
 
 def flags(command: str) -> set[str]:
@@ -52,11 +55,13 @@ def test_every_field_is_a_flag_of_prune(name: str) -> None:
 @pytest.mark.parametrize(("section", "name"), [pair for pair in FIELDS if pair[1] != "texts"])
 def test_key_and_keyword_set_the_same_field(section: str, name: str, tmp_path: Path) -> None:
     value = VALUES[name]
-    by_keyword = line_settings("model", None, {name: value})
+    given_ = {name: value, **WITH.get(name, {})}
+    by_keyword = line_settings("model", None, given_)
     assert getattr(getattr(by_keyword, section), name) == value
     path = tmp_path / "compress.yaml"
     path.write_text("model: model\ntexts: {calibration: a.txt, held-out: b.txt}\n")
-    by_key = load(CompressSettings, path, (f"{section}.{name}={value!r}".replace("'", '"'),))
+    sets = tuple(f"{section}.{key}={each!r}".replace("'", '"') for key, each in given_.items())
+    by_key = load(CompressSettings, path, sets)
     assert getattr(by_key, section) == getattr(by_keyword, section)
 
 

@@ -10,6 +10,9 @@ uniform         the splits with the smallest sums of e_l(g) + e_l(c)
 trial           prune and compensate with the first ``tried`` of these, keep the one whose final
                 stream is nearest to the dense model's on held-out windows, behind its norm
 
+Errors and trials are measured on ``windows`` of the calibration windows, because they only put
+widths in order.
+
 The errors are those of compensation ``obs``: ``error-aware`` measures what is left without any
 correction. Scores are not used for the widths.
 
@@ -18,6 +21,8 @@ Source: ours; costs as in OSSCAR (arXiv 2403.12983), the budget as in ZipLM (arX
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -32,21 +37,26 @@ from bipline.compression.allocation.least_errors import (
 )
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.sensitivity import sensitivities
-from bipline.compression.allocation.trial import of_least_left
+from bipline.compression.allocation.split import uniform_candidates
+from bipline.compression.allocation.trial import fewer_windows, of_least_left
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.options import BaseOptions, PositiveNumbers
 
 
 class CompensatedOptions(BaseOptions):
-    """``probes``: windows for sensitivities, with ``noise`` as a share of the stream; ``ridge`` as
-    in obs; ``tried``: widths that are compensated, 1 for none; ``attention_weights``: per-layer,
-    what attention's errors count beside the FFN's.
+    """``windows``: those that errors are measured and widths tried on, evenly spread, and no fewer
+    than a fit needs; ``probes``: windows for sensitivities, with ``noise`` as a share of the
+    stream; ``ridge`` as in obs; ``tried``: widths that are compensated, 1 for none; ``margin``: in
+    the uniform layout none whose sum of errors is more than so many times the least;
+    ``attention_weights``: per-layer, what attention's errors count beside the FFN's.
     """
 
+    windows: Annotated[int, Field(ge=1)] = 32
     probes: Annotated[int, Field(ge=1)] = 16
     noise: Annotated[float, Field(gt=0, le=1)] = 0.02
     ridge: Annotated[float, Field(gt=0)] = 1e-2
     tried: Annotated[int, Field(ge=1)] = 2
+    margin: Annotated[float, Field(ge=1)] = 1.25
     attention_weights: PositiveNumbers = (1.0, 0.5)
 
 
@@ -58,17 +68,39 @@ NOT_UNIFORM = ""
 def widths(problem: Problem, options: CompensatedOptions) -> list[Widths]:
     """Of the widths with the smallest sums of compensated errors, those that leave the least."""
     candidates = _per_layer if problem.layout == "per-layer" else _uniform
-    return of_least_left(problem, candidates(problem, options), options.ridge)
+    few = fewer_windows(problem, options.windows)
+    return of_least_left(few, candidates(few, options), options.ridge)
 
 
 def _uniform(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
-    errors = measure_compensated_errors(problem, options.ridge)
-    splits = ranked_splits(problem, errors)[: options.tried]
-    return [[split] * len(problem.choices) for split in splits]
+    splits = uniform_candidates(problem)
+    if len(splits) > 1:
+        splits = _best_splits(problem, splits, options)
+    return [[split] * len(problem.choices) for split in splits[: options.tried]]
+
+
+def _best_splits(
+    problem: Problem, splits: Sequence[Widths], options: CompensatedOptions
+) -> list[Widths]:
+    """Those with the smallest sums of errors first; no width that none of them has is measured."""
+    groups, channels = (sorted({each[place] for each in map(_pair, splits)}) for place in (0, 1))
+    asked = replace(
+        problem,
+        choices=tuple(
+            replace(each, attention_groups=tuple(groups), ffn_channels=tuple(channels))
+            for each in problem.choices
+        ),
+    )
+    errors = measure_compensated_errors(asked, options.ridge)
+    return ranked_splits(asked, errors, options.margin)
+
+
+def _pair(widths: Widths) -> tuple[int, int]:
+    return widths.attention_groups, widths.ffn_channels
 
 
 def _per_layer(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
-    """The best widths by each of the weights of attention, then the best uniform ones.
+    """The best widths by each of the weights of attention, and the best uniform ones.
 
     Sums of errors are what a model loses only as far as blocks do not depend on each other: where
     the measured end does not bear them out, blocks stay alike.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -76,8 +77,13 @@ def _parts(choices: Choices, error: BlockErrors) -> list[Part]:
     ]
 
 
-def ranked_splits(problem: Problem, errors: list[BlockErrors]) -> list[Widths]:
-    """Uniform widths that reach the ratio, that of the smallest sum of errors first."""
+def ranked_splits(
+    problem: Problem, errors: list[BlockErrors], margin: float = math.inf
+) -> list[Widths]:
+    """Uniform widths that reach the ratio, that of the smallest sum of errors first.
+
+    None whose sum is more than ``margin`` times the smallest.
+    """
     choices = problem.choices[0]
 
     def total(widths: Widths) -> float:
@@ -86,4 +92,7 @@ def ranked_splits(problem: Problem, errors: list[BlockErrors]) -> list[Widths]:
         held: list[Tensor] = [e.attention_groups[groups] + e.ffn_channels[channels] for e in errors]
         return float(torch.stack(held).sum())
 
-    return sorted(uniform_candidates(problem), key=total)
+    totals = {widths: total(widths) for widths in uniform_candidates(problem)}
+    least = min(totals.values(), default=0.0)
+    near = (widths for widths, sum_ in totals.items() if sum_ / margin <= least)
+    return sorted(near, key=totals.__getitem__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bipline.base.progress import note
 from bipline.compression.allocation.problem import Problem, highest
@@ -11,7 +12,38 @@ from bipline.compression.compensation.drawn_windows import Division
 from bipline.compression.compensation.engine import compensate
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided
+from bipline.compression.compensation.tokens import least_samples
+from bipline.model.shapes import ModelShape
 from bipline.values.plan import BlockPlan, Budget, PruningPlan
+
+
+def fewer(shape: ModelShape, seqlen: int, most: int) -> int:
+    """At most so many windows, and no fewer than a trial can fit on."""
+    return max(most, least_samples(shape, seqlen, CompensationOptions().held_out))
+
+
+def fewer_windows(problem: Problem, most: int) -> Problem:
+    """The same on as many windows as :func:`fewer` says, evenly spread."""
+    windows = problem.windows
+    there, seqlen = windows.token_ids.shape
+    count = fewer(problem.checkpoint.shape, seqlen, most)
+    if count >= there:
+        return problem
+    places = [int((place + 0.5) * there / count) for place in range(count)]
+    return replace(problem, measuring=replace(windows, token_ids=windows.token_ids[places]))
+
+
+def trial_options(ridge: float) -> CompensationOptions:
+    """What widths are tried with: a part of what ``obs`` does, which costs less."""
+    drawn = {"random_windows": 0.0, "generated_windows": 0.0}
+    return CompensationOptions(
+        ridge=ridge,
+        ridge_factors=(1.0,),
+        betas=(0.0, 0.5, 1.0),
+        input_maps=False,
+        row_steps=0,
+        **drawn,
+    )
 
 
 def of_least_left(
@@ -32,14 +64,7 @@ def error_of(problem: Problem, widths: Sequence[Widths], ridge: float) -> float:
     One ridge and three shares of the drift are tried, on the calibration windows alone, which
     costs less than compensation itself.
     """
-    windows = problem.windows
-    options = CompensationOptions(
-        ridge=ridge,
-        ridge_factors=(1.0,),
-        betas=(0.0, 0.5, 1.0),
-        input_maps=False,
-        row_steps=0,
-    )
+    windows, options = problem.windows, trial_options(ridge)
     fitted, held = divided(windows.token_ids, options.held_out)
     plan, given = _plan(problem, widths), Division(fitted, held, fitted[:0], fitted[:0])
     corrections = compensate(problem.checkpoint, plan, given, windows.computing, "obs", options)

@@ -67,11 +67,13 @@ class BlockFit:
     def correct_attention(self) -> None:
         """Fit o_proj and v_proj, and move the dense streams behind the block's attention."""
         dense, attention = self.pruned.dense, self._sublayers.get(O_PROJ)
-        if attention is None:
+        beta = self._map_inputs() if attention else None
+        if attention is None or self._stays(attention):
             for streams in self._learned:
                 streams.advance_attention(dense)
+            if attention:
+                self._leave(attention, self._held_out.attention_errors, beta)
             return
-        beta = self._map_inputs()
         weighed = self.pruned.criteria_block if self._compensation == "obs" else None
         shares = self.pruned.head_shares()
         collecting = self._collecting(O_PROJ, weighed, shares)
@@ -108,6 +110,9 @@ class BlockFit:
         for streams in self._all:
             streams.pass_attention(before)
         del before
+        if self._stays(ffn):
+            self._leave(ffn, self._held_out.ffn_errors)
+            return
         collecting = self._collecting(DOWN_PROJ)
         collecting.take(_entering([self._fitted], DOWN_PROJ))
         ffn = self._with_choice(self._weighed(ffn, None), collecting)
@@ -123,6 +128,17 @@ class BlockFit:
         for streams in self._all:
             streams.give_up_attention()
         self.records = {name: record.uncorrected() for name, record in self.records.items()}
+
+    def _stays(self, sublayer: Sublayer) -> bool:
+        """Whether a matrix loses nothing and is not to make up for the drift either."""
+        return sublayer.whole and not self._options.whole_matrices
+
+    def _leave(self, sublayer: Sublayer, errors: ErrorsBehind, beta: float | None = None) -> None:
+        """Leave a matrix as it is; the record says what error that has."""
+        name = sublayer.name
+        measured = partial(errors, self.pruned.reader(name))
+        _, record = fitted(sublayer, None, self._compensation, self._options, measured)
+        self.records[name] = record.model_copy(update={"input_beta": beta})
 
     @property
     def _all(self) -> list[Streams]:

@@ -33,7 +33,7 @@ from bipline.values.compensation import LADDER, Compensation, SublayerRecord
 
 def fitted(
     sublayer: Sublayer,
-    moments: Moments,
+    moments: Moments | None,
     compensation: Compensation,
     options: CompensationOptions,
     errors: Errors,
@@ -45,7 +45,7 @@ def fitted(
     itself.
     """
     tried = Trials(errors, uncorrected(sublayer), guarded=compensation not in PUBLISHED)
-    if not (sublayer.whole and moments.drift is None):
+    if moments is not None and not (sublayer.whole and moments.drift is None):
         for each in _ladder(compensation):
             _FITS[each](sublayer, moments, options, tried)
             if tried.chosen.compensation != "none":

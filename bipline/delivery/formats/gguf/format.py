@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from bipline.base import extras
 from bipline.base.extras import require
@@ -11,13 +13,20 @@ from bipline.delivery.formats.engines import check_texts
 from bipline.delivery.formats.gguf import verification
 from bipline.delivery.formats.gguf.architectures import architecture_of, context_length
 from bipline.delivery.formats.gguf.keys import add_origin, add_rope, add_sizes, read_origin
-from bipline.delivery.formats.gguf.tensors import entries, write_tensors
+from bipline.delivery.formats.gguf.tensors import (
+    Entry,
+    begin,
+    entries,
+    tensor_bytes,
+    write_tensors,
+)
 from bipline.delivery.formats.gguf.tokenizer import add_vocabulary, vocabulary_of
 from bipline.delivery.formats.interface import Layout, Subject, Verification
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.settings.gguf import GgufSettings
 from bipline.storage.directory import DirectoryWriter
+from bipline.values.export import Origin
 from bipline.values.plan import Layout as PlanLayout
 
 FILE = "model.gguf"
@@ -43,16 +52,10 @@ class Gguf:
         self, subject: Subject, writer: DirectoryWriter, folder: str, settings: GgufSettings
     ) -> Path:
         """See the interface."""
-        checkpoint, file = subject.checkpoint, writer.path / folder / FILE
+        file = writer.path / folder / FILE
         file.parent.mkdir(exist_ok=True)
-        architecture, _ = architecture_of(checkpoint)
-        vocabulary = vocabulary_of(tokenizer_of(checkpoint.folder), checkpoint.shape.vocab_size)
-        model = require("gguf", "gguf").GGUFWriter(file, architecture.name)
-        add_origin(model, checkpoint, subject.origin, settings.type)
-        add_sizes(model, checkpoint, architecture)
-        add_rope(model, checkpoint)
-        add_vocabulary(model, vocabulary)
-        write_tensors(model, entries(checkpoint, architecture), settings.type)
+        model, listed = _keyed(file, subject.checkpoint, subject.origin, settings)
+        write_tensors(model, listed, settings.type)
         return file
 
     def verify(self, file: Path, subject: Subject, settings: GgufSettings) -> Verification:
@@ -74,3 +77,31 @@ class Gguf:
     def origin(self, file: Path) -> dict[str, str]:
         """See the interface."""
         return read_origin(file)
+
+
+def _keyed(
+    file: Path, checkpoint: Checkpoint, origin: Origin, settings: GgufSettings
+) -> tuple[Any, list[Entry]]:
+    """A ``GGUFWriter`` of the file that has its keys, and the tensors that go into it."""
+    architecture, _ = architecture_of(checkpoint)
+    vocabulary = vocabulary_of(tokenizer_of(checkpoint.folder), checkpoint.shape.vocab_size)
+    model = require("gguf", "gguf").GGUFWriter(file, architecture.name)
+    add_origin(model, checkpoint, origin, settings.type)
+    add_sizes(model, checkpoint, architecture)
+    add_rope(model, checkpoint)
+    add_vocabulary(model, vocabulary)
+    return model, entries(checkpoint, architecture)
+
+
+def file_bytes(checkpoint: Checkpoint, origin: Origin, settings: GgufSettings) -> int:
+    """The bytes of the file of a model that is known by its config and its tensors' shapes.
+
+    Its keys are written, to a file that goes again; no tensor is.
+    """
+    with TemporaryDirectory() as folder:
+        model, listed = _keyed(Path(folder) / FILE, checkpoint, origin, settings)
+        begin(model, listed, settings.type)
+        (file,) = model.fout
+        size = int(file.tell()) + tensor_bytes(model, listed, settings.type)
+        model.close()
+    return size

@@ -170,10 +170,10 @@ def stored_bytes(entry: Entry, type_: Any) -> int:
     return count // int(values) * int(size)
 
 
-def write_tensors(writer: Any, listed: list[Entry], type_: str) -> None:
-    """Write header and tensors with a ``GGUFWriter`` that has its keys; one piece is in memory.
+def begin(writer: Any, listed: list[Entry], type_: str) -> dict[str, Any]:
+    """Write all that stands before the tensors, with a ``GGUFWriter`` that has its keys.
 
-    Raises Refused for values that the type cannot hold.
+    Gives each tensor's type by its name; the file is where the first tensor begins.
     """
     types = {entry.name: stored_type(entry.shape, type_) for entry in listed}
     for entry in listed:
@@ -185,6 +185,22 @@ def write_tensors(writer: Any, listed: list[Entry], type_: str) -> None:
     writer.write_ti_data_to_file()
     (file,) = writer.fout
     writer.write_padding(file, file.tell())
+    return types
+
+
+def tensor_bytes(writer: Any, listed: list[Entry], type_: str) -> int:
+    """What all tensors take in the file, each padded as the writer pads it."""
+    sizes = (stored_bytes(entry, stored_type(entry.shape, type_)) for entry in listed)
+    return sum(int(writer.ggml_pad(size, writer.data_alignment)) for size in sizes)
+
+
+def write_tensors(writer: Any, listed: list[Entry], type_: str) -> None:
+    """Write header and tensors with a ``GGUFWriter`` that has its keys; one piece is in memory.
+
+    Raises Refused for values that the type cannot hold.
+    """
+    types = begin(writer, listed, type_)
+    (file,) = writer.fout
     for entry in track(listed, f"write {type_} tensors"):
         for piece in entry.pieces():
             converted(piece, types[entry.name], entry.name).tofile(file)

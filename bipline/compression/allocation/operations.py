@@ -1,0 +1,50 @@
+"""Operations of the allocations that run windows: counted from sizes, before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bipline.compression.allocation import allocation_options, compensated
+from bipline.compression.allocation.trial import fewer, trial_options
+from bipline.compression.compensation.memory import moments_operations
+from bipline.compression.compensation.operations import sequential_operations
+from bipline.model.floor import forward_operations
+from bipline.model.shapes import ModelShape
+from bipline.settings.line import AllocateSettings
+
+
+def allocation_operations(
+    shape: ModelShape, settings: AllocateSettings, ratio: float, samples: int, seqlen: int
+) -> float:
+    """Operations of an allocation; ``ratio`` is a share of the blocks' linear weights.
+
+    Of ``compensated`` they are counted part by part; another one is taken for a single pass over
+    the windows, which is the least it can be.
+    """
+    options: Any = allocation_options(str(settings.allocation), 0, settings.allocation_option)
+    if not isinstance(options, compensated.OPTIONS):
+        return forward_operations(shape, samples, seqlen)
+    few = min(samples, fewer(shape, seqlen, options.windows))
+    per_layer = settings.layout == "per-layer"
+    blocks = [shape.block(index) for index in range(shape.num_hidden_layers)]
+    # In the uniform layout no width is measured that no split has.
+    gone = 1.0 if per_layer else min(1.0, 1.5 * ratio)
+    total = forward_operations(shape, few, seqlen)
+    total += sum(_errors(block, few * seqlen, gone) for block in blocks)
+    tried = min(options.tried, shape.num_key_value_heads)
+    if per_layer:
+        # Streams that were disturbed before run through every block that follows.
+        total += len(blocks) * forward_operations(shape, min(options.probes, few), seqlen)
+        tried = min(options.tried, len(options.attention_weights)) + 1
+    if tried > 1:
+        each = trial_options(options.ridge)
+        total += tried * sequential_operations(shape, "obs", each, few, seqlen, ratio)
+    return total
+
+
+def _errors(block: ModelShape, tokens: int, gone: float) -> float:
+    """Moments and eliminations of one block's two matrices."""
+    total = float(moments_operations(block, tokens, False, False))
+    for columns in (block.num_attention_heads * block.head_dim, block.intermediate_size):
+        total += columns**3 + block.hidden_size * columns**2 + 3.0 * gone * columns**3
+    return total

@@ -1,0 +1,56 @@
+"""Forecast: the time and memory that making a smaller model takes, told before it starts.
+
+The same estimates that a compress run tells of its steps, with one product of the model's own
+measured on this machine for the rate; a machine that is busy with other work takes longer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import torch_dtype
+from bipline.model.floor import Rates, usual_rates
+from bipline.model.memory import gigabytes
+from bipline.settings.line import LineSettings
+from bipline.stages.step_needs import MEBIBYTE, MakingEstimates
+
+# Measured: private memory of a process that has opened torch and a model, and no orchestrator.
+LIBRARIES = 400 * MEBIBYTE
+# Seconds of starting and importing, and of what small files take.
+STARTING = 6.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of all stages together, and the bytes of memory of the one that needs most."""
+
+    seconds: float
+    memory: int
+
+    def __str__(self) -> str:
+        return f"about {duration(self.seconds)} and {gigabytes(self.memory)} of memory"
+
+
+def forecast(
+    settings: LineSettings, checkpoint: Checkpoint, rates: Rates | None = None
+) -> Forecast:
+    """What the stages to the smaller model take on a CPU; ``settings`` name their method.
+
+    The rate of products is measured where none is given.
+    """
+    rates = rates or usual_rates(checkpoint.shape, torch_dtype(settings.compute.dtype))
+    estimates = MakingEstimates(
+        settings, checkpoint, rates, libraries=LIBRARIES, around=0.0
+    ).making()
+    needs = [need for _, need in estimates]
+    return Forecast(
+        STARTING + sum(need.seconds for need in needs), max(need.memory for need in needs)
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time as it is told of an estimate."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

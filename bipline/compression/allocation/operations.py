@@ -35,7 +35,8 @@ def allocation_operations(
     if per_layer:
         # Streams that were disturbed before run through every block that follows.
         total += len(blocks) * forward_operations(shape, min(options.probes, few), seqlen)
-        tried = min(options.tried, len(options.attention_weights)) + 1
+        if options.tried > 1:  # and the best uniform widths
+            tried = min(options.tried, len(options.attention_weights)) + 1
     if tried > 1:
         each = trial_options(options.ridge)
         total += tried * sequential_operations(shape, "obs", each, few, seqlen, ratio)

@@ -1,0 +1,92 @@
+"""The rows of the benchmark on a real model: how each smaller model is made, and what is measured.
+
+Names say what a row is: a method, then the ratio where it is not 0.2, then the layout where blocks
+differ. ``first`` marks the rows that say most for the least time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UNIFORM, PER_LAYER = "uniform", "per-layer"
+BIAS = ("--compensation", "bias", "--compensation-option", "sequential=false")
+# The widths that auto measures, without what it corrects: the same size for a peer.
+AUTO_WIDTHS = (
+    "--allocation", "compensated", "--allocation-option", "tried=1",
+)  # fmt: skip
+METHODS: dict[str, tuple[str, ...]] = {
+    "llm-bip-glu": ("--criterion", "llm-bip-glu"),
+    "llm-bip": ("--criterion", "llm-bip"),
+    "llm-bip-exact": ("--criterion", "llm-bip-exact"),
+    "wanda-sp": ("--criterion", "wanda-sp"),
+    "flap": ("--criterion", "flap", *BIAS),
+    "llm-pruner": ("--criterion", "llm-pruner"),
+    "osscar": ("--criterion", "wanda-sp", "--compensation", "osscar"),
+    "osscar, auto's widths": (
+        "--criterion", "magnitude", *AUTO_WIDTHS, "--compensation", "osscar",
+    ),
+    "slimgpt": ("--criterion", "wanda-sp", "--compensation", "slimgpt"),
+    "auto quick": ("--effort", "quick"),
+    "auto balanced": ("--effort", "balanced"),
+    "auto best": ("--effort", "best"),
+}  # fmt: skip
+FIRST = ("llm-bip-glu", "wanda-sp", "osscar", "auto quick", "auto balanced")
+DENSE, RECOVERY = "dense", "auto balanced, recovered"
+OTHER_RATIOS = ("0.1", "0.3", "0.5")
+OTHERWISE = ("wanda-sp", "osscar", "auto quick", "auto balanced")
+DIFFERING = ("flap", "auto quick", "auto balanced")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: the flags of ``bipline prune`` that make it; none for the dense one.
+
+    ``base`` is the row whose model is trained on, for a recovered one.
+    """
+
+    name: str
+    flags: tuple[str, ...] = ()
+    first: bool = False
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that perplexity is measured on: its first bytes, all for 0, in windows of a length."""
+
+    name: str
+    file: str
+    seqlen: int = 128
+    first_bytes: int = 0
+
+
+TEXTS = (
+    Text("wikitext2, 60 kB", "wikitext2.test.raw.txt", 128, 60_000),
+    Text("wikitext2", "wikitext2.test.raw.txt"),
+    Text("wikitext2, 2048", "wikitext2.test.raw.txt", 2048),
+    Text("novel", "novel.treasure-island.txt"),
+    Text("novel, 2048", "novel.treasure-island.txt", 2048),
+)
+FIRST_TEXT = TEXTS[0].name
+TASKS, SPEED = "tasks", "speed"
+MEASURES = (*(text.name for text in TEXTS), TASKS, SPEED)
+
+
+def rows() -> list[Row]:
+    """All rows in the order of the table."""
+    found = [Row(DENSE, first=True)]
+    found += [
+        Row(name, _flags(flags, "0.2", UNIFORM), name in FIRST) for name, flags in METHODS.items()
+    ]
+    for ratio in OTHER_RATIOS:
+        found += [Row(f"{n}, {ratio}", _flags(METHODS[n], ratio, UNIFORM)) for n in OTHERWISE]
+    for name in DIFFERING:
+        flags = METHODS[name]
+        if name == "flap":
+            flags = (*flags, "--allocation", "standardized")
+        found.append(Row(f"{name}, per-layer", _flags(flags, "0.2", PER_LAYER)))
+    return [*found, Row(RECOVERY, base="auto balanced")]
+
+
+def _flags(flags: tuple[str, ...], ratio: str, layout: str) -> tuple[str, ...]:
+    return (*flags, "--ratio", ratio, "--layout", layout)

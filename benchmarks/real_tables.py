@@ -1,0 +1,67 @@
+"""The table of the benchmark on a real model, out of the lines that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.real_rows import MEASURES, SPEED, TASKS, rows
+from benchmarks.tables import NOTHING, Table
+
+BEGIN, END = "<!-- real: begin -->", "<!-- real: end -->"
+MADE = "made"
+Lines = Sequence[dict[str, Any]]
+
+
+def write_results(lines: Lines, results: Path) -> None:
+    """Put the table between the markers of RESULTS.md, with what is not measured yet."""
+    text = results.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{results}: has no markers {BEGIN} and {END}")
+    results.write_text(f"{before}{BEGIN}\n{told(lines)}\n{END}{after}", encoding="utf-8")
+
+
+def told(lines: Lines) -> str:
+    """The table in Markdown, and the rows and measures that no line is of."""
+    found = {(line["row"], line["measure"]): line["value"] for line in lines}
+    texts = [each for each in MEASURES if each not in (TASKS, SPEED)]
+    shown = [text for text in texts if any(measure == text for _, measure in found)]
+    columns = ("row", "groups / channels", "M parameters", *shown, "processor s", "told", "GB")
+    listed = [row.name for row in rows()]
+    there = [name for name in listed if any(row == name for row, _ in found)]
+    table = Table("", columns, tuple(_row(name, shown, found) for name in there))
+    missing = [name for name in listed if name not in there]
+    parts = [table.markdown()]
+    if missing:
+        parts.append(f"Not run: {'; '.join(missing)}.")
+    unmeasured = [each for each in MEASURES if each not in shown]
+    for name in (TASKS, SPEED):
+        if any(measure == name for _, measure in found):
+            unmeasured.remove(name)
+    if unmeasured:
+        parts.append(f"Measured for no row: {'; '.join(unmeasured)}.")
+    return "\n\n".join(parts)
+
+
+def _row(name: str, texts: Sequence[str], found: dict[tuple[str, str], Any]) -> tuple[str, ...]:
+    made = found.get((name, MADE), {})
+    values = [found.get((name, text), {}).get("value") for text in texts]
+    parameters = made.get("parameters")
+    return (
+        name,
+        _widths(made.get("widths", ())),
+        NOTHING if parameters is None else f"{parameters / 1e6:.1f}",
+        *(NOTHING if value is None else f"{value:.2f}" for value in values),
+        f"{made['processor_seconds']:.0f}" if "processor_seconds" in made else NOTHING,
+        made.get("told") or NOTHING,
+        f"{made['peak_anonymous_bytes'] / 1e9:.2f}" if "peak_anonymous_bytes" in made else NOTHING,
+    )
+
+
+def _widths(widths: Sequence[Sequence[int]]) -> str:
+    if not widths:
+        return NOTHING
+    return f"{widths[0][0]} / {widths[0][1]}" if len(widths) == 1 else "by block"

@@ -24,6 +24,7 @@ from bipline.model.shapes import BlockWidths, shape_of
 from bipline.settings.compress import CompressSettings, ExportSettings
 from bipline.settings.line import CompensateSettings, LineSettings
 from bipline.stages.stage import Context, Lines
+from bipline.stages.targets import with_ratio
 from bipline.storage.store import Handle
 from bipline.values.plan import PruningPlan, read_plan
 from bipline.values.resolution import ResolvedModel
@@ -102,6 +103,6 @@ def _expected_config(checkpoint: Checkpoint, settings: LineSettings) -> dict[str
         ]
         return per_layer_config(config, range(len(blocks)), widths)
     if section.allocation == "uniform":
-        kept = uniform_widths_of(checkpoint, section)
+        kept = uniform_widths_of(checkpoint, with_ratio(checkpoint, section))
         return exported_config(config, kept.ffn_units, kept.attention_groups)
     return config

@@ -10,7 +10,7 @@ random     every token drawn evenly from the vocabulary: words that the text lac
 generated  the model's own text, each window behind a token that is drawn evenly: what it was
            trained on, and not what it is calibrated on (as in LLM-QAT, arXiv 2305.17888)
 
-docs/auto.md has the figures.
+docs/auto-experiments.md has the figures.
 """
 
 from __future__ import annotations

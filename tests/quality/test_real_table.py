@@ -1,0 +1,76 @@
+"""The benchmark on a real model: its rows are commands that there are, and nothing is run twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from benchmarks import real
+from benchmarks.real_rows import DENSE, FIRST, MEASURES, METHODS, RECOVERY, rows
+from benchmarks.real_tables import BEGIN, END, told, write_results
+from bipline.face.cli import application
+
+LINES = [
+    {"row": DENSE, "measure": "wikitext2", "value": {"value": 53.71}},
+    {"row": "auto quick", "measure": "made", "value": {
+        "processor_seconds": 190.4, "peak_anonymous_bytes": 9e8, "told": "3 min and 0.75 GB",
+        "parameters": 112_949_568, "widths": [[3, 1120]],
+    }},
+    {"row": "auto quick", "measure": "wikitext2", "value": {"value": 77.42}},
+]  # fmt: skip
+
+
+def test_rows_are_told_apart_and_have_flags_of_prune() -> None:
+    every = rows()
+    assert len({row.name for row in every}) == len(every)
+    assert {row.name for row in every if row.first} == {DENSE, *FIRST}
+    assert set(METHODS) < {row.name for row in every}
+    command = typer.main.get_command(application()).commands["prune"]  # type: ignore[attr-defined]
+    flags = {option for each in command.params for option in each.opts}
+    assert {word for row in every for word in row.flags if word.startswith("--")} <= flags
+    assert all(row.flags or row.name in (DENSE, RECOVERY) for row in every)
+
+
+def test_the_table_shows_what_is_there_and_names_what_is_not(tmp_path: Path) -> None:
+    text = told(LINES)
+    first, _, dense, quick, *_ = text.splitlines()
+    assert first == (
+        "| row | groups / channels | M parameters | wikitext2 | processor s | told | GB |"
+    )
+    assert dense == "| dense | - | - | 53.71 | - | - | - |"
+    assert quick == "| auto quick | 3 / 1120 | 112.9 | 77.42 | 190 | 3 min and 0.75 GB | 0.90 |"
+    assert "Not run: llm-bip-glu; " in text and "; auto quick; " not in text
+    assert "Measured for no row: wikitext2, 60 kB; " in text
+    page = tmp_path / "RESULTS.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_results(LINES, page)
+    assert page.read_text() == f"before\n{BEGIN}\n{text}\n{END}\nafter\n"
+
+
+def test_a_figure_that_is_there_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real, "RESULTS", tmp_path / "real.jsonl")
+    monkeypatch.setattr(real, "OUT", tmp_path / "out")
+    ran: list[str] = []
+
+    def measured(self: real.Bench, row: real.Row, measure: str) -> dict[str, float]:
+        ran.append(measure)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return {"value": 1.0}
+
+    monkeypatch.setattr(real.Bench, "_measured", measured)
+    bench, row = real.Bench(tmp_path, tmp_path), rows()[0]
+    with pytest.raises(KeyboardInterrupt):
+        bench.row(row, MEASURES[:3])
+    bench.row(row, MEASURES[:3])
+    assert ran == [*MEASURES[:2], *MEASURES[1:3]]
+    assert [line["measure"] for line in real.known()] == list(MEASURES[:3])
+
+
+def test_a_row_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(SystemExit, match="error: no row nothing; rows: dense; "):
+        real.main(["--only", "nothing"])

@@ -9,6 +9,7 @@ from bipline.compression.allocation.widths import Widths
 from bipline.compression.prune import pruned_config
 from bipline.compression.slicing import Slicer
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.shapes import ModelShape
 from bipline.model.writer import DEFAULT_SHARD_BYTES, TensorSpec, shard_file_bytes
 from bipline.values.origin import ModelOrigin
 from bipline.values.plan import BlockPlan, Budget, Layout, PruningPlan
@@ -17,8 +18,8 @@ from bipline.values.plan import BlockPlan, Budget, Layout, PruningPlan
 SOME_DIGEST = "0" * 64
 
 
-def plan_of(widths: Sequence[Widths], layout: Layout) -> PruningPlan:
-    """A plan that keeps the first groups and channels of every block: it stands for its widths."""
+def plan_of(widths: Sequence[Widths], layout: Layout, shape: ModelShape) -> PruningPlan:
+    """A plan that keeps the first groups and FFN units of every block: it stands for its widths."""
     return PruningPlan(
         tensor_digest=SOME_DIGEST,
         criterion="none",
@@ -26,14 +27,15 @@ def plan_of(widths: Sequence[Widths], layout: Layout) -> PruningPlan:
         layout=layout,
         budget=Budget(asked=0, of="blocks", reached_blocks=0, reached_total=0),
         ffn_multiple=1,
-        blocks=tuple(
-            BlockPlan(
-                attention_groups=tuple(range(each.attention_groups)),
-                ffn_channels=tuple(range(each.ffn_channels)),
-            )
-            for each in widths
-        ),
+        blocks=tuple(_first(each, shape) for each in widths),
     )
+
+
+def _first(widths: Widths, shape: ModelShape) -> BlockPlan:
+    groups, units = tuple(range(widths.attention_groups)), tuple(range(widths.ffn_units))
+    if shape.num_experts:
+        return BlockPlan(attention_groups=groups, ffn_channels=(), experts=units)
+    return BlockPlan(attention_groups=groups, ffn_channels=units)
 
 
 def written_tensors(checkpoint: Checkpoint, plan: PruningPlan) -> list[TensorSpec]:
@@ -43,7 +45,8 @@ def written_tensors(checkpoint: Checkpoint, plan: PruningPlan) -> list[TensorSpe
 
 def written_parameters(checkpoint: Checkpoint, widths: Sequence[Widths], layout: Layout) -> int:
     """The parameters of a model of these widths."""
-    return sum(prod(each.shape) for each in written_tensors(checkpoint, plan_of(widths, layout)))
+    plan = plan_of(widths, layout, checkpoint.shape)
+    return sum(prod(each.shape) for each in written_tensors(checkpoint, plan))
 
 
 def written_bytes(
@@ -53,6 +56,6 @@ def written_bytes(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> int:
     """The bytes of the safetensors files of a model of these widths, headers included."""
-    plan = plan_of(widths, layout)
+    plan = plan_of(widths, layout, checkpoint.shape)
     metadata = ModelOrigin.of_plan(plan).metadata()
     return shard_file_bytes(written_tensors(checkpoint, plan), shard_bytes, metadata)

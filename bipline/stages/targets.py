@@ -70,7 +70,7 @@ def _gguf_bytes(
 ) -> int:
     from bipline.delivery.formats.gguf.format import file_bytes
 
-    plan = plan_of(widths, layout)
+    plan = plan_of(widths, layout, checkpoint.shape)
     config = pruned_config(checkpoint, plan)
     tensors = {
         spec.name: StoredTensor(None, spec.dtype, spec.shape, 0, spec.num_bytes)  # type: ignore[arg-type]

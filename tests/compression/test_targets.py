@@ -52,8 +52,8 @@ def plan_for(model: Path, **asked: Any) -> tuple[PruningPlan, Target, list[Width
 def ends(model: Path, measure: Any, **asked: Any) -> tuple[int, int]:
     """What the narrowest and the widest model come to."""
     choices = choices_for(open_checkpoint(model), AllocateSettings(**asked))
-    narrow = [Widths(each.attention_groups[0], each.ffn_channels[0]) for each in choices]
-    wide = [Widths(each.attention_groups[-1], each.ffn_channels[-1]) for each in choices]
+    narrow = [Widths(each.attention_groups[0], each.ffn_units[0]) for each in choices]
+    wide = [Widths(each.attention_groups[-1], each.ffn_units[-1]) for each in choices]
     return measure(narrow), measure(wide)
 
 
@@ -64,7 +64,8 @@ def test_what_is_counted_is_what_is_written(
     checkpoint = open_checkpoint(family_model)
     shape = checkpoint.shape
     widths = [Widths(shape.num_key_value_heads, 24)] * shape.num_hidden_layers
-    plan = plan_of(widths, layout).model_copy(update={"tensor_digest": checkpoint.tensor_digest})
+    plan = plan_of(widths, layout, shape)
+    plan = plan.model_copy(update={"tensor_digest": checkpoint.tensor_digest})
     try:
         manifest = prune(checkpoint, plan, tmp_path / "out")
     except InvalidInput:

@@ -87,7 +87,7 @@ def _best_splits(
     asked = replace(
         problem,
         choices=tuple(
-            replace(each, attention_groups=tuple(groups), ffn_channels=tuple(channels))
+            replace(each, attention_groups=tuple(groups), ffn_units=tuple(channels))
             for each in problem.choices
         ),
     )
@@ -96,7 +96,7 @@ def _best_splits(
 
 
 def _pair(widths: Widths) -> tuple[int, int]:
-    return widths.attention_groups, widths.ffn_channels
+    return widths.attention_groups, widths.ffn_units
 
 
 def _per_layer(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:

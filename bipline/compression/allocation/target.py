@@ -74,11 +74,11 @@ class Target:
 
 
 def _narrowest(choices: Choices) -> Widths:
-    return Widths(choices.attention_groups[0], choices.ffn_channels[0])
+    return Widths(choices.attention_groups[0], choices.ffn_units[0])
 
 
 def _widest(choices: Choices) -> Widths:
-    return Widths(choices.attention_groups[-1], choices.ffn_channels[-1])
+    return Widths(choices.attention_groups[-1], choices.ffn_units[-1])
 
 
 def _alike(choices: Choices, ratio: float) -> Widths:
@@ -89,7 +89,7 @@ def _narrower(
     choices: Sequence[Choices], widths: Sequence[Widths], alike: bool
 ) -> Iterator[list[Widths]]:
     """A step narrower: channels first, of the block that keeps most, then groups."""
-    order = sorted(range(len(widths)), key=lambda index: -widths[index].ffn_channels)
+    order = sorted(range(len(widths)), key=lambda index: -widths[index].ffn_units)
     yield from _steps(choices, widths, alike, order, -1)
 
 
@@ -97,7 +97,7 @@ def _wider(
     choices: Sequence[Choices], widths: Sequence[Widths], alike: bool
 ) -> Iterator[list[Widths]]:
     """A step wider: channels first, of the block that keeps fewest, then groups."""
-    order = sorted(range(len(widths)), key=lambda index: widths[index].ffn_channels)
+    order = sorted(range(len(widths)), key=lambda index: widths[index].ffn_units)
     yield from _steps(choices, widths, alike, order, 1)
 
 
@@ -119,12 +119,12 @@ def _steps(
 
 
 def _channels_moved(choices: Choices, widths: Widths, by: int) -> Widths:
-    return Widths(widths.attention_groups, _moved(choices.ffn_channels, widths.ffn_channels, by))
+    return Widths(widths.attention_groups, _moved(choices.ffn_units, widths.ffn_units, by))
 
 
 def _groups_moved(choices: Choices, widths: Widths, by: int) -> Widths:
     groups = _moved(choices.attention_groups, widths.attention_groups, by)
-    return Widths(groups, widths.ffn_channels)
+    return Widths(groups, widths.ffn_units)
 
 
 def _moved(allowed: Sequence[int], count: int, by: int) -> int:

@@ -233,6 +233,16 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
                              "high_freq_factor": 4.0}},
         "qwen3 reads no rope scaling of type 'llama3'",
     ),
+    "Gemma 2 without caps": (
+        "gemma2", {"attn_logit_softcapping": None, "query_pre_attn_scalar": 4}, "always caps",
+    ),
+    "scaled Gemma 2": ("gemma2", {}, "scales attention by head_dim"),
+    "untied Gemma 2": ("gemma2", {"tie_word_embeddings": False}, "no output matrix beside"),
+    "SiLU in Gemma 2": ("gemma2", {"hidden_activation": "silu"}, "computes gelu_pytorch_tanh"),
+    "tied OLMo 2": ("olmo2", {"tie_word_embeddings": True}, "has an output matrix beside"),
+    "fewer heads of OLMo 2": ("olmo2", {"num_attention_heads": 4}, "the width of all heads"),
+    "biased OLMo 2": ("olmo2", {}, "olmo2 reads no bias at"),
+    "OLMo 3": ("olmo3", {}, "no architecture is known for olmo3"),
     "small vocabulary": ("llama-gqa", {"vocab_size": 64}, "above the model's vocabulary of 64"),
 }  # fmt: skip
 
@@ -250,10 +260,15 @@ def test_a_model_that_llama_cpp_cannot_hold_is_refused_before_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_per_layer_qwen3_is_refused_and_told_what_works(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", "qwen3-gqa"))
+@pytest.mark.parametrize(("case", "words"), [
+    ("qwen3-gqa", "norms of query and key heads"), ("gemma2", "norms behind sublayers"),
+])  # fmt: skip
+def test_a_per_layer_model_with_norms_of_its_own_is_refused_and_told_what_works(
+    case: str, words: str, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", case))
     prune(checkpoint, plan_of(checkpoint, [kept([0], [1]), kept([1], [2, 3])]), tmp_path / "pruned")
-    with pytest.raises(InvalidInput, match=r"norms of query and key heads.*--layout uniform"):
+    with pytest.raises(InvalidInput, match=rf"{words}.*--layout uniform"):
         bipline.export(tmp_path / "pruned", tmp_path / "out")
 
 

@@ -13,7 +13,7 @@ from bipline.base.errors import InvalidInput
 from bipline.delivery.formats.interface import Layout
 from bipline.model.built import decoder_of
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import family_of, with_blocks
+from bipline.model.families import Family, family_of, with_blocks
 from bipline.model.shapes import PER_LAYER_PREFIX
 
 ATTENTION, OUTPUT, FFN = "attention_input", "attention_output", "mlp"
@@ -29,6 +29,10 @@ class Architecture:
     ``interleaved``: rotary pairs are neighbouring rows, so query and key rows are put in that
     order. ``biases``: the places where it reads biases. ``rope_factors``: whether it reads a
     tensor of frequency factors. ``any_head_dim``: whether heads need not make up hidden_size.
+    ``norms``: the build whose norms it has. ``activation``: the one of its FFN, where that is held
+    to. ``all_heads_norms``: whether it norms queries and keys over all heads. ``caps``: it caps the
+    scores of attention and scales them by head_dim. ``tied``: whether its output matrix is the
+    embedding; None for either.
     """
 
     name: str
@@ -39,6 +43,11 @@ class Architecture:
     head_norms: bool = False
     per_block: bool = False
     ffn_norm: str = "ffn_norm"
+    norms: str = "decoder"
+    activation: str = ""
+    all_heads_norms: bool = False
+    caps: bool = False
+    tied: bool | None = None
 
 
 PLACES = {ATTENTION: "q, k and v", OUTPUT: "o_proj", FFN: "the FFN"}
@@ -53,6 +62,26 @@ ARCHITECTURES = {
         Architecture(
             "seed_oss", False, frozenset({ATTENTION}), False, ffn_norm="post_attention_norm"
         ),
+        Architecture(
+            "gemma2",
+            False,
+            frozenset(),
+            False,
+            norms="sandwich_norms",
+            activation="gelu_pytorch_tanh",
+            caps=True,
+            tied=True,
+        ),
+        Architecture(
+            "olmo2",
+            False,
+            frozenset(),
+            False,
+            norms="post_norms",
+            activation="silu",
+            all_heads_norms=True,
+            tied=False,
+        ),
         Architecture("deci", True, ALL_BIASES, rope_factors=True, per_block=True),
     )
 }
@@ -64,15 +93,17 @@ CANDIDATES = {
     "qwen3": ("qwen3",),
     "seed_oss": ("seed_oss", "llama"),
     "phi3": ("llama",),
+    "gemma2": ("gemma2",),
+    "olmo2": ("olmo2",),
 }
 
 
 def architectures_for(model_type: str, per_layer: bool) -> tuple[str, ...]:
     """The architectures that may hold a family's models, the first that does so first."""
     names = CANDIDATES.get(model_type, ())
-    normed = family_of(model_type).head_norms
+    family = family_of(model_type)
     held = (*names, "deci") if names and per_layer else names
-    return tuple(name for name in held if ARCHITECTURES[name].head_norms or not normed)
+    return tuple(name for name in held if _norm_obstacle(ARCHITECTURES[name], family) is None)
 
 
 def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Layout]:
@@ -97,14 +128,46 @@ def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Layout]:
 def _obstacle(architecture: Architecture, checkpoint: Checkpoint) -> str | None:
     """What this architecture cannot hold of the model; None where it holds it."""
     shape, family = checkpoint.shape, checkpoint.family
-    if family.head_norms and not architecture.head_norms:
-        return "has no norms of query and key heads, which Qwen3 has; prune with --layout uniform"
+    if (reason := _norm_obstacle(architecture, family)) is not None:
+        return reason
+    if (reason := _other_obstacle(architecture, checkpoint)) is not None:
+        return reason
     divided = shape.num_attention_heads * shape.head_dim == shape.hidden_size
     if not (divided or architecture.any_head_dim):
         return "takes hidden_size / heads for head_dim"
     if odd := family.bias_places(checkpoint.config) - architecture.biases:
         return f"reads no bias at {PLACES[min(odd)]}; {OTHERWISE}"
     return _rope_obstacle(architecture, rope_parameters(checkpoint))
+
+
+def _norm_obstacle(architecture: Architecture, family: Family) -> str | None:
+    """What it has not of a family's norms."""
+    if family.build != architecture.norms:
+        return "has no norms behind sublayers, which this family has; prune with --layout uniform"
+    if family.head_norms and not architecture.head_norms:
+        return "has no norms of query and key heads, which Qwen3 has; prune with --layout uniform"
+    return None
+
+
+def _other_obstacle(architecture: Architecture, checkpoint: Checkpoint) -> str | None:
+    """What it takes as given that a config may say otherwise."""
+    shape, config = checkpoint.shape, checkpoint.config
+    if architecture.activation not in ("", checkpoint.hidden_act):
+        return f"computes {architecture.activation}, not {checkpoint.hidden_act}; {OTHERWISE}"
+    if architecture.tied not in (None, shape.tie_word_embeddings):
+        has = "no output matrix" if architecture.tied else "an output matrix"
+        return f"has {has} beside the embedding; {OTHERWISE}"
+    if architecture.all_heads_norms and shape.num_attention_heads * shape.head_dim != (
+        shape.hidden_size
+    ):
+        return f"takes hidden_size for the width of all heads; keep all heads, or {OTHERWISE}"
+    if not architecture.caps:
+        return None
+    if config.get("query_pre_attn_scalar") != shape.head_dim:
+        return f"scales attention by head_dim, not query_pre_attn_scalar; {OTHERWISE}"
+    if None in (config.get("attn_logit_softcapping"), config.get("final_logit_softcapping")):
+        return f"always caps the scores of attention and the logits; {OTHERWISE}"
+    return None
 
 
 def _rope_obstacle(architecture: Architecture, rope: dict[str, Any]) -> str | None:

@@ -12,7 +12,13 @@ from bipline.base.extras import require
 from bipline.delivery.formats.engines import check_texts
 from bipline.delivery.formats.gguf import verification
 from bipline.delivery.formats.gguf.architectures import architecture_of, context_length
-from bipline.delivery.formats.gguf.keys import add_origin, add_rope, add_sizes, read_origin
+from bipline.delivery.formats.gguf.keys import (
+    add_attention,
+    add_origin,
+    add_rope,
+    add_sizes,
+    read_origin,
+)
 from bipline.delivery.formats.gguf.tensors import (
     Entry,
     begin,
@@ -88,6 +94,7 @@ def _keyed(
     model = require("gguf", "gguf").GGUFWriter(file, architecture.name)
     add_origin(model, checkpoint, origin, settings.type)
     add_sizes(model, checkpoint, architecture)
+    add_attention(model, checkpoint, architecture)
     add_rope(model, checkpoint)
     add_vocabulary(model, vocabulary)
     return model, entries(checkpoint, architecture)

@@ -46,6 +46,16 @@ def add_sizes(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -
         add(sizes if architecture.per_block else sizes[0])
 
 
+def add_attention(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Caps of scores and of logits, and how far attention slides, where that is read."""
+    if not architecture.caps:
+        return
+    writer.add_attn_logit_softcapping(float(checkpoint.config["attn_logit_softcapping"]))
+    writer.add_final_logit_softcapping(float(checkpoint.config["final_logit_softcapping"]))
+    # No further than the context that is declared, so that blocks may slide in any order.
+    writer.add_sliding_window(context_length(checkpoint))
+
+
 def add_rope(writer: Any, checkpoint: Checkpoint) -> None:
     """Rotary positions; the factors of type llama3 are a tensor of the file."""
     rope = rope_parameters(checkpoint)

@@ -40,6 +40,12 @@ INSIDE = {
     "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm",
 }
+# The norms of a build that has some behind sublayers.
+BEHIND = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 ROPE_FACTORS = "rope_freqs.weight"
 # Quantised types store rows in blocks of this many values.
@@ -72,12 +78,23 @@ def entries(checkpoint: Checkpoint, architecture: Architecture) -> list[Entry]:
             rotated = architecture.interleaved and inner.startswith(ROTATED)
             rows = range(firsts[inner], firsts[inner] + counts[inner])
             listed.append(_stored(checkpoint, full, renamed, rows, rotated))
+    if checkpoint.family.norm.gain == "one_plus_weight":
+        listed = [
+            _with_gain(each) if each.name.endswith("norm.weight") else each for each in listed
+        ]
     return listed + _zeros(checkpoint, architecture)
 
 
 def _renamed(inner: str, architecture: Architecture) -> str:
     module, _, kind = inner.rpartition(".")
+    if architecture.norms != "decoder" and module in BEHIND:
+        return f"{BEHIND[module]}.{kind}"
     return f"{INSIDE.get(module, architecture.ffn_norm)}.{kind}"
+
+
+def _with_gain(entry: Entry) -> Entry:
+    """A norm's gain in the place of its weight, as llama.cpp multiplies by it."""
+    return Entry(entry.name, entry.shape, lambda: (1 + each.float() for each in entry.pieces()))
 
 
 def _whole(name: str, tensor: torch.Tensor) -> Entry:

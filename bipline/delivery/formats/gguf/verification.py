@@ -39,6 +39,8 @@ from bipline.values.export import EngineCheck
 
 # Largest difference of a log-probability in f32, in nats.
 TOLERANCE = 1e-4
+# What llama.cpp reads off a table in f16, so that f32 is held to the divergence alone.
+FROM_TABLES = ("gelu_pytorch_tanh",)
 # Mean divergence in nats from the model with the weights that the file has: what is left is how
 # llama.cpp rounds activations (measured: docs/export.md). A misplaced tensor gives far more.
 DIVERGENCE = 5e-3
@@ -156,7 +158,7 @@ def _compared(said: dict[str, Any], question: Question, loop: BlockLoop, type_: 
         divergence_as_stored=stored,
         continuation=tuple(said["continuation"]),
     )
-    _refuse_far(check, type_)
+    _refuse_far(check, type_ == "f32" and loop.checkpoint.hidden_act not in FROM_TABLES)
     return check
 
 
@@ -200,9 +202,9 @@ def _rounded(tensor: torch.Tensor, type_: str) -> torch.Tensor:
     return torch.cat(back).reshape(tensor.shape)
 
 
-def _refuse_far(check: EngineCheck, type_: str) -> None:
+def _refuse_far(check: EngineCheck, exact: bool) -> None:
     # Written so that a NaN refuses too.
-    if type_ == "f32" and not check.largest_difference <= TOLERANCE:
+    if exact and not check.largest_difference <= TOLERANCE:
         raise Refused(
             f"gguf: llama.cpp's log-probabilities differ from the model's by "
             f"{check.largest_difference:.1e} (at most {TOLERANCE:.0e})"

@@ -9,7 +9,7 @@ import torch
 from bipline.base.errors import InvalidInput
 from bipline.model import builds
 from bipline.model.builds import Build, build_named
-from bipline.model.families import family_names
+from bipline.model.families import families, family_names, family_of
 
 HOW = "docs/adding.md shows how"
 NAMED = 3
@@ -18,6 +18,11 @@ NAMED = 3
 def nearest_kind(model_type: str) -> InvalidInput:
     """What to tell whoever asks for a ``model_type`` that is no family."""
     known = f"model_type {model_type[:60]!a} is not supported"
+    if (inner := _inside(model_type)) in families():
+        return InvalidInput(
+            f"{known}; it holds a {inner!r} beside others: give that decoder alone, with its "
+            f"tensors as a {family_of(inner).architecture} has them"
+        )
     if (names := _tensors(model_type)) is None:
         supported = ", ".join(family_names())
         return InvalidInput(
@@ -31,6 +36,17 @@ def nearest_kind(model_type: str) -> InvalidInput:
         return InvalidInput(f"{known} yet; it has the tensors of kind {build.kind!r}: {HOW}")
     more = f" and {len(odd) - NAMED} more" if len(odd) > NAMED else ""
     return InvalidInput(f"{known}; {nearest}, but {', '.join(odd[:NAMED])}{more}; {HOW}")
+
+
+def _inside(model_type: str) -> str:
+    """The ``model_type`` of the decoder that a model holds beside others; its own for most."""
+    from transformers import AutoConfig
+
+    try:
+        return str(AutoConfig.for_model(model_type).get_text_config(decoder=True).model_type)
+    except Exception:
+        # As below.
+        return ""
 
 
 def _builds() -> list[Build]:

@@ -44,7 +44,8 @@ def test_the_command_shows_it(
     ("model_type", "words"),
     [
         ("iquestcoder", ("tensors of kind 'gated and sequential'", "docs/adding.md")),
-        ("glm4", ("nearest kind is 'gated and sequential'", "mlp.gate_up_proj.weight")),
+        ("cohere", ("nearest kind is 'gated and sequential'", "lacks post_attention_layernorm")),
+        ("gemma3", ("holds a 'gemma3_text'", "Gemma3ForCausalLM")),
         ("gpt2", ("nearest kind is",)),
         ("clip", ("transformers builds no language model",)),
         ("no\nsuch", ("'no\\nsuch' is not supported",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,20 @@ def test_errors_are_those_of_transformers_block(case: str, tmp_path: Path) -> No
     assert record.error < record.error_without
     prune(checkpoint, plan, tmp_path / "out", corrections=held)
     assert open_checkpoint(tmp_path / "out").parameters < checkpoint.parameters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["gemma2", "olmo3"])
+def test_a_run_that_goes_on_behind_a_block_ends_with_the_same_tensors(
+    case: str, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", case))
+    plan = random_plan(checkpoint, 0.4)
+    whole, held = realised(checkpoint, plan, tmp_path / "whole", "obs")
+    shutil.copytree(tmp_path / "whole" / "work", tmp_path / "rest" / "work")
+    for file in (tmp_path / "rest" / "work").glob("block-00001.*"):
+        file.unlink()
+    rest, again = realised(checkpoint, plan, tmp_path / "rest", "obs")
+    assert again.digest == held.digest and rest.digest == whole.digest
+    changed = {name for index in held.blocks for name in held.shapes(index)}
+    assert ("self_attn.q_norm.weight" in changed) == (case == "olmo3")

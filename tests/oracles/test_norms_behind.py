@@ -21,7 +21,7 @@ from tests.compression.test_measuring_allocations import check_block_errors
 from tests.observed import SEQLEN, observed, scores_of
 from tests.tiny import tiny_model
 
-CASES = ("gemma2", "gemma3-text", "olmo2", "exaone4")
+CASES = ("gemma2", "gemma3-text", "glm4", "olmo2", "exaone4")
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -146,7 +146,7 @@ COMPENSATED = [
     ("granite", "least-squares"), ("granite", "obs"), ("gemma", "obs"), ("olmo", "least-squares"),
     ("hunyuan", "obs"), ("helium", "least-squares"), ("smollm3", "bias"), ("internlm3", "obs"),
     ("gemma2", "obs"), ("gemma3-text", "least-squares"), ("olmo2", "obs"), ("exaone4", "obs"),
-    ("olmo3", "least-squares"), ("olmo2", "osscar"),
+    ("olmo3", "least-squares"), ("olmo2", "osscar"), ("glm4", "obs"),
     ("phi3", "obs"), ("phi3-longrope", "least-squares"), ("glm", "obs"),
 ]  # fmt: skip
 

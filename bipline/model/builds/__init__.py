@@ -58,11 +58,6 @@ class Build(BaseModel):
     stacked: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @property
-    def behind(self) -> bool:
-        """Whether norms lie behind sublayers, so that what they add is normed."""
-        return any(norms.after for norms in self.norms.values())
-
-    @property
     def has_experts(self) -> bool:
         """Whether its FFN has experts, whole ones of which go."""
         return bool(self.stacked)

@@ -77,6 +77,8 @@ def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, 
         raise InvalidInput(
             f"{checkpoint.location}: transformers cannot load it: {one_line(error)}"
         ) from error
+    # Whoever looks for its files, as peft does, looks here, however it was loaded.
+    loaded[0].name_or_path = loaded[0].config.name_or_path = str(checkpoint.directory)
     return loaded
 
 

@@ -59,6 +59,8 @@ def load_tokenizer(directory: Path) -> Any:
         raise
     except BaseException as error:  # a panic of Rust is no Exception
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it names code of its own, which is never run; name a class of transformers"
         raise InvalidInput(f"{directory}: the tokenizer cannot be read: {reason}") from error
     setattr(tokenizer, GUARDED, not plain)
     return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.shard_digests import digest_shards
+from bipline.model.tokenizer import load_tokenizer
+from bipline.recovery.recover import write_merged
+from bipline.storage.directory import atomic_directory
 from tests.model.refusals import refusal
 from tests.oracles.test_slicing import random_plan
 from tests.tiny import tiny_model, token_windows
@@ -57,6 +61,31 @@ def test_its_smaller_models_are_those_of_the_llama(both: tuple[Path, Path], tmp_
     said = {"dtype": "float64", "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
     assert sizes[0] == {**sizes[1], **said}
     assert "auto_map" not in sizes[1]
+
+
+def test_trained_weights_are_written_as_its_class_has_them(
+    both: tuple[Path, Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(both[1])
+    trained = load_model(checkpoint, torch.float64).state_dict()
+    with atomic_directory(tmp_path / "out", "model") as writer:
+        write_merged(checkpoint, trained, writer)
+    written, expected = open_checkpoint(tmp_path / "out"), open_checkpoint(both[0])
+    assert written.tensor_digest == expected.tensor_digest
+    assert written.config["model_type"] == "llama"
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(
+    both: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(both[1], tmp_path / "model"))
+    file = model / "tokenizer_config.json"
+    named = {
+        "tokenizer_class": "BaiChuanTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_baichuan.BaiChuanTokenizer", None]},
+    }
+    file.write_text(json.dumps({**json.loads(file.read_text()), **named}))
+    assert "code of its own, which is never run" in refusal(InvalidInput, load_tokenizer, model)
 
 
 def test_digests_are_of_what_is_stored(both: tuple[Path, Path], tmp_path: Path) -> None:

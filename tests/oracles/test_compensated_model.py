@@ -83,21 +83,35 @@ def test_blocks_that_differ_and_sublayers_that_go(bias: str, tmp_path: Path) -> 
     assert largest_difference(model, checkpoint, plan, held, tmp_path / "out") < 1e-10
 
 
-def test_replayed_to_the_same_bytes(llama: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(llama)
+# Where several matrices are stored as one, and where the class has them apart.
+CASES = [
+    "llama-gqa",
+    *(pytest.param(case, marks=pytest.mark.slow) for case in ("phi3", "baichuan")),
+]
+
+
+@pytest.fixture(params=CASES)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tiny_model(tmp_path / "model", request.param)
+
+
+def test_replayed_to_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(model)
     plan, held = realised(checkpoint, random_plan(checkpoint, 0.4), tmp_path, "obs")
+    inside = {name for index in held.blocks for name in held.shapes(index)}
+    assert inside & {"self_attn.v_proj.weight", "mlp.up_proj.weight"}, "no rows were fitted"
     prune(checkpoint, plan, tmp_path / "first", corrections=held)
     again = read_plan(tmp_path / "first" / "pruning_plan.json")
     assert again == plan and again.digest == plan.digest
-    fresh = open_checkpoint(llama)
+    fresh = open_checkpoint(model)
     prune(fresh, again, tmp_path / "second", corrections=held)
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
 def test_killed_after_a_block_and_run_again(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = open_checkpoint(llama)
+    checkpoint = open_checkpoint(model)
     asked = random_plan(checkpoint, 0.4)
     whole, _ = realised(checkpoint, asked, tmp_path / "whole", "obs")
     saved = progress.FolderProgress.save

@@ -46,6 +46,7 @@ def test_the_command_shows_it(
         ("iquestcoder", ("tensors of kind 'gated and sequential'", "docs/adding.md")),
         ("cohere", ("nearest kind is 'gated and sequential'", "lacks post_attention_layernorm")),
         ("gemma3", ("holds a 'gemma3_text'", "Gemma3ForCausalLM")),
+        ("starcoder2", ("nearest kind is 'gated and sequential'", "mlp.c_fc.")),
         ("gpt2", ("nearest kind is",)),
         ("clip", ("transformers builds no language model",)),
         ("no\nsuch", ("'no\\nsuch' is not supported",)),

@@ -11,9 +11,8 @@ With one KV head (MQA) attention stays and the FFN takes all. With the uniform l
 is a plain transformers checkpoint.
 
 Source: the same quota for heads and for channels is in LLM-Pruner's code (arXiv 2305.11627). That
-the FFN makes up for the rounding of heads is this project's choice, as is that
-experts, which hold nearly all of a block's weights, go first; LLM-BIP's own allocation is not
-known.
+the FFN makes up for the rounding of heads is this project's choice, as is that experts, which hold
+nearly all of a block's weights, go first; LLM-BIP's own allocation is not known.
 """
 
 from __future__ import annotations

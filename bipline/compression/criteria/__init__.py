@@ -96,8 +96,8 @@ def check_units(criterion: str, shape: ModelShape) -> None:
             name for name in sorted(CRITERIA) if getattr(load_criterion(name), "EXPERTS", False)
         ]
         raise InvalidInput(
-            f"criterion {criterion} scores no experts, of which this model's FFNs are made; those "
-            f"that do: {', '.join(able)}"
+            f"criterion {criterion} scores no experts, of which this model's FFNs are made; auto "
+            f"knows none that does, so name one: {', '.join(able)}"
         )
 
 

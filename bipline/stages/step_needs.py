@@ -18,7 +18,7 @@ from bipline.compression.auto import applies, settled_settings
 from bipline.compression.compensation import checks
 from bipline.compression.compensation.drawn_windows import WEIGHED
 from bipline.compression.compensation.memory import moments_operations
-from bipline.compression.compensation.operations import sequential_operations
+from bipline.compression.compensation.operations import attention_stays, sequential_operations
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.criteria import needs_of
 from bipline.model.checkpoint import Checkpoint
@@ -183,7 +183,12 @@ class MakingEstimates:
         settings, shape = self.settings, self.checkpoint.shape
         name, seqlen = settings.compensate.chosen, settings.calibrate.seqlen
         if options.sequential and name in WEIGHED:
-            return sequential_operations(shape, name, options, self.samples, seqlen, self._ratio)
+            allocate = settings.allocate
+            measured = allocate.allocation == "compensated"
+            whole = measured and attention_stays(shape, self._ratio, allocate.layout)
+            return sequential_operations(
+                shape, name, options, self.samples, seqlen, self._ratio, whole
+            )
         streams = 2 if options.sequential else 1
         moments = moments_operations(shape, self.samples * seqlen, options.sequential, False)
         passes = streams * forward_operations(shape, self.samples, seqlen)

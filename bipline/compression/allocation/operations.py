@@ -7,7 +7,7 @@ from typing import Any
 from bipline.compression.allocation import allocation_options, compensated
 from bipline.compression.allocation.trial import fewer, trial_options
 from bipline.compression.compensation.memory import moments_operations
-from bipline.compression.compensation.operations import sequential_operations
+from bipline.compression.compensation.operations import attention_stays, sequential_operations
 from bipline.model.floor import forward_operations
 from bipline.model.shapes import ModelShape
 from bipline.settings.line import AllocateSettings
@@ -31,7 +31,9 @@ def allocation_operations(
     gone = 1.0 if per_layer else min(1.0, 1.5 * ratio)
     total = forward_operations(shape, few, seqlen)
     total += sum(_errors(block, few * seqlen, gone) for block in blocks)
-    tried = min(options.tried, shape.num_key_value_heads)
+    # Where attention stays, no other split has come near.
+    whole = attention_stays(shape, ratio, settings.layout)
+    tried = 1 if whole and options.margin < 2 else min(options.tried, shape.num_key_value_heads)
     if per_layer:
         # Streams that were disturbed before run through every block that follows.
         total += len(blocks) * forward_operations(shape, min(options.probes, few), seqlen)
@@ -39,7 +41,7 @@ def allocation_operations(
             tried = min(options.tried, len(options.attention_weights)) + 1
     if tried > 1:
         each = trial_options(options.ridge)
-        total += tried * sequential_operations(shape, "obs", each, few, seqlen, ratio)
+        total += tried * sequential_operations(shape, "obs", each, few, seqlen, ratio, whole)
     return total
 
 

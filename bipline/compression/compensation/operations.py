@@ -6,6 +6,7 @@ Of ``obs`` in the usual case, in which the error falls with it and nothing simpl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from bipline.compression.compensation.memory import moments_operations, rows_operations
@@ -22,7 +23,8 @@ OBS_PARTS = ("inverse", "elimination", "start of OBS")
 class Work:
     """A block, the share of it that is cut, and how many tokens are fitted on and held out.
 
-    Those that are fitted on are the calibration's and the drawn ones.
+    Those that are fitted on are the calibration's and the drawn ones. ``whole_attention`` says that
+    the FFN takes all of what is cut.
     """
 
     shape: ModelShape
@@ -30,6 +32,34 @@ class Work:
     fitted: int
     held: int
     options: CompensationOptions
+    whole_attention: bool = False
+
+    @property
+    def fits_attention(self) -> bool:
+        """Whether o_proj is fitted at all."""
+        return self.options.whole_matrices or not self.whole_attention
+
+    @property
+    def ffn_ratio(self) -> float:
+        """The share of the FFN that is cut."""
+        if not self.whole_attention:
+            return self.ratio
+        channels = self.shape.intermediate_size * self.shape.channel_weights
+        return min(1.0, self.ratio * self.shape.block_weights / channels)
+
+    @property
+    def columns(self) -> list[tuple[int, float]]:
+        """The columns of each matrix that is fitted, with the share of them that is cut."""
+        attention = self.output_columns, 0.0 if self.whole_attention else self.ratio
+        ffn = self.shape.intermediate_size, self.ffn_ratio
+        return [attention, ffn] if self.fits_attention else [ffn]
+
+    @property
+    def moments(self) -> float:
+        """Operations of the matrices' moments."""
+        total = moments_operations(self.shape, self.fitted, True, False)
+        unfitted = self.output_columns * (self.output_columns + 2 * self.shape.hidden_size)
+        return float(total - (0 if self.fits_attention else self.fitted * unfitted))
 
     @property
     def output_columns(self) -> int:
@@ -45,11 +75,11 @@ class Work:
 
 def sequential_operations(
     shape: ModelShape, name: str, options: CompensationOptions, samples: int, seqlen: int,
-    ratio: float,
+    ratio: float, whole_attention: bool = False,
 ) -> float:  # fmt: skip
     """Operations of all blocks for so many calibration windows, those that are drawn among them.
 
-    The parts of OBS are there for ``obs`` alone.
+    The parts of OBS are there for ``obs`` alone. See :class:`Work` for the rest.
     """
     held = max(1, round(samples * options.held_out))
     drawn = 1 + options.random_windows + options.generated_windows
@@ -57,7 +87,8 @@ def sequential_operations(
     written = round((samples - held) * options.generated_windows) * seqlen
     total = 2.0 * written * shape.linear_weights
     for index in range(shape.num_hidden_layers):
-        block = Work(shape.block(index), ratio, fitted * seqlen, held * seqlen, options)
+        tokens = fitted * seqlen, held * seqlen
+        block = Work(shape.block(index), ratio, *tokens, options, whole_attention)
         found = operations_of(block)
         total += sum(each for part, each in found.items() if name == "obs" or part not in OBS_PARTS)
     return total
@@ -67,13 +98,12 @@ def operations_of(work: Work) -> Operations:
     """Operations by the parts that the benchmark times; attention's scores are left out."""
     found = dict.fromkeys((*OBS_PARTS, "factors", "sides"), 0.0)
     found |= {"solves": 0.0, "moments": 0.0}
-    found["moments"] = float(
-        moments_operations(work.shape, work.fitted, True, work.options.input_maps)
-    )
-    for columns in (work.output_columns, work.shape.intermediate_size):
-        for part, operations in _fit(work, columns).items():
+    found["moments"] = work.moments
+    for columns, ratio in work.columns:
+        for part, operations in _fit(work, columns, ratio).items():
             found[part] += operations
     if work.options.input_maps:
+        found["moments"] += 3.0 * work.fitted * work.shape.hidden_size**2
         # A map of what attention reads, as wide as the stream.
         found["factors"] += work.shape.hidden_size**3 / 3
         found["solves"] += 2.0 * work.shape.hidden_size**3
@@ -84,9 +114,9 @@ def operations_of(work: Work) -> Operations:
     return found
 
 
-def _fit(work: Work, columns: int) -> Operations:
+def _fit(work: Work, columns: int, ratio: float) -> Operations:
     """One matrix: OBS, then least squares with every ridge on the groups that were chosen."""
-    outputs, there = work.shape.hidden_size, round((1 - work.ratio) * columns)
+    outputs, there = work.shape.hidden_size, round((1 - ratio) * columns)
     gone, ridges = columns - there, len(work.options.ridge_factors)
     return {
         "factors": ridges * there**3 / 3 + columns**3 / 3,
@@ -101,27 +131,26 @@ def _fit(work: Work, columns: int) -> Operations:
 
 def _rows(work: Work) -> Operations:
     """Kept rows of v_proj and up_proj, and both matrices fitted again with one ridge."""
-    shape, kept = work.shape, 1 - work.ratio
+    shape, kept = work.shape, 1 - work.ffn_ratio
     hidden, channels = shape.hidden_size, shape.intermediate_size
-    groups = round(kept * shape.num_key_value_heads)
+    groups = round((1 - work.ratio) * shape.num_key_value_heads)
     steps = work.options.row_steps
     found = dict.fromkeys(("factors", "sides", "solves"), 0.0)
-    found["kept rows"] = sum(
-        rows_operations(shape, groups, round(kept * channels), work.fitted, steps)
-    )
-    found["moments"] = float(moments_operations(shape, work.fitted, True, False))
-    for columns in (work.output_columns, channels):
-        there = round(kept * columns)
+    values, ffn_rows = rows_operations(shape, groups, round(kept * channels), work.fitted, steps)
+    found["kept rows"] = ffn_rows + (values if work.fits_attention else 0.0)
+    found["moments"] = work.moments
+    for columns, ratio in work.columns:
+        there = round((1 - ratio) * columns)
         found["factors"] += there**3 / 3
         found["sides"] += 2.0 * hidden * (columns - there) * there
         found["solves"] += 2 * 2.0 * hidden * there**2
     first, second = work.before_attention, hidden * work.output_columns
-    inputs = first + second + 3 * hidden * channels
+    inputs = 3 * hidden * channels + (first + second) * work.fits_attention
     found["passes"] = 2.0 * work.fitted * inputs
     # As it is, and with two shares of the drift.
     attention = 3 * (kept * second + 3 * hidden * channels) + 2 * first
     ffn = 3 * kept * hidden * channels + 2 * 2 * hidden * channels
-    found["held-out windows"] = 2.0 * work.held * (attention + ffn)
+    found["held-out windows"] = 2.0 * work.held * (attention * work.fits_attention + ffn)
     return found
 
 
@@ -132,7 +161,8 @@ def _passes(work: Work) -> float:
     block = first + second + 3 * hidden * channels
     kept = 1 - work.ratio
     # The pruned stream is between the halves once, and goes on from there.
-    fitted = block + first + second + 3 * hidden * channels + kept * block
+    inputs = 3 * hidden * channels + (first + second) * work.fits_attention
+    fitted = block + inputs + kept * block
     return 2.0 * (work.fitted * fitted + work.held * (block + kept * block))
 
 
@@ -146,7 +176,17 @@ def _measuring(work: Work) -> float:
     attention = versions * (kept * second + 3 * hidden * channels) + rounds * first
     inputs = 2 * hidden * channels
     ffn = versions * kept * hidden * channels + rounds * inputs
+    if not work.fits_attention:  # as it is, once
+        attention = first + second + 3 * hidden * channels
     whole = 2 * kept * (first + second + 3 * hidden * channels)
     if work.options.input_maps:
         whole += betas * (first + second + 3 * hidden * channels)
     return 2.0 * work.held * (attention + ffn + whole)
+
+
+def attention_stays(shape: ModelShape, ratio: float, layout: str) -> bool:
+    """Whether the attention of a uniform split is likely to stay whole; for an estimate.
+
+    On the models at hand ``compensated`` cut as many groups as the ratio comes to, rounded down.
+    """
+    return layout == "uniform" and math.floor(ratio * shape.num_key_value_heads) == 0

@@ -2,7 +2,7 @@
 # make test    the environment, then the tests (minutes)
 # make test-slow  those that take longer, alone
 # make test-all   both
-# make test-alone  the image of infra/docker (podman, buildah, runc, mmdebstrap, root), a team's servers
+# make test-alone  the image of infra/docker (podman, buildah, runc, mmdebstrap; root)
 # make server-up  the servers of infra/stacks/server.yaml on this machine; make server-down ends them
 
 PYTHON ?= python3.11

@@ -21,7 +21,7 @@ from tests.command import typed
 from tests.layers import ROOT
 from tests.pipeline.conftest import TEXTS, configuration, write_text
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NAMES = {"s3", "postgres", "mlflow", "zenml"}
 
 
@@ -56,9 +56,8 @@ def command(asked: str, servers: Path) -> subprocess.CompletedProcess[str]:
 def team(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     folder = tmp_path_factory.mktemp("team")
     with TemporaryDirectory() as place:
-        Path(place).chmod(
-            0o755
-        )  # PostgreSQL has a user of its own, which pytest's folders keep out
+        # PostgreSQL has a user of its own, which pytest's folders keep out.
+        Path(place).chmod(0o755)
         yield from _served(llama, folder, Path(place) / "servers")
 
 

@@ -260,7 +260,10 @@ def _budget(checkpoint: Checkpoint, settings: AllocateSettings, widths: list[Wid
 
 
 def _target_notes(target: Target | None) -> tuple[str, ...]:
-    return (f"{target.name}: at most {target.most:,}",) if target else ()
+    if target is None:
+        return ()
+    note(text := f"{target.name}: at most {target.most:,}")
+    return (text,)
 
 
 def _notes(problem: Problem, widths: list[Widths]) -> tuple[str, ...]:

@@ -74,6 +74,17 @@ def test_what_is_counted_is_what_is_written(
     assert written_parameters(checkpoint, widths, layout) == manifest.info["parameters"]
 
 
+def test_whole_experts_are_counted_too(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", "mixtral"))
+    shape = checkpoint.shape
+    widths = [Widths(shape.num_key_value_heads, 5)] * shape.num_hidden_layers
+    plan = plan_of(widths, "uniform", shape)
+    plan = plan.model_copy(update={"tensor_digest": checkpoint.tensor_digest})
+    manifest = prune(checkpoint, plan, tmp_path / "out")
+    assert written_bytes(checkpoint, widths, "uniform") == shards(tmp_path / "out")
+    assert written_parameters(checkpoint, widths, "uniform") == manifest.info["parameters"]
+
+
 @settings(max_examples=25, deadline=None)
 @given(share=st.floats(0, 1), layout=st.sampled_from(LAYOUTS), name=st.sampled_from(
     ("target_parameters", "target_size")), multiple=st.sampled_from((1, 4)))  # fmt: skip

@@ -15,12 +15,12 @@ from bipline.values.combination import UNIFORM, Choice, Method
 
 Options = dict[str, Any]
 WIDTHS: dict[Effort, Options] = {
-    "quick": {"windows": 32, "tried": 1},
+    "quick": {"windows": 32, "tried": 1, "every": 3},
     "balanced": {},
     "best": {"windows": 128, "margin": 4.0},
 }
 # Blocks that differ are not taken untried, because a model may lose more by them.
-DIFFERING: dict[Effort, Options] = {**WIDTHS, "quick": {"windows": 32, "attention_weights": "0.5"}}
+DIFFERING: dict[Effort, Options] = {**WIDTHS, "quick": {"windows": 32, "weighed": False}}
 CORRECTIONS: dict[Effort, Options] = {
     "quick": {
         "ridge_factors": "1", "betas": "0,0.5,1", "input_maps": False, "row_steps": 0,

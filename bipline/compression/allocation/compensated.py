@@ -5,7 +5,8 @@ e_l(g), e_l(c)  relative squared error behind a half when so many groups or chan
 s_l             how far the model's final stream moves for a little noise there, per share of it
 per-layer       minimise the sum over blocks of a s_l e_l(g_l) + s_l e_l(c_l) under the budget,
                 exactly, for each of the weights a: the FFN behind it makes up for part of what
-                attention leaves; and the best uniform split, which the sums know nothing against
+                attention leaves; the same of the errors alone, because what noise says of a place
+                may not hold for errors there; and the best uniform split
 uniform         the splits with the smallest sums of e_l(g) + e_l(c)
 trial           prune and compensate with the first ``tried`` of these, keep the one whose final
                 stream is nearest to the dense model's on held-out windows, behind its norm
@@ -47,8 +48,10 @@ class CompensatedOptions(BaseOptions):
     """``windows``: those that errors are measured and widths tried on, evenly spread, and no fewer
     than a fit needs; ``probes``: windows for sensitivities, with ``noise`` as a share of the
     stream; ``ridge`` as in obs; ``tried``: widths that are compensated, 1 for none; ``margin``: in
-    the uniform layout none whose sum of errors is more than so many times the least;
-    ``attention_weights``: per-layer, what attention's errors count beside the FFN's.
+    the uniform layout none whose sum of errors is more than so many times the least; ``every``:
+    there, of how many blocks one is measured;
+    ``attention_weights``: per-layer, what attention's errors count beside the FFN's; ``weighed``:
+    there, whether widths by weighed errors are tried beside those by errors alone.
     """
 
     windows: Annotated[int, Field(ge=1)] = 32
@@ -57,7 +60,9 @@ class CompensatedOptions(BaseOptions):
     ridge: Annotated[float, Field(gt=0)] = 1e-2
     tried: Annotated[int, Field(ge=1)] = 2
     margin: Annotated[float, Field(ge=1)] = 1.25
+    every: Annotated[int, Field(ge=1)] = 1
     attention_weights: PositiveNumbers = (1.0, 0.5)
+    weighed: bool = True
 
 
 OPTIONS = CompensatedOptions
@@ -91,7 +96,7 @@ def _best_splits(
             for each in problem.choices
         ),
     )
-    errors = measure_compensated_errors(asked, options.ridge)
+    errors = measure_compensated_errors(asked, options.ridge, options.every)
     return ranked_splits(asked, errors, options.margin)
 
 
@@ -100,13 +105,29 @@ def _pair(widths: Widths) -> tuple[int, int]:
 
 
 def _per_layer(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
-    """The best widths by each of the weights of attention, and the best uniform ones.
+    """The best widths by each of the weights of attention, by errors alone, and the best alike.
 
     Sums of errors are what a model loses only as far as blocks do not depend on each other: where
     the measured end does not bear them out, blocks stay alike.
     """
     asked = thinned(problem)
     errors = measure_compensated_errors(problem, options.ridge)
+    few = [
+        thinned_errors(*each) for each in zip(problem.choices, asked.choices, errors, strict=True)
+    ]
+    found = _weighed(problem, asked, few, options) if options.weighed else []
+    if options.tried == 1 and found:
+        return found
+    found.append(widths_of_least(problem, asked, few))
+    if options.tried == 1 or len(set(problem.choices)) > 1:
+        return found
+    return [*found, [ranked_splits(problem, errors)[0]] * len(problem.choices)]
+
+
+def _weighed(
+    problem: Problem, asked: Problem, few: Sequence[BlockErrors], options: CompensatedOptions
+) -> list[list[Widths]]:
+    """The best widths by errors that are weighed by sensitivities, for each weight of attention."""
     slopes = sensitivities(problem, options.probes, options.noise, options.seed)
 
     def best(weight: float) -> list[Widths]:
@@ -116,10 +137,4 @@ def _per_layer(problem: Problem, options: CompensatedOptions) -> list[list[Width
         ]
         return widths_of_least(problem, asked, weighed)
 
-    few = [
-        thinned_errors(*each) for each in zip(problem.choices, asked.choices, errors, strict=True)
-    ]
-    found = [best(weight) for weight in options.attention_weights[: options.tried]]
-    if options.tried == 1 or len(set(problem.choices)) > 1:
-        return found
-    return [*found, [ranked_splits(problem, errors)[0]] * len(problem.choices)]
+    return [best(weight) for weight in options.attention_weights[: options.tried]]

@@ -26,8 +26,8 @@ from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import widened
 
 
-def measure_compensated_errors(problem: Problem, ridge: float) -> list[BlockErrors]:
-    """Errors of every block for its ``choices``, relative to what each half puts out.
+def measure_compensated_errors(problem: Problem, ridge: float, every: int = 1) -> list[BlockErrors]:
+    """Errors of every block, or every so many, for its ``choices``; relative to what a half gives.
 
     Token by token the squared error is divided by the mean square of the stream behind the half,
     as an RMSNorm would; dense inputs, all windows.
@@ -40,6 +40,9 @@ def measure_compensated_errors(problem: Problem, ridge: float) -> list[BlockErro
     loop.embed_into(states, token_ids)
     errors = []
     for block in track(loop.blocks(), "measure compensated errors", len(problem.choices)):
+        if block.index % every:
+            block.advance(states)
+            continue
         sums = _Moments(block)
         block.advance(states, sums.observe)
         choices = problem.choices[block.index]

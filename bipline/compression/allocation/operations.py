@@ -30,15 +30,17 @@ def allocation_operations(
     # In the uniform layout no width is measured that no split has.
     gone = 1.0 if per_layer else min(1.0, 1.5 * ratio)
     total = forward_operations(shape, few, seqlen)
-    total += sum(_errors(block, few * seqlen, gone) for block in blocks)
+    measured = blocks if per_layer else blocks[:: options.every]
+    total += sum(_errors(block, few * seqlen, gone) for block in measured)
     # Where attention stays, no other split has come near.
     whole = attention_stays(shape, ratio, settings.layout)
     tried = 1 if whole and options.margin < 2 else min(options.tried, shape.num_key_value_heads)
     if per_layer:
         # Streams that were disturbed before run through every block that follows.
-        total += len(blocks) * forward_operations(shape, min(options.probes, few), seqlen)
-        if options.tried > 1:  # and the best uniform widths
-            tried = min(options.tried, len(options.attention_weights)) + 1
+        probes = min(options.probes, few) if options.weighed else 0
+        total += len(blocks) * forward_operations(shape, probes, seqlen)
+        if options.tried > 1:  # those by errors alone and the best uniform ones too
+            tried = min(options.tried, len(options.attention_weights)) * options.weighed + 2
     if tried > 1:
         each = trial_options(options.ridge)
         total += tried * sequential_operations(shape, "obs", each, few, seqlen, ratio, whole)

@@ -111,6 +111,24 @@ def test_without_a_trial_the_smallest_sum_of_errors_is_chosen(llama: Path) -> No
     assert compensated.widths(problem, options)[0] == ranked_splits(problem, errors)[0]
 
 
+def test_splits_far_behind_the_best_are_not_ranked(llama: Path) -> None:
+    problem = problem_of(llama, layout="uniform")
+    errors = measure_compensated_errors(problem, RIDGE)
+    every = ranked_splits(problem, errors)
+    assert len(every) > 1 and every[:1] == ranked_splits(problem, errors, 1.0)
+    nearer = ranked_splits(problem, errors, 1.5)
+    assert nearer == every[: len(nearer)]
+
+
+def test_of_some_blocks_the_errors_are_those_of_all(llama: Path) -> None:
+    problem = problem_of(llama, layout="uniform")
+    whole = measure_compensated_errors(problem, RIDGE)
+    some = measure_compensated_errors(problem, RIDGE, every=2)
+    assert len(some) == -(-len(whole) // 2)
+    for error, expected in zip(some, whole[::2], strict=True):
+        assert torch.equal(error.ffn_channels, expected.ffn_channels)
+
+
 def best_uniform(problem: Problem) -> list[Widths]:
     errors = measure_compensated_errors(problem, RIDGE)
     return [ranked_splits(problem, errors)[0]] * len(problem.choices)

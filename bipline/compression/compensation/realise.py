@@ -7,6 +7,7 @@ what was done to each block is in the plan's record. The corrected tensors lie b
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.compression.compensation.checks import compensation_options, needed_bytes
-from bipline.compression.compensation.drawn_windows import divided_with_drawn
+from bipline.compression.compensation.drawn_windows import Division, divided_with_drawn
 from bipline.compression.compensation.engine import compensate
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
@@ -32,7 +33,7 @@ from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.stage_key import code_digest, numerics
 from bipline.storage.work import claim
 from bipline.values.compensation import BlockRecord, Compensation, CompensationRecord, counts_text
-from bipline.values.plan import PLAN_NAME, BlockPlan, PruningPlan
+from bipline.values.plan import PLAN_NAME, PruningPlan
 
 
 def realise(
@@ -54,8 +55,6 @@ def realise(
         raise InvalidInput("the plan was compensated already; apply it with its corrections")
     claim(work, _key(plan, windows, compensation, options))
     progress = FolderProgress(work)
-    blocks: list[BlockPlan] = []
-    records: list[BlockRecord] = []
     loop = windows.computing.loop(checkpoint)
     need = needed_bytes(checkpoint, settings, *windows.token_ids.shape)
     spare = _spare_bytes(loop, windows, need)
@@ -68,14 +67,36 @@ def realise(
         f"{'in memory' if computing.resident else 'on disk'}"
     )
     folder = work / "states"
-    for done in compensate(
-        checkpoint, plan, divided, computing, compensation, options, folder, progress, room
-    ):
-        blocks.append(done.plan)
-        records.append(done.record)
+    # Tensors of finished blocks lie in ``work``, and no longer in memory.
+    done = [
+        (each.plan, each.record)
+        for each in compensate(
+            checkpoint, plan, divided, computing, compensation, options, folder, progress, room
+        )
+    ]
     for path in sorted(work.glob(BLOCK_FILES)):
         shutil.copyfile(path, writer.path / path.name)
-    record = CompensationRecord(
+    corrections = digest_of(writer.manifest())
+    record = _record(plan, windows, options, divided, corrections, [each for _, each in done])
+    blocks = tuple(each for each, _ in done)
+    realised = plan.model_copy(
+        update={"compensation": compensation, "compensated": record, "blocks": blocks}
+    )
+    write_text(writer.path / PLAN_NAME, realised.to_json())
+    note(_summary(record))
+    return realised
+
+
+def _record(
+    plan: PruningPlan,
+    windows: Windows,
+    options: CompensationOptions,
+    divided: Division,
+    corrections: str,
+    blocks: Sequence[BlockRecord],
+) -> CompensationRecord:
+    """What was done, and by what; ``corrections`` is the digest of what it gave."""
+    return CompensationRecord(
         options=options.to_json_value(),
         calibration_digest=windows.digest,
         fitted_tokens=divided.fitted.numel(),
@@ -83,15 +104,9 @@ def realise(
         generated_tokens=divided.generated.numel(),
         held_out_tokens=divided.held.numel(),
         asked_plan=plan.digest,
-        corrections=digest_of(writer.manifest()),
-        blocks=tuple(records),
+        corrections=corrections,
+        blocks=tuple(blocks),
     )
-    realised = plan.model_copy(
-        update={"compensation": compensation, "compensated": record, "blocks": tuple(blocks)}
-    )
-    write_text(writer.path / PLAN_NAME, realised.to_json())
-    note(_summary(record))
-    return realised
 
 
 def _placed(computing: Computing, states: int, spare: int) -> tuple[Computing, int]:

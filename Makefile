@@ -2,7 +2,7 @@
 # make test    the environment, then the tests (minutes)
 # make test-slow  those that take longer, alone
 # make test-all   both
-# make test-alone  the image of infra/docker (podman, buildah, runc, mmdebstrap; root)
+# make test-alone  the image of infra/docker (podman, buildah, runc, mmdebstrap, root), a team's servers
 # make server-up  the servers of infra/stacks/server.yaml on this machine; make server-down ends them
 
 PYTHON ?= python3.11
@@ -13,6 +13,8 @@ export BIPLINE_DATA ?= $(abspath ../shared/data)
 WORKERS ?= 2
 # The slow ones often wait, for servers and for programs they start.
 SLOW_WORKERS ?= 3
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+APART := $(PIP) --no-deps --upgrade --target
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-all test-alone check environment server-up server-down clean
@@ -50,16 +52,13 @@ server-down:
 environment: $(VENV)/installed
 
 # kfp pins older libraries than the rest takes, so it lies in a folder that only its own processes
-# find; so do the libraries of ZenML's server.
+# find; so do the libraries of ZenML's server. All three are installed at once.
 $(VENV)/installed: pyproject.toml constraints.txt infra/kubeflow/requirements.txt \
 		infra/stacks/server-requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable ".[all,dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target $(VENV)/kubeflow --requirement infra/kubeflow/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target $(VENV)/server --requirement infra/stacks/server-requirements.txt
+	$(APART) $(VENV)/kubeflow --requirement infra/kubeflow/requirements.txt & kubeflow=$$!; \
+	$(APART) $(VENV)/server --requirement infra/stacks/server-requirements.txt & server=$$!; \
+	$(PIP) --constraint constraints.txt --editable ".[all,dev]" && wait $$kubeflow && wait $$server
 	touch $@
 
 clean:

@@ -16,7 +16,7 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.compression.allocation import allocation_options, load_allocation
 from bipline.compression.allocation import check_units as check_choice
-from bipline.compression.allocation.problem import Problem, highest
+from bipline.compression.allocation.problem import Problem, block_plan
 from bipline.compression.allocation.target import Target
 from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
 from bipline.compression.allocation.widths import (
@@ -27,7 +27,7 @@ from bipline.compression.allocation.widths import (
     whole,
 )
 from bipline.compression.criteria import check_units, options_of
-from bipline.compression.criteria.interface import BlockScores, Unit
+from bipline.compression.criteria.interface import Unit
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ from bipline.model.families import exported_config, heads_fixed, holding_class
 from bipline.model.per_layer.shipping import own_class
 from bipline.model.shapes import PER_LAYER_PREFIX
 from bipline.settings.line import AllocateSettings
-from bipline.values.plan import BlockPlan, Budget, PruningPlan
+from bipline.values.plan import Budget, PruningPlan
 
 UNIFORM = "uniform"
 DEPTH = "depth"
@@ -76,17 +76,8 @@ def allocate(
         budget=_budget(checkpoint, settings, widths),
         ffn_multiple=checked_multiple(checkpoint.shape, settings.ffn_multiple),
         notes=(*_notes(problem, widths), *_target_notes(target)),
-        blocks=tuple(map(_block_plan, scores.blocks, widths)),
+        blocks=tuple(map(block_plan, scores.blocks, widths)),
     )
-
-
-def _block_plan(scores: BlockScores, kept: Widths) -> BlockPlan:
-    """The highest scores stay, as many of each kind as the widths say."""
-    groups = highest(scores.attention_groups, kept.attention_groups)
-    units = highest(scores.ffn_units, kept.ffn_units)
-    if scores.experts is None:
-        return BlockPlan(attention_groups=groups, ffn_channels=units)
-    return BlockPlan(attention_groups=groups, ffn_channels=(), experts=units)
 
 
 def check_allocation(

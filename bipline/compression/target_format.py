@@ -18,7 +18,7 @@ def with_target_format(settings: LineSettings) -> AllocateSettings:
     than the usual one.
     """
     section = settings.allocate
-    if section.target_parameters is None and section.target_size is None:
+    if section.target is None:
         return section
     if adds_output_biases(settings.compensate):
         raise InvalidInput(

@@ -27,15 +27,13 @@ def plan_of(widths: Sequence[Widths], layout: Layout, shape: ModelShape) -> Prun
         layout=layout,
         budget=Budget(asked=0, of="blocks", reached_blocks=0, reached_total=0),
         ffn_multiple=1,
-        blocks=tuple(_first(each, shape) for each in widths),
+        blocks=tuple(
+            BlockPlan.keeping(
+                range(each.attention_groups), range(each.ffn_units), bool(shape.num_experts)
+            )
+            for each in widths
+        ),
     )
-
-
-def _first(widths: Widths, shape: ModelShape) -> BlockPlan:
-    groups, units = tuple(range(widths.attention_groups)), tuple(range(widths.ffn_units))
-    if shape.num_experts:
-        return BlockPlan(attention_groups=groups, ffn_channels=(), experts=units)
-    return BlockPlan(attention_groups=groups, ffn_channels=units)
 
 
 def written_tensors(checkpoint: Checkpoint, plan: PruningPlan) -> list[TensorSpec]:

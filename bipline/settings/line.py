@@ -40,6 +40,12 @@ EFFORT = (
     "how much work the widths and the corrections of auto, compensated, least-squares and obs "
     "take: quick, balanced or best; an option that is given stays as given (docs/auto.md)"
 )
+# Left out where it is the usual one, as it was before it could be set.
+EffortField = Annotated[
+    Effort, Field(exclude_if=lambda effort: effort == USUAL_EFFORT, description=EFFORT)
+]
+# What may be asked for in place of a ratio.
+TARGETS = ("target_parameters", "target_size")
 MODEL = "model directory, hf:org/name@revision, s3://bucket/prefix or models:/name@alias"
 TEXTS = "name: .txt, .jsonl, .json, .csv or .parquet file, chat:FILE, or hf:org/name?split=..."
 
@@ -145,27 +151,29 @@ class AllocateSettings(CommonSettings):
     )
 
     @property
+    def target(self) -> tuple[str, int] | None:
+        """The target that was asked for in place of a ratio, by its name; None where none was."""
+        given = ((name, getattr(self, name)) for name in TARGETS)
+        return next(((name, most) for name, most in given if most is not None), None)
+
+    @property
     def budget_is_given(self) -> bool:
         """Whether a ratio or a target was asked for, and not left to the default."""
-        targets = (self.target_parameters, self.target_size)
-        return "ratio" in self.model_fields_set or any(each is not None for each in targets)
+        return "ratio" in self.model_fields_set or self.target is not None
 
     @property
     def budget(self) -> str:
         """What was asked for, in words."""
-        for name in ("target_parameters", "target_size"):
-            if (value := getattr(self, name)) is not None:
-                return f"{name} {value}"
-        return f"ratio {self.ratio:g}"
+        name, most = self.target or ("ratio", f"{self.ratio:g}")
+        return f"{name} {most}"
 
     @model_validator(mode="after")
     def _one_budget(self) -> AllocateSettings:
-        targets = {name: getattr(self, name) for name in ("target_parameters", "target_size")}
-        given = [name for name, value in targets.items() if value is not None]
+        given = [name for name in TARGETS if getattr(self, name) is not None]
         if "ratio" in self.model_fields_set:
             given.insert(0, "ratio")
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)}: give one of ratio, {', '.join(targets)}")
+            raise ValueError(f"{' and '.join(given)}: give one of ratio, {', '.join(TARGETS)}")
         if self.target_format is not None:
             if self.target_size is None:
                 raise ValueError("target_format says what target_size is of; give both")
@@ -176,13 +184,10 @@ class AllocateSettings(CommonSettings):
     def _as_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is not set of the targets, and without a ratio that one replaces."""
         values: dict[str, Any] = serialize(self)
-        targets = ("target_parameters", "target_size", "target_format")
-        replaced = any(values.get(name) is not None for name in targets)
-        return {
-            name: value
-            for name, value in values.items()
-            if not (name in targets and value is None) and not (name == "ratio" and replaced)
-        }
+        left_out = {name for name in (*TARGETS, "target_format") if values.get(name) is None}
+        if self.target is not None:
+            left_out.add("ratio")
+        return {name: value for name, value in values.items() if name not in left_out}
 
 
 def check_target_format(name: str) -> None:
@@ -250,10 +255,7 @@ class LineSettings(Settings):
     model: str = Field(description=MODEL)
     texts: dict[str, str] = Field(default={}, description=TEXTS)
     seed: SeedNumber = Field(default=0, description="draws windows, and whatever a method draws")
-    # Left out where it is the usual one, as it was before it could be set.
-    effort: Effort = Field(
-        default=USUAL_EFFORT, exclude_if=lambda effort: effort == USUAL_EFFORT, description=EFFORT
-    )
+    effort: EffortField = USUAL_EFFORT
     calibrate: CalibrateSettings = CalibrateSettings()
     score: ScoreSettings = ScoreSettings()
     allocate: AllocateSettings = AllocateSettings()

@@ -12,14 +12,13 @@ from pydantic import Field, model_validator
 from bipline.settings.base import SeedNumber, Settings
 from bipline.settings.compress import TASKS, Tasks, all_known
 from bipline.settings.line import (
-    EFFORT,
     MODEL,
     TEXTS,
     USUAL_EFFORT,
     CalibrateSettings,
     CommonSettings,
     ComputeSettings,
-    Effort,
+    EffortField,
     Layout,
 )
 from bipline.settings.protocol import Protocol
@@ -136,9 +135,7 @@ class ComparisonSettings(Settings):
     """What rows are tried, on which windows, and how each is measured."""
 
     grid: GridSettings = GridSettings()
-    effort: Effort = Field(
-        default=USUAL_EFFORT, exclude_if=lambda effort: effort == USUAL_EFFORT, description=EFFORT
-    )
+    effort: EffortField = USUAL_EFFORT
     calibrate: CalibrateSettings = CalibrateSettings()
     compute: ComputeSettings = ComputeSettings()
     allocate: CommonSettings = CommonSettings()

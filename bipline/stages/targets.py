@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bipline.compression.allocate import choices_for
-from bipline.compression.allocation.target import Target
+from bipline.compression.allocation.target import Measure, Target
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.prune import pruned_config
 from bipline.compression.target_format import HF
@@ -37,20 +37,18 @@ SOME_TEXT = "-" * 96
 
 def target_of(checkpoint: Checkpoint, settings: AllocateSettings) -> Target | None:
     """The target of an allocation; None where a ratio was asked for."""
-    layout = settings.layout
-    if (most := settings.target_parameters) is not None:
-        return Target(
-            "target_parameters", most, lambda widths: written_parameters(checkpoint, widths, layout)
-        )
-    if (most := settings.target_size) is None:
+    if settings.target is None:
         return None
+    (name, most), layout = settings.target, settings.layout
     format_, _, type_ = (settings.target_format or HF).partition(":")
-    if format_ == HF:
-        return Target("target_size", most, lambda widths: written_bytes(checkpoint, widths, layout))
-    options = GgufSettings.model_validate({"type": type_})
-    return Target(
-        "target_size", most, lambda widths: _gguf_bytes(checkpoint, widths, layout, options)
-    )
+    if name == "target_parameters":
+        measure: Measure = lambda widths: written_parameters(checkpoint, widths, layout)  # noqa: E731
+    elif format_ == HF:
+        measure = lambda widths: written_bytes(checkpoint, widths, layout)  # noqa: E731
+    else:
+        options = GgufSettings.model_validate({"type": type_})
+        measure = lambda widths: _gguf_bytes(checkpoint, widths, layout, options)  # noqa: E731
+    return Target(name, most, measure)
 
 
 def with_ratio(checkpoint: Checkpoint, settings: AllocateSettings) -> AllocateSettings:

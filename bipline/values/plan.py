@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,13 @@ class BlockPlan(BaseModel):
         if not self.experts:
             told.pop("experts", None)
         return told
+
+    @classmethod
+    def keeping(cls, groups: Iterable[int], units: Iterable[int], experts: bool) -> BlockPlan:
+        """What keeps these attention groups, and these FFN channels or, of ``experts``, experts."""
+        kind, other = ("experts", "ffn_channels") if experts else ("ffn_channels", "experts")
+        kept = {"attention_groups": tuple(groups), kind: tuple(units), other: ()}
+        return cls(**kept)
 
     @property
     def ffn_units(self) -> tuple[int, ...]:

@@ -8,11 +8,12 @@ from functools import cached_property
 import torch
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.allocation.widths import Choices
+from bipline.compression.allocation.widths import Choices, Widths
+from bipline.compression.criteria.interface import BlockScores
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
-from bipline.values.plan import Layout
+from bipline.values.plan import BlockPlan, Layout
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,10 @@ def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
     """Indices of the ``count`` highest scores, ascending; of equal scores the first stay."""
     order = torch.sort(scores.double(), descending=True, stable=True).indices[:count]
     return tuple(int(index) for index in order.sort().values)
+
+
+def block_plan(scores: BlockScores, kept: Widths) -> BlockPlan:
+    """The highest scores stay, as many of each kind as the widths say."""
+    groups = highest(scores.attention_groups, kept.attention_groups)
+    units = highest(scores.ffn_units, kept.ffn_units)
+    return BlockPlan.keeping(groups, units, scores.experts is not None)

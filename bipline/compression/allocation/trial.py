@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bipline.base.progress import note
-from bipline.compression.allocation.problem import Problem, highest
+from bipline.compression.allocation.problem import Problem, block_plan
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.drawn_windows import Division
 from bipline.compression.compensation.engine import compensate
@@ -14,7 +14,7 @@ from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided
 from bipline.compression.compensation.tokens import least_samples
 from bipline.model.shapes import ModelShape
-from bipline.values.plan import BlockPlan, Budget, PruningPlan
+from bipline.values.plan import Budget, PruningPlan
 
 
 def fewer(shape: ModelShape, seqlen: int, most: int) -> int:
@@ -90,11 +90,5 @@ def _plan(problem: Problem, widths: Sequence[Widths]) -> PruningPlan:
         layout=problem.layout,
         budget=Budget(asked=problem.ratio, of="blocks", reached_blocks=0, reached_total=0),
         ffn_multiple=1,
-        blocks=tuple(
-            BlockPlan(
-                attention_groups=highest(block.attention_groups, kept.attention_groups),
-                ffn_channels=highest(block.ffn_channels, kept.ffn_units),
-            )
-            for block, kept in zip(problem.scores.blocks, widths, strict=True)
-        ),
+        blocks=tuple(map(block_plan, problem.scores.blocks, widths)),
     )

@@ -14,8 +14,11 @@ from typing import Any
 
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
-from bipline.compression.allocation import allocation_options, load_allocation
-from bipline.compression.allocation import check_units as check_choice
+from bipline.compression.allocation import (
+    allocation_options,
+    check_counts_experts,
+    load_allocation,
+)
 from bipline.compression.allocation.problem import Problem, block_plan
 from bipline.compression.allocation.target import Target
 from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
@@ -26,7 +29,7 @@ from bipline.compression.allocation.widths import (
     choices_of,
     whole,
 )
-from bipline.compression.criteria import check_units, options_of
+from bipline.compression.criteria import check_scores_experts, options_of
 from bipline.compression.criteria.interface import Unit
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
@@ -101,8 +104,8 @@ def check_allocation(
     prunes = options_of(criterion, 0, criterion_option).prunes
     allocation = settings.allocation or usual_allocation(prunes)
     allocation_options(allocation, 0, settings.allocation_option)
-    check_units(criterion, checkpoint.shape)
-    check_choice(allocation, checkpoint.shape)
+    check_scores_experts(criterion, checkpoint.shape)
+    check_counts_experts(allocation, checkpoint.shape)
     _check_pairing(allocation, criterion, prunes, settings)
     if settings.layout == "per-layer":
         own_class(f"{PER_LAYER_PREFIX}{checkpoint.config['model_type']}")

@@ -17,7 +17,7 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import track
 from bipline.compression.criteria import (
     Criterion,
-    check_units,
+    check_scores_experts,
     load_criterion,
     needs_of,
     unmet_needs,
@@ -61,7 +61,7 @@ def score_model(
     Raises InvalidInput where the model's activations are not finite, and where windows cannot be
     divided among workers.
     """
-    check_units(criterion, checkpoint.shape)
+    check_scores_experts(criterion, checkpoint.shape)
     needs, workers = needs_of(criterion), workers or Workers()
     if workers.count > 1 and needs.windows:
         check_shared(criterion)
@@ -92,7 +92,7 @@ def score_part(
     Raises InvalidInput when there are fewer chunks than parts, or the criterion's work cannot be
     divided.
     """
-    check_units(criterion, checkpoint.shape)
+    check_scores_experts(criterion, checkpoint.shape)
     check_shared(criterion)
     own = share_of(len(windows.token_ids), *part)
 
@@ -131,7 +131,7 @@ def compute_scores(
 
     Raises InvalidInput when the sums are of another model or lack what the criterion needs.
     """
-    check_units(criterion, checkpoint.shape)
+    check_scores_experts(criterion, checkpoint.shape)
     hold_to_model(checkpoint, statistics)
     chosen = load_criterion(criterion)
     for sums in statistics.blocks:

@@ -11,8 +11,7 @@ import pytest
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation import ALLOCATIONS
-from bipline.compression.criteria import CRITERIA
-from bipline.compression.criteria import check_units as check_criterion
+from bipline.compression.criteria import CRITERIA, check_scores_experts
 from bipline.delivery.formats.gguf.architectures import architecture_of
 from bipline.delivery.formats.onnx.format import Onnx
 from bipline.face import api
@@ -50,11 +49,11 @@ def pruned(model: Path, tmp_path: Path) -> Callable[..., Any]:
 def test_a_criterion_scores_experts_or_names_those_that_do(criterion: str) -> None:
     shape = shape_of(config_of("mixtral"))
     if criterion in ABLE:
-        check_criterion(criterion, shape)
+        check_scores_experts(criterion, shape)
         return
     with pytest.raises(InvalidInput, match=rf"criterion {criterion} scores no experts.*llm-bip,"):
-        check_criterion(criterion, shape)
-    check_criterion(criterion, shape_of(config_of()))
+        check_scores_experts(criterion, shape)
+    check_scores_experts(criterion, shape_of(config_of()))
 
 
 @pytest.mark.parametrize(

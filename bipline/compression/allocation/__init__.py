@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
+from bipline.compression.expert_methods import knowing_experts
 from bipline.compression.options import BaseOptions, options_from
 from bipline.model.shapes import ModelShape
 from bipline.settings.method_names import ALLOCATIONS
@@ -45,12 +46,10 @@ def load_allocation(name: str) -> Allocation:
     return cast("Allocation", module)
 
 
-def check_units(name: str, shape: ModelShape) -> None:
+def check_counts_experts(name: str, shape: ModelShape) -> None:
     """Raise InvalidInput where an FFN has experts and an allocation knows channels alone."""
-    if shape.num_experts and not getattr(load_allocation(name), "EXPERTS", False):
-        able = [
-            each for each in sorted(ALLOCATIONS) if getattr(load_allocation(each), "EXPERTS", 0)
-        ]
+    if shape.num_experts and not knowing_experts([name], load_allocation):
+        able = knowing_experts(ALLOCATIONS, load_allocation)
         raise InvalidInput(
             f"allocation {name} cannot say how many experts stay, of which this model's FFNs are "
             f"made; those that can: {', '.join(able)}"

@@ -32,6 +32,7 @@ from bipline.compression.criteria.interface import (
     Tokens,
 )
 from bipline.compression.criteria.needs import Needs
+from bipline.compression.expert_methods import knowing_experts
 from bipline.compression.options import options_from
 from bipline.model.shapes import ModelShape
 from bipline.settings.method_names import CRITERIA
@@ -89,12 +90,10 @@ def options_of(criterion: str, seed: int = 0, given: Mapping[str, Any] | None = 
     return options_from(load_criterion(criterion).OPTIONS, f"criterion {criterion}", seed, given)
 
 
-def check_units(criterion: str, shape: ModelShape) -> None:
+def check_scores_experts(criterion: str, shape: ModelShape) -> None:
     """Raise InvalidInput where an FFN has experts and a criterion scores none."""
-    if shape.num_experts and not getattr(load_criterion(criterion), "EXPERTS", False):
-        able = [
-            name for name in sorted(CRITERIA) if getattr(load_criterion(name), "EXPERTS", False)
-        ]
+    if shape.num_experts and not knowing_experts([criterion], load_criterion):
+        able = knowing_experts(CRITERIA, load_criterion)
         raise InvalidInput(
             f"criterion {criterion} scores no experts, of which this model's FFNs are made; auto "
             f"knows none that does, so name one: {', '.join(able)}"

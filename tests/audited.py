@@ -114,6 +114,19 @@ def execute(database: Path, change: str, *values: Any) -> int:
         return connection.execute(change, values).rowcount
 
 
+def file_of_version(state: Path, pattern: str) -> Path:
+    """The one stored file of the audited version or its run; those of other runs lie beside it."""
+    asked = (
+        "SELECT m.model_id, m.source_run_id FROM logged_models m JOIN model_versions v "
+        "ON v.source = 'models:/' || m.model_id WHERE v.name = ?"
+    )
+    with closing(sqlite3.connect(state / MLFLOW)) as connection:
+        owners = set(connection.execute(asked, (NAME,)).fetchone())
+    [found] = [path for path in (state / "mlflow").rglob(pattern.rpartition("/")[2])
+               if path.match(pattern) and owners & set(path.parts)]  # fmt: skip
+    return found
+
+
 @contextmanager
 def edited(database: Path, *changes: tuple[str, tuple[Any, ...]]) -> Iterator[None]:
     """Edits of a database that are taken back afterwards; each must change something."""

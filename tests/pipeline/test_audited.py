@@ -15,7 +15,17 @@ from bipline.delivery.registries.mlflow_source import download_version
 from bipline.storage.manifest import read_manifest
 from bipline.values.audit import Audit
 from bipline.values.summary import RunSummary
-from tests.audited import NAME, about, copied, copied_state, flip, request, rewrite, served_request
+from tests.audited import (
+    NAME,
+    about,
+    copied,
+    copied_state,
+    file_of_version,
+    flip,
+    request,
+    rewrite,
+    served_request,
+)
 from tests.command import run as command
 
 pytestmark = pytest.mark.slow
@@ -122,7 +132,7 @@ def test_changes_in_the_registry_are_named(
         client.get_model_version(NAME, version).run_id or audited_run.registration.mlflow_run_id
     )
     assert about(served(), "differs") == {"version's tags", "journal", "MLflow run"}
-    weights = next((tmp_path / "state" / "mlflow").rglob("hf/model.safetensors"))
+    weights = file_of_version(tmp_path / "state", "package/hf/model.safetensors")
     weights.chmod(0o644)
     flip(weights)
     found = served()
@@ -157,7 +167,7 @@ def test_the_registry_is_asked_for_bytes_again(served: Callable[[], Audit], tmp_
     source = f"models:/{NAME}@candidate"
     place, _ = download_version(source, tmp_path / "downloads", tracking_uri(tmp_path / "state"))
     assert place.is_dir()
-    card = next((tmp_path / "state" / "mlflow").rglob("hf/config.json"))
+    card = file_of_version(tmp_path / "state", "package/hf/config.json")
     card.chmod(0o644)
     flip(card)
     assert "registry's copy" in about(served(), "differs")

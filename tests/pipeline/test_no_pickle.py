@@ -8,7 +8,9 @@ from bipline.values.summary import RunSummary
 from tests.pipeline.conftest import inside
 
 OURS = {"materializers.json_value.JsonValueMaterializer", "materializers.handle.HandleMaterializer"}
-SUFFIXES = {".json", ".html", ".png", ".safetensors", ".md", ".log", ".txt", ".jinja", ".model"}
+SUFFIXES = {
+    ".json", ".html", ".png", ".safetensors", ".gguf", ".md", ".log", ".txt", ".jinja", ".model"
+}  # fmt: skip
 PICKLE_PROTOCOL = b"\x80"
 
 

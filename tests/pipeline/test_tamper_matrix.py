@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from tests.audited import (
     copied_state,
     edit_json,
     edited,
+    file_of_version,
     flip,
     request,
     rewrite,
@@ -149,24 +148,12 @@ def test_files_of_the_registry_are_named(state: Path) -> None:
         "*/artifacts/pruning_plan.json": "run's files",
         "*/artifacts/verdicts/*.json": "verdict",
     }.items():
-        [path] = [each for each in (state / "mlflow").rglob(pattern.rpartition("/")[2])
-                  if each.match(pattern) and is_of_version(state, each)]  # fmt: skip
+        path = file_of_version(state, pattern)
         whole = path.read_bytes()
         path.unlink()  # it may share its bytes with the Store
         path.write_bytes(whole[:-2] + b" \n")
         assert question in about(audit(served_request(state)), "differs"), path
         path.write_bytes(whole)
-
-
-def is_of_version(state: Path, path: Path) -> bool:
-    """Whether a stored file is of the audited version or its run; other runs lie beside them."""
-    asked = (
-        "SELECT m.model_id, m.source_run_id FROM logged_models m JOIN model_versions v "
-        "ON v.source = 'models:/' || m.model_id WHERE v.name = ?"
-    )
-    with closing(sqlite3.connect(state / MLFLOW)) as connection:
-        model, run = connection.execute(asked, (NAME,)).fetchone()
-    return model in path.parts or run in path.parts
 
 
 IN_ZENML: dict[str, tuple[list[Edit], str, str]] = {

@@ -51,6 +51,30 @@ def test_as_many_steps_as_there_are_unknowns_solve(size: int, seed: int) -> None
         torch.testing.assert_close(found @ matrix, right, rtol=1e-6, atol=1e-6)
 
 
+@settings(deadline=None)
+@given(size=st.integers(2, 12), seed=st.integers(0, 1000), steps=st.integers(0, 24))
+def test_steps_stop_where_the_error_elsewhere_no_longer_falls(
+    size: int, seed: int, steps: int
+) -> None:
+    """What comes is the last of the steps before the first that does not lower it."""
+    generator = torch.Generator().manual_seed(seed)
+    root, right, other = (
+        torch.randn(rows, size, generator=generator).double() for rows in (size + 2, 1, 1)
+    )
+    matrix = root.T @ root + 0.1 * torch.eye(size)
+
+    def solved(count: int, **more: Any) -> Tensor:
+        return conjugate_gradients(right, lambda x: x @ matrix, lambda x: x, count, **more)
+
+    def error(x: Tensor) -> float:
+        return float((x - other).square().sum())
+
+    best = 0
+    while best < steps and error(solved(best + 1)) < error(solved(best)):
+        best += 1
+    torch.testing.assert_close(solved(steps, error=error), solved(best))
+
+
 def test_nothing_to_fit_is_nothing() -> None:
     right = torch.zeros(2, 3)
     assert not conjugate_gradients(right, lambda x: 2 * x, lambda x: x, 3).any()
@@ -126,6 +150,30 @@ def test_every_step_leaves_less(checkpoint: Checkpoint, columns: str) -> None:
     left = [left_after(halves, columns, batches, change) for change in found]
     assert not found[0].any()
     assert left[0] > left[1] > left[2] > left[3]
+
+
+@pytest.mark.parametrize("columns", [O_PROJ, DOWN_PROJ])
+def test_held_out_squares_decide_how_many_steps(checkpoint: Checkpoint, columns: str) -> None:
+    halves, batches = half_of(checkpoint)
+
+    def apart(first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from list(reversed_targets(batches))[first:]
+
+    errors = [
+        left_after(halves, columns, apart, fitted_rows(halves, columns, batches, 1e-6, steps))
+        for steps in range(6)
+    ]
+    falling = next((n for n in range(5) if errors[n + 1] >= errors[n]), 5)
+    chosen = fitted_rows(halves, columns, batches, 1e-6, 5, held_out=apart)
+    assert left_after(halves, columns, apart, chosen) == pytest.approx(errors[falling], rel=1e-9)
+    as_fitted = fitted_rows(halves, columns, batches, 1e-6, 5, held_out=batches)
+    torch.testing.assert_close(as_fitted, fitted_rows(halves, columns, batches, 1e-6, 5))
+
+
+def reversed_targets(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same inputs with half of what was to leave the block, and half of another token's."""
+    for entering, target in batches():
+        yield entering, (target + target.flip(1)) / 2
 
 
 def test_a_fit_takes_what_is_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

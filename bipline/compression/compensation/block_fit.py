@@ -212,8 +212,9 @@ class BlockFit:
         if pruned.dense.normed_behind:
             return  # behind a norm the stream is not linear in rows either
         entering = partial(_entering, self._learned, name)
-        halves = pruned.halves(self.chosen)
-        change = fitted_rows(halves, name, entering, options.ridge, options.row_steps, self._room)
+        held_out = partial(_entering, [self._held_out.streams], name)
+        halves, steps = pruned.halves(self.chosen), options.row_steps
+        change = fitted_rows(halves, name, entering, options.ridge, steps, self._room, held_out)
         without = pruned.read(pruned.with_rows(self.chosen, name, change))
         del halves, change
         collecting = self._collecting(name)

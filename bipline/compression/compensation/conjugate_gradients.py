@@ -11,16 +11,24 @@ from collections.abc import Callable
 from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
+# An error of an x on data that the problem was not made of.
+Error = Callable[[Tensor], float]
 
 
 def conjugate_gradients(
-    right: Tensor, apply: Operator, precondition: Operator, steps: int
+    right: Tensor,
+    apply: Operator,
+    precondition: Operator,
+    steps: int,
+    error: Error | None = None,
 ) -> Tensor:
     """``steps`` steps from zero towards x with ``apply(x) = right``, like ``right``.
 
-    ``apply`` and ``precondition`` are symmetric and positive definite. Stops where it has arrived.
+    ``apply`` and ``precondition`` are symmetric and positive definite. Stops where it has arrived,
+    and before a step that does not lower ``error``.
     """
     x, residual = right.new_zeros(right.shape), right.clone()
+    least = error(x) if error and steps else 0.0
     direction = precondition(residual).clone()
     square = _dot(residual, direction)
     for _ in range(steps):
@@ -29,6 +37,11 @@ def conjugate_gradients(
         if not (square > 0 and along > 0):
             break
         x.add_(direction, alpha=square / along)
+        if error:
+            before, least = least, error(x)
+            if not least < before:
+                x.sub_(direction, alpha=square / along)
+                break
         residual.sub_(image, alpha=square / along)
         del image  # each of these is as large as the rows
         conditioned = precondition(residual)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,14 +51,16 @@ def fitted_rows(
     ridge: float,
     steps: int,
     room: float = math.inf,
+    held_out: Batches | None = None,
 ) -> Tensor:
     """D ``[rows, hidden_size]`` for the rows behind the matrix ``columns``, o_proj or down_proj.
 
     ``pruned`` is the block as corrected so far. ``ridge`` is lambda as a share of the mean
-    diagonal of what the squares are in D; ``steps`` those of conjugate gradients. What does not
-    change between steps is held within ``room`` bytes and made again beyond; the rows are the same.
+    diagonal of what the squares are in D; ``steps`` those of conjugate gradients, fewer where the
+    squares on ``held_out`` no longer fall. What does not change between steps is held within
+    ``room`` bytes and made again beyond; the rows are the same.
     """
-    return _Problem(pruned, columns, batches, room).solve(ridge, steps)
+    return _Problem(pruned, columns, batches, room).solve(ridge, steps, held_out)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class _Problem:
         self._map, self._room = row_map(pruned, columns), room
         self._held: list[_Part] = []
 
-    def solve(self, ridge: float, steps: int) -> Tensor:
+    def solve(self, ridge: float, steps: int, held_out: Batches | None) -> Tensor:
         """The rows after so many steps, in the dtype that products are taken in."""
         right, scales, inputs = self._first_pass()
         mean_square, mean_scale = float(inputs.diagonal.mean()), float(scales.mean())
@@ -116,7 +119,19 @@ class _Problem:
         def apply(direction: Tensor) -> Tensor:
             return self._applied(direction).add_(direction, alpha=ridge * mean_square * mean_scale)
 
-        return conjugate_gradients(right, apply, precondition, steps)
+        error = partial(self._squares, held_out) if held_out else None
+        return conjugate_gradients(right, apply, precondition, steps, error)
+
+    def _squares(self, held_out: Batches, change: Tensor) -> float:
+        """What the squares are with a D on windows that it was not fitted on."""
+        total, rows = 0.0, change.to(self._rows)
+        for entering, target in held_out(0):
+            weights = self._weights(target)
+            part = self._part(entering, weights)
+            given = linear(self._map.inputs(part.factors, linear(part.read, rows)), self._matrix)
+            left = self._left(part, entering, target, weights.sqrt()).sub_(given)
+            total += float(left.square().sum(dtype=torch.float64))
+        return total
 
     def _first_pass(self) -> tuple[Tensor, Tensor, Triangles]:
         """The right side, what every row has of the diagonal, and the moments of n."""

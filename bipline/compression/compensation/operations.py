@@ -150,6 +150,9 @@ def _rows(work: Work) -> Operations:
     # As it is, and with two shares of the drift.
     attention = 3 * (kept * second + 3 * hidden * channels) + 2 * first
     ffn = 3 * kept * hidden * channels + 2 * 2 * hidden * channels
+    # And before the first step and behind every one, with the rows as they are then.
+    attention += (1 + steps) * (first + kept * second)
+    ffn += (1 + steps) * 3 * kept * hidden * channels
     found["held-out windows"] = 2.0 * work.held * (attention * work.fits_attention + ffn)
     return found
 

@@ -35,8 +35,8 @@ class CompensationOptions(Options):
     ``input_maps``: with ``sequential``, least-squares and obs also take the drift out of what
     q_proj, k_proj and v_proj read, as far as the held-out windows say;
     ``row_steps``: with ``sequential``, least-squares and obs also fit the rows of v_proj
-    and up_proj that stay, in so many steps of conjugate gradients, where the held-out windows say
-    so; 0 for none;
+    and up_proj that stay, in at most so many steps of conjugate gradients, where and as far as the
+    held-out windows say so; 0 for none;
     ``whole_matrices``: whether a matrix that loses nothing is corrected for the drift too;
     ``held_out``: share of the windows that nothing is fitted on;
     ``random_windows``: as many windows of random tokens, as a share of those that are fitted on,

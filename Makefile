@@ -2,7 +2,7 @@
 # make test    the environment, then the tests (minutes)
 # make test-slow  those that take longer, alone
 # make test-all   both
-# make test-alone  the image of infra/docker (podman, buildah, runc, mmdebstrap, root), a team's servers
+# make test-image  the image of infra/docker, built and run (podman, buildah, runc, mmdebstrap, root)
 # make server-up  the servers of infra/stacks/server.yaml on this machine; make server-down ends them
 
 PYTHON ?= python3.11
@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 APART := $(PIP) --no-deps --upgrade --target
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all test-alone check environment server-up server-down clean
+.PHONY: demo test test-slow test-all test-image check environment server-up server-down clean
 
 demo: environment
 	$(BIN)/bipline demo
@@ -34,7 +34,7 @@ test-all: WORKERS := $(SLOW_WORKERS)
 test-all: environment
 	$(PYTEST) -m "not alone"
 
-test-alone: environment
+test-image: environment
 	$(PYTEST) -n 0 -s -m alone
 
 check: environment

@@ -121,7 +121,33 @@ def pip_volumes(folder: Path) -> list[str]:
             for part in ("--volume", each)]  # fmt: skip
 
 
+def start_one() -> subprocess.CompletedProcess[str]:
+    """A container of ``true`` and the libraries that it needs, which shows whether any starts."""
+    with container_storage() as folder:
+        program = Path(shutil.which("true") or "/bin/true").resolve()
+        libraries = [word for word in told("ldd", program).split() if word.startswith("/")]
+        for path in map(Path, [str(program), *libraries]):
+            place = folder / "root" / path.relative_to("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
+        return subprocess.run(
+            ["podman", "run", "--rm", "--network", "none", *LIMITS, "--rootfs", folder / "root",
+             program],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+
 def inspected(image: str = IMAGE) -> dict[str, Any]:
     """What the image says of itself."""
     [found] = json.loads(told("podman", "image", "inspect", image))
     return dict(found)
+
+
+if __name__ == "__main__":
+    try:
+        found = start_one()
+        why = found.returncode and (found.stderr.strip() or found.returncode)
+    except AssertionError as failed:
+        why = failed
+    if why:
+        sys.exit(f"this machine starts no container: {why}")

@@ -21,7 +21,7 @@ from tests.command import typed
 from tests.layers import ROOT
 from tests.pipeline.conftest import TEXTS, configuration, write_text
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NAMES = {"s3", "postgres", "mlflow", "zenml"}
 
 

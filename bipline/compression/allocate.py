@@ -31,6 +31,7 @@ from bipline.compression.allocation.widths import (
 )
 from bipline.compression.criteria import check_scores_experts, options_of
 from bipline.compression.criteria.interface import Unit
+from bipline.compression.prune import check_layout
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
@@ -107,6 +108,7 @@ def check_allocation(
     check_scores_experts(criterion, checkpoint.shape)
     check_counts_experts(allocation, checkpoint.shape)
     _check_pairing(allocation, criterion, prunes, settings)
+    check_layout(checkpoint, settings.layout)
     if settings.layout == "per-layer":
         own_class(f"{PER_LAYER_PREFIX}{checkpoint.config['model_type']}")
     choices = choices_for(checkpoint, settings)

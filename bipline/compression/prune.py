@@ -87,12 +87,13 @@ def write_pruned(
             origin.metadata(),
         )
     check_identity(checkpoint, plan)
-    write_config(writer, config, origin, tensor_digest)
+    whole = checkpoint.whole_config(config)
+    write_config(writer, whole, origin, tensor_digest)
     write_text(writer.path / PLAN_NAME, plan.to_json())
     copy_side_files(checkpoint.folder, writer.path)
     write_shipped_files(config, writer.path)
     parameters = sum(_count(spec) for spec in specs)
-    writer.info = declared(config, parameters, len(specs), tensor_digest)
+    writer.info = declared(whole, shape_of(config), parameters, len(specs), tensor_digest)
 
 
 def pruned_config(
@@ -104,12 +105,22 @@ def pruned_config(
     """
     blocks = plan.kept_blocks
     config = with_output_biases(checkpoint.config) if biased else checkpoint.config
+    check_layout(checkpoint, plan.layout)
     if plan.layout == "per-layer":
         kept = [plan.blocks[index].widths for index in blocks]
         widths = [BlockWidths(num_key_value_heads=g, intermediate_size=f) for g, f in kept]
         return per_layer_config(config, blocks, widths)
     groups, units = plan.blocks[blocks[0]].widths
     return exported_config(config, units, groups, blocks)
+
+
+def check_layout(checkpoint: Checkpoint, layout: str) -> None:
+    """Raise InvalidInput where no class holds a model of this layout."""
+    if layout == "per-layer" and checkpoint.nesting:
+        raise InvalidInput(
+            f"a {checkpoint.nesting.config['model_type']} has no class whose blocks differ in "
+            "width; take the uniform layout"
+        )
 
 
 def adds_biases(checkpoint: Checkpoint, corrections: Corrections | None) -> bool:
@@ -234,15 +245,19 @@ def declare_content(writer: DirectoryWriter) -> None:
 
 
 def declared(
-    config: dict[str, object], parameters: int, tensors: int, tensor_digest: str
+    config: Mapping[str, Any],
+    shape: ModelShape,
+    parameters: int,
+    tensors: int,
+    tensor_digest: str,
 ) -> dict[str, object]:
     """What a model directory's manifest declares: class, sizes, counts and tensors."""
     return {
         "tensor_digest": tensor_digest,
-        "architecture": config["architectures"][0],  # type: ignore[index]
+        "architecture": config["architectures"][0],
         "parameters": parameters,
         "tensors": tensors,
-        **shape_of(config).model_dump(mode="json", exclude_defaults=True),
+        **shape.model_dump(mode="json", exclude_defaults=True),
     }
 
 

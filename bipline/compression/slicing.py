@@ -7,7 +7,7 @@ smaller model has a bias that the source has not, it is the correction's, or zer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -91,7 +91,9 @@ class Slicer:
                 self._targets[target.name] = target
         # In the order of the model's tensors; those that are added come last.
         known = [self._targets[name] for name in self._shapes]
-        self._targets = {each.name: each for each in sorted(known, key=lambda one: not one.source)}
+        placed = [replace(each, name=checkpoint.stored_name(each.name)) for each in known]
+        placed += [_Target(n, n, checkpoint.tensor_header(n)[1]) for n in sorted(checkpoint.beside)]
+        self._targets = {each.name: each for each in sorted(placed, key=lambda one: not one.source)}
 
     def specs(self) -> list[TensorSpec]:
         """What :meth:`pieces` will give for every tensor, in file order; added ones come last."""
@@ -105,7 +107,7 @@ class Slicer:
     ) -> Iterator[tuple[str, Tensor]]:
         """Tensors in order, sliced, in pieces of whole rows; ``tick`` is called once for each.
 
-        Their names are those of the smaller model.
+        Their names are those of the smaller model, where they lie in it.
         """
         targets = [self._targets[name] for name in names]
         wanted = [(target.source, target.rows) for target in targets if target.source]

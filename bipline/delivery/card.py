@@ -68,12 +68,13 @@ def _opening(contents: PackageContents) -> str:
         if contents.packaged == "recovered"
         else "It was not trained afterwards."
     )
+    around = f"{contents.around} " if contents.around else ""
     return (
         f"# {escaped(contents.source_name)}, pruned by {percent(budget.reached_blocks)}\n\n"
         "A structurally pruned language model: whole attention groups and "
         f"{contents.plan.ffn_kind} were removed, {percent(budget.reached_blocks)} of the linear "
         f"weights of its decoder blocks "
-        f"and {percent(budget.reached_total)} of all its parameters. {recovered} "
+        f"and {percent(budget.reached_total)} of all its parameters. {around}{recovered} "
         "`report.html` beside this file shows the same with pictures."
     )
 

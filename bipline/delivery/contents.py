@@ -65,6 +65,17 @@ class PackageContents:
         shape = open_checkpoint(self.dense).shape
         return shape.num_key_value_heads, shape.ffn_units
 
+    @cached_property
+    def around(self) -> str:
+        """What lies around the decoder, in a sentence; empty for a decoder alone."""
+        nesting = open_checkpoint(self.dense).nesting
+        if nesting is None:
+            return ""
+        return (
+            f"It is the decoder inside a {nesting.config['model_type']}; the {len(nesting.beside)} "
+            "other tensors were copied unchanged."
+        )
+
     @property
     def measured(self) -> dict[str, EvaluationRecord]:
         """The records by model: dense, pruned and perhaps recovered, in this order."""

@@ -25,6 +25,7 @@ from bipline.model.families import tensor_shapes
 from bipline.model.loading import check_generation, load_model
 from bipline.model.memory import SHARE_OF_AVAILABLE, gigabytes
 from bipline.model.module_weights import stored_weights
+from bipline.model.nested import load_whole
 from bipline.model.opening import open_checkpoint, read_config
 from bipline.model.per_layer.shipping import code_files
 from bipline.model.shapes import ModelShape
@@ -76,6 +77,8 @@ def verify_hf(package_hf: Path, source: Path, dense: Path) -> None:
     _compare_tensors(model, checkpoint, manifest)
     window = _window(_compared_token_ids(package_hf, dense), checkpoint)
     _compare_logits(checkpoint, window, model(window).logits)
+    if checkpoint.nesting:
+        _compare_around(package_hf, checkpoint, window)
     _compare_greedy(model, window)
     _check_settings(package_hf)
     note("hf: reloaded by transformers; sizes, tensors, logits, token ids and decoding agree")
@@ -122,6 +125,18 @@ def _declared_shapes(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, tu
     return tensor_shapes(checkpoint.family, checkpoint.config, shape)
 
 
+def _compare_around(package_hf: Path, checkpoint: Checkpoint, window: torch.Tensor) -> None:
+    """The model that the decoder lies in, as users load it: its tensors, and its logits on text."""
+    try:
+        packaged = open_checkpoint(package_hf)
+        logits = load_whole(packaged, torch.float32)(window).logits
+    except InvalidInput as error:
+        raise Refused(f"hf: {error}") from error
+    if packaged.tensor_digest != checkpoint.tensor_digest:
+        raise Refused("hf: does not hold the values of the model it was made from")
+    _compare_logits(checkpoint, window, logits)
+
+
 def _compare_in_pieces(
     package_hf: Path, checkpoint: Checkpoint, manifest: Manifest, window: torch.Tensor
 ) -> None:
@@ -130,7 +145,7 @@ def _compare_in_pieces(
         packaged = open_checkpoint(package_hf)
     except InvalidInput as error:
         raise Refused(f"hf: {error}") from error
-    shapes = {name: packaged.tensor_header(name)[1] for name in packaged.tensors}
+    shapes = {name: packaged.tensor_header(name)[1] for name in packaged.places}
     _compare_shapes(shapes, checkpoint, manifest)
     logits = BlockLoop(packaged).logits(window)
     if packaged.tensor_digest != checkpoint.tensor_digest:
@@ -159,7 +174,8 @@ def _compare_shapes(
     for name, shape in declared.items():
         if shapes[name] != shape:
             raise Refused(f"hf: {name} has shape {shapes[name]}, the manifest declares {shape}")
-    parameters = sum(prod(shape) for shape in shapes.values())
+    around = {name: checkpoint.tensor_header(name)[1] for name in checkpoint.beside}
+    parameters = sum(prod(shape) for shape in [*shapes.values(), *around.values()])
     if parameters != manifest.info.get("parameters"):
         raise Refused(
             f"hf: the package has {parameters} parameters, "

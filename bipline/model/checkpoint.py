@@ -22,6 +22,7 @@ from bipline.model.fused import split
 from bipline.model.module_weights import Place, block_places, model_places, module_weights
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.tensor_digests import RunningDigest, TensorDigests
+from bipline.model.wrappers import Nesting
 from bipline.storage.ahead import ahead
 from bipline.storage.digests import CHUNK_BYTES, digest_json, digest_listing
 from bipline.storage.folder import ByteFile, Folder, LocalFolder
@@ -45,7 +46,9 @@ FLOAT_DTYPES = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
 class Checkpoint:
     """An opened model. ``tensors`` says where every tensor lies, by its full name.
 
-    ``config`` is that of the class it is run by, ``family`` that of what is stored.
+    ``config`` is that of the class it is run by, ``family`` that of what is stored. Of a decoder
+    that lies in another model both are its own, as are its tensors' names; ``nesting`` is what lies
+    around it.
     """
 
     folder: Folder
@@ -55,6 +58,20 @@ class Checkpoint:
     tensors: dict[str, StoredTensor] = field(repr=False)
     expected_digest: str | None = None
     digests: TensorDigests = field(default_factory=TensorDigests, repr=False)
+    nesting: Nesting | None = field(default=None, repr=False)
+
+    @property
+    def beside(self) -> frozenset[str]:
+        """The tensors that are none of the decoder's: those of the model that it lies in."""
+        return self.nesting.beside if self.nesting else frozenset()
+
+    def stored_name(self, name: str) -> str:
+        """The name of a tensor, or of one as this model would have it, where it lies."""
+        return self.nesting.stored_name(name) if self.nesting else name
+
+    def whole_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The config.json of this model with another config in the place of its own."""
+        return self.nesting.whole_config(config) if self.nesting else config
 
     @property
     def location(self) -> str:
@@ -213,9 +230,10 @@ class Checkpoint:
 
     @property
     def places(self) -> dict[str, Place]:
-        """Where all its tensors go in those of transformers' model, by full names."""
+        """Where its decoder's tensors go in those of transformers' model, by full names."""
         inside = model_places(self.family, self.config)
-        return {name: inside.get(name, Place(name)) for name in self.tensors}
+        held = (name for name in self.tensors if name not in self.beside)
+        return {name: inside.get(name, Place(name)) for name in held}
 
     def block_weights(self, index: int) -> dict[str, torch.Tensor]:
         """The tensors of one block by their names inside it, in the source's dtype.
@@ -241,8 +259,8 @@ class Checkpoint:
     @property
     def layout_digest(self) -> str:
         """What can be known of the model without reading its weights: config, names and shapes."""
-        tensors = {name: [held.dtype, held.shape] for name, held in self.tensors.items()}
-        return digest_json({"config": self.config, "tensors": tensors})
+        tensors = {self.stored_name(n): [t.dtype, t.shape] for n, t in self.tensors.items()}
+        return digest_json({"config": self.whole_config(self.config), "tensors": tensors})
 
     @property
     def files(self) -> dict[str, ByteFile]:
@@ -267,7 +285,7 @@ class Checkpoint:
         that were not read whole before are read for it.
         Raises Refused when it is not the digest that was expected (see :func:`open_checkpoint`).
         """
-        digest = digest_listing({name: self.digest_tensor(name) for name in self.tensors})
+        digest = digest_listing({self.stored_name(n): self.digest_tensor(n) for n in self.tensors})
         self._hold_to_expected(digest)
         return digest
 
@@ -279,7 +297,7 @@ class Checkpoint:
         """
         expected, known = self.digests.expected, self.digests.known
         held = {n: known.get(n) or expected.get(n) or self.digest_tensor(n) for n in self.tensors}
-        digest = digest_listing(held)
+        digest = digest_listing({self.stored_name(name): each for name, each in held.items()})
         self._hold_to_expected(digest)
         return digest
 

@@ -8,7 +8,7 @@ class are written out, because a smaller model may go under another class, whose
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,15 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     _check_together(checked, where)
     checked |= _written_out(checked, family, where)
     return _read_as(checked, family, where) if family.read_as else checked
+
+
+def check_around(config: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Tell the keys of a config around a decoder's that are not known, which are left out.
+
+    Raises InvalidInput for those that no model may have.
+    """
+    _refuse_named({key: value for key, value in config.items() if key not in known}, where)
+    _tell_unknown(where, tuple(sorted(set(config) - set(known) - {SECTION})))
 
 
 def _read_as(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ our own installed class; the code beside its weights is never run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def import_libraries() -> None:
 def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
     """transformers' model of a checkpoint or its directory, in eval mode, with no code of its own.
 
+    Of a decoder that lies in another model it is the decoder alone.
+
     It is the checkpoint's in every tensor, bit by bit in ``dtype``, so that whatever is measured
     with it is measured on the model that the block loop runs. Raises InvalidInput when
     transformers cannot build it or reports weights that are missing, unexpected or of another
@@ -45,13 +48,18 @@ def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
     """
     checkpoint = open_checkpoint(model) if isinstance(model, Path) else model
     built, report = _loaded(checkpoint, dtype)
+    refuse_odd_keys(report, checkpoint)
+    hold_to_checkpoint(built, checkpoint)
+    return built.eval()
+
+
+def refuse_odd_keys(report: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Raise InvalidInput for what transformers reports of tensors that do not fit its class."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             first = min(str(key) for key in report[kind])
             found = f"{kind.replace('_', ' ')} on loading: {first}"
             raise InvalidInput(f"{checkpoint.location}: {found}")
-    hold_to_checkpoint(built, checkpoint)
-    return built.eval()
 
 
 def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
@@ -85,7 +93,7 @@ def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, 
 def _source(checkpoint: Checkpoint) -> tuple[Any, Path | None, dict[str, Tensor] | None]:
     """What builds a checkpoint's model, and from where: its directory, or its parameters here."""
     family = _class_of(checkpoint)
-    if checkpoint.family.fused == family.fused:
+    if checkpoint.family.fused == family.fused and checkpoint.nesting is None:
         return model_class(checkpoint.config), checkpoint.directory, None
     import transformers
 
@@ -119,7 +127,7 @@ def _class_of(checkpoint: Checkpoint) -> Family:
 def _parameters(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The parameters of a checkpoint's class, where it has them otherwise than they are stored."""
     apart, found = stored_apart(checkpoint), dict[str, Tensor]()
-    for name in checkpoint.tensors:
+    for name in checkpoint.places:
         tensor, rows = checkpoint.tensor(name), apart.get(name)
         own = dict(zip(rows, tensor.split(list(rows.values())), strict=True)) if rows else None
         found.update(own or {name: tensor})
@@ -145,7 +153,7 @@ def hold_to_checkpoint(built: Any, checkpoint: Checkpoint) -> None:
             f"{odd[0]} is found by one of them"
         )
     first, current, whole = 0, "", next(iter(held.values()))
-    for name, piece in checkpoint.stream((name, None) for name in checkpoint.tensors):
+    for name, piece in checkpoint.stream((name, None) for name in places):
         if name != current:
             first, current = 0, name
             parts = [held[each] for each in own[name]]

@@ -26,10 +26,11 @@ from bipline.base.errors import InvalidInput
 from bipline.base.machine import free_memory
 from bipline.base.progress import note
 from bipline.model.checkpoint import FLOAT_DTYPES, PIECE_BYTES, TORCH_DTYPES, Checkpoint
-from bipline.model.config_keys import checked_config, shown
+from bipline.model.config_keys import check_around, checked_config, shown
 from bipline.model.families import Family, build_of, family_of, shape_of, tensor_shapes
 from bipline.model.per_layer.shipping import check_code
 from bipline.model.safetensors_header import StoredTensor, read_header
+from bipline.model.wrappers import TEXT_CONFIG, decoder_config, nesting_of, wrapper_of
 from bipline.storage.folder import Folder, open_folder
 from bipline.storage.strict_json import parse_json
 
@@ -61,7 +62,7 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
         name: stored for name, stored in _stored(folder).items() if not name.endswith(ignored)
     }
     checkpoint = Checkpoint(folder, config, family, shape_of(config), tensors, expected_digest)
-    checkpoint = _with_its_output(checkpoint)
+    checkpoint = _with_its_output(_unwrapped(checkpoint))
     _check_tensors(checkpoint)
     if checkpoint.weight_bytes > CACHED_SHARE * free_memory():
         for file in checkpoint.files.values():
@@ -71,13 +72,34 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
 
 def _stored_family(folder: Folder) -> Family:
     """The family that a folder's tensors are stored as; its class may be another's."""
-    return family_of(str(_config_of(folder)["model_type"]))
+    config = _config_of(folder)
+    wrapper = wrapper_of(config)
+    return family_of(wrapper.decoder if wrapper else str(config["model_type"]))
+
+
+def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
+    """A decoder's tensors under their own names, and what lies around it; most are alone."""
+    config = _config_of(checkpoint.folder)
+    if wrapper_of(config) is None:
+        return checkpoint
+    nesting, names = nesting_of(config, checkpoint.tensors, checkpoint.location)
+    tensors = {names[name]: stored for name, stored in checkpoint.tensors.items()}
+    _tell_beside(checkpoint.location, str(config["model_type"]), len(nesting.beside))
+    return replace(checkpoint, tensors=tensors, nesting=nesting)
+
+
+@cache
+def _tell_beside(location: str, model_type: str, count: int) -> None:
+    note(
+        f"{location}: the decoder inside a {model_type} is what is measured and pruned; its "
+        f"{count} other tensors are copied unchanged"
+    )
 
 
 def read_config(folder: Folder | Path) -> dict[str, Any]:
     """Read config.json: known keys in their ranges, with what it leaves to its class written out.
 
-    It is that of the class by which the model is run.
+    It is that of the class by which the model is run, or its decoder where that lies in another.
     Raises InvalidInput, in one line, for what would run code, is quantised or is out of range.
     """
     folder = open_folder(folder) if isinstance(folder, Path) else folder
@@ -89,6 +111,9 @@ def read_config(folder: Folder | Path) -> dict[str, Any]:
         raise InvalidInput(
             f"{where}: quantised source ({shown(method)}); give the unquantised model"
         )
+    if wrapper := wrapper_of(config):
+        check_around(config, (*wrapper.keys, TEXT_CONFIG), where)
+        return checked_config(decoder_config(config, where), f"{where}: {TEXT_CONFIG}")
     return checked_config(config, where)
 
 
@@ -187,7 +212,11 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             raise InvalidInput(
                 f"{checkpoint.location}: {name} has shape {shape}, config.json says {declared}"
             )
-    if extra := set(checkpoint.tensors) - set(expected):
+    for name in checkpoint.beside:
+        dtype, shape = checkpoint.tensor_header(name)
+        if dtype not in FLOAT_DTYPES or not shape:
+            raise InvalidInput(f"{checkpoint.location}: {name} is {dtype} of shape {shape}")
+    if extra := set(checkpoint.tensors) - set(expected) - checkpoint.beside:
         raise InvalidInput(
             f"{checkpoint.location}: tensor {min(extra)} does not belong to a "
             f"{checkpoint.config['model_type']} with this config.json"

@@ -21,6 +21,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+# How images become what a model with a vision tower reads.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_PATTERNS = (
     *TOKENIZER_FILES,
     "tokenizer*",
@@ -44,6 +46,7 @@ LICENCE_PATTERNS = (
 MODEL_PATTERNS = (
     "config.json",
     "generation_config.json",
+    *PROCESSOR_FILES,
     "*.safetensors",
     "*.safetensors.index.json",
 )
@@ -63,7 +66,8 @@ def is_licence(name: str) -> bool:
 
 def is_side_file(name: str) -> bool:
     """Whether a file travels unchanged into whatever is made of the model."""
-    kept = name == "generation_config.json" or is_tokenizer_file(name) or is_licence(name)
+    settings = name in ("generation_config.json", *PROCESSOR_FILES)
+    kept = settings or is_tokenizer_file(name) or is_licence(name)
     return kept and not name.endswith(".safetensors")
 
 

@@ -123,10 +123,15 @@ def check_inputs(folder: Folder, text: Path | str, held_out: Path | str, recipe:
 def check_teacher(pruned: Checkpoint, dense: Checkpoint | None, recipe: Schedule) -> None:
     """Raise InvalidInput for a dense model that is missing, or has another vocabulary.
 
-    And for a mixture of experts, of which no training is there.
+    And for a mixture of experts and a decoder inside another model, of which no training is there.
     """
     if pruned.shape.num_experts:
         raise InvalidInput("no training of mixtures of experts is there yet; leave recovery out")
+    if pruned.nesting:
+        raise InvalidInput(
+            f"no training of the decoder inside a {pruned.nesting.config['model_type']} is there "
+            "yet; leave recovery out"
+        )
     kind = recipe.model_dump()["kind"]
     if dense is None:
         if kind in TAUGHT:
@@ -276,4 +281,6 @@ def write_merged(
     write_config(writer, source.config, origin, tensor_digest)
     copy_side_files(source.folder, writer.path)
     write_shipped_files(source.config, writer.path)
-    writer.info = declared(source.config, source.parameters, len(specs), tensor_digest)
+    writer.info = declared(
+        source.config, source.shape, source.parameters, len(specs), tensor_digest
+    )

@@ -7,6 +7,7 @@ from bipline.model.families import BIASED, Family, build_of, families, family_of
 from bipline.model.kinds import nearest_kind
 from bipline.model.per_layer.classes import PER_LAYER_CLASSES
 from bipline.model.shapes import PER_LAYER_PREFIX
+from bipline.model.wrappers import wrappers
 from bipline.values.families import Families, FamilyRow
 
 
@@ -16,10 +17,30 @@ def known_families(model_type: str | None = None) -> Families:
     Raises InvalidInput for one that is not known, with the kind it is nearest to and what to do.
     """
     if model_type is None:
-        return Families(families=tuple(_row(*each) for each in families().items()))
+        rows = {name: _row(name, family) for name, family in families().items()}
+        rows |= {name: _wrapped(name) for name in wrappers()}
+        return Families(families=tuple(rows[name] for name in sorted(rows)))
+    if model_type in wrappers():
+        return Families(families=(_wrapped(model_type),))
     if model_type not in families():
         raise nearest_kind(model_type)
     return Families(families=(_row(model_type, family_of(model_type)),))
+
+
+def _wrapped(model_type: str) -> FamilyRow:
+    """A model around a decoder: what can go is the decoder's, and it is exported as it is."""
+    wrapper = wrappers()[model_type]
+    row = _row(wrapper.decoder, family_of(wrapper.decoder))
+    return row.model_copy(
+        update={
+            "model_type": model_type,
+            "kind": f"{row.kind}, inside another model",
+            "architecture": wrapper.architecture,
+            "layouts": ("uniform",),
+            "also": (),
+            "exports": {"hf": (wrapper.architecture,)},
+        }
+    )
 
 
 def _row(model_type: str, family: Family) -> FamilyRow:

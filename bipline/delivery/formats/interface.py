@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from bipline.base.errors import InvalidInput
 from bipline.model.checkpoint import Checkpoint
 from bipline.storage.directory import DirectoryWriter
 from bipline.values.export import EngineCheck, Origin, TextCheck
@@ -88,3 +89,12 @@ class Format(Protocol):
         Raises Refused for what is no file of this format. The folder of hf tells it in its config
         and weights, and nothing here.
         """
+
+
+def refuse_nested(name: str, checkpoint: Checkpoint) -> None:
+    """Raise InvalidInput for a decoder that lies in another model, in a format for it alone."""
+    if checkpoint.nesting:
+        raise InvalidInput(
+            f"{name}: would hold the decoder of a {checkpoint.nesting.config['model_type']} "
+            "without what lies around it; export it as hf alone"
+        )

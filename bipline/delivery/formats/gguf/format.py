@@ -27,7 +27,7 @@ from bipline.delivery.formats.gguf.tensors import (
     write_tensors,
 )
 from bipline.delivery.formats.gguf.tokenizer import add_vocabulary, vocabulary_of
-from bipline.delivery.formats.interface import Layout, Subject, Verification
+from bipline.delivery.formats.interface import Layout, Subject, Verification, refuse_nested
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.settings.gguf import GgufSettings
@@ -47,6 +47,7 @@ class Gguf:
         self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
     ) -> Layout:
         """See the interface. Raises InvalidInput for a missing extra too."""
+        refuse_nested(self.name, checkpoint)
         extras.check("gguf", "the format gguf")
         _, layout = architecture_of(checkpoint)
         tokenizer = tokenizer_of(checkpoint.folder)

@@ -11,7 +11,7 @@ import torch
 from bipline.base import extras
 from bipline.base.errors import EnvironmentFailure, InvalidInput
 from bipline.delivery.formats.engines import check_texts
-from bipline.delivery.formats.interface import Layout, Subject, Verification
+from bipline.delivery.formats.interface import Layout, Subject, Verification, refuse_nested
 from bipline.delivery.formats.onnx import verification
 from bipline.delivery.formats.onnx.graph import EXTRA, read_origin, write_graph
 from bipline.model.built import transformers_config
@@ -70,6 +70,7 @@ class Onnx:
         self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: OnnxSettings
     ) -> Layout:
         """See the interface. Raises as :func:`check_memory`, InvalidInput for no extra too."""
+        refuse_nested(self.name, checkpoint)
         extras.check(EXTRA, "the format onnx")
         if checkpoint.shape.num_experts:
             raise InvalidInput(f"onnx: graphs of mixtures of experts are not written; {OTHERWISE}")

@@ -128,6 +128,12 @@ MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3": ("olmo3", {**MULTI, **SLIDING, "rope_parameters": ROPES}),
     "exaone4": ("exaone4", {**GROUPED, **SLIDING}),
 }  # fmt: skip
+# Attention and FFN beside each other.
+PARALLEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere": ("cohere", {**GROUPED, "attention_bias": True, "logit_scale": 0.25}),
+    "cohere-mqa": ("cohere", {**SINGLE, "tie_word_embeddings": False}),
+    "cohere2": ("cohere2", {**MULTI, **SLIDING, "attention_bias": True}),
+}  # fmt: skip
 # Mixtures of experts: two of eight for each token.
 EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2}),
@@ -146,7 +152,7 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-CASES = FAMILY_CASES | MORE_CASES | EXPERT_CASES
+CASES = FAMILY_CASES | MORE_CASES | PARALLEL_CASES | EXPERT_CASES
 # Families of which transformers has a class of the same name.
 WITH_A_CLASS = [name for name, family in sorted(families().items()) if not family.read_as]
 

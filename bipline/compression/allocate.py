@@ -17,6 +17,7 @@ from bipline.base.progress import note
 from bipline.compression.allocation import (
     allocation_options,
     check_counts_experts,
+    check_measures,
     load_allocation,
 )
 from bipline.compression.allocation.problem import Problem, block_plan
@@ -107,6 +108,7 @@ def check_allocation(
     allocation_options(allocation, 0, settings.allocation_option)
     check_scores_experts(criterion, checkpoint.shape)
     check_counts_experts(allocation, checkpoint.shape)
+    check_measures(allocation, checkpoint)
     _check_pairing(allocation, criterion, prunes, settings)
     check_layout(checkpoint, settings.layout)
     if settings.layout == "per-layer":

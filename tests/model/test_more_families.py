@@ -21,7 +21,7 @@ from bipline.compression.score import compute_scores
 from bipline.compression.statistics import empty_statistics
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import heads_fixed
+from bipline.model.families import build_of, heads_fixed
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.quality.perplexity import token_losses
@@ -29,7 +29,7 @@ from bipline.settings.line import AllocateSettings
 from bipline.values.plan import PruningPlan
 from tests.looped import cached_tolerance, check_parts
 from tests.masking import silence
-from tests.tiny import EXPERT_CASES, MORE_CASES, tiny_model, token_windows
+from tests.tiny import EXPERT_CASES, MORE_CASES, PARALLEL_CASES, tiny_model, token_windows
 
 WINDOWS = token_windows(windows=2, seqlen=20)
 
@@ -37,11 +37,11 @@ WINDOWS = token_windows(windows=2, seqlen=20)
 # A few in the quick tests, the rest in the slow ones.
 QUICK = {
     "granite", "gemma", "olmo", "smollm3", "helium", "gemma2", "olmo2", "mixtral", "qwen3-moe",
-    "phi3",
+    "phi3", "cohere",
 }  # fmt: skip
 ASKED = [
     pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)
-    for case in MORE_CASES | EXPERT_CASES
+    for case in MORE_CASES | PARALLEL_CASES | EXPERT_CASES
 ]
 # More than experts alone can lose, so that attention loses some; or less, where a token needs half.
 RATIOS = {"mixtral": 0.7, "qwen3-moe": 0.7, "qwen3-moe-unnormed": 0.3}
@@ -114,7 +114,7 @@ def test_blocks_of_widths_of_their_own(
     model: Path, tmp_path: Path, load_as_users_do: Callable[..., Any]
 ) -> None:
     checkpoint = open_checkpoint(model)
-    if checkpoint.shape.num_experts:
+    if checkpoint.shape.num_experts or build_of(checkpoint.family).parallel:
         with pytest.raises(InvalidInput, match=r"no class yet for a .* use the uniform layout"):
             plan_of(checkpoint, ratio=0.2, layout="per-layer", keep_first=1)
         return

@@ -68,6 +68,7 @@ class CompensatedOptions(BaseOptions):
 OPTIONS = CompensatedOptions
 WINDOWS = True
 NOT_UNIFORM = ""
+SEQUENTIAL = True
 
 
 def widths(problem: Problem, options: CompensatedOptions) -> list[Widths]:

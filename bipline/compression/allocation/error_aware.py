@@ -38,6 +38,7 @@ class ErrorAwareOptions(BaseOptions):
 OPTIONS = ErrorAwareOptions
 WINDOWS = True
 NOT_UNIFORM = ""
+SEQUENTIAL = True
 
 
 def widths(problem: Problem, options: ErrorAwareOptions) -> list[Widths]:

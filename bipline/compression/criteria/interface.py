@@ -50,6 +50,8 @@ class Block:
     norms: Mapping[Sublayer, SublayerNorms] = field(
         default_factory=lambda: build_named("decoder").norms
     )
+    # Whether the FFN reads what enters the block, and not what attention makes of it.
+    parallel: bool = False
 
     @property
     def group_width(self) -> int:
@@ -95,7 +97,8 @@ class Block:
     def of(cls, checkpoint: Checkpoint, index: int, weights: dict[str, Tensor]) -> Block:
         """A block of a checkpoint with these weights."""
         held = checkpoint.rms_norm_eps, checkpoint.hidden_act, checkpoint.family.norm
-        return cls(index, checkpoint.shape, weights, *held, build_of(checkpoint.family).norms)
+        build = build_of(checkpoint.family)
+        return cls(index, checkpoint.shape, weights, *held, build.norms, build.parallel)
 
 
 @dataclass(frozen=True)

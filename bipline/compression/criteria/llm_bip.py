@@ -22,6 +22,8 @@ channels are this project's reconstruction. Of experts the paper's quoted formul
 their score is that of REAP (arXiv 2510.13999) as its models' pages tell it, what enters a
 mixture of experts is weighed by the router's mean weights, and both are a reconstruction.
 
+Where attention and FFN read the same stream (Cohere) w = 1: nothing passes through the FFN.
+
 Where norms lie behind sublayers (Gemma 2, OLMo 2), Wo and Wd have their gains on their rows, o and
 a are divided by the dense root mean square of what enters the norm, and |Wd| in w is multiplied by
 the mean of one over it. While these are held the FFN score is exact; ``llm-bip-exact`` does not
@@ -67,10 +69,16 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     if block.shape.num_experts:
         attention = attention_channels(sums, block, 1 + expert_reach(sums, block))
         return BlockScores.of_channels(attention, expert_scores(sums), block.shape)
-    reach = output_reach(block) * mean_ffn_scale(sums)
-    propagated = 1 + absolute_product(block.weights["mlp.up_proj.weight"], reach)
-    attention = attention_channels(sums, block, propagated)
+    attention = attention_channels(sums, block, 1 + through_ffn(sums, block))
     return BlockScores.of_channels(attention, ffn_scores(sums, block), block.shape)
+
+
+def through_ffn(sums: Sums, block: Block) -> torch.Tensor:
+    """|Wu|^T (|Wd|^T 1) ``[d]``: nothing where the FFN does not read what attention gives."""
+    if block.parallel:
+        return output_reach(block).new_zeros(block.shape.hidden_size)
+    reach = output_reach(block) * mean_ffn_scale(sums)
+    return absolute_product(block.weights["mlp.up_proj.weight"], reach)
 
 
 def expert_scores(sums: Sums) -> torch.Tensor:

@@ -94,6 +94,7 @@ class _Adjoint:
         names = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
         held = [widened(block.weights[f"{name}.weight"]) for name in names]
         self._output, self._gate, self._up, self._down = held
+        self._parallel = block.parallel
         self._before, self._hidden = block.norm_before("ffn"), widened(tokens["residual"])
         self._behind = {name: block.norm_behind(name) for name in PROJECTED}
         self._projected = {
@@ -107,6 +108,8 @@ class _Adjoint:
 
     def __call__(self, signs: Tensor) -> Tensor:
         """The adjoint product; two products with d x f matrices and one more back."""
+        if self._parallel:
+            return self._pulled("attention", signs) @ self._output
         inner = self._pulled("ffn", signs) @ self._down
         back = (self._through_up * inner) @ self._up + (self._through_gate * inner) @ self._gate
         through = self._before.pulled(self._hidden, back)

@@ -9,6 +9,8 @@ Nothing is bounded and attention is not run again: one pass through the FFN per 
 as many FFN passes as the block has KV heads. Attention and FFN scores are in one unit and both
 exact, so they can be compared inside a block. a is the activation that the model's config names.
 
+Where attention and FFN read the same stream (Cohere) a group's change is D_k itself.
+
 Where norms lie behind sublayers (Gemma 2, OLMo 2), N behind attention and M behind the FFN:
 D_k = N(z - Wo[:, C_k] o[C_k]) - N(z),  F(h) = M(Wd (a(p) * q)), and the FFN channel's score is the
 root mean square of M(u - a_j Wd[:, j]) - M(u), in closed form for all channels at once: exact too.
@@ -63,7 +65,8 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
     squares = []
     for part, reads in zip(output.split(width, 1), columns.split(width, 1), strict=True):
         change = behind.change(linear(part, reads))
-        change = change + feed_forward(hidden + change) - before
+        if not block.parallel:  # else the FFN never reads the change
+            change = change + feed_forward(hidden + change) - before
         squares.append(change.square().sum(dtype=torch.float64))
     return {**channel_moments(block, tokens), "group_change_squares": torch.stack(squares)}
 

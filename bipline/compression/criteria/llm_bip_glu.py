@@ -38,7 +38,12 @@ from bipline.compression.criteria.interface import (
     root_mean_square,
     tiles,
 )
-from bipline.compression.criteria.llm_bip import attention_channels, ffn_scores, output_reach
+from bipline.compression.criteria.llm_bip import (
+    attention_channels,
+    ffn_scores,
+    output_reach,
+    through_ffn,
+)
 from bipline.compression.criteria.needs import MOMENTS
 from bipline.compression.criteria.second_moments import second_moments
 from bipline.model.activations import value_and_slope
@@ -102,6 +107,8 @@ def _gains(
 
 def propagated_weight(sums: Sums, block: Block) -> torch.Tensor:
     """w ``[d]``: how much a change of each hidden channel after attention can move the output."""
+    if block.parallel:
+        return 1 + through_ffn(sums, block)
     gate, up = block.weights["mlp.gate_proj.weight"], block.weights["mlp.up_proj.weight"]
     gain = block.norm_before("ffn").gain
     reach = output_reach(block)

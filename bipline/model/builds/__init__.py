@@ -41,6 +41,8 @@ class Build(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
+    # Whether attention and FFN read the same stream, and what both give is added to it at once.
+    parallel: bool = False
     block_prefix: str
     block_weights: dict[str, Axes]
     biases: dict[str, dict[str, Axes]]

@@ -19,6 +19,7 @@ from bipline.model.families import block_axes
 from bipline.settings.line import CompensateSettings
 from bipline.storage.directory import atomic_directory
 from bipline.values.plan import BlockPlan, PruningPlan
+from tests.masking import called
 from tests.parted import parted
 from tests.tiny import token_windows
 
@@ -55,7 +56,7 @@ def put_in_layer(
     for name, tensor in tensors.items():
         module, kind = name.rsplit(".", 1)
         if kind == "bias":
-            layer.get_submodule(module).bias = nn.Parameter(tensor)
+            called(layer, checkpoint, module).bias = nn.Parameter(tensor)
             continue
         places = [
             kept.get(axis, torch.arange(size))

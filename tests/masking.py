@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bipline.compression.slicing import kept_indices
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.halves import DOWN_PROJ, O_PROJ
 from bipline.values.plan import BlockPlan
 from tests.routed import without_experts
 
@@ -38,14 +39,20 @@ def silence(model: Any, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -
     """
     for layer, block in zip(model.model.layers, blocks, strict=True):
         kept, attention = kept_indices(block, checkpoint.shape), layer.self_attn
-        keep_columns(attention.o_proj.weight, kept["query_heads"])
+        keep_columns(called(layer, checkpoint, O_PROJ).weight, kept["query_heads"])
         if checkpoint.shape.num_experts:
             without_experts(layer.mlp.gate, kept["experts"])
         else:
-            keep_columns(layer.mlp.down_proj.weight, kept["ffn_channels"])
+            keep_columns(called(layer, checkpoint, DOWN_PROJ).weight, kept["ffn_channels"])
         if checkpoint.family.all_heads_norms and block.attention_groups:
             attention.q_norm = OverKept(attention.q_norm, kept["query_heads"])
             attention.k_norm = OverKept(attention.k_norm, kept["kv_heads"])
+
+
+def called(layer: Any, checkpoint: Checkpoint, name: str) -> Any:
+    """A module of a block of transformers, by its name in the build."""
+    stored = {parts: stored for stored, parts in checkpoint.family.fused.items()}
+    return layer.get_submodule(stored.get((name,), name))
 
 
 def keep_columns(weight: Tensor, kept: Tensor) -> None:

@@ -6,16 +6,22 @@ from typing import Any
 
 from torch import Tensor
 
+LAST = ("down_proj", "c_proj")
+
 
 def parted(layer: Any, held: dict[str, Tensor]) -> dict[str, Tensor]:
     """What is ``held`` of a block's parameters; fused ones as views of their rows, part by part."""
-    attention, ffn = layer.self_attn, layer.mlp.down_proj.in_features
+    attention = layer.self_attn
+    [last] = [getattr(layer.mlp, name) for name in LAST if hasattr(layer.mlp, name)]
+    ffn = last.in_features
     queries = attention.o_proj.in_features
     values = queries // attention.num_key_value_groups
     parts = {
         "self_attn.qkv_proj": {"self_attn.q_proj": queries, "self_attn.k_proj": values,
                                "self_attn.v_proj": values},
         "mlp.gate_up_proj": {"mlp.gate_proj": ffn, "mlp.up_proj": ffn},
+        "mlp.c_fc": {"mlp.up_proj": ffn},
+        "mlp.c_proj": {"mlp.down_proj": last.out_features},
     }  # fmt: skip
     found = {}
     for name, tensor in held.items():

@@ -127,6 +127,12 @@ MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {**GROUPED, "attention_bias": True}),
     "olmo3": ("olmo3", {**MULTI, **SLIDING, "rope_parameters": ROPES}),
     "exaone4": ("exaone4", {**GROUPED, **SLIDING}),
+    "starcoder2": ("starcoder2", {**GROUPED, "sliding_window": 8}),
+    "starcoder2-unbiased": (
+        "starcoder2", {**SINGLE, "use_bias": False, "tie_word_embeddings": False},
+    ),
+    "nemotron": ("nemotron", {**GROUPED, "attention_bias": True, "mlp_bias": True}),
+    "nemotron-mha": ("nemotron", {**MULTI, "partial_rotary_factor": 1.0, "hidden_act": "silu"}),
 }  # fmt: skip
 # Attention and FFN beside each other.
 PARALLEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -220,7 +220,7 @@ class Checkpoint:
     def split(self, index: int, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A block's tensors by their names inside it, as rows of those that its class takes."""
         parts = block_parts(self.family, self.config, index)
-        fused = {name: tensor for name, tensor in held.items() if len(parts.get(name, ())) > 1}
+        fused = {name: held[name] for name in held if parts.get(name, (name,)) != (name,)}
         others = {name: tensor for name, tensor in held.items() if name not in fused}
         return others | split(fused, parts, self.block_rows(index))
 

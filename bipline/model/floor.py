@@ -112,7 +112,7 @@ def write_rate(folder: Path) -> float:
 
 
 def compute_rate(loop: BlockLoop, tokens: int) -> float:
-    """Operations a second of the widest block's seven projections for this many tokens."""
+    """Operations a second of the widest block's projections for this many tokens."""
     shape = loop.checkpoint.shape
     attention = shape.num_attention_heads * shape.head_dim
     kv = shape.num_key_value_heads * shape.head_dim
@@ -120,7 +120,7 @@ def compute_rate(loop: BlockLoop, tokens: int) -> float:
         (shape.hidden_size, attention), (shape.hidden_size, kv), (attention, shape.hidden_size),
         (shape.hidden_size, shape.intermediate_size), (shape.intermediate_size, shape.hidden_size),
     ]  # fmt: skip
-    counts = [1, 2, 1, 2, 1]
+    counts = [1, 2, 1, shape.ffn_matrices - 1, 1]
     seconds, operations = 0.0, 0.0
     for (inputs, outputs), count in zip(sizes, counts, strict=True):
         seconds += count * _product_seconds(loop, tokens, inputs, outputs)

@@ -27,6 +27,8 @@ O_PROJ = "self_attn.o_proj"
 V_PROJ = "self_attn.v_proj"
 UP_PROJ = "mlp.up_proj"
 DOWN_PROJ = "mlp.down_proj"
+# What families call the activation of an FFN.
+ACTIVATIONS = ("act_fn", "activation_fn", "act")
 SUBLAYER_OF: dict[str, Sublayer] = {O_PROJ: "attention", DOWN_PROJ: "ffn"}
 
 
@@ -105,25 +107,31 @@ class Halves:
         return attention_weights(attention, self._held("self_attn"), normed, handed)
 
     def ffn_input(self, residual: Tensor) -> Tensor:
-        """What enters gate_proj and up_proj, like ``residual``."""
+        """What enters up_proj, and gate_proj if any, like ``residual``."""
         return self._normed(self._norms["ffn"].before, residual)
 
     def gates(self, normed: Tensor) -> Tensor:
         """What up_proj's outputs are multiplied with, from what enters gate_proj."""
         return self._activated(self._in_ffn("gate_proj", normed))
 
-    def gate_and_up(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of gate_proj and up_proj, ``[windows, seqlen, channels]`` each."""
-        normed = self.ffn_input(residual)
-        return self._in_ffn("gate_proj", normed), self._in_ffn("up_proj", normed)
+    @property
+    def gated(self) -> bool:
+        """Whether the FFN has a gate, so that behind it what enters down_proj is linear in up."""
+        return build_of(self._loop.checkpoint.family).gated
 
-    def activation(self, gate: Tensor, up: Tensor) -> Tensor:
+    def up_and_gate(self, residual: Tensor) -> dict[str, Tensor]:
+        """Outputs of up_proj, and of gate_proj if any: ``[windows, seqlen, channels]`` each."""
+        normed = self.ffn_input(residual)
+        names = ("up", "gate")[: 1 + self.gated]
+        return {name: self._in_ffn(f"{name}_proj", normed) for name in names}
+
+    def activation(self, up: Tensor, gate: Tensor | None = None) -> Tensor:
         """What enters down_proj: ``[windows, seqlen, channels]``."""
-        return self._activated(gate) * up
+        return self._activated(up) if gate is None else self._activated(gate) * up
 
     def ffn_activation(self, residual: Tensor) -> Tensor:
         """What enters down_proj, from the residual stream: ``[windows, seqlen, channels]``."""
-        return self.activation(*self.gate_and_up(residual))
+        return self.activation(**self.up_and_gate(residual))
 
     def matrix_inputs(self, name: str, entering: Tensor) -> Tensor:
         """What enters o_proj or down_proj, from the stream that enters its half."""
@@ -171,8 +179,8 @@ class Halves:
 
     def _activated(self, gate: Tensor) -> Tensor:
         mlp = self._module.mlp
-        activation = mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn
-        activated: Tensor = activation(gate)
+        [name] = [name for name in ACTIVATIONS if hasattr(mlp, name)]
+        activated: Tensor = getattr(mlp, name)(gate)
         return activated
 
     def _in_ffn(self, name: str, normed: Tensor) -> Tensor:

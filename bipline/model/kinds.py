@@ -9,7 +9,7 @@ import torch
 from bipline.base.errors import InvalidInput
 from bipline.model import builds
 from bipline.model.builds import Build, build_named
-from bipline.model.families import families, family_names, family_of
+from bipline.model.family import families, family_names, family_of
 
 HOW = "docs/adding.md shows how"
 NAMED = 3

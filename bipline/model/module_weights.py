@@ -52,9 +52,14 @@ def block_places(family: Family, config: Mapping[str, Any], index: int = 0) -> d
                 rows = shape.axis_size(axes[held][0])
                 stacked[held] = Place(name, expert, number * rows, rows)
     return {
-        stored: stacked.get(parts[0], Place(parts[0] if len(parts) == 1 else stored))
+        stored: stacked.get(parts[0], Place(stored if _as_stored(family, stored) else parts[0]))
         for stored, parts in block_parts(family, config, index).items()
     }
+
+
+def _as_stored(family: Family, name: str) -> bool:
+    """Whether its class calls something as it is stored."""
+    return name.rpartition(".")[0] in family.fused
 
 
 def model_places(family: Family, config: Mapping[str, Any]) -> dict[str, Place]:

@@ -13,14 +13,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from bipline.base.errors import InvalidInput
+from bipline.model.family import PER_LAYER_PREFIX, build_of, families
 
-PER_LAYER_PREFIX = "per_layer_"
 # Where a per-layer config lists the sizes of every block; 0 where a block lacks the sublayer.
 PER_LAYER_LISTS = {
     "num_attention_heads": "num_attention_heads_per_layer",
     "num_key_value_heads": "num_key_value_heads_per_layer",
     "intermediate_size": "intermediate_size_per_layer",
 }
+# Matrices of an FFN: gate, up and down; up and down.
+GATED, PLAIN = 3, 2
 # What a config calls the number of an FFN's experts, which is there where it has some.
 EXPERT_KEYS = ("num_experts", "num_local_experts")
 
@@ -41,7 +43,8 @@ class ModelShape(_Table):
 
     Where its blocks differ, ``per_layer`` has the widths of each, and the heads, KV heads and
     intermediate_size are those of the widest; :meth:`block` gives the sizes of one block of
-    either kind. Where an FFN has ``num_experts``, intermediate_size is that of each.
+    either kind. Where an FFN has ``num_experts``, intermediate_size is that of each. An FFN is made
+    of ``ffn_matrices``: gate, up and down, or up and down alone.
     """
 
     hidden_size: int
@@ -54,6 +57,7 @@ class ModelShape(_Table):
     tie_word_embeddings: bool
     num_experts: int = 0
     num_experts_per_tok: int = 0
+    ffn_matrices: int = GATED
     per_layer: tuple[BlockWidths, ...] = ()
 
     def block(self, index: int) -> ModelShape:
@@ -80,8 +84,8 @@ class ModelShape(_Table):
 
     @property
     def channel_weights(self) -> int:
-        """Linear weights of one FFN channel: rows of gate and up, a column of down."""
-        return 3 * self.hidden_size
+        """Linear weights of one FFN channel: rows of gate, if any, and up, a column of down."""
+        return self.ffn_matrices * self.hidden_size
 
     @property
     def ffn_units(self) -> int:
@@ -177,6 +181,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         vocab_size=_size(config, "vocab_size"),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         **_experts(config),
+        ffn_matrices=_ffn_matrices(config),
     )
     if shape.num_attention_heads % shape.num_key_value_heads:
         raise InvalidInput(
@@ -184,6 +189,12 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
             f"num_key_value_heads {shape.num_key_value_heads}"
         )
     return _with_widths(shape, config) if is_per_layer(config) else shape
+
+
+def _ffn_matrices(config: Mapping[str, Any]) -> int:
+    """Of how many matrices an FFN is made; no family's ``model_type`` is refused elsewhere."""
+    family = families().get(str(config.get("model_type")).removeprefix(PER_LAYER_PREFIX))
+    return GATED if family is None or build_of(family).gated else PLAIN
 
 
 def _experts(config: Mapping[str, Any]) -> dict[str, int]:

@@ -27,7 +27,7 @@ class _Joined(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """What the parts make of it, one behind the other."""
         found = [getattr(self.owner, name)(inputs) for name in self.names]
-        if hasattr(self.owner, "head_dim"):
+        if len(found) > 1 and hasattr(self.owner, "head_dim"):
             self._tell_heads(*(each.shape[-1] for each in found[:2]))
         return torch.cat(found, -1)
 
@@ -51,5 +51,5 @@ def unfuse(block: nn.Module, fused: Fused) -> None:
             # Its weights are given anew in each run, as many rows as there are.
             setattr(owner, name, nn.Linear(matrix.in_features, 0, matrix.bias is not None, "meta"))
         setattr(owner, local, _Joined(owner, names))
-        if hasattr(owner, "config"):
+        if len(names) > 1 and hasattr(owner, "config"):
             owner.config = copy(owner.config)

@@ -48,9 +48,8 @@ def test_the_command_shows_it(
     ("model_type", "words"),
     [
         ("iquestcoder", ("tensors of kind 'gated and sequential'", "docs/adding.md")),
-        ("phi", ("nearest kind is",)),
+        ("stablelm", ("nearest kind is",)),
         ("llava", ("holds a 'llama'", "LlamaForCausalLM")),
-        ("starcoder2", ("nearest kind is 'gated and sequential'", "mlp.c_fc.")),
         ("gpt2", ("nearest kind is",)),
         ("clip", ("transformers builds no language model",)),
         ("no\nsuch", ("'no\\nsuch' is not supported",)),

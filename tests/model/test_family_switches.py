@@ -13,7 +13,7 @@ from bipline.model.agreement import check_agreement
 from bipline.model.block_loop import BlockLoop
 from bipline.model.built import build
 from bipline.model.config_keys import allowed_keys, checked_config
-from bipline.model.families import family_names, family_of
+from bipline.model.family import family_names, family_of
 from tests.tiny import CASES, config_of, token_windows
 
 WHERE = "model/config.json"

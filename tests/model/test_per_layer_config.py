@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bipline.compression.prune import prune
 from bipline.model.block_loop import BlockLoop
-from bipline.model.families import family_names
+from bipline.model.family import family_names
 from bipline.model.opening import open_checkpoint
 from bipline.model.per_layer import modeling_per_layer
 from bipline.model.per_layer.classes import PER_LAYER_CLASSES
@@ -89,6 +89,7 @@ NAMES = {
     "internlm3": "InternLM3", "helium": "Helium", "olmo": "Olmo", "gemma2": "Gemma2",
     "gemma3_text": "Gemma3Text", "olmo2": "Olmo2", "olmo3": "Olmo3", "exaone4": "Exaone4",
     "glm": "Glm", "glm4": "Glm4", "phi3": "Phi3",
+    "starcoder2": "Starcoder2", "nemotron": "Nemotron",
 }  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def test_blocks_that_differ_and_sublayers_that_go(bias: str, tmp_path: Path) -> 
 # Where several matrices are stored as one, and where the class has them apart.
 CASES = [
     "llama-gqa",
-    *(pytest.param(case, marks=pytest.mark.slow) for case in ("phi3", "baichuan")),
+    *(pytest.param(case, marks=pytest.mark.slow) for case in ("phi3", "baichuan", "starcoder2")),
 ]
 
 

@@ -211,6 +211,8 @@ class BlockFit:
             return
         if pruned.dense.normed_behind:
             return  # behind a norm the stream is not linear in rows either
+        if name == DOWN_PROJ and not pruned.dense.gated:
+            return  # nor is an FFN whose rows are read by its activation
         entering = partial(_entering, self._learned, name)
         held_out = partial(_entering, [self._held_out.streams], name)
         halves, steps = pruned.halves(self.chosen), options.row_steps

@@ -99,7 +99,7 @@ class Collector:
         return token_weights(_flat(target), self._dense.rms_norm_eps)
 
     def _add_gains(self, seen: Seen) -> None:
-        if self._weighed is None or "gate" not in seen.widths:
+        if self._weighed is None or "up" not in seen.widths:
             return
         # The criterion's other sums are of o_proj's inputs; what it needs of them is not used.
         absent = dict.fromkeys(("attention_output", "attention_projected"), seen.residual)

@@ -1,6 +1,7 @@
 """Kept rows: up_proj and v_proj of what stays take over from what is gone.
 
-Behind gates that stay as they are an FFN is linear in up_proj, and behind attention weights that
+Behind gates that stay as they are an FFN is linear in up_proj (one without a gate is not, and its
+rows stay), and behind attention weights that
 stay as they are attention is linear in v_proj. So their rows can be fitted by least squares, as
 the columns of down_proj and o_proj are:
 

@@ -145,14 +145,14 @@ def _rows(work: Work) -> Operations:
         found["sides"] += 2.0 * hidden * (columns - there) * there
         found["solves"] += 2 * 2.0 * hidden * there**2
     first, second = work.before_attention, hidden * work.output_columns
-    inputs = 3 * hidden * channels + (first + second) * work.fits_attention
+    inputs = shape.channel_weights * channels + (first + second) * work.fits_attention
     found["passes"] = 2.0 * work.fitted * inputs
     # As it is, and with two shares of the drift.
-    attention = 3 * (kept * second + 3 * hidden * channels) + 2 * first
-    ffn = 3 * kept * hidden * channels + 2 * 2 * hidden * channels
+    attention = 3 * (kept * second + shape.channel_weights * channels) + 2 * first
+    ffn = kept * shape.channel_weights * channels + 2 * (shape.channel_weights - hidden) * channels
     # And before the first step and behind every one, with the rows as they are then.
     attention += (1 + steps) * (first + kept * second)
-    ffn += (1 + steps) * 3 * kept * hidden * channels
+    ffn += (1 + steps) * kept * shape.channel_weights * channels
     found["held-out windows"] = 2.0 * work.held * (attention * work.fits_attention + ffn)
     return found
 
@@ -161,10 +161,10 @@ def _passes(work: Work) -> float:
     """Both streams through the block: dense, to o_proj's and down_proj's inputs, and pruned."""
     hidden, channels = work.shape.hidden_size, work.shape.intermediate_size
     first, second = work.before_attention, hidden * work.output_columns
-    block = first + second + 3 * hidden * channels
+    block = first + second + work.shape.channel_weights * channels
     kept = 1 - work.ratio
     # The pruned stream is between the halves once, and goes on from there.
-    inputs = 3 * hidden * channels + (first + second) * work.fits_attention
+    inputs = work.shape.channel_weights * channels + (first + second) * work.fits_attention
     fitted = block + inputs + kept * block
     return 2.0 * (work.fitted * fitted + work.held * (block + kept * block))
 
@@ -176,14 +176,14 @@ def _measuring(work: Work) -> float:
     versions, kept = 1 + betas + other_ridges, 1 - work.ratio
     rounds = 1 + -(-betas // VERSIONS_TOGETHER) + other_ridges
     first, second = work.before_attention, hidden * work.output_columns
-    attention = versions * (kept * second + 3 * hidden * channels) + rounds * first
-    inputs = 2 * hidden * channels
+    attention = versions * (kept * second + work.shape.channel_weights * channels) + rounds * first
+    inputs = (work.shape.channel_weights - hidden) * channels
     ffn = versions * kept * hidden * channels + rounds * inputs
     if not work.fits_attention:  # as it is, once
-        attention = first + second + 3 * hidden * channels
-    whole = 2 * kept * (first + second + 3 * hidden * channels)
+        attention = first + second + work.shape.channel_weights * channels
+    whole = 2 * kept * (first + second + work.shape.channel_weights * channels)
     if work.options.input_maps:
-        whole += betas * (first + second + 3 * hidden * channels)
+        whole += betas * (first + second + work.shape.channel_weights * channels)
     return 2.0 * work.held * (attention + ffn + whole)
 
 

@@ -165,8 +165,9 @@ def see(halves: Halves, hidden: Tensor, stream: Tensor) -> Seen:
         if halves.normed_behind:
             widths["attention_projected"] = projected
     if halves.has_ffn:
-        widths["gate"], widths["up"] = halves.gate_and_up(residual)
-        widths["ffn_activation"] = halves.activation(widths["gate"], widths["up"])
+        inner = halves.up_and_gate(residual)
+        widths |= inner
+        widths["ffn_activation"] = halves.activation(**inner)
         if halves.normed_behind:
             widths["ffn_projected"] = halves.project(DOWN_PROJ, widths["ffn_activation"])
     return Seen(hidden, stream, residual, widths)

@@ -20,7 +20,7 @@ from bipline.model.block_loop import Activations
 from bipline.model.builds import Sublayer, SublayerNorms, build_named
 from bipline.model.checkpoint import DEFAULT_ACT, DEFAULT_EPS, Checkpoint, widened
 from bipline.model.families import ModelShape, build_of
-from bipline.model.families.family import RMS_NORM, Norm
+from bipline.model.family import RMS_NORM, Norm
 
 Sums = dict[str, Tensor]
 # What goes as a whole: groups and channels, whole blocks, or attention and FFN sublayers.
@@ -54,6 +54,11 @@ class Block:
     parallel: bool = False
 
     @property
+    def gated(self) -> bool:
+        """Whether its FFN has a gate."""
+        return "mlp.gate_proj.weight" in self.weights
+
+    @property
     def group_width(self) -> int:
         """Channels of one attention group in the attention width."""
         return self.shape.head_dim * self.shape.queries_per_group
@@ -72,7 +77,9 @@ class Block:
         weight = self.weights.get(f"{name}.weight")
         like = widened(next(iter(self.weights.values())).new_ones(self.shape.hidden_size))
         gain = gain_of(None if weight is None else widened(weight), self.norm.gain, like)
-        return RmsNorm(gain, self.rms_norm_eps, self.norm.centred)
+        bias = self.weights.get(f"{name}.bias")
+        added = None if bias is None else widened(bias)
+        return RmsNorm(gain, self.rms_norm_eps, self.norm.centred, added)
 
     def output_matrix(self, sublayer: Sublayer) -> Tensor:
         """o_proj or down_proj ``[d, n]`` as the stream sees it: behind the gain of a norm."""

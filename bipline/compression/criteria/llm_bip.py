@@ -22,7 +22,8 @@ channels are this project's reconstruction. Of experts the paper's quoted formul
 their score is that of REAP (arXiv 2510.13999) as its models' pages tell it, what enters a
 mixture of experts is weighed by the router's mean weights, and both are a reconstruction.
 
-Where attention and FFN read the same stream (Cohere) w = 1: nothing passes through the FFN.
+Where the FFN has no gate (Starcoder2, Nemotron) w is the same, |Wd||Wu| as the paper's formula for
+an OPT has it. Where attention and FFN read the same stream (Cohere) w = 1: nothing passes through.
 
 Where norms lie behind sublayers (Gemma 2, OLMo 2), Wo and Wd have their gains on their rows, o and
 a are divided by the dense root mean square of what enters the norm, and |Wd| in w is multiplied by

@@ -15,6 +15,9 @@ backward product, so a probe costs about one FFN pass however many heads there a
 ``probes`` divides the variance; the signs depend on the seed, the block and the token's place
 alone.
 
+Where the FFN has no gate (Starcoder2, Nemotron), z = Wu^T (a'(q) * m), and what a LayerNorm takes
+the mean away of is taken the mean away of here too.
+
 Where norms lie behind sublayers (Gemma 2, OLMo 2) their derivatives are in J and before Wo^T, and
 the FFN channel's score is that of ``llm-bip-exact``.
 
@@ -31,6 +34,7 @@ from torch import Tensor
 
 from bipline.compression.criteria.draws import random_signs, seed_of
 from bipline.compression.criteria.interface import (
+    OUTPUT_MATRICES,
     PROJECTED,
     Block,
     BlockScores,
@@ -41,7 +45,7 @@ from bipline.compression.criteria.interface import (
 )
 from bipline.compression.criteria.llm_bip_exact import channel_moments, channel_scores
 from bipline.compression.criteria.needs import TOKENS
-from bipline.model.activations import value_and_slope
+from bipline.compression.criteria.slopes import slopes
 from bipline.model.builds import Sublayer
 from bipline.model.checkpoint import widened
 
@@ -91,9 +95,7 @@ class _Adjoint:
     """
 
     def __init__(self, block: Block, tokens: Tokens) -> None:
-        names = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-        held = [widened(block.weights[f"{name}.weight"]) for name in names]
-        self._output, self._gate, self._up, self._down = held
+        self._output, self._down = (widened(block.weights[n]) for n in OUTPUT_MATRICES.values())
         self._parallel = block.parallel
         self._before, self._hidden = block.norm_before("ffn"), widened(tokens["residual"])
         self._behind = {name: block.norm_behind(name) for name in PROJECTED}
@@ -102,16 +104,17 @@ class _Adjoint:
             for name, norm in self._behind.items()
             if norm.gain is not None
         }
-        gate, up = widened(tokens["gate"]), widened(tokens["up"])
-        self._through_up, slope = value_and_slope(block.hidden_act, gate)
-        self._through_gate = slope * up
+        outputs = [widened(tokens[name]) for name in ("up", "gate")[: 1 + block.gated]]
+        through = slopes(block.hidden_act, *outputs)
+        self._through = [(through[name], widened(block.weights[name])) for name in through]
 
     def __call__(self, signs: Tensor) -> Tensor:
-        """The adjoint product; two products with d x f matrices and one more back."""
+        """The adjoint product; one product with a d x f matrix and one or two back."""
         if self._parallel:
             return self._pulled("attention", signs) @ self._output
         inner = self._pulled("ffn", signs) @ self._down
-        back = (self._through_up * inner) @ self._up + (self._through_gate * inner) @ self._gate
+        parts = [(slope * inner) @ matrix for slope, matrix in self._through]
+        back = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         through = self._before.pulled(self._hidden, back)
         return self._pulled("attention", signs + through) @ self._output
 

@@ -9,6 +9,7 @@ Nothing is bounded and attention is not run again: one pass through the FFN per 
 as many FFN passes as the block has KV heads. Attention and FFN scores are in one unit and both
 exact, so they can be compared inside a block. a is the activation that the model's config names.
 
+Where the FFN has no gate (Starcoder2, Nemotron), F(h) = Wd a(q); n is the LayerNorm that there is.
 Where attention and FFN read the same stream (Cohere) a group's change is D_k itself.
 
 Where norms lie behind sublayers (Gemma 2, OLMo 2), N behind attention and M behind the FFN:
@@ -122,7 +123,7 @@ class FeedForward:
 
     def __init__(self, block: Block) -> None:
         held = {name: widened(weight) for name, weight in block.weights.items() if "mlp" in name}
-        self._gate = held["mlp.gate_proj.weight"], held.get("mlp.gate_proj.bias")
+        self._gate = held.get("mlp.gate_proj.weight"), held.get("mlp.gate_proj.bias")
         self._up = held["mlp.up_proj.weight"], held.get("mlp.up_proj.bias")
         self._down = held["mlp.down_proj.weight"], held.get("mlp.down_proj.bias")
         self._before, self._behind = block.norm_before("ffn"), block.norm_behind("ffn")
@@ -131,5 +132,11 @@ class FeedForward:
     def __call__(self, hidden: Tensor) -> Tensor:
         """F(h) for every token."""
         inner = self._before(hidden)
-        gate = self._activation(linear(inner, *self._gate))
-        return self._behind(linear(gate * linear(inner, *self._up), *self._down))
+        return self._behind(linear(self._activated(inner), *self._down))
+
+    def _activated(self, inner: Tensor) -> Tensor:
+        """What enters down_proj."""
+        up, (gate, bias) = linear(inner, *self._up), self._gate
+        if gate is None:
+            return self._activation(up)
+        return self._activation(linear(inner, gate, bias)) * up

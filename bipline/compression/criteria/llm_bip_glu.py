@@ -14,6 +14,9 @@ bound of the change of the block's output, less one term: what the RMSNorm's der
 h, (|g|/r) |h| (|h|.|d|) / (hidden_size r^2). With gains averaged over tokens it estimates that
 bound; on trained weights the slack is large (see tests/oracles/test_criteria.py).
 
+Where the FFN has no gate (Starcoder2, Nemotron), w = 1 + D * |Wu|^T (c * v) with c = rms of a'(q),
+and of a LayerNorm D has the deviation in the place of the root mean square.
+
 Where norms lie behind sublayers (Gemma 2, OLMo 2) both are held as in ``llm-bip``, and c_up and
 c_gate are of a(p) and a'(p) q over the root mean square of what enters the norm behind the FFN.
 Where there is none before the FFN, D is 1.
@@ -23,6 +26,7 @@ Source: ours, the bound of LLM-BIP (arXiv 2412.06419) taken through a gated FFN.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -46,7 +50,7 @@ from bipline.compression.criteria.llm_bip import (
 )
 from bipline.compression.criteria.needs import MOMENTS
 from bipline.compression.criteria.second_moments import second_moments
-from bipline.model.activations import value_and_slope
+from bipline.compression.criteria.slopes import GATE, UP, slopes
 
 NEEDS = MOMENTS
 OPTIONS = Options
@@ -69,10 +73,10 @@ def reads(options: Options) -> frozenset[str]:
 
 def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
     """The moments of ``llm-bip``, the two gains of the gated FFN and 1/rms of its input."""
-    gate, up = tokens["gate"], tokens["up"]
+    outputs = [tokens[name] for name in ("up", "gate")[: 1 + block.gated]]
     behind = block.norm_behind("ffn").gain is not None
-    scale = block.output_scale("ffn", tokens) if behind else gate.new_ones(len(gate), 1)
-    up_gain, gate_gain = _gains(gate, up, scale, block.hidden_act)
+    scale = block.output_scale("ffn", tokens) if behind else outputs[0].new_ones(len(outputs[0]), 1)
+    up_gain, gate_gain = _gains(outputs, scale, block.hidden_act)
     # The eps inside RMSNorm's root is left out: it can only make the gain smaller.
     norm = replace(block.norm_before("ffn"), eps=0.0)
     inverses = [norm.inverse(tile) for tile in tiles(tokens["residual"])]
@@ -91,17 +95,17 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
 
 
 def _gains(
-    gate: torch.Tensor, up: torch.Tensor, scale: torch.Tensor, hidden_act: str
+    outputs: Sequence[torch.Tensor], scale: torch.Tensor, hidden_act: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over tokens of a(p)^2 and (a'(p) q)^2, tile by tile: ``[tokens, f] -> [f]``.
+    """Sums over tokens of squared slopes in up_proj's and gate_proj's outputs: ``[f]`` each.
 
-    Both are scaled token by token, ``[tokens, 1]``.
+    ``outputs`` are these, ``[tokens, f]``; without a gate its sum is zero. All are scaled token by
+    token, ``[tokens, 1]``.
     """
-    totals = gate.new_zeros(2, gate.shape[1], dtype=torch.float64)
-    for p, q, factor in zip(tiles(gate), tiles(up), tiles(scale), strict=True):
-        value, slope = value_and_slope(hidden_act, p)
-        totals[0] += column_sums(value.mul_(factor).square_())
-        totals[1] += column_sums(slope.mul_(q).mul_(factor).square_())
+    totals = scale.new_zeros(2, outputs[0].shape[1], dtype=torch.float64)
+    for factor, *parts in zip(tiles(scale), *map(tiles, outputs), strict=True):
+        for total, slope in zip(totals, slopes(hidden_act, *parts).values(), strict=False):
+            total += column_sums(slope.mul_(factor).square_())
     return totals[0], totals[1]
 
 
@@ -109,14 +113,14 @@ def propagated_weight(sums: Sums, block: Block) -> torch.Tensor:
     """w ``[d]``: how much a change of each hidden channel after attention can move the output."""
     if block.parallel:
         return 1 + through_ffn(sums, block)
-    gate, up = block.weights["mlp.gate_proj.weight"], block.weights["mlp.up_proj.weight"]
     gain = block.norm_before("ffn").gain
     reach = output_reach(block)
     up_gain = root_mean_square(sums["up_gain_squares"], sums["tokens"])
-    gate_gain = root_mean_square(sums["gate_gain_squares"], sums["tokens"])
     norm = sums["inverse_norms"] / sums["tokens"]
     if gain is not None:
         norm = norm * gain.abs().double()
-    through_up = absolute_product(up, up_gain * reach)
-    through_gate = absolute_product(gate, gate_gain * reach)
-    return 1 + norm * (through_up + through_gate)
+    through = absolute_product(block.weights[UP], up_gain * reach)
+    if block.gated:
+        gate_gain = root_mean_square(sums["gate_gain_squares"], sums["tokens"])
+        through = through + absolute_product(block.weights[GATE], gate_gain * reach)
+    return 1 + norm * through

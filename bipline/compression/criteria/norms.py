@@ -18,12 +18,14 @@ from torch import Tensor
 class RmsNorm:
     """A norm of a block: ``gain`` ``[d]`` in at least float32; None where there is no norm at all.
 
-    ``centred``: it takes the mean away first. Hidden states are ``[tokens, d]``.
+    ``centred``: it takes the mean away first, as LayerNorm does, which may add a ``bias`` ``[d]``.
+    Hidden states are ``[tokens, d]``.
     """
 
     gain: Tensor | None = None
     eps: float = 0.0
     centred: bool = False
+    bias: Tensor | None = None
 
     def centre(self, hidden: Tensor) -> Tensor:
         """What the root mean square is of: ``hidden``, or its distance to its mean."""
@@ -39,7 +41,8 @@ class RmsNorm:
         """What leaves the norm."""
         if self.gain is None:
             return hidden
-        return self.centre(hidden) * self.inverse(hidden) * self.gain
+        normed = self.centre(hidden) * self.inverse(hidden) * self.gain
+        return normed if self.bias is None else normed + self.bias
 
     def pulled(self, hidden: Tensor, sides: Tensor) -> Tensor:
         """The transpose of the derivative at ``hidden``, applied to sides ``[tokens, d]``."""

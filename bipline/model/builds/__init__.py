@@ -65,6 +65,11 @@ class Build(BaseModel):
         return bool(self.stacked)
 
     @property
+    def gated(self) -> bool:
+        """Whether what an FFN makes of its input is multiplied with a gate."""
+        return self.has_experts or "mlp.gate_proj.weight" in self.block_weights
+
+    @property
     def held(self) -> list[str]:
         """What transformers' class calls the weights of a block, without biases."""
         inside = {part for parts in self.stacked.values() for part in parts}

@@ -9,19 +9,22 @@ and no code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput
-from bipline.model.builds import Axes, Build, build_named
+from bipline.model.builds import Axes
 from bipline.model.experts import of_each_expert
-from bipline.model.families.family import Family
+from bipline.model.family import (
+    PER_LAYER_PREFIX,
+    Family,
+    build_of,
+    families,
+    family_of,
+)
 from bipline.model.fused import Parts, stored_parts
 from bipline.model.rope import partial_rotary_factor
 from bipline.model.shapes import (
     PER_LAYER_LISTS,
-    PER_LAYER_PREFIX,
     ModelShape,
     check_holds,
     experts_key,
@@ -31,35 +34,6 @@ from bipline.model.shapes import (
 
 # Where compensation adds a bias: at o_proj and down_proj.
 BIASED = {"attention_output", "mlp"}
-
-
-@cache
-def families() -> dict[str, Family]:
-    """Every family by its ``model_type``."""
-    files = sorted(Path(__file__).parent.glob("*.json"))
-    return {path.stem: Family.model_validate_json(path.read_bytes()) for path in files}
-
-
-def family_names() -> list[str]:
-    """The ``model_type`` values that are supported."""
-    return sorted(families())
-
-
-def family_of(model_type: str) -> Family:
-    """The family of a ``model_type``, per-layer or not. Raises InvalidInput for an unknown one."""
-    found = families().get(model_type.removeprefix(PER_LAYER_PREFIX))
-    if found is None:
-        known = ", ".join(family_names())
-        raise InvalidInput(
-            f"model_type {model_type!r} is not supported; supported: {known} (`bipline models "
-            "NAME` tells the kind that another is nearest to)"
-        )
-    return found
-
-
-def build_of(family: Family) -> Build:
-    """The tensor table a family uses."""
-    return build_named(family.build)
 
 
 def block_axes(family: Family, config: Mapping[str, Any], index: int = 0) -> dict[str, Axes]:

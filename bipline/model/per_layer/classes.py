@@ -20,6 +20,7 @@ from bipline.model.per_layer.modeling_per_layer_internlm3 import PerLayerInternL
 from bipline.model.per_layer.modeling_per_layer_llama import PerLayerLlamaForCausalLM
 from bipline.model.per_layer.modeling_per_layer_ministral import PerLayerMinistralForCausalLM
 from bipline.model.per_layer.modeling_per_layer_mistral import PerLayerMistralForCausalLM
+from bipline.model.per_layer.modeling_per_layer_nemotron import PerLayerNemotronForCausalLM
 from bipline.model.per_layer.modeling_per_layer_olmo import PerLayerOlmoForCausalLM
 from bipline.model.per_layer.modeling_per_layer_olmo2 import PerLayerOlmo2ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_olmo3 import PerLayerOlmo3ForCausalLM
@@ -28,6 +29,7 @@ from bipline.model.per_layer.modeling_per_layer_qwen2 import PerLayerQwen2ForCau
 from bipline.model.per_layer.modeling_per_layer_qwen3 import PerLayerQwen3ForCausalLM
 from bipline.model.per_layer.modeling_per_layer_seed_oss import PerLayerSeedOssForCausalLM
 from bipline.model.per_layer.modeling_per_layer_smollm3 import PerLayerSmolLM3ForCausalLM
+from bipline.model.per_layer.modeling_per_layer_starcoder2 import PerLayerStarcoder2ForCausalLM
 
 PER_LAYER_CLASSES: dict[str, Any] = {
     each.config_class.model_type: each
@@ -48,11 +50,13 @@ PER_LAYER_CLASSES: dict[str, Any] = {
         PerLayerLlamaForCausalLM,
         PerLayerMinistralForCausalLM,
         PerLayerMistralForCausalLM,
+        PerLayerNemotronForCausalLM,
         PerLayerOlmoForCausalLM,
         PerLayerPhi3ForCausalLM,
         PerLayerQwen2ForCausalLM,
         PerLayerQwen3ForCausalLM,
         PerLayerSeedOssForCausalLM,
         PerLayerSmolLM3ForCausalLM,
+        PerLayerStarcoder2ForCausalLM,
     )
 }

@@ -13,6 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# What families call the first matrices of an FFN, and its last.
+FIRST = ("gate_proj", "up_proj", "c_fc", "fc1")
+LAST = ("down_proj", "c_proj", "fc2")
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 # The norms of each sublayer, by a norm that the block has; of several the first tells.
 NORMS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -151,10 +154,11 @@ def narrow_ffn(mlp: Any, channels: int) -> None:
     """Give an FFN this many channels."""
     if hasattr(mlp, "gate_up_proj"):
         mlp.gate_up_proj = _resized(mlp.gate_up_proj, rows=2 * channels)
-    else:
-        mlp.gate_proj = _resized(mlp.gate_proj, rows=channels)
-        mlp.up_proj = _resized(mlp.up_proj, rows=channels)
-    mlp.down_proj = _resized(mlp.down_proj, columns=channels)
+    for name, linear in list(mlp.named_children()):
+        if name in FIRST:
+            setattr(mlp, name, _resized(linear, rows=channels))
+        if name in LAST:
+            setattr(mlp, name, _resized(linear, columns=channels))
     mlp.intermediate_size = channels
 
 

@@ -1,15 +1,21 @@
-"""What a family's file says: fields, and what follows from them for a config."""
+"""What a family's file says: fields, what follows from them for a config; and all there are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bipline.base.errors import InvalidInput
 from bipline.model.allowed import Allowed
-from bipline.model.builds import Axes
+from bipline.model.builds import Axes, Build, build_named
 from bipline.model.rope import rope_type
+
+# What the model_type of a model whose blocks differ in width begins with.
+PER_LAYER_PREFIX = "per_layer_"
 
 
 class _Table(BaseModel):
@@ -111,3 +117,32 @@ class Family(_Table):
         """Tensors of its build as this family has them."""
         kept = {name: axes for name, axes in names.items() if name not in self.without}
         return {self.renamed.get(name, name): axes for name, axes in kept.items()}
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every family by its ``model_type``."""
+    files = sorted(Path(__file__).with_name("families").glob("*.json"))
+    return {path.stem: Family.model_validate_json(path.read_bytes()) for path in files}
+
+
+def family_names() -> list[str]:
+    """The ``model_type`` values that are supported."""
+    return sorted(families())
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a ``model_type``, per-layer or not. Raises InvalidInput for an unknown one."""
+    found = families().get(model_type.removeprefix(PER_LAYER_PREFIX))
+    if found is None:
+        known = ", ".join(family_names())
+        raise InvalidInput(
+            f"model_type {model_type!r} is not supported; supported: {known} (`bipline models "
+            "NAME` tells the kind that another is nearest to)"
+        )
+    return found
+
+
+def build_of(family: Family) -> Build:
+    """The tensor table a family uses."""
+    return build_named(family.build)

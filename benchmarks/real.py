@@ -94,8 +94,8 @@ class Bench:
             return
         text = self.data / "text" / CALIBRATION
         finished, seconds = timed(
-            "prune", self.model, *row.flags, "--calibration", text, "--samples", "128", "--seqlen",
-            "128", "--out", place, "--json", told, "--state", OUT / "state",
+            "prune", self.model, *row.flags, "--calibration", text, "--samples", row.samples,
+            "--seqlen", "128", "--out", place, "--json", told, "--state", OUT / "state",
         )  # fmt: skip
         value = json.loads(told.read_text(encoding="utf-8"))
         forecast = re.search(r"effort \w+: about (.*?) of memory", " ".join(finished.split()))

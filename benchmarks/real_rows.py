@@ -34,6 +34,8 @@ FIRST = ("llm-bip-glu", "wanda-sp", "osscar", "auto quick", "auto balanced")
 DENSE, RECOVERY = "dense", "auto balanced, recovered"
 OTHER_RATIOS = ("0.1", "0.3", "0.5")
 OTHERWISE = ("wanda-sp", "osscar", "auto quick", "auto balanced")
+# More windows than the other rows are calibrated on.
+LONGER = (("auto quick", 512), ("osscar, auto's widths", 512), ("auto balanced", 256))
 DIFFERING = ("flap", "auto quick", "auto balanced")
 
 
@@ -41,13 +43,15 @@ DIFFERING = ("flap", "auto quick", "auto balanced")
 class Row:
     """One model: the flags of ``bipline prune`` that make it; none for the dense one.
 
-    ``base`` is the row whose model is trained on, for a recovered one.
+    ``base`` is the row whose model is trained on, for a recovered one; ``samples`` are the windows
+    of calibration.
     """
 
     name: str
     flags: tuple[str, ...] = ()
     first: bool = False
     base: str = ""
+    samples: int = 128
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ def rows() -> list[Row]:
         if name == "flap":
             flags = (*flags, "--allocation", "standardized")
         found.append(Row(f"{name}, per-layer", _flags(flags, "0.2", PER_LAYER)))
+    for name, samples in LONGER:
+        flags = _flags(METHODS[name], "0.2", UNIFORM)
+        found.append(Row(f"{name}, {samples} windows", flags, samples=samples))
     return [*found, Row(RECOVERY, base="auto balanced")]
 
 

@@ -18,7 +18,16 @@ def cached_tolerance(config: Any) -> float:
 
     Its eager softmax is in float32 whatever the dtype, and adds up as many terms as there are keys.
     """
-    return 1e-5 if config._attn_implementation == "eager" else 1e-10
+    return 1e-5 if config._attn_implementation == "eager" else sliced_tolerance(config)
+
+
+def sliced_tolerance(config: Any) -> float:
+    """How far logits of a sliced model may lie from those of the masked one, or of single tokens.
+
+    GLM-4.5's router computes in float32 whatever the dtype, where products of fewer rows, or of
+    fewer tokens, are rounded otherwise.
+    """
+    return 1e-5 if config.model_type == "glm4_moe" else 1e-10
 
 
 def check_parts(loop: BlockLoop, windows: Tensor, expected: Tensor) -> None:

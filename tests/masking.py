@@ -37,10 +37,10 @@ def silence(model: Any, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -
 
     An expert that goes has the router's logit -inf.
     """
-    for layer, block in zip(model.model.layers, blocks, strict=True):
-        kept, attention = kept_indices(block, checkpoint.shape), layer.self_attn
+    for index, (layer, block) in enumerate(zip(model.model.layers, blocks, strict=True)):
+        kept, attention = kept_indices(block, checkpoint.shape.block(index)), layer.self_attn
         keep_columns(called(layer, checkpoint, O_PROJ).weight, kept["query_heads"])
-        if checkpoint.shape.num_experts:
+        if "experts" in kept:
             without_experts(layer.mlp.gate, kept["experts"])
         else:
             keep_columns(called(layer, checkpoint, DOWN_PROJ).weight, kept["ffn_channels"])

@@ -27,9 +27,13 @@ class _Routed(torch.Tensor):
 
 def without_experts(router: Any, kept: Tensor) -> None:
     """Give the router's logits -inf at all experts but these; whatever it makes of them follows."""
+    gone = torch.ones(len(router.weight), dtype=torch.bool)
+    gone[kept] = False
+    if hasattr(router, "e_score_correction_bias"):
+        router.e_score_correction_bias[gone] = -torch.inf  # which decides, whatever the logit is
+        return
     weight = router.weight.detach().as_subclass(_Routed)
-    weight.gone = torch.ones(len(weight), dtype=torch.bool)
-    weight.gone[kept] = False
+    weight.gone = gone
     del router.weight
     router.weight = weight
 

@@ -150,6 +150,21 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "norm_topk_prob": True, "attention_bias": True,
         },
     ),
+    "glm4-moe": (
+        "glm4_moe",
+        {
+            **GROUPED, "num_hidden_layers": 3, "n_routed_experts": 8, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24, "n_shared_experts": 2, "use_qk_norm": True,
+            "routed_scaling_factor": 1.8, "attention_bias": True, "num_nextn_predict_layers": 0,
+        },
+    ),
+    "glm4-moe-plain": (
+        "glm4_moe",
+        {
+            **GROUPED, "n_routed_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": False,
+            "moe_intermediate_size": 12, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0,
+        },
+    ),
     "qwen3-moe-unnormed": (
         "qwen3_moe",
         {
@@ -194,6 +209,9 @@ def tiny_model(
             # Fresh biases are zero and fresh norms one: draw them, or half a bug stays hidden.
             noise = torch.randn_like(parameter) * 0.2
             parameter.copy_(noise + 1 if parameter.dim() == 1 else noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.1)
     model.save_pretrained(directory)
     tiny_tokenizer(directory)
     return directory

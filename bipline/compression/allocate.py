@@ -22,21 +22,22 @@ from bipline.compression.allocation import (
 )
 from bipline.compression.allocation.problem import Problem, block_plan
 from bipline.compression.allocation.target import Target
-from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
+from bipline.compression.allocation.uniform import largest_ratio, uniform_of
 from bipline.compression.allocation.widths import (
     Choices,
     Widths,
     checked_multiple,
     choices_of,
+    open_choices,
     whole,
 )
 from bipline.compression.criteria import check_scores_experts, options_of
-from bipline.compression.criteria.interface import Unit
+from bipline.compression.criteria.interface import BlockScores, Unit
 from bipline.compression.prune import check_layout
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import exported_config, heads_fixed, holding_class
+from bipline.model.families import ModelShape, exported_config, heads_fixed, holding_class
 from bipline.model.per_layer.shipping import own_class
 from bipline.model.shapes import PER_LAYER_PREFIX
 from bipline.settings.line import AllocateSettings
@@ -128,9 +129,7 @@ def usual_allocation(prunes: Unit) -> str:
 
 def uniform_widths_of(checkpoint: Checkpoint, settings: AllocateSettings) -> Widths:
     """What every block keeps by allocation ``uniform``: known before anything is scored."""
-    return uniform_widths(
-        choices_for(checkpoint, settings)[0], _ratio_of_blocks(checkpoint, settings)
-    )
+    return uniform_of(choices_for(checkpoint, settings), _ratio_of_blocks(checkpoint, settings))
 
 
 def needs_windows(settings: AllocateSettings) -> bool:
@@ -146,13 +145,19 @@ def check_ratio(ratio: float) -> None:
 
 def _check_fit(checkpoint: Checkpoint, scores: Scores) -> None:
     shape = checkpoint.shape
-    widths = {(len(block.attention_groups), len(block.ffn_units)) for block in scores.blocks}
-    fits = widths == {(shape.num_key_value_heads, shape.ffn_units)}
-    fits = fits and all(
-        (block.experts is not None) == bool(shape.num_experts) for block in scores.blocks
-    )
-    if not fits or len(scores.blocks) != shape.num_hidden_layers:
+    if len(scores.blocks) != shape.num_hidden_layers or not all(
+        _fits(shape.block(index), block) for index, block in enumerate(scores.blocks)
+    ):
         raise InvalidInput(f"the scores are of another model than {checkpoint.location}")
+
+
+def _fits(shape: ModelShape, scores: BlockScores) -> bool:
+    """Whether scores are of a block of this shape."""
+    widths = len(scores.attention_groups), len(scores.ffn_units)
+    experts = scores.experts is not None
+    return widths == (shape.num_key_value_heads, shape.ffn_units) and experts == bool(
+        shape.num_experts
+    )
 
 
 def _check_pairing(
@@ -198,11 +203,12 @@ def choices_for(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Cho
         )
     multiple = checked_multiple(shape, settings.ffn_multiple)
     fixed = heads_fixed(checkpoint.config)
-    free, kept = choices_of(shape, multiple, settings.divisible_by, fixed), whole(shape)
+    # All heads are alike, so that attention stays where some blocks stay whole for their FFN.
+    free = choices_of(shape, multiple, settings.divisible_by, fixed or shape.dense_blocks > 0)
     if settings.layout == "uniform":
         free = _held_by_a_class(checkpoint, free)
-    last = layers - settings.keep_last
-    return tuple(free if settings.keep_first <= i < last else kept for i in range(layers))
+    first, last = max(settings.keep_first, shape.dense_blocks), layers - settings.keep_last
+    return tuple(free if first <= i < last else whole(shape.block(i)) for i in range(layers))
 
 
 def _held_by_a_class(checkpoint: Checkpoint, choices: Choices) -> Choices:
@@ -223,7 +229,8 @@ def _check_reach(
 ) -> None:
     """Refuse a ratio above what the blocks can lose."""
     if allocation == UNIFORM and settings.layout == "uniform":
-        largest, how = largest_ratio(choices[0]), " with uniform widths"
+        each, share = open_choices(choices)
+        largest, how = largest_ratio(each) / share, " with uniform widths"
     else:
         total = sum(each.shape.block_weights for each in choices)
         largest, how = sum(each.most_removed for each in choices) / total, ""
@@ -242,17 +249,17 @@ def _ratio_of_blocks(checkpoint: Checkpoint, settings: AllocateSettings) -> floa
     if settings.ratio_of == "blocks":
         return settings.ratio
     shape = checkpoint.shape
-    in_blocks = shape.block_weights * shape.num_hidden_layers / checkpoint.parameters
+    in_blocks = shape.linear_weights / checkpoint.parameters
     return settings.ratio / in_blocks
 
 
 def _budget(checkpoint: Checkpoint, settings: AllocateSettings, widths: list[Widths]) -> Budget:
     shape = checkpoint.shape
-    removed = sum(each.removed_weights(shape) for each in widths)
+    removed = sum(each.removed_weights(shape.block(i)) for i, each in enumerate(widths))
     return Budget(
         asked=settings.ratio,
         of=settings.ratio_of,
-        reached_blocks=removed / (shape.block_weights * len(widths)),
+        reached_blocks=removed / shape.linear_weights,
         reached_total=removed / checkpoint.parameters,
     )
 
@@ -281,8 +288,11 @@ def _whole_attention(problem: Problem, widths: list[Widths]) -> str:
     elif shape.num_key_value_heads == 1:
         why = "one KV head (MQA)"
     elif shape.num_experts and {w.attention_groups for w in widths} == {shape.num_key_value_heads}:
-        kept = f"{widths[0].ffn_units} of {shape.num_experts}"
-        return f"experts go first: every block keeps {kept}, and its attention whole"
+        kept = f"{widths[-1].ffn_units} of {shape.num_experts}"
+        text = f"experts go first: every block keeps {kept}, and its attention whole"
+        if shape.dense_blocks:
+            text += f"; the first {shape.dense_blocks} have no experts and stay as they are"
+        return text
     else:
         return ""
     return f"{why}: attention stays whole and the FFN takes the whole ratio"

@@ -27,10 +27,11 @@ from bipline.model.gradients import Parameters, block_gradients
 
 ATTENTION_READER = "self_attn.o_proj.weight"
 FFN_READER = "mlp.down_proj.weight"
+SHARED_READER = "mlp.shared_experts.down_proj.weight"
 # What adds to the residual stream, by sublayer: with all of it zero the stream passes unchanged.
 OUTPUTS = {
     "attention": (ATTENTION_READER, "self_attn.o_proj.bias"),
-    "ffn": (FFN_READER, "mlp.down_proj.bias", "mlp.experts.down_proj"),
+    "ffn": (FFN_READER, "mlp.down_proj.bias", "mlp.experts.down_proj", SHARED_READER),
 }
 
 

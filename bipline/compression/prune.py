@@ -110,7 +110,8 @@ def pruned_config(
         kept = [plan.blocks[index].widths for index in blocks]
         widths = [BlockWidths(num_key_value_heads=g, intermediate_size=f) for g, f in kept]
         return per_layer_config(config, blocks, widths)
-    groups, units = plan.blocks[blocks[0]].widths
+    # The first ones may have no experts beside others that have some.
+    groups, units = plan.blocks[blocks[-1]].widths
     return exported_config(config, units, groups, blocks)
 
 
@@ -148,7 +149,7 @@ def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
             "because a model without attention has no KV cache to decode with"
         )
     if plan.layout == "uniform":
-        _check_uniform(plan)
+        _check_uniform(plan, shape)
     else:
         refuse_tokenizer_code(checkpoint.folder)
 
@@ -167,10 +168,21 @@ def _check_ffn(block: BlockPlan, held: ModelShape, index: int) -> None:
         )
 
 
-def _check_uniform(plan: PruningPlan) -> None:
-    """Raise InvalidInput unless all blocks that stay are whole and equally wide."""
+def _check_uniform(plan: PruningPlan, shape: ModelShape) -> None:
+    """Raise InvalidInput unless all blocks that stay are whole and equally wide.
+
+    An FFN without experts, in a model that has some, keeps all channels.
+    """
     widths = {plan.blocks[index].widths for index in plan.kept_blocks}
-    if len(widths) > 1:
+    for index in set(plan.kept_blocks) & set(range(shape.dense_blocks)):
+        kept = len(plan.blocks[index].ffn_channels)
+        if kept != shape.dense_channels:
+            raise InvalidInput(
+                f"the plan keeps {kept} of {shape.dense_channels} FFN channels of block {index}, "
+                "which has no experts beside others that have some; keep all of them"
+            )
+    alike = {plan.blocks[index].widths for index in plan.kept_blocks if index >= shape.dense_blocks}
+    if len(alike) > 1 or len({groups for groups, _ in widths}) > 1:
         raise InvalidInput("the plan's blocks differ in width, which the uniform layout excludes")
     if 0 in min(widths):
         raise InvalidInput(
@@ -182,9 +194,12 @@ def _check_uniform(plan: PruningPlan) -> None:
 def check_budget(checkpoint: Checkpoint, plan: PruningPlan) -> None:
     """Raise InvalidInput unless a plan that was read reaches what it says, counted anew."""
     shape = checkpoint.shape
-    removed = sum(Widths(*block.widths).removed_weights(shape) for block in plan.blocks)
+    removed = sum(
+        Widths(*block.widths).removed_weights(shape.block(index))
+        for index, block in enumerate(plan.blocks)
+    )
     counted = {
-        "reached_blocks": removed / (shape.block_weights * len(plan.blocks)),
+        "reached_blocks": removed / shape.linear_weights,
         "reached_total": removed / checkpoint.parameters,
     }
     for name, value in counted.items():

@@ -53,7 +53,7 @@ class _Source:
         self.names = checkpoint.block_names(index)
         self.axes = block_axes(checkpoint.family, checkpoint.config, index)
         self.firsts = checkpoint.block_firsts(index)
-        self.kept = kept_indices(block, checkpoint.shape)
+        self.kept = kept_indices(block, checkpoint.shape.block(index))
         self.experts = renumbered(build_of(checkpoint.family).block_weights, block.experts)
 
     def rows(self, parts: Sequence[str]) -> Tensor | None:
@@ -195,7 +195,10 @@ def _check_shape(name: str, index: int, shape: tuple[int, ...], expected: tuple[
 
 
 def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, Tensor]:
-    """Kept row or column indices by axis: an attention group is a KV head and its queries."""
+    """Kept row or column indices by axis: an attention group is a KV head and its queries.
+
+    ``shape`` is that of the block.
+    """
     groups = torch.tensor(block.attention_groups, dtype=torch.int64)
     width = shape.head_dim * shape.queries_per_group
     ffn = "experts" if shape.num_experts else "ffn_channels"

@@ -29,9 +29,11 @@ def plan_of(widths: Sequence[Widths], layout: Layout, shape: ModelShape) -> Prun
         ffn_multiple=1,
         blocks=tuple(
             BlockPlan.keeping(
-                range(each.attention_groups), range(each.ffn_units), bool(shape.num_experts)
+                range(each.attention_groups),
+                range(each.ffn_units),
+                bool(shape.block(index).num_experts),
             )
-            for each in widths
+            for index, each in enumerate(widths)
         ),
     )
 

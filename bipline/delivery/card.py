@@ -153,16 +153,23 @@ def removed_text(plan: PruningPlan, dense: tuple[int, int], *more: str) -> str:
 
 def _kept(plan: PruningPlan, dense: tuple[int, int]) -> list[str]:
     """How wide the blocks are that stay, and how many went."""
-    widths = [plan.blocks[index].widths for index in plan.kept_blocks]
-    gone = len(plan.blocks) - len(widths)
-    groups, units = (_span(sizes) for sizes in zip(*widths, strict=True))
+    kept = plan.kept_blocks
+    gone = len(plan.blocks) - len(kept)
+    groups = _span([len(plan.blocks[index].attention_groups) for index in kept])
+    counted = [index for index in kept if index in plan.counted_blocks]
+    units = _span([len(plan.blocks[index].ffn_units) for index in counted])
     lines = [f"* {gone} of {len(plan.blocks)} blocks are gone whole"] if gone else []
     return [
         *lines,
-        f"* every one of the {len(widths)} blocks keeps {groups} of "
+        f"* every one of the {len(kept)} blocks keeps {groups} of "
         f"{dense[0]} attention groups (a KV head with its query heads) "
-        f"and {units} of {dense[1]} {plan.ffn_kind}",
+        f"and {units} of {dense[1]} {plan.ffn_kind}{_whole(len(kept) - len(counted))}",
     ]
+
+
+def _whole(blocks: int) -> str:
+    """What is told of blocks without experts beside others that have some; empty for none."""
+    return f"; the first {blocks} have no experts, and all channels" if blocks else ""
 
 
 def _span(sizes: Sequence[int]) -> str:

@@ -70,12 +70,18 @@ class Canvas:
         return self.floor - self.axis.share(value) * (self.floor - TOP)
 
 
-def widths_picture(kept: Sequence[int], dense: int | None, unit: str) -> Markup:
-    """Bars per block: what is kept, solid, of the dense width behind it where that is known."""
-    canvas = Canvas(220.0, len(kept), Axis(0.0, float(dense or max(*kept, 1)), False), 12.0)
+def widths_picture(kept: Sequence[int | None], dense: int | None, unit: str) -> Markup:
+    """Bars per block: what is kept, solid, of the dense width behind it where that is known.
+
+    None for a block that has none of these units, which has no bar.
+    """
+    most = max(1, *(count or 0 for count in kept))
+    canvas = Canvas(220.0, len(kept), Axis(0.0, float(dense or most), False), 12.0)
     width = max(1.0, min(28.0, canvas.slot * 0.7))
     shapes = []
     for block, count in enumerate(kept):
+        if count is None:
+            continue
         left = canvas.middle(block) - width / 2
         dense_bar = _rectangle("dense", left, TOP, width, canvas.floor - TOP) if dense else ""
         top = canvas.level(count)

@@ -5,7 +5,7 @@ Each part is a function of the contents that gives its lead and its body.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -144,16 +144,24 @@ def samples_part(contents: PackageContents) -> Content:
 
 def widths_part(contents: PackageContents) -> Content:
     """How many attention groups and FFN channels, or experts, each block keeps."""
-    widths = zip(*(block.widths for block in contents.plan.blocks), strict=True)
+    plan = contents.plan
+    widths: tuple[list[int | None], list[int | None]] = (
+        [len(block.attention_groups) for block in plan.blocks],
+        [
+            len(block.ffn_units) if index in plan.counted_blocks else None
+            for index, block in enumerate(plan.blocks)
+        ],
+    )
     pictures = [
         figure(
             f"{unit[0].upper()}{unit[1:]}.",
-            f"{_span(kept)} of {dense} kept in each block.",
+            f"{_span([each for each in kept if each is not None])} of {dense} kept in each block"
+            f"{' that has some' if None in kept else ''}.",
             widths_picture(kept, dense, unit),
             [(swatch("kept"), "kept"), (swatch("dense"), "removed")],
         )
         for unit, kept, dense in zip(
-            ("attention groups", contents.plan.ffn_kind), widths, contents.dense_widths, strict=True
+            ("attention groups", plan.ffn_kind), widths, contents.dense_widths, strict=True
         )
     ]
     lead = "An attention group is a KV head with its query heads; groups are removed whole."
@@ -299,9 +307,14 @@ def _digests(contents: PackageContents) -> dict[str, str]:
 
 
 def _groups(contents: PackageContents, scores: Scores, field: str) -> list[Group]:
+    """Scores by block; none of an FFN without experts in a model that has some."""
+    plan = contents.plan
+    counted = plan.counted_blocks if field == "ffn_units" else range(len(plan.blocks))
     return [
         Group(tuple(getattr(scored, field).tolist()), frozenset(getattr(block, field)))
-        for scored, block in zip(scores.blocks, contents.plan.blocks, strict=True)
+        if index in counted
+        else Group((), frozenset())
+        for index, (scored, block) in enumerate(zip(scores.blocks, plan.blocks, strict=True))
     ]
 
 
@@ -324,7 +337,7 @@ def _record_rows(record: EvaluationRecord) -> list[list[Any]]:
     return rows + (flat(record.speed.model_dump(), "speed") if record.speed else [])
 
 
-def _span(counts: tuple[int, ...]) -> str:
+def _span(counts: Sequence[int]) -> str:
     """``6`` where all are equal, else ``5 to 7``."""
     low, high = min(counts), max(counts)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -20,6 +20,7 @@ from bipline.base.machine import free_memory
 from bipline.base.progress import note
 from bipline.delivery.beside_weights import compare_templates
 from bipline.model.block_loop import BlockLoop
+from bipline.model.built import saved_tensors
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
 from bipline.model.loading import check_generation, load_model
@@ -154,8 +155,7 @@ def _compare_in_pieces(
 
 
 def _compare_tensors(model: Any, checkpoint: Checkpoint, manifest: Manifest) -> None:
-    # Named parameters list a tied output matrix once, as the checkpoint does.
-    held, places = dict(model.named_parameters()), checkpoint.places
+    held, places = saved_tensors(model), checkpoint.places
     loaded = stored_weights(places, held)
     shapes = {name: tuple(each.shape) for name, each in loaded.items()}
     _compare_shapes(shapes, checkpoint, manifest)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bipline.base.errors import InvalidInput
-from bipline.model.built import build, one_line
+from bipline.model.built import build, one_line, saved_tensors
 from bipline.model.checkpoint import Checkpoint, tensor_bytes
 from bipline.model.families import family_of, tensor_shapes, with_blocks
 from bipline.model.module_weights import Place, model_places, module_weights
@@ -112,13 +112,14 @@ def _few_experts(shape: ModelShape, key: str) -> dict[str, int]:
 
 
 def _kind(config: Mapping[str, Any], index: int) -> tuple[Any, ...]:
-    """What a block has that another may not have: its attention's reach, and its sublayers."""
+    """What a block has that another may not: its attention's reach, its sublayers, its experts."""
     listed = family_of(str(config["model_type"])).block_lists
     kinds = tuple(config[key][index] for key in listed if config.get(key))
     slides = bool(config.get("use_sliding_window")) and index >= config.get("max_window_layers", 0)
     widths = (config.get(each) for each in PER_LAYER_LISTS.values())
     present = tuple(bool(each[index]) for each in widths if each)
-    return (*(kinds or (slides,)), *present)
+    experts = shape_of(config).block(index).num_experts > 0
+    return (*(kinds or (slides,)), *present, experts)
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,8 @@ def _difference(config: Mapping[str, Any], logits: Logits) -> float:
     weights = module_weights(places, drawn.items())
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = build(config).float().eval()
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights.pop(name))
+        for name, held in saved_tensors(model).items():
+            held.copy_(weights.pop(name))
         if weights:
             raise ValueError(f"its model has no {min(weights)}")
         expected = model(token_ids).logits

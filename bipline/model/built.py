@@ -56,6 +56,12 @@ def build(config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:
     return make(made, dtype=dtype)
 
 
+def saved_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """What a model is saved as: its parameters, a tied one once, and buffers that are kept."""
+    held, kept = dict(model.named_parameters()), model.state_dict().keys()
+    return held | {name: each for name, each in model.named_buffers() if name in kept}
+
+
 def decoder_of(config: Mapping[str, Any]) -> Any:
     """The decoder of a model with this config and no weights (meta tensors)."""
     with torch.device("meta"):

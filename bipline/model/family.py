@@ -46,7 +46,8 @@ class Family(_Table):
     head_dim_from_hidden_size: bool = False
     always_biased: tuple[str, ...] = ()
     bias_flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    head_norms: bool
+    # Norms of queries and keys inside each head: always, never, or where this key says so.
+    head_norms: bool | str
     # Norms of queries and keys over all heads together.
     all_heads_norms: bool = False
     alternatives: tuple[str, ...]
@@ -64,6 +65,9 @@ class Family(_Table):
     # these types of positions.
     heads_fixed: bool = False
     rope_fixes_heads: tuple[str, ...] = ()
+    # The key of its config that counts the blocks behind the last one that guess later tokens. They
+    # are none of the decoder's; transformers leaves them out, and so do we.
+    predicting_blocks: str = ""
     # Tensors of the build under other names, those that it lacks, and matrices stored as one.
     renamed: dict[str, str] = Field(default_factory=dict)
     without: tuple[str, ...] = ()
@@ -85,6 +89,11 @@ class Family(_Table):
     # config says nothing.
     keys: dict[str, Allowed] = Field(default_factory=dict)
     defaults: dict[str, Any]
+
+    def has_head_norms(self, config: Mapping[str, Any]) -> bool:
+        """Whether a model with this config norms queries and keys inside each head."""
+        key = self.head_norms
+        return bool(config.get(key)) if isinstance(key, str) else key
 
     def bias_places(self, config: Mapping[str, Any]) -> set[str]:
         """Where a model of this family with this config has biases."""

@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.model.built import EXPERTS, model_class, one_line, transformers_config
+from bipline.model.built import (
+    EXPERTS,
+    model_class,
+    one_line,
+    saved_tensors,
+    transformers_config,
+)
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import Family, block_parts, family_of
+from bipline.model.families import Family, block_parts, family_of, predicting_prefixes
 from bipline.model.fused import stored_parts
 from bipline.model.opening import open_checkpoint
 from bipline.storage.folder import Folder
@@ -56,8 +62,9 @@ def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
 def refuse_odd_keys(report: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """Raise InvalidInput for what transformers reports of tensors that do not fit its class."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            first = min(str(key) for key in report[kind])
+        left_out = predicting_prefixes(checkpoint.family, checkpoint.config)
+        if odd := [str(key) for key in report.get(kind, ()) if not str(key).startswith(left_out)]:
+            first = min(odd)
             found = f"{kind.replace('_', ' ')} on loading: {first}"
             raise InvalidInput(f"{checkpoint.location}: {found}")
 
@@ -140,9 +147,8 @@ def hold_to_checkpoint(built: Any, checkpoint: Checkpoint) -> None:
 
     The checkpoint's are read in pieces; their digests are known afterwards.
     """
-    # Parameters list a tied output matrix once, as the checkpoint does.
     held, places, apart = (
-        dict(built.named_parameters()),
+        saved_tensors(built),
         checkpoint.places,
         stored_apart(checkpoint),
     )

@@ -91,7 +91,8 @@ def pass_need(
     attention = shape.num_attention_heads * shape.head_dim
     # Live at once: the observed inputs and outputs of both halves, the residual stream and its
     # norms in float32, and the float32 logits of the last step.
-    in_block = tokens * (3 * shape.intermediate_size + 3 * attention) * size
+    channels = max(shape.intermediate_size, shape.shared_channels, shape.dense_channels)
+    in_block = tokens * (3 * channels + 3 * attention) * size
     if checkpoint.family.eager_attention:
         # Scores of all heads as they are made, capped, and behind a softmax in float32.
         in_block += tokens * seqlen * shape.num_attention_heads * (2 * size + 4)

@@ -27,7 +27,14 @@ from bipline.base.machine import free_memory
 from bipline.base.progress import note
 from bipline.model.checkpoint import FLOAT_DTYPES, PIECE_BYTES, TORCH_DTYPES, Checkpoint
 from bipline.model.config_keys import check_around, checked_config, shown
-from bipline.model.families import Family, build_of, family_of, shape_of, tensor_shapes
+from bipline.model.families import (
+    Family,
+    build_of,
+    family_of,
+    predicting_prefixes,
+    shape_of,
+    tensor_shapes,
+)
 from bipline.model.per_layer.shipping import check_code
 from bipline.model.safetensors_header import StoredTensor, read_header
 from bipline.model.wrappers import TEXT_CONFIG, decoder_config, nesting_of, wrapper_of
@@ -61,6 +68,7 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
     tensors = {
         name: stored for name, stored in _stored(folder).items() if not name.endswith(ignored)
     }
+    tensors = _without_predicting(tensors, config, family, folder.location)
     checkpoint = Checkpoint(folder, config, family, shape_of(config), tensors, expected_digest)
     checkpoint = _with_its_output(_unwrapped(checkpoint))
     _check_tensors(checkpoint)
@@ -75,6 +83,25 @@ def _stored_family(folder: Folder) -> Family:
     config = _config_of(folder)
     wrapper = wrapper_of(config)
     return family_of(wrapper.decoder if wrapper else str(config["model_type"]))
+
+
+def _without_predicting(
+    tensors: dict[str, StoredTensor], config: dict[str, Any], family: Family, location: str
+) -> dict[str, StoredTensor]:
+    """The tensors less those of blocks that guess later tokens, behind the decoder's last one."""
+    begins = predicting_prefixes(family, config)
+    held = {name: each for name, each in tensors.items() if not name.startswith(begins)}
+    if len(held) < len(tensors):
+        _tell_predicting(location, len(tensors) - len(held))
+    return held
+
+
+@cache
+def _tell_predicting(location: str, count: int) -> None:
+    note(
+        f"{location}: {count} tensors of blocks that guess later tokens are left out, as "
+        "transformers leaves them out"
+    )
 
 
 def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:

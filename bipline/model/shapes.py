@@ -24,7 +24,7 @@ PER_LAYER_LISTS = {
 # Matrices of an FFN: gate, up and down; up and down.
 GATED, PLAIN = 3, 2
 # What a config calls the number of an FFN's experts, which is there where it has some.
-EXPERT_KEYS = ("num_experts", "num_local_experts")
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 class _Table(BaseModel):
@@ -43,8 +43,10 @@ class ModelShape(_Table):
 
     Where its blocks differ, ``per_layer`` has the widths of each, and the heads, KV heads and
     intermediate_size are those of the widest; :meth:`block` gives the sizes of one block of
-    either kind. Where an FFN has ``num_experts``, intermediate_size is that of each. An FFN is made
-    of ``ffn_matrices``: gate, up and down, or up and down alone.
+    either kind. Where an FFN has ``num_experts``, intermediate_size is that of each; beside them
+    it may have ``shared_channels``, which every token passes through. The first ``dense_blocks``
+    may have no experts, but an FFN of ``dense_channels``. An FFN is made of ``ffn_matrices``: gate,
+    up and down, or up and down alone.
     """
 
     hidden_size: int
@@ -58,6 +60,9 @@ class ModelShape(_Table):
     num_experts: int = 0
     num_experts_per_tok: int = 0
     ffn_matrices: int = GATED
+    shared_channels: int = 0
+    dense_blocks: int = 0
+    dense_channels: int = 0
     per_layer: tuple[BlockWidths, ...] = ()
 
     def block(self, index: int) -> ModelShape:
@@ -65,7 +70,10 @@ class ModelShape(_Table):
 
         A block that lacks a sublayer has 0 heads, or an intermediate_size of 0.
         """
-        alone: dict[str, Any] = {"num_hidden_layers": 1, "per_layer": ()}
+        alone: dict[str, Any] = {"num_hidden_layers": 1, "per_layer": (), "dense_blocks": 0}
+        if index < self.dense_blocks:
+            dense = {"intermediate_size": self.dense_channels, "shared_channels": 0}
+            alone |= {"num_experts": 0, "num_experts_per_tok": 0, **dense}
         if self.per_layer:
             widths = self.per_layer[index]
             heads = widths.num_key_value_heads * self.queries_per_group
@@ -107,12 +115,13 @@ class ModelShape(_Table):
     def block_weights(self) -> int:
         """Linear weights of one block, the widest: what ``ratio`` is a share of."""
         attention = self.num_key_value_heads * self.group_weights
-        return attention + self.ffn_units * self.ffn_unit_weights
+        shared = self.shared_channels * self.channel_weights
+        return attention + self.ffn_units * self.ffn_unit_weights + shared
 
     @property
     def linear_weights(self) -> int:
         """Linear weights of all blocks together, each counted with its own widths."""
-        if not self.per_layer:
+        if not (self.per_layer or self.dense_blocks):
             return self.num_hidden_layers * self.block_weights
         return sum(self.block(index).block_weights for index in range(self.num_hidden_layers))
 
@@ -120,7 +129,7 @@ class ModelShape(_Table):
     def token_weights(self) -> int:
         """Linear weights that one token is multiplied with in all blocks: not of every expert."""
         idle = self.num_experts - self.num_experts_per_tok
-        return self.linear_weights - self.num_hidden_layers * idle * (
+        return self.linear_weights - (self.num_hidden_layers - self.dense_blocks) * idle * (
             self.intermediate_size * self.channel_weights
         )
 
@@ -131,6 +140,7 @@ class ModelShape(_Table):
             "kv_heads": self.num_key_value_heads * self.head_dim,
             "ffn_channels": self.intermediate_size,
             "experts": self.num_experts,
+            "shared_channels": self.shared_channels,
         }
         return int(sizes[axis] if axis in sizes else getattr(self, axis))
 
@@ -141,10 +151,14 @@ def check_holds(
     num_key_value_heads: int,
     blocks: Sequence[int] | None = None,
 ) -> None:
-    """Raise InvalidInput where one of these blocks, or of all, is narrower than that already."""
+    """Raise InvalidInput where one of these blocks, or of all, is narrower than that already.
+
+    The FFN of a block without experts beside blocks with some stays as it is.
+    """
     for index in range(shape.num_hidden_layers) if blocks is None else blocks:
         block = shape.block(index)
-        if block.num_key_value_heads < num_key_value_heads or block.ffn_units < ffn_units:
+        units = min(ffn_units, block.ffn_units) if index < shape.dense_blocks else ffn_units
+        if block.num_key_value_heads < num_key_value_heads or block.ffn_units < units:
             raise InvalidInput(
                 f"block {index} has {block.num_key_value_heads} attention groups and "
                 f"{block.ffn_units} {block.ffn_kind}, so not every block can keep "
@@ -204,7 +218,25 @@ def _experts(config: Mapping[str, Any]) -> dict[str, int]:
     count, taken = _size(config, key), _size(config, "num_experts_per_tok")
     if taken > count:
         raise InvalidInput(f"config.json: num_experts_per_tok is {taken}, and {key} only {count}")
-    return {"num_experts": count, "num_experts_per_tok": taken}
+    experts = {"num_experts": count, "num_experts_per_tok": taken}
+    return experts | _beside_experts(config)
+
+
+def _beside_experts(config: Mapping[str, Any]) -> dict[str, int]:
+    """What there is beside experts: channels that all tokens share, and first blocks without."""
+    shared, dense = (
+        _size(config, key, 0, least=0) for key in ("n_shared_experts", "first_k_dense_replace")
+    )
+    if dense and dense >= (layers := _size(config, "num_hidden_layers")):
+        raise InvalidInput(
+            f"config.json: first_k_dense_replace is {dense}, and none of {layers} blocks has "
+            "experts; give a model of which some have"
+        )
+    return {
+        "shared_channels": shared and shared * _size(config, "moe_intermediate_size"),
+        "dense_blocks": dense,
+        "dense_channels": dense and _size(config, "intermediate_size"),
+    }
 
 
 def _size(config: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int:

@@ -42,11 +42,11 @@ def final_metrics(records: Records, packaged: str) -> dict[str, float]:
 
 def curves_of(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> dict[str, Curve]:
     """What every block keeps, its error without and with compensation; the training's losses."""
-    widths = [block.widths for block in plan.blocks]
+    units = [(index, float(len(plan.blocks[index].ffn_units))) for index in plan.counted_blocks]
     ffn = "experts" if plan.ffn_kind == "experts" else "ffn_channels"
     curves = {
-        "blocks/attention_groups": _by_block(groups for groups, _ in widths),
-        f"blocks/{ffn}": _by_block(units for _, units in widths),
+        "blocks/attention_groups": _by_block(len(block.attention_groups) for block in plan.blocks),
+        f"blocks/{ffn}": units,
     }
     if record := plan.compensated:
         curves["blocks/error_without"] = _by_block(each.error_without for each in record.blocks)

@@ -150,6 +150,16 @@ class PruningPlan(BaseModel):
         """What an FFN loses, as a user reads it."""
         return "experts" if any(block.experts for block in self.blocks) else "FFN channels"
 
+    @property
+    def counted_blocks(self) -> tuple[int, ...]:
+        """The blocks whose FFN is counted in :attr:`ffn_kind`, ascending.
+
+        All of them, but for blocks that have no experts beside others that have some.
+        """
+        experts = self.ffn_kind == "experts"
+        held = enumerate(self.blocks)
+        return tuple(index for index, block in held if not (experts and block.ffn_channels))
+
     def _content(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude=_later_than(self.schema_version))
 

@@ -21,16 +21,27 @@ from tests.pipeline.conftest import client_of, configuration, elsewhere
 from tests.tiny import tiny_model, token_windows
 
 
+def drawn(place: Path, case: str) -> Path:
+    return tiny_model(place / case, case, dtype=torch.float32)
+
+
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("mixture") / "model", "mixtral", dtype=torch.float32)
+    return drawn(tmp_path_factory.mktemp("mixture"), "mixtral")
 
 
 @pytest.mark.slow
-def test_a_mixture_of_experts_becomes_a_registered_package(mixture: Path, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("case", "kept"), [("mixtral", [6, 6]), ("glm4-moe", [0, 5, 5])], ids=["mixtral", "glm4-moe"]
+)
+def test_a_mixture_of_experts_becomes_a_registered_package(
+    case: str, kept: list[int], folder: Path, tmp_path: Path
+) -> None:
+    """Of the second the first block has no experts."""
+    mixture, most = drawn(tmp_path, case), max(kept)
     sections = {
         "score": {"criterion": "llm-bip"}, "allocate": {"ratio": 0.2}, "recover": {},
-        "promote": {"name": "mixture", "alias": "production", "gate": "lenient"},
+        "promote": {"name": case, "alias": "production", "gate": "lenient"},
     }  # fmt: skip
     with elsewhere(folder):
         summary = run_compress(configuration(mixture, folder, **sections))
@@ -39,18 +50,19 @@ def test_a_mixture_of_experts_becomes_a_registered_package(mixture: Path, folder
     package = Path(summary.package.location)
     assert verify_directory(package).digest == summary.package.digest
     plan = read_plan(package / "pruning_plan.json")
-    assert [len(block.experts) for block in plan.blocks] == [6, 6]
+    assert [len(block.experts) for block in plan.blocks] == kept
     for page in ("README.md", "report.html"):
-        assert "6 of 8" in (package / page).read_text("utf-8"), page
+        assert f"{most} of 8" in (package / page).read_text("utf-8"), page
     [curve] = [
         client_of(folder).get_metric_history(summary.registration.mlflow_run_id, name)
         for name in ("blocks/experts",)
     ]
-    assert [point.value for point in curve] == [6, 6]
+    assert [point.value for point in curve] == [most, most]
     # As users load it: by transformers alone, with whatever way to run experts it takes.
     loaded = AutoModelForCausalLM.from_pretrained(package / "hf", dtype=torch.float32).eval()
-    assert type(loaded).__name__ == "MixtralForCausalLM"
-    assert loaded.config.num_local_experts == open_checkpoint(package / "hf").shape.num_experts == 6
+    assert type(loaded).__name__ in ("MixtralForCausalLM", "Glm4MoeForCausalLM")
+    packed = open_checkpoint(package / "hf").shape
+    assert loaded.config.num_local_experts == packed.num_experts == most
     with torch.no_grad():
         assert bool(loaded(token_windows()).logits.isfinite().all())
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.problem import Problem
-from bipline.compression.allocation.widths import Widths
+from bipline.compression.allocation.widths import Widths, alike, open_choices
 
 
 def uniform_candidates(problem: Problem) -> list[Widths]:
@@ -19,15 +19,15 @@ def uniform_candidates(problem: Problem) -> list[Widths]:
 
     Raises InvalidInput when there are none, naming the largest ratio there is.
     """
-    choices = problem.choices[0]
+    choices, share = open_choices(problem.choices)
     shape, found = choices.shape, []
     for kept in choices.attention_groups:
         gone = (shape.num_key_value_heads - kept) * shape.group_weights
-        units = choices.units_for(max(0.0, problem.ratio * shape.block_weights - gone))
+        units = choices.units_for(max(0.0, problem.ratio * share * shape.block_weights - gone))
         if units is not None:
             found.append(Widths(kept, units))
     if not found:
-        largest = choices.most_removed / shape.block_weights
+        largest = choices.most_removed / shape.block_weights / share
         raise InvalidInput(
             f"ratio {problem.ratio:g} of the blocks cannot be reached; the largest that can is "
             f"{largest:.4f}"
@@ -47,4 +47,4 @@ def uniform_of_share(problem: Problem, wanted: Sequence[Widths]) -> list[Widths]
         uniform_candidates(problem),
         key=lambda each: abs((groups - each.attention_groups) / groups - share),
     )
-    return [nearest] * len(problem.choices)
+    return alike(problem.choices, nearest)

@@ -3,7 +3,8 @@
 uniform layout:    groups cut = round(ratio * groups), at most groups - 1; then the FFN loses the
                    fewest multiples of ``ffn_multiple`` that reach the ratio
 with experts:      the fewest whole experts that reach the ratio; attention loses groups where
-                   experts alone cannot reach it, because as many stay as a token passes through
+                   experts alone cannot reach it, because as many stay as a token passes through;
+                   where some blocks have no experts these stay whole, and all attention
 per-layer layout:  the same share from every block that may lose something; blocks kept whole by
                    ``keep_first`` and ``keep_last`` raise the share of the others
 
@@ -18,11 +19,12 @@ nearly all of a block's weights, go first; LLM-BIP's own allocation is not known
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.shares import filled, scaled_to_budget
-from bipline.compression.allocation.widths import Choices, Widths
+from bipline.compression.allocation.widths import Choices, Widths, alike, open_choices
 from bipline.compression.options import BaseOptions
 
 OPTIONS = BaseOptions
@@ -36,10 +38,18 @@ EXPERTS = True
 def widths(problem: Problem, options: BaseOptions) -> list[Widths]:
     """The same widths, or the same share, for every block that may lose something."""
     if problem.layout == "uniform":
-        each = uniform_widths(problem.choices[0], problem.ratio)
-        return [each] * len(problem.choices)
+        return alike(problem.choices, uniform_of(problem.choices, problem.ratio))
     shares = [float(choices.shape.block_weights) for choices in problem.choices]
     return filled(problem, scaled_to_budget(shares, problem))
+
+
+def uniform_of(choices: Sequence[Choices], ratio: float) -> Widths:
+    """What each block that may lose something keeps, so that ``ratio`` of all blocks' weights goes.
+
+    Raises InvalidInput as :func:`uniform_widths`.
+    """
+    each, share = open_choices(choices)
+    return uniform_widths(each, ratio * share)
 
 
 def uniform_widths(choices: Choices, ratio: float) -> Widths:

@@ -10,6 +10,7 @@ stays whole.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bipline.base.errors import InvalidInput
@@ -68,6 +69,24 @@ class Choices:
 def whole(shape: ModelShape) -> Choices:
     """The choices of a block that stays as it is."""
     return Choices(shape, (shape.num_key_value_heads,), (shape.ffn_units,))
+
+
+def open_choices(choices: Sequence[Choices]) -> tuple[Choices, float]:
+    """The choices of the blocks that may lose something, and how many times theirs all weights are.
+
+    These blocks may lose the same; where there are none, the choices are the first block's.
+    """
+    may = [each for each in choices if each.most_removed] or list(choices)
+    total, theirs = (sum(each.shape.block_weights for each in some) for some in (choices, may))
+    return may[0], total / theirs
+
+
+def alike(choices: Sequence[Choices], widths: Widths) -> list[Widths]:
+    """These widths for every block that may lose something; the others stay as they are."""
+    return [
+        widths if each.most_removed else Widths(each.attention_groups[-1], each.ffn_units[-1])
+        for each in choices
+    ]
 
 
 def choices_of(

@@ -104,8 +104,8 @@ class Block:
     def of(cls, checkpoint: Checkpoint, index: int, weights: dict[str, Tensor]) -> Block:
         """A block of a checkpoint with these weights."""
         held = checkpoint.rms_norm_eps, checkpoint.hidden_act, checkpoint.family.norm
-        build = build_of(checkpoint.family)
-        return cls(index, checkpoint.shape, weights, *held, build.norms, build.parallel)
+        build, shape = build_of(checkpoint.family), checkpoint.shape.block(index)
+        return cls(index, shape, weights, *held, build.norms, build.parallel)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m,  w = 1 + |Wu|^T (|W
 attention group:      the sum over its channels
 expert e:             s_e = mean over the tokens that it sees of g ||E(x)||_2
 with experts:         w = 1 + sum_e mean_t(g_e) |Wu_e|^T (|Wd_e|^T 1),  g = 0 where it sees no token
+                      and what all tokens share beside them (GLM-4.5) with g = 1
 
 a and o are the inputs of down_proj and o_proj. The FFN score is exact: it is the change of the
 block's output when the channel goes. Attention and FFN scores are in one unit, but the attention
@@ -47,7 +48,13 @@ from bipline.compression.criteria.interface import (
     root_mean_square,
 )
 from bipline.compression.criteria.needs import MOMENTS
-from bipline.compression.criteria.second_moments import DOWN, GATE_UP, second_moments
+from bipline.compression.criteria.second_moments import (
+    DOWN,
+    GATE_UP,
+    SHARED_DOWN,
+    SHARED_UP,
+    second_moments,
+)
 
 NEEDS = MOMENTS
 OPTIONS = Options
@@ -95,6 +102,9 @@ def expert_reach(sums: Sums, block: Block) -> torch.Tensor:
     for expert, weight in enumerate(sums["expert_weights"] / sums["tokens"]):
         reach = absolute_product(down[expert], torch.ones(block.shape.hidden_size))
         total += weight * absolute_product(gate_up[expert, channels:], reach)
+    if (shared := block.weights.get(SHARED_DOWN)) is not None:
+        reach = absolute_product(shared, torch.ones(block.shape.hidden_size))
+        total += absolute_product(block.weights[SHARED_UP], reach)
     return total
 
 

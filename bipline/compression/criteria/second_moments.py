@@ -25,6 +25,9 @@ from bipline.compression.criteria.interface import (
 from bipline.model.activations import activation
 
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+# What all tokens pass through beside experts.
+SHARED_UP = "mlp.shared_experts.up_proj.weight"
+SHARED_DOWN = "mlp.shared_experts.down_proj.weight"
 
 
 def second_moments(block: Block, tokens: Tokens) -> Sums:

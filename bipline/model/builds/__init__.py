@@ -36,6 +36,8 @@ class Build(BaseModel):
     ``observed`` are modules whose input (the first, or the one of this number) or output is seen.
     ``stacked`` are tensors of transformers' class that hold those of all experts, one expert after
     the other along their first dimension, and the named parts of each along their second.
+    Where the first blocks may lack experts, names that begin with ``experts_alone`` are of blocks
+    that have some, those with ``dense_alone`` of those that have none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +60,8 @@ class Build(BaseModel):
     observed: dict[str, tuple[str, str]]
     outputs: dict[Sublayer, tuple[str, ...]]
     stacked: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    experts_alone: tuple[str, ...] = ()
+    dense_alone: tuple[str, ...] = ()
 
     @property
     def has_experts(self) -> bool:
@@ -73,12 +77,19 @@ class Build(BaseModel):
     def held(self) -> list[str]:
         """What transformers' class calls the weights of a block, without biases."""
         inside = {part for parts in self.stacked.values() for part in parts}
-        return [name for name in self.block_weights if name not in inside] + list(self.stacked)
+        own = [name for name in self.block_weights if not name.startswith(self.dense_alone)]
+        return [name for name in own if name not in inside] + list(self.stacked)
 
-    def absent(self, num_key_value_heads: int, ffn_units: int) -> tuple[str, ...]:
-        """What the names of tensors begin with that a block of these widths lacks."""
+    def absent(
+        self, num_key_value_heads: int, ffn_units: int, experts: bool = False
+    ) -> tuple[str, ...]:
+        """What the names of tensors begin with that a block of these widths lacks.
+
+        ``experts``: whether its FFN units are experts.
+        """
         attention = () if num_key_value_heads else self.sublayers["attention"]
-        return attention + (() if ffn_units else self.sublayers["ffn"])
+        other = self.dense_alone if experts else self.experts_alone
+        return attention + (other if ffn_units else self.sublayers["ffn"])
 
 
 @cache

@@ -36,6 +36,16 @@ from bipline.model.shapes import (
 BIASED = {"attention_output", "mlp"}
 
 
+def predicting_prefixes(family: Family, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What names begin with of blocks behind the last one that guess later tokens; most have none.
+
+    They are numbered on from the decoder's own.
+    """
+    first, count = shape_of(config).num_hidden_layers, int(config.get(family.predicting_blocks, 0))
+    prefix = build_of(family).block_prefix
+    return tuple(prefix.format(index=index) for index in range(first, first + count))
+
+
 def block_axes(family: Family, config: Mapping[str, Any], index: int = 0) -> dict[str, Axes]:
     """Tensor names inside one block of a model with this config, and their axes."""
     build = build_of(family)
@@ -43,11 +53,11 @@ def block_axes(family: Family, config: Mapping[str, Any], index: int = 0) -> dic
     names: dict[str, Axes] = dict(build.block_weights)
     for place in sorted(family.bias_places(config)):
         names.update(build.biases[place])
-    if family.head_norms:
+    if family.has_head_norms(config):
         names.update(build.head_norms)
     if family.all_heads_norms:
         names.update(build.all_heads_norms)
-    absent = build.absent(shape.num_key_value_heads, shape.ffn_units)
+    absent = build.absent(shape.num_key_value_heads, shape.ffn_units, shape.num_experts > 0)
     held = of_each_expert(family.named(names), shape.num_experts)
     return {name: axes for name, axes in held.items() if not name.startswith(absent)}
 
@@ -125,6 +135,8 @@ def exported_config(
         "transformers_version": config.get("transformers_version") or transformers.__version__,
     }
     pruned.pop("_name_or_path", None)  # where the source lay is no property of the model
+    if family.predicting_blocks:
+        pruned[family.predicting_blocks] = 0  # they stay behind
     if model_type == config["model_type"]:
         return pruned
     source = family_of(config["model_type"])
@@ -180,6 +192,8 @@ def with_blocks(config: Mapping[str, Any], kept_blocks: Sequence[int]) -> dict[s
         # From this block on attention slides; blocks that go from before it move it down.
         gone = set(range(layers)) - set(kept_blocks)
         changed["max_window_layers"] = limit - sum(index < limit for index in gone)
+    if dense := config.get("first_k_dense_replace"):
+        changed["first_k_dense_replace"] = sum(index < dense for index in kept_blocks)
     return changed
 
 

@@ -139,6 +139,8 @@ PARALLEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("cohere", {**GROUPED, "attention_bias": True, "logit_scale": 0.25}),
     "cohere-mqa": ("cohere", {**SINGLE, "tie_word_embeddings": False}),
     "cohere2": ("cohere2", {**MULTI, **SLIDING, "attention_bias": True}),
+    "phi": ("phi", GROUPED),
+    "phi-tied": ("phi", {**MULTI, "tie_word_embeddings": True, "partial_rotary_factor": 1.0}),
 }  # fmt: skip
 # Mixtures of experts: two of eight for each token.
 EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {

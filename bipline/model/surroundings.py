@@ -102,7 +102,13 @@ class Surroundings:
 
         ``rows`` are those of the embedding that are needed, ``places`` the row of each token.
         """
-        _, entered = self._run({self._embedding: rows}, input_ids=places)
+        held = {self._embedding: rows}
+        output = self._model.get_output_embeddings()
+        if output.bias is not None:
+            # A tied output matrix has as many rows as are given, and a bias must fit it.
+            count = len(rows) if self.config.tie_word_embeddings else len(output.bias)
+            held["lm_head.bias"] = rows.new_zeros(count)
+        _, entered = self._run(held, input_ids=places)
         return entered
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from bipline.settings.recipes import BaLoraRecipe, LoraRecipe, Schedule
 TARGETS = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj",
     "gate_proj", "up_proj", "gate_up_proj", "down_proj",
+    "dense", "c_fc", "c_proj", "fc1", "fc2",
 )  # fmt: skip
 # float32 rounding of one merged product against two; relative to the largest logit.
 MERGE_TOLERANCE = 1e-4

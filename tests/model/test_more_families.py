@@ -37,7 +37,7 @@ WINDOWS = token_windows(windows=2, seqlen=20)
 # A few in the quick tests, the rest in the slow ones.
 QUICK = {
     "granite", "gemma", "olmo", "smollm3", "helium", "gemma2", "olmo2", "mixtral", "qwen3-moe",
-    "phi3", "cohere", "starcoder2", "nemotron",
+    "phi3", "cohere", "phi", "starcoder2", "nemotron",
 }  # fmt: skip
 ASKED = [
     pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.prune import prune
@@ -21,7 +22,7 @@ from bipline.values.recovery import RecoveryRecord
 from tests.compression.test_calibrate import prose
 from tests.conftest import ASSETS
 from tests.oracles.test_slicing import random_plan
-from tests.tiny import token_windows
+from tests.tiny import tiny_model, token_windows
 
 RECIPE = LoraRecipe(steps=30, batch_size=4, seqlen=32, learning_rate=5e-3, dropout=0.0)
 
@@ -130,6 +131,17 @@ def test_merged_adapter_equals_adapter_plus_base(pruned: Path) -> None:
         merged = adapted.merge_and_unload()(token_windows()).logits
     assert (expected - base).abs().max() > 1e-3, "the adapter does something"
     assert (merged - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("case", ["starcoder2", "phi", "phi3"])
+def test_every_matrix_of_a_block_has_an_adapter(case: str, tmp_path: Path) -> None:
+    """Whatever its class calls them."""
+    model = load_model(tiny_model(tmp_path / "model", case), torch.float32)
+    matrices = [each for each in model.model.layers.modules() if isinstance(each, nn.Linear)]
+    adapted = with_adapter(model, LoraRecipe())
+    assert len([name for name, _ in adapted.named_modules() if name.endswith("lora_A")]) == len(
+        matrices
+    )
 
 
 def test_too_little_text_is_refused(pruned: Path, held_out: Path, tmp_path: Path) -> None:

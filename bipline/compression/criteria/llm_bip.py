@@ -24,7 +24,8 @@ their score is that of REAP (arXiv 2510.13999) as its models' pages tell it, wha
 mixture of experts is weighed by the router's mean weights, and both are a reconstruction.
 
 Where the FFN has no gate (Starcoder2, Nemotron) w is the same, |Wd||Wu| as the paper's formula for
-an OPT has it. Where attention and FFN read the same stream (Cohere) w = 1: nothing passes through.
+an OPT has it. Where attention and FFN read the same stream (Cohere, Phi) w = 1:
+nothing passes through.
 
 Where norms lie behind sublayers (Gemma 2, OLMo 2), Wo and Wd have their gains on their rows, o and
 a are divided by the dense root mean square of what enters the norm, and |Wd| in w is multiplied by

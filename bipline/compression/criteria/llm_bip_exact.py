@@ -10,7 +10,7 @@ as many FFN passes as the block has KV heads. Attention and FFN scores are in on
 exact, so they can be compared inside a block. a is the activation that the model's config names.
 
 Where the FFN has no gate (Starcoder2, Nemotron), F(h) = Wd a(q); n is the LayerNorm that there is.
-Where attention and FFN read the same stream (Cohere) a group's change is D_k itself.
+Where attention and FFN read the same stream (Cohere, Phi) a group's change is D_k itself.
 
 Where norms lie behind sublayers (Gemma 2, OLMo 2), N behind attention and M behind the FFN:
 D_k = N(z - Wo[:, C_k] o[C_k]) - N(z),  F(h) = M(Wd (a(p) * q)), and the FFN channel's score is the

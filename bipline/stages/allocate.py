@@ -87,4 +87,6 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     widths, shape = core.uniform_widths_of(checkpoint, section), checkpoint.shape
     text += f": keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups and "
     text += f"{widths.ffn_units} of {shape.ffn_units} {shape.ffn_kind} in every block"
+    if shape.dense_blocks:
+        text += f" but the first {shape.dense_blocks}, which stay whole"
     return [("allocate", text)]

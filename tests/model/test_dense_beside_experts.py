@@ -21,7 +21,8 @@ from bipline.model.families import with_blocks
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.shapes import shape_of
-from bipline.settings.line import AllocateSettings
+from bipline.settings.line import AllocateSettings, LineSettings, ScoreSettings
+from bipline.stages.allocate import check
 from bipline.values.plan import PruningPlan
 from tests.scored import scored
 from tests.tiny import config_of, tiny_model, token_windows
@@ -146,6 +147,15 @@ def test_a_config_of_another_mixture_is_refused(
     with pytest.raises(InvalidInput, match=said) as refusal:
         open_checkpoint(tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_first_screen_tells_what_stays(model: Path) -> None:
+    asked = LineSettings(
+        model=str(model), allocate=AllocateSettings(ratio=0.2, allocation="uniform"),
+        score=ScoreSettings(criterion="llm-bip"),
+    )  # fmt: skip
+    [(_, text)] = check(asked, open_checkpoint(model), False)
+    assert "of 8 experts in every block but the first 1, which stay whole" in text
 
 
 def test_models_without_experts_are_counted_as_ever() -> None:

@@ -111,8 +111,9 @@ def pruned_config(
         widths = [BlockWidths(num_key_value_heads=g, intermediate_size=f) for g, f in kept]
         return per_layer_config(config, blocks, widths)
     # The first ones may have no experts beside others that have some.
-    groups, units = plan.blocks[blocks[-1]].widths
-    return exported_config(config, units, groups, blocks)
+    last = plan.blocks[blocks[-1]]
+    groups, units = last.widths
+    return exported_config(config, units, groups, blocks, last.queries_per_group)
 
 
 def check_layout(checkpoint: Checkpoint, layout: str) -> None:
@@ -142,6 +143,8 @@ def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
         held = shape.block(index)
         if max(block.attention_groups, default=-1) >= held.num_key_value_heads:
             raise InvalidInput(f"the plan keeps a group that block {index} does not have")
+        if max((heads[-1] for heads in block.query_heads), default=-1) >= held.queries_per_group:
+            raise InvalidInput(f"the plan keeps a query head that block {index} does not have")
         _check_ffn(block, held, index)
     if not any(block.attention_groups for block in plan.blocks):
         raise InvalidInput(
@@ -151,6 +154,7 @@ def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
     if plan.layout == "uniform":
         _check_uniform(plan, shape)
     else:
+        _check_per_layer(plan)
         refuse_tokenizer_code(checkpoint.folder)
 
 
@@ -182,7 +186,11 @@ def _check_uniform(plan: PruningPlan, shape: ModelShape) -> None:
                 "which has no experts beside others that have some; keep all of them"
             )
     alike = {plan.blocks[index].widths for index in plan.kept_blocks if index >= shape.dense_blocks}
-    if len(alike) > 1 or len({groups for groups, _ in widths}) > 1:
+    attention = {
+        (len(block.attention_groups), block.queries_per_group)
+        for block in (plan.blocks[index] for index in plan.kept_blocks)
+    }
+    if len(alike) > 1 or len(attention) > 1:
         raise InvalidInput("the plan's blocks differ in width, which the uniform layout excludes")
     if 0 in min(widths):
         raise InvalidInput(
@@ -191,11 +199,20 @@ def _check_uniform(plan: PruningPlan, shape: ModelShape) -> None:
         )
 
 
+def _check_per_layer(plan: PruningPlan) -> None:
+    """Raise InvalidInput where query heads go from groups, which that layout's classes lack."""
+    if any(block.query_heads for block in plan.blocks):
+        raise InvalidInput(
+            "the plan lists query heads, which the uniform layout alone can hold; in the per-layer "
+            "layout whole attention groups go"
+        )
+
+
 def check_budget(checkpoint: Checkpoint, plan: PruningPlan) -> None:
     """Raise InvalidInput unless a plan that was read reaches what it says, counted anew."""
     shape = checkpoint.shape
     removed = sum(
-        Widths(*block.widths).removed_weights(shape.block(index))
+        Widths.of(block).removed_weights(shape.block(index))
         for index, block in enumerate(plan.blocks)
     )
     counted = {

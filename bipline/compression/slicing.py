@@ -197,18 +197,22 @@ def _check_shape(name: str, index: int, shape: tuple[int, ...], expected: tuple[
 def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, Tensor]:
     """Kept row or column indices by axis: an attention group is a KV head and its queries.
 
-    ``shape`` is that of the block.
+    ``shape`` is that of the block. A plan may list some of these query heads, counted within
+    their group.
     """
     groups = torch.tensor(block.attention_groups, dtype=torch.int64)
-    width = shape.head_dim * shape.queries_per_group
+    heads = _spread(groups, shape.queries_per_group)
+    if block.query_heads:
+        inside = torch.tensor(block.query_heads, dtype=torch.int64)
+        heads = (groups[:, None] * shape.queries_per_group + inside).reshape(-1)
     ffn = "experts" if shape.num_experts else "ffn_channels"
     return {
         "kv_heads": _spread(groups, shape.head_dim),
-        "query_heads": _spread(groups, width),
+        "query_heads": _spread(heads, shape.head_dim),
         ffn: torch.tensor(block.ffn_units, dtype=torch.int64),
     }
 
 
 def _spread(groups: Tensor, width: int) -> Tensor:
-    """Every channel index of the kept groups: ``[groups] -> [groups * width]``."""
+    """Every index inside the kept groups: ``[groups] -> [groups * width]``."""
     return (groups[:, None] * width + torch.arange(width)).reshape(-1)

@@ -159,11 +159,14 @@ def _kept(plan: PruningPlan, dense: tuple[int, int]) -> list[str]:
     counted = [index for index in kept if index in plan.counted_blocks]
     units = _span([len(plan.blocks[index].ffn_units) for index in counted])
     lines = [f"* {gone} of {len(plan.blocks)} blocks are gone whole"] if gone else []
+    queries = plan.blocks[kept[0]].queries_per_group
+    of_group = f"; {queries} query heads stay with each KV head" if queries else ""
     return [
         *lines,
         f"* every one of the {len(kept)} blocks keeps {groups} of "
         f"{dense[0]} attention groups (a KV head with its query heads) "
-        f"and {units} of {dense[1]} {plan.ffn_kind}{_whole(len(kept) - len(counted))}",
+        f"and {units} of {dense[1]} {plan.ffn_kind}{_whole(len(kept) - len(counted))}"
+        f"{of_group}",
     ]
 
 

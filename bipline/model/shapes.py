@@ -91,6 +91,11 @@ class ModelShape(_Table):
         return 2 * self.hidden_size * self.head_dim * (self.queries_per_group + 1)
 
     @property
+    def query_head_weights(self) -> int:
+        """Linear weights of one query head alone: rows of q and columns of o."""
+        return 2 * self.hidden_size * self.head_dim
+
+    @property
     def channel_weights(self) -> int:
         """Linear weights of one FFN channel: rows of gate, if any, and up, a column of down."""
         return self.ffn_matrices * self.hidden_size

@@ -44,7 +44,7 @@ def prune_summary(
     long = {stage for stage, taken in seconds.items() if floor and taken > FLOOR_FROM_SECONDS}
     blocks = checkpoint.shape.linear_weights
     removed = sum(
-        Widths(*block.widths).removed_weights(checkpoint.shape.block(index))
+        Widths.of(block).removed_weights(checkpoint.shape.block(index))
         for index, block in enumerate(plan.blocks)
     )
     return PruneSummary(

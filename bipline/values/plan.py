@@ -20,7 +20,7 @@ from bipline.storage.digests import digest_json
 from bipline.values.compensation import Compensation, CompensationRecord
 from bipline.values.reading import read_value
 
-SCHEMA_VERSION: Literal[4] = 4
+SCHEMA_VERSION: Literal[5] = 5
 # The file that holds the plan, beside what was made by it.
 PLAN_NAME = "pruning_plan.json"
 
@@ -33,7 +33,9 @@ class BlockPlan(BaseModel):
     """What one block keeps: indices of attention groups (KV heads) and of FFN channels.
 
     Where an FFN has experts, whole ones stay and no channels are listed. Where none stay, the
-    sublayer goes with its norm and biases; where neither has any, the block.
+    sublayer goes with its norm and biases; where neither has any, the block. ``query_heads`` are
+    those that stay of each group that stays, counted within it, as many in every group; none
+    listed: all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,22 +43,29 @@ class BlockPlan(BaseModel):
     attention_groups: tuple[int, ...]
     ffn_channels: tuple[int, ...]
     experts: tuple[int, ...] = ()
+    query_heads: tuple[tuple[int, ...], ...] = ()
 
     @model_validator(mode="after")
     def _ascending(self) -> BlockPlan:
-        for kept in (self.attention_groups, self.ffn_channels, self.experts):
+        for kept in (self.attention_groups, self.ffn_channels, self.experts, *self.query_heads):
             if list(kept) != sorted(set(kept)) or min(kept, default=0) < 0:
                 raise ValueError("kept indices must be ascending, distinct and not negative")
         if self.ffn_channels and self.experts:
             raise ValueError("an FFN keeps channels or whole experts, not both")
+        counts = {len(heads) for heads in self.query_heads}
+        if counts and (len(self.query_heads) != len(self.attention_groups) or len(counts) > 1):
+            raise ValueError("every group that stays keeps as many query heads")
+        if 0 in counts:
+            raise ValueError("a group that stays keeps at least one query head")
         return self
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Experts are told where there are some, so a plan without is what it always was."""
+        """What came later is told where there is some, so a plan without is what it always was."""
         told: dict[str, Any] = serialize(self)
-        if not self.experts:
-            told.pop("experts", None)
+        for name in ("experts", "query_heads"):
+            if not getattr(self, name):
+                told.pop(name, None)
         return told
 
     @classmethod
@@ -75,6 +84,11 @@ class BlockPlan(BaseModel):
     def widths(self) -> tuple[int, int]:
         """How many attention groups and FFN channels or experts stay; 0 where the sublayer goes."""
         return len(self.attention_groups), len(self.ffn_units)
+
+    @property
+    def queries_per_group(self) -> int | None:
+        """How many query heads every group keeps; None where it keeps all of them."""
+        return len(self.query_heads[0]) if self.query_heads else None
 
     @property
     def dropped(self) -> bool:
@@ -108,12 +122,12 @@ class PruningPlan(BaseModel):
     A plan that was ``compensated`` is the realised one: what stays after groups were chosen again,
     and what was done to each block; the corrected tensors lie in a directory of their own. Version
     1 knew neither the per-layer layout nor blocks that go, version 2 no compensation, version 3 no
-    experts.
+    experts, version 4 no query heads.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1, 2, 3, 4] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3, 4, 5] = SCHEMA_VERSION
     tensor_digest: str
     criterion: str
     criterion_options: dict[str, Any] = Field(default_factory=dict)
@@ -133,6 +147,8 @@ class PruningPlan(BaseModel):
             raise ValueError("compensation and the record of it go together")
         if self.schema_version < 4 and any(block.experts for block in self.blocks):
             raise ValueError("a plan that keeps experts is of version 4")
+        if self.schema_version < 5 and any(block.query_heads for block in self.blocks):
+            raise ValueError("a plan that lists query heads is of version 5")
         return self
 
     @property

@@ -55,7 +55,7 @@ def test_a_new_plan_says_its_version_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(plan.to_json(), encoding="utf-8")
     assert read_plan(path) == plan
-    assert plan.schema_version == 4
+    assert plan.schema_version == 5
     assert plan.kept_blocks == (0, 2)
     assert [block.dropped for block in plan.blocks] == [False, True, False]
 
@@ -111,6 +111,28 @@ def test_a_plan_of_experts_comes_back_and_is_of_the_fourth_version(tmp_path: Pat
             read_plan(path)
 
 
+def test_a_plan_of_query_heads_comes_back_and_is_of_the_fifth_version(tmp_path: Path) -> None:
+    block = {"attention_groups": [0, 2], "ffn_channels": [1], "query_heads": [[0, 3], [1, 2]]}
+    value = {**FIRST_VERSION, "schema_version": 5, "blocks": [block, block]}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(value), encoding="utf-8")
+    plan = read_plan(path)
+    assert [each.queries_per_group for each in plan.blocks] == [2, 2]
+    assert json.loads(plan.to_json())["blocks"] == [block, block]
+    whole = BlockPlan(attention_groups=(0, 2), ffn_channels=(1,))
+    assert whole.queries_per_group is None and "query_heads" not in whole.model_dump()
+    for change in (
+        {"schema_version": 4},
+        {"blocks": [{**block, "query_heads": [[0, 3]]}]},
+        {"blocks": [{**block, "query_heads": [[0, 3], [1]]}]},
+        {"blocks": [{**block, "query_heads": [[], []]}]},
+        {"blocks": [{**block, "query_heads": [[3, 0], [1, 2]]}]},
+    ):
+        path.write_text(json.dumps({**value, **change}), encoding="utf-8")
+        with pytest.raises(InvalidInput, match="not a pruning plan"):
+            read_plan(path)
+
+
 @pytest.mark.parametrize("multiple", [-1, 0, 0.9, "x", None, []])
 def test_a_multiple_is_at_least_one(tmp_path: Path, multiple: object) -> None:
     path = tmp_path / "plan.json"
@@ -121,6 +143,6 @@ def test_a_multiple_is_at_least_one(tmp_path: Path, multiple: object) -> None:
 
 def test_a_version_from_the_future_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps({**FIRST_VERSION, "schema_version": 5}), encoding="utf-8")
+    path.write_text(json.dumps({**FIRST_VERSION, "schema_version": 6}), encoding="utf-8")
     with pytest.raises(InvalidInput, match="not a pruning plan: schema_version"):
         read_plan(path)

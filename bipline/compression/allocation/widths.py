@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from bipline.base.errors import InvalidInput
 from bipline.model.families import ModelShape
+from bipline.values.plan import BlockPlan
 
 LARGEST_MULTIPLE = 128
 # A multiple coarser than this share of a block would overshoot the ratio noticeably.
@@ -23,16 +24,29 @@ MULTIPLE_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Widths:
-    """What a block keeps: a number of attention groups, and of FFN channels or experts."""
+    """What a block keeps: a number of attention groups, and of FFN channels or experts.
+
+    ``queries_per_group`` is how many query heads every group keeps; None for all of them.
+    """
 
     attention_groups: int
     ffn_units: int
+    queries_per_group: int | None = None
+
+    @classmethod
+    def of(cls, block: BlockPlan) -> Widths:
+        """The widths of what a plan keeps of a block."""
+        return cls(*block.widths, block.queries_per_group)
 
     def removed_weights(self, shape: ModelShape) -> int:
         """Linear weights that go from a block of this shape."""
         groups = shape.num_key_value_heads - self.attention_groups
         units = shape.ffn_units - self.ffn_units
-        return groups * shape.group_weights + units * shape.ffn_unit_weights
+        queries = shape.queries_per_group
+        kept = queries if self.queries_per_group is None else self.queries_per_group
+        heads = self.attention_groups * (queries - kept)
+        of_attention = groups * shape.group_weights + heads * shape.query_head_weights
+        return of_attention + units * shape.ffn_unit_weights
 
 
 @dataclass(frozen=True)

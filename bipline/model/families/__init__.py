@@ -100,11 +100,13 @@ def exported_config(
     ffn_units: int,
     num_key_value_heads: int,
     kept_blocks: Sequence[int] | None = None,
+    queries_per_group: int | None = None,
 ) -> dict[str, Any]:
     """The config.json of a model pruned to uniform widths, loadable by a stock class.
 
     ``ffn_units`` are FFN channels, or experts where the FFN has some; ``kept_blocks`` the blocks
-    that stay, ascending; None for all of them. The family stays
+    that stay, ascending; None for all of them. So many query heads stay for every KV head
+    (``queries_per_group``); None for all. The family stays
     where its class holds the new head count; else the same tensors go under an alternative
     family's name (LLaMA becomes Mistral, or SeedOss where there are biases; Qwen2 becomes SeedOss).
     Sizes and head_dim are written out; transformers_version stays, because a Mistral config
@@ -117,7 +119,7 @@ def exported_config(
     shape = shape_of(config)
     check_holds(shape, ffn_units, num_key_value_heads, kept_blocks)
     config = stock_config(config if kept_blocks is None else with_blocks(config, kept_blocks))
-    heads = num_key_value_heads * shape.queries_per_group
+    heads = num_key_value_heads * (queries_per_group or shape.queries_per_group)
     if (model_type := holding_class(config, heads)) is None:
         raise InvalidInput(
             f"no transformers class holds a {config['model_type']} with {heads} heads of "

@@ -160,7 +160,7 @@ def _kept(plan: PruningPlan, dense: tuple[int, int]) -> list[str]:
     units = _span([len(plan.blocks[index].ffn_units) for index in counted])
     lines = [f"* {gone} of {len(plan.blocks)} blocks are gone whole"] if gone else []
     queries = plan.blocks[kept[0]].queries_per_group
-    of_group = f"; {queries} query heads stay with each KV head" if queries else ""
+    of_group = f"; of each group's query heads {queries} stay" if queries else ""
     return [
         *lines,
         f"* every one of the {len(kept)} blocks keeps {groups} of "

@@ -20,6 +20,8 @@ from bipline.model.families import holding_class, tensor_shapes
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.shapes import shape_of
+from bipline.settings.line import LineSettings
+from bipline.stages import compensate
 from bipline.values.plan import BlockPlan, Budget, PruningPlan
 from tests.looped import cached_tolerance
 from tests.masking import silence
@@ -145,7 +147,7 @@ def test_groups_and_query_heads_go_together(tmp_path: Path) -> None:
     assert difference < 1e-10
     assert sliced.config.num_attention_heads == 6 and sliced.config.num_key_value_heads == 3
     told = removed_text(plan, (4, 40))
-    assert "keeps 3 of 4 attention groups" in told and "2 query heads stay with each" in told
+    assert "keeps 3 of 4 attention groups" in told and "of each group's query heads 2 stay" in told
 
 
 @pytest.mark.parametrize(
@@ -163,6 +165,21 @@ def test_query_heads_that_are_not_there_or_differ_by_block(
     blocks = (plan.blocks[0], plan.blocks[1].model_copy(update=change))
     with pytest.raises(InvalidInput, match=why):
         check_plan(checkpoint, plan.model_copy(update={"blocks": blocks}))
+
+
+def test_a_compensation_refuses_a_plan_that_lists_query_heads(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_model(tmp_path / "source", "llama-gqa"))
+    plan = plan_of(checkpoint, groups=4, queries=1)
+    place = tmp_path / "plan.json"
+    place.write_text(plan.to_json(), encoding="utf-8")
+    settings = LineSettings.model_validate(
+        {
+            "model": str(tmp_path / "source"), "allocate": {"plan": str(place)},
+            "compensate": {"compensation": "obs"},
+        }
+    )  # fmt: skip
+    with pytest.raises(InvalidInput, match="obs is of whole attention groups"):
+        compensate.check(settings, None, thorough=False)
 
 
 def test_per_layer_plans_list_no_query_heads(tmp_path: Path) -> None:

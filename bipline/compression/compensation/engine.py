@@ -88,7 +88,7 @@ def compensate(
     """
     samples = len(windows.fitted) + len(windows.held)
     check_compensation(checkpoint, samples, windows.fitted.shape[1], compensation, options)
-    _check_whole_groups(plan, compensation)
+    check_whole_groups(plan, compensation)
     engine = _Engine(checkpoint, plan, windows, computing, compensation, options, folder, room)
     layers = checkpoint.shape.num_hidden_layers
     for block in track(engine.loop.blocks(), "compensate blocks", layers):
@@ -102,7 +102,7 @@ def compensate(
         yield done
 
 
-def _check_whole_groups(plan: PruningPlan, compensation: str) -> None:
+def check_whole_groups(plan: PruningPlan, compensation: str) -> None:
     """Raise InvalidInput for a plan that lists query heads: matrices are fitted group by group."""
     if any(block.query_heads for block in plan.blocks):
         raise InvalidInput(

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bipline.model.block_loop import BlockLoop
-from bipline.model.families import build_of
 from bipline.model.halves import Halves
 
 
@@ -33,9 +32,8 @@ def sliced_tolerance(config: Any) -> float:
 def check_parts(loop: BlockLoop, windows: Tensor, expected: Tensor) -> None:
     """Halves and blocks alike, and logits token by token with a cache as ``expected``."""
     hidden, cache, output = loop.embed(windows), DynamicCache(), loop.output_weight()
-    # Experts have no halves, nor have parallel blocks: nothing of theirs is compensated.
-    parallel = build_of(loop.checkpoint.family).parallel
-    for block in () if loop.checkpoint.shape.num_experts or parallel else loop.blocks():
+    # Experts have no halves: nothing of theirs is compensated.
+    for block in () if loop.checkpoint.shape.num_experts else loop.blocks():
         halved, hidden = Halves.of(block).run(hidden), block.run(hidden)
         torch.testing.assert_close(halved, hidden, rtol=0, atol=1e-10)
     for place in range(windows.shape[1]):

@@ -36,6 +36,8 @@ class Halves:
     """One block's halves with these weights, of whatever width; a half may be missing.
 
     Widths are those of the weights: rows of q, k and v, of gate and up may be a selection.
+    ``gated``: what enters down_proj is linear in what up_proj gives. ``parallel``: both halves read
+    what enters the block.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class Halves:
     ) -> None:
         self._loop = loop
         self._module = module
-        self._norms = build_of(loop.checkpoint.family).norms
+        build = build_of(loop.checkpoint.family)
+        self._norms, self.gated, self.parallel = build.norms, build.gated, build.parallel
         self.index = index
         self.weights: Weights = {
             name: weight.to(loop.device, loop.dtype) for name, weight in weights.items()
@@ -114,11 +117,6 @@ class Halves:
         """What up_proj's outputs are multiplied with, from what enters gate_proj."""
         return self._activated(self._in_ffn("gate_proj", normed))
 
-    @property
-    def gated(self) -> bool:
-        """Whether the FFN has a gate, so that behind it what enters down_proj is linear in up."""
-        return build_of(self._loop.checkpoint.family).gated
-
     def up_and_gate(self, residual: Tensor) -> dict[str, Tensor]:
         """Outputs of up_proj, and of gate_proj if any: ``[windows, seqlen, channels]`` each."""
         normed = self.ffn_input(residual)
@@ -166,16 +164,20 @@ class Halves:
             return hidden
         return hidden + self.added(O_PROJ, self.project(O_PROJ, self.attention_output(hidden)))
 
-    def after_ffn(self, residual: Tensor) -> Tensor:
-        """The block's output from the residual stream after attention."""
+    def after_ffn(self, residual: Tensor, hidden: Tensor) -> Tensor:
+        """The block's output from the residual stream after attention and what enters the block."""
         if not self.has_ffn:
             return residual
-        projected = self.project(DOWN_PROJ, self.ffn_activation(residual))
-        return residual + self.added(DOWN_PROJ, projected)
+        inputs = self.ffn_activation(self.ffn_reads(residual, hidden))
+        return residual + self.added(DOWN_PROJ, self.project(DOWN_PROJ, inputs))
+
+    def ffn_reads(self, residual: Tensor, hidden: Tensor) -> Tensor:
+        """What the FFN reads: the stream after attention, or in a parallel block before it."""
+        return hidden if self.parallel else residual
 
     def run(self, hidden: Tensor) -> Tensor:
         """The whole block."""
-        return self.after_ffn(self.after_attention(hidden))
+        return self.after_ffn(self.after_attention(hidden), hidden)
 
     def _activated(self, gate: Tensor) -> Tensor:
         mlp = self._module.mlp

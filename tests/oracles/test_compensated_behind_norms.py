@@ -1,4 +1,4 @@
-"""Compensation where norms lie behind sublayers: what is fitted, and what is measured."""
+"""Compensation where norms lie behind sublayers, or sublayers beside each other."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_factors_keep_the_mean_square_of_what_a_norm_over_heads_gives() -> None:
 
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["gemma2", "olmo2", "exaone4"])
+@pytest.mark.parametrize("case", ["gemma2", "olmo2", "exaone4", "phi", "cohere"])
 def test_errors_are_those_of_transformers_block(case: str, tmp_path: Path) -> None:
     """Of the first block: as the plan cuts it, and with its corrections in place."""
     model = tiny_model(tmp_path / "model", case)
@@ -108,7 +108,7 @@ def test_errors_are_those_of_transformers_block(case: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["gemma2", "olmo3"])
+@pytest.mark.parametrize("case", ["gemma2", "olmo3", "phi"])
 def test_a_run_that_goes_on_behind_a_block_ends_with_the_same_tensors(
     case: str, tmp_path: Path
 ) -> None:

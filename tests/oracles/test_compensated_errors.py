@@ -50,7 +50,7 @@ def test_errors_are_those_of_the_best_weights(llama: Path, name: str) -> None:
     for index, error in enumerate(errors):
         halves = Halves.of(loop.block(index))
         residual = halves.after_attention(hidden)
-        inputs, behind = halves.ffn_activation(residual), halves.after_ffn(residual)
+        inputs, behind = halves.ffn_activation(residual), halves.after_ffn(residual, hidden)
         found, width = error.ffn_channels, 1
         allowed = problem.choices[index].ffn_units
         if name == O_PROJ:
@@ -68,7 +68,7 @@ def test_errors_are_those_of_the_best_weights(llama: Path, name: str) -> None:
         scale = weights.mean() / len(weight)
         torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE) * scale)
         assert found[-1] == 0 and bool((found.diff() <= 0).all())
-        hidden = halves.after_ffn(residual)
+        hidden = halves.after_ffn(residual, hidden)
 
 
 def test_too_few_tokens_are_refused(llama: Path) -> None:

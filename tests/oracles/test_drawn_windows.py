@@ -133,7 +133,7 @@ def test_fits_are_on_both_and_choices_on_calibration_alone(
         residual = block.after_attention(hidden)
         cases = (
             (attention, block.attention_output(hidden), residual),
-            (ffn, block.ffn_activation(residual), block.after_ffn(residual)),
+            (ffn, block.ffn_activation(residual), block.after_ffn(residual, hidden)),
         )
         for second, inputs, target in cases:
             x, weights = inputs.flatten(0, 1), token_weights(target.flatten(0, 1), 1e-6)

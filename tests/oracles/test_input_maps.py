@@ -41,7 +41,10 @@ def second_block(checkpoint: Checkpoint, lost: float) -> tuple[Halves, Streams]:
 
 def entering(block: Halves, streams: Streams) -> tuple[Tensor, Tensor]:
     """What attention reads in the pruned stream and in the dense one, ``[tokens, d]``."""
-    pairs = [tuple(map(block.attention_input, pair)) for pair in streams.pairs()]
+    pairs = [
+        tuple(map(block.attention_input, (batch.reads, batch.target)))
+        for batch in streams.batches()
+    ]
     return tuple(torch.cat([part.flatten(0, 1) for part in side]) for side in zip(*pairs))  # type: ignore[return-value] # noqa: B905
 
 

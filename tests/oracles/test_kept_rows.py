@@ -18,6 +18,7 @@ from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
 from bipline.compression.compensation.kept_rows import ROWS_OF, Batches, fitted_rows
 from bipline.compression.compensation.memory import rows_bytes
+from bipline.compression.compensation.streams import Batch
 from bipline.compression.compensation.versions import PrunedBlock
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
@@ -88,8 +89,9 @@ def half_of(checkpoint: Checkpoint) -> tuple[Halves, Batches]:
     entering = torch.randn(6, 7, checkpoint.shape.hidden_size, generator=generator).double()
     target = entering + torch.randn(entering.shape, generator=generator).double()
 
-    def batches(first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from list(zip(entering.split(4), target.split(4), strict=True))[first:]
+    def batches(first: int = 0) -> Iterator[Batch]:
+        parts = zip(entering.split(4), target.split(4), strict=True)
+        yield from [Batch(reads, reads, wanted) for reads, wanted in parts][first:]
 
     return pruned, batches
 
@@ -109,7 +111,7 @@ def given_by(halves: Halves, columns: str, rows: Tensor, entering: Tensor) -> Te
 def test_rows_are_the_weighted_ridge_solution(checkpoint: Checkpoint, columns: str) -> None:
     halves, batches = half_of(checkpoint)
     own = halves.weights[f"{ROWS_OF[columns]}.weight"]
-    entering, target = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    entering, _, target = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     basis = torch.eye(own.numel()).double().view(-1, *own.shape)
     jacobian = torch.stack([given_by(halves, columns, each, entering) for each in basis], -1)
     roots = token_weights(target.flatten(0, 1), halves.rms_norm_eps).sqrt()[:, None]
@@ -134,7 +136,7 @@ def left_after(halves: Halves, columns: str, batches: Batches, change: Tensor) -
     name = f"{ROWS_OF[columns]}.weight"
     changed = halves.changed({**halves.weights, name: halves.weights[name] + change})
     total = 0.0
-    for entering, target in batches():
+    for entering, _, target in batches():
         weights = token_weights(target.flatten(0, 1), halves.rms_norm_eps)
         given = changed.project(columns, changed.matrix_inputs(columns, entering))
         total += float(
@@ -156,7 +158,7 @@ def test_every_step_leaves_less(checkpoint: Checkpoint, columns: str) -> None:
 def test_held_out_squares_decide_how_many_steps(checkpoint: Checkpoint, columns: str) -> None:
     halves, batches = half_of(checkpoint)
 
-    def apart(first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def apart(first: int = 0) -> Iterator[Batch]:
         yield from list(reversed_targets(batches))[first:]
 
     errors = [
@@ -170,10 +172,10 @@ def test_held_out_squares_decide_how_many_steps(checkpoint: Checkpoint, columns:
     torch.testing.assert_close(as_fitted, fitted_rows(halves, columns, batches, 1e-6, 5))
 
 
-def reversed_targets(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+def reversed_targets(batches: Batches) -> Iterator[Batch]:
     """The same inputs with half of what was to leave the block, and half of another token's."""
-    for entering, target in batches():
-        yield entering, (target + target.flip(1)) / 2
+    for entering, _, target in batches():
+        yield Batch(entering, entering, (target + target.flip(1)) / 2)
 
 
 def test_a_fit_takes_what_is_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +187,8 @@ def test_a_fit_takes_what_is_predicted(tmp_path: Path, monkeypatch: pytest.Monke
     halves = Halves.of(BlockLoop(checkpoint).block(0))
     entering = torch.randn(1, 4, columns)
 
-    def batches(first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from [(entering, 2 * entering)][first:]
+    def batches(first: int = 0) -> Iterator[Batch]:
+        yield from [Batch(entering, entering, 2 * entering)][first:]
 
     found = most_bytes(lambda: fitted_rows(halves, DOWN_PROJ, batches, RIDGE, 3))
     predicted = rows_bytes(rows, columns, 4)
@@ -244,7 +246,7 @@ def test_there_are_none_unless_asked(
 
 def test_attention_weights_mix_values_as_attention_does(checkpoint: Checkpoint) -> None:
     halves, batches = half_of(checkpoint)
-    entering, _ = next(batches())
+    entering, *_ = next(batches())
     normed = halves.attention_input(entering)
     held = {name: halves.weights.get(f"{V_PROJ}.{name}") for name in ("weight", "bias")}
     values = torch.nn.functional.linear(normed, held["weight"], held["bias"])
@@ -260,7 +262,7 @@ def test_rows_do_not_depend_on_what_is_held(checkpoint: Checkpoint, columns: str
     halves, batches = half_of(checkpoint)
     asked: list[int] = []
 
-    def counted(first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def counted(first: int = 0) -> Iterator[Batch]:
         asked.append(first)
         return batches(first)
 

@@ -72,7 +72,7 @@ def test_the_adjoint_is_that_of_automatic_differentiation(other: Path) -> None:
     def moved(projected: torch.Tensor) -> torch.Tensor:
         """The block's output when o_proj gives so much more."""
         given = halves.project(O_PROJ, halves.attention_output(hidden)).detach()
-        return halves.after_ffn(hidden + halves.added(O_PROJ, given + projected))
+        return halves.after_ffn(hidden + halves.added(O_PROJ, given + projected), hidden)
 
     _, back = torch.autograd.functional.vjp(moved, hidden * 0, signs.double().view_as(hidden))
     expected = back.flatten(0, 1) @ block.weights["self_attn.o_proj.weight"]
@@ -152,6 +152,7 @@ COMPENSATED = [
     ("gemma2", "obs"), ("gemma3-text", "least-squares"), ("olmo2", "obs"), ("exaone4", "obs"),
     ("olmo3", "least-squares"), ("olmo2", "osscar"), ("glm4", "obs"),
     ("phi3", "obs"), ("phi3-longrope", "least-squares"), ("glm", "obs"),
+    ("phi", "obs"), ("cohere", "obs"), ("cohere2", "least-squares"), ("phi-tied", "bias"),
     ("starcoder2", "obs"), ("nemotron", "bias"), ("starcoder2-unbiased", "least-squares"),
 ]  # fmt: skip
 

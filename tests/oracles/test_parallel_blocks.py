@@ -9,8 +9,6 @@ import torch
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation import check_measures
-from bipline.compression.compensation.checks import options_by_name
-from bipline.compression.compensation.engine import check_compensation
 from bipline.compression.criteria import needs_of
 from bipline.compression.criteria.block_influence import InfluenceOptions, observe, score
 from bipline.compression.criteria.needs import SEARCH
@@ -67,10 +65,8 @@ def test_influence_is_of_all_that_the_block_adds(model: Path) -> None:
     torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=0)
 
 
-def test_what_corrects_or_measures_an_ffn_behind_attention_is_refused(model: Path) -> None:
+def test_what_measures_an_ffn_behind_attention_is_refused(model: Path) -> None:
     checkpoint = open_checkpoint(model)
-    with pytest.raises(InvalidInput, match="beside each other; use compensation none"):
-        check_compensation(checkpoint, 8, 16, "obs", options_by_name("obs", {}))
     refused = set()
     for name in ALLOCATIONS:
         try:

@@ -37,8 +37,8 @@ def sensitivities(
         halves = Halves.of(block)
         disturbed = [halves.run(stream) for stream in disturbed]
         residual = halves.after_attention(dense)
-        disturbed.append(halves.after_ffn(_noisy(residual, share, generator)))
-        dense = halves.after_ffn(residual)
+        disturbed.append(halves.after_ffn(_noisy(residual, share, generator), dense))
+        dense = halves.after_ffn(residual, dense)
         disturbed.append(_noisy(dense, share, generator))
     moved = [difference(each, dense, eps) / token_ids.numel() / share for each in disturbed]
     return list(zip(moved[::2], moved[1::2], strict=True))

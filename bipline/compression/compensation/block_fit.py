@@ -23,7 +23,7 @@ from bipline.compression.compensation.input_maps import fitted_map
 from bipline.compression.compensation.kept_rows import fitted_rows
 from bipline.compression.compensation.norms_behind import HeadShares, importance_of
 from bipline.compression.compensation.options import PUBLISHED, CompensationOptions
-from bipline.compression.compensation.streams import Streams, attention_half
+from bipline.compression.compensation.streams import Batch, Streams, attention_half
 from bipline.compression.compensation.versions import Choices, PrunedBlock
 from bipline.compression.criteria.interface import Block
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
@@ -263,12 +263,10 @@ class BlockFit:
         return Collector(reader, name, sequential, weighed, token_weights, norm, heads)
 
 
-def _entering(
-    streams: Iterable[Streams], columns: str, first: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _entering(streams: Iterable[Streams], columns: str, first: int = 0) -> Iterator[Batch]:
     """What enters a matrix's half in the pruned stream, and what the dense stream is behind it.
 
     All micro-batches but the ``first`` so many.
     """
-    pairs = chain.from_iterable(each.pairs(columns == DOWN_PROJ) for each in streams)
-    return islice(pairs, first, None)
+    batches = chain.from_iterable(each.batches(columns == DOWN_PROJ) for each in streams)
+    return islice(batches, first, None)

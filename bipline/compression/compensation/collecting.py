@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bipline.compression.compensation.moments import Moments, MomentSums
 from bipline.compression.compensation.norms_behind import HeadShares, drift_of, weights_of
-from bipline.compression.compensation.streams import Seen
+from bipline.compression.compensation.streams import Batch, Seen
 from bipline.compression.criteria import llm_bip_glu
 from bipline.compression.criteria.interface import Block, Sums, Tokens
 from bipline.compression.criteria.norms import NO_NORM, RmsNorm
@@ -62,10 +62,11 @@ class Collector:
             inputs = self._dense.attention_output(seen.stream)
         self._add(inputs, seen.stream, seen.residual)
 
-    def take(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def take(self, batches: Iterable[Batch]) -> None:
         """Take up the matrix's inputs from what enters its half and what should leave it."""
-        for entering, target in batches:
-            self._add(self._dense.matrix_inputs(self._name, entering), entering, target)
+        for batch in batches:
+            inputs = self._dense.matrix_inputs(self._name, batch.reads)
+            self._add(inputs, batch.adds_to, batch.target)
 
     def moments(self, centred: bool) -> Moments:
         """The moments so far; valid until more inputs are taken up."""
@@ -103,7 +104,7 @@ class Collector:
             return
         # The criterion's other sums are of o_proj's inputs; what it needs of them is not used.
         absent = dict.fromkeys(("attention_output", "attention_projected"), seen.residual)
-        named = {**absent, **seen.widths, "residual": seen.residual}
+        named = {**absent, **seen.widths, "hidden": seen.hidden, "residual": seen.residual}
         tokens = Tokens({name: _flat(value) for name, value in named.items()}, seen.hidden.shape[1])
         sums = llm_bip_glu.observe(self._weighed, tokens, llm_bip_glu.OPTIONS())
         for name, value in sums.items():

@@ -37,7 +37,6 @@ from bipline.compression.compensation.versions import PrunedBlock
 from bipline.compression.computing import Computing
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import build_of
 from bipline.model.halves import DOWN_PROJ, O_PROJ
 from bipline.values.compensation import COMPENSATIONS, LADDER, BlockRecord, Compensation
 from bipline.values.plan import BlockPlan, PruningPlan
@@ -131,11 +130,6 @@ def check_compensation(
         raise InvalidInput(
             f"compensation {compensation} is of o_proj and of one down_proj a block, and this "
             "model's FFNs are made of experts; use compensation none"
-        )
-    if build_of(checkpoint.family).parallel:
-        raise InvalidInput(
-            f"compensation {compensation} corrects an FFN behind its attention, and this model has "
-            "them beside each other; use compensation none"
         )
     if (compensation, options.bias) == ("bias", "off"):
         raise InvalidInput("compensation bias with the option bias=off has nothing to correct")

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from bipline.compression.compensation.candidates import Candidate
-from bipline.compression.compensation.streams import Streams
+from bipline.compression.compensation.streams import Batch, Streams
 from bipline.model.checkpoint import widened
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
 
-Outputs = Callable[[Tensor], Iterable[Tensor]]
+Outputs = Callable[[Batch], Iterable[Tensor]]
 
 
 class HeldOut:
@@ -30,16 +30,16 @@ class HeldOut:
 
     def block_error(self, version: Halves) -> float:
         """Error of the whole block."""
-        return self._errors(lambda stream: [version.run(stream)])[0]
+        return self._errors(lambda batch: [version.run(batch.reads)])[0]
 
     def attention_errors(self, reader: Halves, versions: Sequence[Candidate]) -> list[float]:
         """Errors of versions of o_proj behind what ``reader`` gives them, with the dense FFN."""
 
-        def outputs(stream: Tensor) -> Iterable[Tensor]:
-            inputs = reader.attention_output(stream)
+        def outputs(batch: Batch) -> Iterable[Tensor]:
+            inputs = reader.attention_output(batch.reads)
             for version in versions:
                 added = self._dense.added(O_PROJ, applied(version, inputs))
-                yield self._dense.after_ffn(stream + added)
+                yield self._dense.after_ffn(batch.adds_to + added, batch.reads)
 
         return self._errors(outputs)
 
@@ -49,18 +49,18 @@ class HeldOut:
         It reads what the streams' attention half left between.
         """
 
-        def outputs(residual: Tensor) -> Iterable[Tensor]:
-            inputs = reader.ffn_activation(residual)
+        def outputs(batch: Batch) -> Iterable[Tensor]:
+            inputs = reader.ffn_activation(batch.reads)
             for version in versions:
-                yield residual + self._dense.added(DOWN_PROJ, applied(version, inputs))
+                yield batch.adds_to + self._dense.added(DOWN_PROJ, applied(version, inputs))
 
         return self._errors(outputs, between=True)
 
     def _errors(self, outputs: Outputs, between: bool = False) -> list[float]:
         totals: list[float] = []
         eps = self._dense.rms_norm_eps
-        for stream, target in self.streams.pairs(between):
-            squares = [difference(version, target, eps) for version in outputs(stream)]
+        for batch in self.streams.batches(between):
+            squares = [difference(version, batch.target, eps) for version in outputs(batch)]
             totals = [a + b for a, b in zip(totals or [0.0] * len(squares), squares, strict=True)]
         return [total / self.streams.tokens for total in totals]
 

@@ -36,9 +36,9 @@ def fitted_map(dense: Halves, streams: Iterable[Streams], ridge: float) -> Tenso
     products = torch.promote_types(weight.dtype, torch.float32)
     sums = MomentSums(hidden_size, hidden_size, weight.device, products)
     for each in streams:
-        for stream, target in each.pairs():
-            inputs = dense.attention_input(stream)
-            drift = dense.attention_input(target) - inputs
+        for batch in each.batches():
+            inputs = dense.attention_input(batch.reads)
+            drift = dense.attention_input(batch.target) - inputs
             ones = inputs.new_ones(inputs.shape[:2].numel())
             sums.add(inputs.flatten(0, 1), ones, drift.flatten(0, 1))
     moments = sums.moments(dense.index)

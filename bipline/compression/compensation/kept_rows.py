@@ -34,15 +34,16 @@ from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
 from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.row_maps import row_map
+from bipline.compression.compensation.streams import Batch
 from bipline.compression.compensation.triangles import Triangles
 from bipline.model.halves import DOWN_PROJ, O_PROJ, UP_PROJ, V_PROJ, Halves
 
 # Whose rows are fitted, by the matrix whose columns were.
 ROWS_OF = {O_PROJ: V_PROJ, DOWN_PROJ: UP_PROJ}
 
-# What enters the sublayer in the pruned stream and what the dense stream is behind it,
-# ``[windows, seqlen, hidden_size]`` each: all micro-batches but the first so many, at every call.
-Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+# The pruned stream at the sublayer and what the dense stream is behind it: all micro-batches but
+# the first so many, at every call.
+Batches = Callable[[int], Iterator[Batch]]
 
 
 def fitted_rows(
@@ -126,11 +127,11 @@ class _Problem:
     def _squares(self, held_out: Batches, change: Tensor) -> float:
         """What the squares are with a D on windows that it was not fitted on."""
         total, rows = 0.0, change.to(self._rows)
-        for entering, target in held_out(0):
-            weights = self._weights(target)
-            part = self._part(entering, weights)
+        for batch in held_out(0):
+            weights = self._weights(batch.target)
+            part = self._part(batch.reads, weights)
             given = linear(self._map.inputs(part.factors, linear(part.read, rows)), self._matrix)
-            left = self._left(part, entering, target, weights.sqrt()).sub_(given)
+            left = self._left(part, batch, weights.sqrt()).sub_(given)
             total += float(left.square().sum(dtype=torch.float64))
         return total
 
@@ -138,10 +139,10 @@ class _Problem:
         """The right side, what every row has of the diagonal, and the moments of n."""
         right, scales = self._zeros(), self._rows.new_zeros(len(self._rows), dtype=torch.float64)
         sums = MomentSums(self._rows.shape[1], 0, self._rows.device, self._products)
-        for entering, target in self._batches(0):
-            weights = self._weights(target)
-            part = self._part(entering, weights)
-            left = self._left(part, entering, target, weights.sqrt())
+        for batch in self._batches(0):
+            weights = self._weights(batch.target)
+            part = self._part(batch.reads, weights)
+            left = self._left(part, batch, weights.sqrt())
             sums.add(part.read.flatten(0, 1), weights.flatten())
             scales += self._scales(part, weights)
             part = part.to(self._quick)
@@ -160,8 +161,8 @@ class _Problem:
     def _parts(self) -> Iterator[_Part]:
         """Those that are held, and the others made again."""
         yield from self._held
-        for entering, target in self._batches(len(self._held)):
-            yield self._part(entering, self._weights(target)).to(self._quick)
+        for batch in self._batches(len(self._held)):
+            yield self._part(batch.reads, self._weights(batch.target)).to(self._quick)
 
     def _part(self, entering: Tensor, weights: Tensor) -> _Part:
         halves = self._pruned
@@ -180,12 +181,12 @@ class _Problem:
         outputs = self._map.outputs(part.factors, linear(side, self._quick_matrix.T))
         return (outputs.flatten(0, 1).T @ part.read.flatten(0, 1)).to(self._products)
 
-    def _left(self, part: _Part, entering: Tensor, target: Tensor, roots: Tensor) -> Tensor:
+    def _left(self, part: _Part, batch: Batch, roots: Tensor) -> Tensor:
         """e, weighed."""
         biases = self._pruned.weights
         outputs = linear(part.read, self._rows, biases.get(f"{ROWS_OF[self._columns]}.bias"))
         given = linear(self._map.inputs(part.factors, outputs), self._matrix)
-        left = target - entering
+        left = batch.target - batch.adds_to
         if (bias := biases.get(f"{self._columns}.bias")) is not None:
             left -= bias
         return left.mul_(roots).sub_(given)

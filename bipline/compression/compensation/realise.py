@@ -21,12 +21,13 @@ from bipline.compression.compensation.drawn_windows import Division, divided_wit
 from bipline.compression.compensation.engine import compensate
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.progress import FolderProgress
-from bipline.compression.compensation.streams import STREAMS
+from bipline.compression.compensation.streams import PARALLEL_STREAMS, STREAMS
 from bipline.compression.computing import Computing
 from bipline.compression.corrections import BLOCK_FILES, digest_of
 from bipline.compression.windows import Windows
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import build_of
 from bipline.model.memory import gigabytes, memory_limit, memory_need
 from bipline.settings.line import CompensateSettings
 from bipline.storage.directory import DirectoryWriter, write_text
@@ -59,7 +60,8 @@ def realise(
     need = needed_bytes(checkpoint, settings, *windows.token_ids.shape)
     spare = _spare_bytes(loop, windows, need)
     divided = divided_with_drawn(loop, windows.token_ids, compensation, options, spare)
-    states = STREAMS * divided.tokens * checkpoint.shape.hidden_size * loop.dtype.itemsize
+    streams = PARALLEL_STREAMS if build_of(checkpoint.family).parallel else STREAMS
+    states = streams * divided.tokens * checkpoint.shape.hidden_size * loop.dtype.itemsize
     computing, room = _placed(windows.computing, states, spare)
     note(
         f"compensation {compensation}: at most {gigabytes(need)} for generated text or one block's "

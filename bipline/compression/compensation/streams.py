@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bipline.model.block_loop import BlockLoop, micro_batch_of
+from bipline.model.families import build_of
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
 
-# Hidden states of all windows that there are: dense, pruned, and between a block's halves.
-STREAMS = 3
+# Hidden states of all windows that there are: dense, pruned, and between a block's halves; where
+# halves are parallel also what entered the dense block.
+STREAMS, PARALLEL_STREAMS = 3, 4
 
 
 def held_out_windows(windows: int, share: float) -> list[int]:
@@ -49,6 +52,18 @@ class Seen:
     widths: dict[str, Tensor]
 
 
+class Batch(NamedTuple):
+    """A micro-batch at a half of a block, ``[windows, seqlen, hidden_size]`` each.
+
+    What the half reads, what it adds to (the same, but for the FFN of a parallel block), and what
+    should come of it.
+    """
+
+    reads: Tensor
+    adds_to: Tensor
+    target: Tensor
+
+
 class Streams:
     """Hidden states of some windows, in the dense model and in another stream beside it.
 
@@ -68,12 +83,16 @@ class Streams:
         self._loop, self._sequential = loop, sequential
         self.tokens = token_ids.numel()
         self._size = micro_batch_of(token_ids.shape[1], loop.micro_batch)
-        places = [folder / name if folder else None for name in ("dense", "pruned", "between")]
+        self._parallel = build_of(loop.checkpoint.family).parallel
+        names = ("dense", "pruned", "between", *(("entry",) if self._parallel else ()))
+        places = [folder / name if folder else None for name in names]
         for place in filter(None, places):
             place.mkdir(parents=True, exist_ok=True)
-        self._dense, self._other, self._between = (
+        self._dense, self._other, self._between, *entry = (
             loop.states(token_ids, place, resident=place is None) for place in places
         )
+        # What enters a parallel block's dense stream, which its FFN reads too.
+        self._entry = entry[0] if self._parallel else self._dense
         self._is_between = False
         for states in (self._dense, self._other):
             loop.embed_into(states, token_ids)
@@ -88,6 +107,8 @@ class Streams:
         shown = halves if ffn else attention_half(halves)
         if not self._sequential:
             self._other.fill(self._dense.chunk)
+        if self._parallel:
+            self._entry.fill(self._dense.chunk)
 
         def step(number: int, chunk: Tensor) -> Tensor:
             outputs = []
@@ -104,8 +125,10 @@ class Streams:
     def advance_ffn(self, halves: Halves) -> None:
         """Run the dense stream, which is behind the block's attention, through its FFN."""
 
-        def step(_number: int, chunk: Tensor) -> Tensor:
-            return torch.cat([halves.after_ffn(part) for part in self._parts(chunk)])
+        def step(number: int, chunk: Tensor) -> Tensor:
+            entry = self._entry.chunk(number) if self._parallel else chunk
+            pairs = zip(self._parts(chunk), self._parts(entry), strict=True)
+            return torch.cat([halves.after_ffn(*pair) for pair in pairs])
 
         self._dense.advance(step)
 
@@ -131,23 +154,26 @@ class Streams:
     def advance_pruned(self, halves: Halves) -> None:
         """Run the other stream through a pruned block, from between its halves if it is there."""
         between, self._is_between = self._is_between, False
-        run = halves.after_ffn if between else halves.run
 
         def step(number: int, chunk: Tensor) -> Tensor:
-            entering = self._between.chunk(number) if between else chunk
-            return torch.cat([run(part) for part in self._parts(entering)])
+            if not between:
+                return torch.cat([halves.run(part) for part in self._parts(chunk)])
+            pairs = zip(*map(self._parts, (self._between.chunk(number), chunk)), strict=True)
+            return torch.cat([halves.after_ffn(*pair) for pair in pairs])
 
         self._other.advance(step)
 
-    def pairs(self, between: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Micro-batches: what enters the other stream's block, and what the dense stream is now.
+    def batches(self, between: bool = False) -> Iterator[Batch]:
+        """Micro-batches of the other stream at its attention, or ``between`` at its FFN.
 
-        With ``between`` what enters its FFN.
+        The target is what the dense stream is now.
         """
-        entering = self._between if between else self._other
+        adds_to = self._between if between else self._other
+        reads = self._other if self._parallel else adds_to
         for number in range(self._dense.shape.chunks):
-            chunks = (states.chunk(number) for states in (entering, self._dense))
-            yield from zip(*map(self._parts, chunks), strict=True)
+            chunks = (states.chunk(number) for states in (reads, adds_to, self._dense))
+            for parts in zip(*map(self._parts, chunks), strict=True):
+                yield Batch(*parts)
 
     def _parts(self, chunk: Tensor) -> tuple[Tensor, ...]:
         return chunk.to(self._loop.device).split(self._size)
@@ -165,7 +191,7 @@ def see(halves: Halves, hidden: Tensor, stream: Tensor) -> Seen:
         if halves.normed_behind:
             widths["attention_projected"] = projected
     if halves.has_ffn:
-        inner = halves.up_and_gate(residual)
+        inner = halves.up_and_gate(halves.ffn_reads(residual, hidden))
         widths |= inner
         widths["ffn_activation"] = halves.activation(**inner)
         if halves.normed_behind:

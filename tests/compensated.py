@@ -24,16 +24,24 @@ from tests.parted import parted
 from tests.tiny import token_windows
 
 WINDOWS = Windows(token_windows(12, 24, seed=5), "windows", Computing(torch.float64))
+# Random tokens teach nothing of others: where held-out windows are to bear out what was fitted,
+# each is there twice.
+REPEATED = Windows(token_windows(6, 24, seed=5).repeat(2, 1), "windows", Computing(torch.float64))
 
 
 def realised(
-    checkpoint: Checkpoint, plan: PruningPlan, folder: Path, compensation: Any, **options: Any
+    checkpoint: Checkpoint,
+    plan: PruningPlan,
+    folder: Path,
+    compensation: Any,
+    windows: Windows = WINDOWS,
+    **options: Any,
 ) -> tuple[PruningPlan, Corrections]:
     """The realised plan and its corrections, written below ``folder``."""
     settings = CompensateSettings(compensation=compensation, compensation_option=options)
     place = folder / "corrections"
     with atomic_directory(place, KIND) as writer:
-        realise(checkpoint, plan, WINDOWS, settings, writer, folder / "work")
+        realise(checkpoint, plan, windows, settings, writer, folder / "work")
     return open_corrections(place)
 
 

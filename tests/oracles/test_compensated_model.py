@@ -19,7 +19,7 @@ from bipline.model.opening import open_checkpoint
 from bipline.values.compensation import LADDER
 from bipline.values.plan import PruningPlan, read_plan
 from tests.command import contents
-from tests.compensated import put_in_place, realised
+from tests.compensated import REPEATED, put_in_place, realised
 from tests.oracles.test_slicing import random_plan
 from tests.per_layer import LAYERS, masked_model, mixed_blocks, plan_of
 from tests.tiny import tiny_model, token_windows
@@ -97,7 +97,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_replayed_to_the_same_bytes(model: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(model)
-    plan, held = realised(checkpoint, random_plan(checkpoint, 0.4), tmp_path, "obs")
+    plan, held = realised(checkpoint, random_plan(checkpoint, 0.4), tmp_path, "obs", REPEATED)
     inside = {name for index in held.blocks for name in held.shapes(index)}
     assert inside & {"self_attn.v_proj.weight", "mlp.up_proj.weight"}, "no rows were fitted"
     prune(checkpoint, plan, tmp_path / "first", corrections=held)

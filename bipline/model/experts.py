@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 # In names of a build and of a family: the number of each expert.
@@ -17,6 +18,11 @@ def of_each_expert(names: Names, experts: int) -> dict[str, tuple[str, ...]]:
             if EXPERT in name:
                 told[name.format(expert=expert)] = tuple(e.format(expert=expert) for e in held)
     return told
+
+
+def without_number(name: str) -> str:
+    """A name of one expert's as a build has it for all of them."""
+    return re.sub(r"(?<=\bexperts\.)\d+(?=\.)", EXPERT, name)
 
 
 def renumbered(names: Iterable[str], kept: Sequence[int]) -> dict[str, str]:

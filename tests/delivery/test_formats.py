@@ -107,7 +107,7 @@ def test_a_package_names_hf_and_each_format_once() -> None:
 def test_what_a_format_cannot_hold_is_refused_before_the_first_stage(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(model_of(tmp_path, "qwen3-gqa"))
     layered = settings_of(tmp_path / "qwen3-gqa", allocate={"layout": "per-layer", "ratio": 0.3})
-    with pytest.raises(InvalidInput, match=r"norms of query and key heads.*--layout uniform"):
+    with pytest.raises(InvalidInput, match=r"blocks differ in width.*--layout uniform"):
         export.check(layered, checkpoint, thorough=False)
     uniform = settings_of(tmp_path / "qwen3-gqa", allocate={"allocation": "uniform", "ratio": 0.3})
     told = export.check(uniform, checkpoint, thorough=False)

@@ -20,7 +20,8 @@ from bipline.base.errors import EnvironmentFailure, InvalidInput, Refused
 from bipline.compression.prune import prune
 from bipline.delivery.formats.directory import origin_of
 from bipline.delivery.formats.engines import ask
-from bipline.delivery.formats.gguf.architectures import architecture_of, written_widths
+from bipline.delivery.formats.gguf.choice import architecture_of
+from bipline.delivery.formats.gguf.facts import written_widths
 from bipline.delivery.formats.gguf.tensors import converted, interleaved
 from bipline.delivery.formats.interface import Subject
 from bipline.delivery.formats.registry import FORMATS
@@ -215,61 +216,6 @@ def edited(model: Path, **changes: Any) -> Path:
     path = model / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return model
-
-
-ROPE = {"rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
-LONG = {"short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}
-MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "biased Qwen3": ("qwen3-mha-biased", {}, "qwen3 reads no bias at q, k and v"),
-    "dynamic": (
-        "llama-gqa", {"rope_parameters": {"rope_type": "dynamic", **ROPE}}, "'dynamic'",
-    ),
-    "longrope": (
-        "llama-gqa", {"rope_parameters": {"rope_type": "longrope", **ROPE, **LONG}}, "'longrope'",
-    ),
-    "scaled Qwen3": (
-        "qwen3-gqa",
-        {"rope_parameters": {**ROPE, "rope_type": "llama3", "low_freq_factor": 1.0,
-                             "high_freq_factor": 4.0}},
-        "qwen3 reads no rope scaling of type 'llama3'",
-    ),
-    "Gemma 2 without caps": (
-        "gemma2", {"attn_logit_softcapping": None, "query_pre_attn_scalar": 4}, "always caps",
-    ),
-    "scaled Gemma 2": ("gemma2", {}, "scales attention by head_dim"),
-    "untied Gemma 2": ("gemma2", {"tie_word_embeddings": False}, "no output matrix beside"),
-    "SiLU in Gemma 2": ("gemma2", {"hidden_activation": "silu"}, "computes gelu_pytorch_tanh"),
-    "tied OLMo 2": ("olmo2", {"tie_word_embeddings": True}, "has an output matrix beside"),
-    "fewer heads of OLMo 2": ("olmo2", {"num_attention_heads": 4}, "the width of all heads"),
-    "biased OLMo 2": ("olmo2", {}, "olmo2 reads no bias at"),
-    "OLMo 3": ("olmo3", {}, "no architecture is known for olmo3"),
-    "small vocabulary": ("llama-gqa", {"vocab_size": 64}, "above the model's vocabulary of 64"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_that_llama_cpp_cannot_hold_is_refused_before_work(
-    name: str, tmp_path: Path
-) -> None:
-    case, changes, words = MODELS[name]
-    model = tiny_model(tmp_path / "model", case, **changes)
-    with pytest.raises(InvalidInput) as refusal:
-        bipline.export(model, tmp_path / "out", state=tmp_path / "state")
-    assert words in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("case", "words"), [
-    ("qwen3-gqa", "norms of query and key heads"), ("gemma2", "norms behind sublayers"),
-])  # fmt: skip
-def test_a_per_layer_model_with_norms_of_its_own_is_refused_and_told_what_works(
-    case: str, words: str, tmp_path: Path
-) -> None:
-    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", case))
-    prune(checkpoint, plan_of(checkpoint, [kept([0], [1]), kept([1], [2, 3])]), tmp_path / "pruned")
-    with pytest.raises(InvalidInput, match=rf"{words}.*--layout uniform"):
-        bipline.export(tmp_path / "pruned", tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", REFUSED)

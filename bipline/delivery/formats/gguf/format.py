@@ -11,9 +11,11 @@ from bipline.base import extras
 from bipline.base.extras import require
 from bipline.delivery.formats.engines import check_texts
 from bipline.delivery.formats.gguf import verification
-from bipline.delivery.formats.gguf.architectures import architecture_of, context_length
+from bipline.delivery.formats.gguf.choice import architecture_of
+from bipline.delivery.formats.gguf.facts import context_length
 from bipline.delivery.formats.gguf.keys import (
     add_attention,
+    add_experts,
     add_origin,
     add_rope,
     add_sizes,
@@ -49,10 +51,10 @@ class Gguf:
         """See the interface. Raises InvalidInput for a missing extra too."""
         refuse_nested(self.name, checkpoint)
         extras.check("gguf", "the format gguf")
-        _, layout = architecture_of(checkpoint)
+        architecture, layout = architecture_of(checkpoint)
         tokenizer = tokenizer_of(checkpoint.folder)
         vocabulary_of(tokenizer, checkpoint.shape.vocab_size)
-        check_texts(tokenizer, texts, settings, context_length(checkpoint))
+        check_texts(tokenizer, texts, settings, context_length(checkpoint, architecture))
         return layout
 
     def write(
@@ -96,7 +98,8 @@ def _keyed(
     add_origin(model, checkpoint, origin, settings.type)
     add_sizes(model, checkpoint, architecture)
     add_attention(model, checkpoint, architecture)
-    add_rope(model, checkpoint)
+    add_experts(model, checkpoint)
+    add_rope(model, checkpoint, architecture)
     add_vocabulary(model, vocabulary)
     return model, entries(checkpoint, architecture)
 

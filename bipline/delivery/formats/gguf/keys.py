@@ -7,10 +7,14 @@ from typing import Any
 
 from bipline.base.errors import Refused
 from bipline.base.extras import require
-from bipline.delivery.formats.gguf.architectures import (
-    Architecture,
+from bipline.delivery.formats.gguf.architectures import Architecture
+from bipline.delivery.formats.gguf.facts import (
+    SLIDING,
     context_length,
     rope_parameters,
+    sliding_blocks,
+    sliding_window,
+    turned_share,
     whole_config,
     written_widths,
 )
@@ -31,10 +35,13 @@ def add_sizes(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -
     """Blocks, widths, heads and norms; a list per size where blocks may differ."""
     shape = checkpoint.shape
     writer.add_block_count(shape.num_hidden_layers)
-    writer.add_context_length(context_length(checkpoint))
+    writer.add_context_length(context_length(checkpoint, architecture))
     writer.add_embedding_length(shape.hidden_size)
     writer.add_vocab_size(shape.vocab_size)
-    writer.add_layer_norm_rms_eps(checkpoint.rms_norm_eps)
+    centred = checkpoint.family.norm.centred
+    (writer.add_layer_norm_eps if centred else writer.add_layer_norm_rms_eps)(
+        checkpoint.rms_norm_eps
+    )
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     widths = written_widths(checkpoint)
@@ -46,22 +53,44 @@ def add_sizes(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -
         add(sizes if architecture.per_block else sizes[0])
 
 
-def add_attention(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Caps of scores and of logits, and how far attention slides, where that is read."""
-    if not architecture.caps:
+def add_experts(writer: Any, checkpoint: Checkpoint) -> None:
+    """How many experts there are and run, and how their outputs are weighed."""
+    shape, config = checkpoint.shape, whole_config(checkpoint)
+    if not shape.num_experts:
         return
-    writer.add_attn_logit_softcapping(float(checkpoint.config["attn_logit_softcapping"]))
-    writer.add_final_logit_softcapping(float(checkpoint.config["final_logit_softcapping"]))
-    # No further than the context that is declared, so that blocks may slide in any order.
-    writer.add_sliding_window(context_length(checkpoint))
+    writer.add_expert_count(shape.num_experts)
+    writer.add_expert_used_count(shape.num_experts_per_tok)
+    writer.add_expert_feed_forward_length(shape.intermediate_size)
+    if not shape.shared_channels:
+        return
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_leading_dense_block_count(shape.dense_blocks)
+    writer.add_expert_weights_scale(float(config.routed_scaling_factor))
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    writer.add_expert_gating_func(require("gguf", "gguf").ExpertGatingFuncType.SIGMOID)
 
 
-def add_rope(writer: Any, checkpoint: Checkpoint) -> None:
+def add_attention(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Numbers by which things are multiplied or capped, and which blocks slide."""
+    config = whole_config(checkpoint)
+    for key, name in architecture.numbers.items():
+        if (number := getattr(config, key)) is not None:
+            writer.add_float32(f"{architecture.name}.{name}", float(number))
+    window = sliding_window(checkpoint)
+    if architecture.slides and window is not None:
+        writer.add_sliding_window(window)
+        writer.add_sliding_window_pattern(sliding_blocks(checkpoint))
+
+
+def add_rope(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -> None:
     """Rotary positions; the factors of type llama3 are a tensor of the file."""
     rope = rope_parameters(checkpoint)
     kinds = require("gguf", "gguf").RopeScalingType
-    writer.add_rope_dimension_count(checkpoint.shape.head_dim)
+    writer.add_rope_dimension_count(round(checkpoint.shape.head_dim * turned_share(checkpoint)))
     writer.add_rope_freq_base(float(rope["rope_theta"]))
+    if architecture.sliding_theta:
+        sliding = rope_parameters(checkpoint, SLIDING)
+        writer.add_rope_freq_base_swa(float(sliding["rope_theta"]))
     kind = rope.get("rope_type", "default")
     if kind not in ("linear", "yarn"):
         return

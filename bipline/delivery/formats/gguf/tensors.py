@@ -6,7 +6,7 @@ multiple of a quantised type's block is stored as f16, as llama.cpp's own tools 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +15,15 @@ import torch
 from bipline.base.errors import Refused
 from bipline.base.extras import require
 from bipline.base.progress import track
-from bipline.delivery.formats.gguf.architectures import (
-    Architecture,
-    own_widths,
-    rope_parameters,
-    written_widths,
-)
+from bipline.delivery.formats.gguf.architectures import Architecture
+from bipline.delivery.formats.gguf.facts import own_widths, rope_parameters, written_widths
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.experts import without_number
 
 OUTSIDE = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
 }
 INSIDE = {
     "self_attn.q_proj": "attn_q",
@@ -38,14 +35,20 @@ INSIDE = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
 }
-# The norms of a build that has some behind sublayers.
-BEHIND = {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
+# One matrix of all experts, and what it is called.
+STACKED = {
+    "mlp.experts.{expert}.gate_proj": "ffn_gate_exps",
+    "mlp.experts.{expert}.up_proj": "ffn_up_exps",
+    "mlp.experts.{expert}.down_proj": "ffn_down_exps",
 }
+ROUTER = "ffn_gate_inp"
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 ROPE_FACTORS = "rope_freqs.weight"
 # Quantised types store rows in blocks of this many values.
@@ -61,35 +64,66 @@ class Entry:
     shape: tuple[int, ...]
     pieces: Callable[[], Iterable[torch.Tensor]]
 
+    def stored_type(self, type_: str) -> Any:
+        """Its ``GGMLQuantizationType`` in a file of ``type_``."""
+        return stored_type(self.shape, type_, self.name.endswith(f"{ROUTER}.weight"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a stored tensor."""
+
+    name: str
+    rows: range
+
 
 def entries(checkpoint: Checkpoint, architecture: Architecture) -> list[Entry]:
     """All tensors of the file, in its order; no weight is read yet."""
     listed = []
     if (factors := rope_factors(checkpoint)) is not None:
         listed.append(_whole(ROPE_FACTORS, factors))
-    for name, renamed in OUTSIDE.items():
-        if name in checkpoint.tensors:
-            rows = range(checkpoint.tensors[name].shape[0])
-            listed.append(_stored(checkpoint, name, renamed, rows))
+    called = {name: own for own, name in checkpoint.family.renamed.items()}
+    for name, stored in checkpoint.tensors.items():
+        module, _, kind = called.get(name, name).rpartition(".")
+        if module in OUTSIDE:
+            rows = range(stored.shape[0])
+            listed.append(_stored(checkpoint, f"{OUTSIDE[module]}.{kind}", [Part(name, rows)]))
     for index in range(checkpoint.shape.num_hidden_layers):
-        firsts, counts = checkpoint.block_firsts(index), checkpoint.block_rows(index)
-        for inner, full in checkpoint.block_names(index).items():
-            renamed = f"blk.{index}.{_renamed(inner, architecture)}"
-            rotated = architecture.interleaved and inner.startswith(ROTATED)
-            rows = range(firsts[inner], firsts[inner] + counts[inner])
-            listed.append(_stored(checkpoint, full, renamed, rows, rotated))
+        listed += _of_block(checkpoint, architecture, index, called)
     if checkpoint.family.norm.gain == "one_plus_weight":
         listed = [
             _with_gain(each) if each.name.endswith("norm.weight") else each for each in listed
         ]
-    return listed + _zeros(checkpoint, architecture)
+    return listed + _zeros(checkpoint)
 
 
-def _renamed(inner: str, architecture: Architecture) -> str:
-    module, _, kind = inner.rpartition(".")
-    if architecture.norms != "decoder" and module in BEHIND:
-        return f"{BEHIND[module]}.{kind}"
-    return f"{INSIDE.get(module, architecture.ffn_norm)}.{kind}"
+def _of_block(
+    checkpoint: Checkpoint, architecture: Architecture, index: int, called: Mapping[str, str]
+) -> list[Entry]:
+    """The tensors of a block; ``called`` are names of the build by those of the class."""
+    firsts, counts = checkpoint.block_firsts(index), checkpoint.block_rows(index)
+    parts: dict[str, list[Part]] = {}
+    rotated: set[str] = set()
+    for inner, full in checkpoint.block_names(index).items():
+        name = called.get(inner, inner)
+        target = f"blk.{index}.{_renamed(name, architecture)}"
+        rows = range(firsts[inner], firsts[inner] + counts[inner])
+        parts.setdefault(target, []).append(Part(full, rows))
+        if architecture.interleaved and name.startswith(ROTATED):
+            rotated.add(target)
+    return [_stored(checkpoint, target, each, target in rotated) for target, each in parts.items()]
+
+
+def _renamed(name: str, architecture: Architecture) -> str:
+    """What llama.cpp calls a tensor of a block."""
+    if name in architecture.renamed:
+        return architecture.renamed[name]
+    module, _, kind = name.rpartition(".")
+    for target, joined in architecture.joined.items():
+        if module in joined:
+            return f"{target}.{kind}"
+    own = architecture.renamed.get(module)
+    return f"{own or INSIDE.get(module) or STACKED[without_number(module)]}.{kind}"
 
 
 def _with_gain(entry: Entry) -> Entry:
@@ -101,21 +135,29 @@ def _whole(name: str, tensor: torch.Tensor) -> Entry:
     return Entry(name, tuple(tensor.shape), lambda: [tensor])
 
 
-def _stored(
-    checkpoint: Checkpoint, name: str, renamed: str, rows: range, rotated: bool = False
-) -> Entry:
-    """Rows of a stored tensor; all of them, unless several are stored as one."""
-    count, *rest = checkpoint.tensors[name].shape
+def _stored(checkpoint: Checkpoint, target: str, parts: list[Part], rotated: bool = False) -> Entry:
+    """Rows of stored tensors one after the other; one matrix behind another where it is stacked."""
+    rest = checkpoint.tensors[parts[0].name].shape[1:]
+    counts = [len(part.rows) for part in parts]
+    stacked = target.rpartition(".")[0].endswith(tuple(STACKED.values()))
+    rows = (len(parts), counts[0]) if stacked else (sum(counts),)
 
     def pieces() -> Iterator[torch.Tensor]:
-        wanted = None if len(rows) == count else torch.arange(rows.start, rows.stop)
-        read = (piece for _, piece in checkpoint.stream([(name, wanted)]))
-        if rotated:
-            yield interleaved(torch.cat(list(read)), checkpoint.shape.head_dim)
-        else:
-            yield from read
+        for part in parts:
+            read = _read(checkpoint, part)
+            if rotated:
+                yield interleaved(torch.cat(list(read)), checkpoint.shape.head_dim)
+            else:
+                yield from read
 
-    return Entry(renamed, (len(rows), *rest), pieces)
+    return Entry(target, (*rows, *rest), pieces)
+
+
+def _read(checkpoint: Checkpoint, part: Part) -> Iterator[torch.Tensor]:
+    """Rows of a stored tensor; all of them, unless several are stored as one."""
+    whole = len(part.rows) == checkpoint.tensors[part.name].shape[0]
+    wanted = None if whole else torch.arange(part.rows.start, part.rows.stop)
+    return (piece for _, piece in checkpoint.stream([(part.name, wanted)]))
 
 
 def interleaved(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -124,7 +166,7 @@ def interleaved(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
     return heads.transpose(1, 2).reshape(tensor.shape)
 
 
-def _zeros(checkpoint: Checkpoint, architecture: Architecture) -> list[Entry]:
+def _zeros(checkpoint: Checkpoint) -> list[Entry]:
     """Sublayers of zeros where llama.cpp cannot do without one."""
     hidden, heads = checkpoint.shape.hidden_size, checkpoint.shape.queries_per_group
     widths = zip(own_widths(checkpoint), written_widths(checkpoint), strict=True)
@@ -136,7 +178,7 @@ def _zeros(checkpoint: Checkpoint, architecture: Architecture) -> list[Entry]:
             listed |= _sublayer(index, "attn_norm", rows, "attn_output", hidden)
         if written[1] > channels:
             rows = {"ffn_gate": written[1], "ffn_up": written[1]}
-            listed |= _sublayer(index, architecture.ffn_norm, rows, "ffn_down", hidden)
+            listed |= _sublayer(index, "ffn_norm", rows, "ffn_down", hidden)
     return [_whole(name, tensor) for name, tensor in listed.items()]
 
 
@@ -170,10 +212,13 @@ def rope_factors(checkpoint: Checkpoint) -> torch.Tensor | None:
     return (plain / scaled.double()).float()
 
 
-def stored_type(shape: tuple[int, ...], type_: str) -> Any:
-    """The ``GGMLQuantizationType`` of a tensor of this shape in a file of ``type_``."""
+def stored_type(shape: tuple[int, ...], type_: str, exact: bool = False) -> Any:
+    """The ``GGMLQuantizationType`` of a tensor of this shape in a file of ``type_``.
+
+    ``exact`` ones are stored as vectors are: what a router says decides which experts run.
+    """
     types = require("gguf", "gguf").GGMLQuantizationType
-    if len(shape) == 1:
+    if len(shape) == 1 or exact:
         return types.F32
     if type_.startswith("q") and shape[-1] % BLOCK_VALUES:
         return types.F16
@@ -192,7 +237,7 @@ def begin(writer: Any, listed: list[Entry], type_: str) -> dict[str, Any]:
 
     Gives each tensor's type by its name; the file is where the first tensor begins.
     """
-    types = {entry.name: stored_type(entry.shape, type_) for entry in listed}
+    types = {entry.name: entry.stored_type(type_) for entry in listed}
     for entry in listed:
         kind = types[entry.name]
         dtype = torch.empty(0).numpy().dtype
@@ -207,7 +252,7 @@ def begin(writer: Any, listed: list[Entry], type_: str) -> dict[str, Any]:
 
 def tensor_bytes(writer: Any, listed: list[Entry], type_: str) -> int:
     """What all tensors take in the file, each padded as the writer pads it."""
-    sizes = (stored_bytes(entry, stored_type(entry.shape, type_)) for entry in listed)
+    sizes = (stored_bytes(entry, entry.stored_type(type_)) for entry in listed)
     return sum(int(writer.ggml_pad(size, writer.data_alignment)) for size in sizes)
 
 

@@ -26,7 +26,8 @@ from bipline.delivery.formats.engines import (
     windows_of,
 )
 from bipline.delivery.formats.gguf import engine
-from bipline.delivery.formats.gguf.architectures import context_length
+from bipline.delivery.formats.gguf.choice import architecture_of
+from bipline.delivery.formats.gguf.facts import context_length
 from bipline.delivery.formats.gguf.tensors import converted, stored_type
 from bipline.delivery.formats.interface import Verification
 from bipline.delivery.verification import PAGE, PAGE_TOKENS, first_difference
@@ -40,7 +41,7 @@ from bipline.values.export import EngineCheck
 # Largest difference of a log-probability in f32, in nats.
 TOLERANCE = 1e-4
 # What llama.cpp reads off a table in f16, so that f32 is held to the divergence alone.
-FROM_TABLES = ("gelu_pytorch_tanh",)
+FROM_TABLES = ("gelu_pytorch_tanh", "gelu_new")
 # Mean divergence in nats from the model with the weights that the file has: what is left is how
 # llama.cpp rounds activations (measured: docs/export.md). A misplaced tensor gives far more.
 DIVERGENCE = 5e-3
@@ -48,6 +49,8 @@ DIVERGENCE = 5e-3
 LEAST_LOG_PROBABILITY = -80.0
 CONTINUED_TOKENS = 16
 CONTEXTS = 8
+# A router, which the file has in f32.
+ROUTER_WEIGHT = "mlp.gate.weight"
 # A few of a matrix's values are rounded at once.
 ROUNDED_VALUES = 1 << 22
 
@@ -98,7 +101,8 @@ def _question(
     tokenizer = tokenizer_of(checkpoint.folder)
     asked = [page_of(tokenizer), around_special_tokens(tokenizer)]
     ids = list(token_ids(tokenizer, asked, special_tokens=True))
-    longest = min(PAGE_TOKENS, context_length(checkpoint) - CONTINUED_TOKENS)
+    architecture, _ = architecture_of(checkpoint)
+    longest = min(PAGE_TOKENS, context_length(checkpoint, architecture) - CONTINUED_TOKENS)
     return Question(
         texts=asked,
         token_ids=ids,
@@ -187,7 +191,8 @@ def stored_logits(loop: BlockLoop, window: torch.Tensor, type_: str) -> torch.Te
     """Logits of the model with its matrices as the file has them, ``[tokens, vocab_size]``."""
     hidden = _rounded(loop.embed(window), type_)
     for block in loop.blocks():
-        block.replace({name: _rounded(tensor, type_) for name, tensor in block.weights.items()})
+        stored = {name: held for name, held in block.weights.items() if name != ROUTER_WEIGHT}
+        block.replace({name: _rounded(tensor, type_) for name, tensor in stored.items()})
         hidden = block.run(hidden)
     return loop.token_logits(hidden[0], _rounded(loop.output_weight(), type_))
 

@@ -24,8 +24,10 @@ from bipline.compression.score import (
     score_model,
     score_part,
 )
+from bipline.compression.score_progress import ScoreProgress
 from bipline.compression.statistics import KIND, Scores, Statistics, save_statistics
 from bipline.compression.windows import Windows
+from bipline.model.families import families
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import AllocateSettings
 from bipline.storage.digests import digest_file
@@ -34,15 +36,17 @@ from bipline.storage.manifest import read_manifest
 from tests.command import contents
 from tests.compression.test_calibrate import prose
 from tests.scored import assert_same_bits, assert_same_scores
-from tests.tiny import tiny_model, token_windows
+from tests.tiny import CASES, tiny_model, token_windows
 
 WINDOWS = Windows(token_windows(windows=70, seqlen=12), "windows", Computing())
 CRITERION = "llm-bip-glu"
 
 
-def scored(model: Path, work: Path | None = None, **how: object) -> tuple[Statistics, Scores]:
+def scored(
+    model: Path, work: Path | None = None, criterion: str = CRITERION, **how: object
+) -> tuple[Statistics, Scores]:
     windows = replace(WINDOWS, computing=Computing(**how))  # type: ignore[arg-type]
-    return score_model(open_checkpoint(model), windows, CRITERION, Options(), work)
+    return score_model(open_checkpoint(model), windows, criterion, Options(), work)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -104,6 +108,38 @@ def test_a_damaged_newest_record_costs_one_block(llama: Path, tmp_path: Path) ->
     resumed, _ = scored(llama, tmp_path)
     assert_same_bits(whole, resumed)
     assert states.read_bytes() != bytes(states.stat().st_size)
+
+
+# One family of every build.
+BUILDS = {families()[model_type].build: case for case, (model_type, _) in reversed(CASES.items())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BUILDS.values(), ids=BUILDS.keys())
+def test_every_kind_goes_on_after_the_block_that_it_was_killed_behind(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(tmp_path / "model", case, dtype=torch.float32)
+    criterion = "llm-bip" if open_checkpoint(model).shape.num_experts else CRITERION
+    whole, _ = scored(model, criterion=criterion)
+    (tmp_path / "work").mkdir()
+    saved, taken = ScoreProgress.save, list[int]()
+
+    def dying(self: ScoreProgress, *given: object) -> None:
+        saved(self, *given)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    def counting(self: ScoreProgress, *given: object) -> None:
+        taken.append(1)
+        saved(self, *given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ScoreProgress, "save", dying)
+        scored(model, tmp_path / "work", criterion)
+    monkeypatch.setattr(ScoreProgress, "save", counting)
+    resumed, _ = scored(model, tmp_path / "work", criterion)
+    assert_same_bits(whole, resumed)
+    assert len(taken) == open_checkpoint(model).shape.num_hidden_layers - 1
 
 
 def test_damaged_sums_are_taken_again(llama: Path, tmp_path: Path) -> None:

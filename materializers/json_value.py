@@ -101,10 +101,10 @@ class JsonValueMaterializer(JsonMaterializer[BaseModel]):
 
 def widths(plan: PruningPlan) -> tuple[str, Markup]:
     """How the plan was made, and bars of what it keeps."""
-    kept = zip(*(block.widths for block in plan.blocks), strict=True)
+    kept = zip(*(block.told_widths for block in plan.blocks), strict=True)
     pictures = [
         figure(f"{unit}.", "Kept in each block.", widths_picture(counts, None, unit))
-        for unit, counts in zip(("attention groups", "FFN channels"), kept, strict=True)
+        for unit, counts in zip(("attention groups", plan.ffn_kind), kept, strict=True)
     ]
     lead = f"By {plan.criterion}, allocation {plan.allocation}, compensation {plan.compensation}."
     return lead, joined(pictures, "pair")

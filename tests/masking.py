@@ -41,12 +41,22 @@ def silence(model: Any, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -
         kept, attention = kept_indices(block, checkpoint.shape.block(index)), layer.self_attn
         keep_columns(called(layer, checkpoint, O_PROJ).weight, kept["query_heads"])
         if "experts" in kept:
-            without_experts(layer.mlp.gate, kept["experts"])
+            keep_inside(layer.mlp, block)
+            if len(block.experts) < len(layer.mlp.gate.weight):
+                without_experts(layer.mlp.gate, kept["experts"])
         else:
             keep_columns(called(layer, checkpoint, DOWN_PROJ).weight, kept["ffn_channels"])
         if checkpoint.family.all_heads_norms and block.attention_groups:
             attention.q_norm = OverKept(attention.q_norm, kept["query_heads"])
             attention.k_norm = OverKept(attention.k_norm, kept["kv_heads"])
+
+
+def keep_inside(mlp: Any, block: BlockPlan) -> None:
+    """Zero what the channels that go from experts, and from what all share, add."""
+    for expert, channels in zip(block.experts, block.expert_channels, strict=False):
+        keep_columns(mlp.experts.down_proj[expert], torch.tensor(channels))
+    if block.shared_channels:
+        keep_columns(mlp.shared_experts.down_proj.weight, torch.tensor(block.shared_channels))
 
 
 def called(layer: Any, checkpoint: Checkpoint, name: str) -> Any:

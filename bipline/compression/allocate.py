@@ -13,13 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from bipline.base.errors import InvalidInput
-from bipline.base.progress import note
 from bipline.compression.allocation import (
     allocation_options,
     check_counts_experts,
     check_measures,
     load_allocation,
 )
+from bipline.compression.allocation.notes import notes_of
 from bipline.compression.allocation.problem import Problem, block_plan
 from bipline.compression.allocation.target import Target
 from bipline.compression.allocation.uniform import largest_ratio, uniform_of
@@ -63,7 +63,7 @@ def allocate(
     Raises InvalidInput when the scores do not fit the model's shape or the allocation, and as
     :func:`check_allocation` does.
     """
-    _check_fit(checkpoint, scores)
+    _check_fit(checkpoint, scores, settings)
     allocation = check_allocation(checkpoint, settings, scores.criterion, scores.options)
     options = allocation_options(allocation, seed, settings.allocation_option)
     ratio = _ratio_of_blocks(checkpoint, settings)
@@ -72,6 +72,7 @@ def allocate(
     widths = load_allocation(allocation).widths(problem, options)
     if target:
         widths = target.fitted(choices, widths, alike=settings.layout == UNIFORM)
+    kept = [each.in_model(found) for each, found in zip(choices, widths, strict=True)]
     return PruningPlan(
         tensor_digest=scores.tensor_digest,
         criterion=scores.criterion,
@@ -79,10 +80,10 @@ def allocate(
         allocation=allocation,
         allocation_options=options.to_json_value(),
         layout=settings.layout,
-        budget=_budget(checkpoint, settings, widths),
-        ffn_multiple=checked_multiple(checkpoint.shape, settings.ffn_multiple),
-        notes=(*_notes(problem, widths), *_target_notes(target)),
-        blocks=tuple(map(block_plan, scores.blocks, widths)),
+        budget=_budget(checkpoint, settings, kept),
+        ffn_multiple=checked_multiple(shape_for(checkpoint, settings), settings.ffn_multiple),
+        notes=notes_of(problem, widths, target),
+        blocks=tuple(map(block_plan, scores.blocks, kept)),
     )
 
 
@@ -108,7 +109,7 @@ def check_allocation(
     allocation = settings.allocation or usual_allocation(prunes)
     allocation_options(allocation, 0, settings.allocation_option)
     check_scores_experts(criterion, checkpoint.shape)
-    check_counts_experts(allocation, checkpoint.shape)
+    check_counts_experts(allocation, shape_for(checkpoint, settings))
     check_measures(allocation, checkpoint)
     _check_pairing(allocation, criterion, prunes, settings)
     check_layout(checkpoint, settings.layout)
@@ -117,8 +118,7 @@ def check_allocation(
     choices = choices_for(checkpoint, settings)
     _check_reach(checkpoint, settings, allocation, choices)
     if allocation == UNIFORM and settings.layout == "uniform":
-        widths = uniform_widths_of(checkpoint, settings)
-        exported_config(checkpoint.config, widths.ffn_units, widths.attention_groups)
+        uniform_config(checkpoint.config, checkpoint, settings)
     return allocation
 
 
@@ -128,8 +128,37 @@ def usual_allocation(prunes: Unit) -> str:
 
 
 def uniform_widths_of(checkpoint: Checkpoint, settings: AllocateSettings) -> Widths:
-    """What every block keeps by allocation ``uniform``: known before anything is scored."""
+    """What every block keeps by allocation ``uniform``: known before anything is scored.
+
+    Its units are those of :func:`shape_for`.
+    """
     return uniform_of(choices_for(checkpoint, settings), _ratio_of_blocks(checkpoint, settings))
+
+
+def uniform_config(
+    config: Mapping[str, Any], checkpoint: Checkpoint, settings: AllocateSettings
+) -> dict[str, Any]:
+    """A config as allocation ``uniform`` leaves it. Raises InvalidInput where no class holds it."""
+    each = open_choices(choices_for(checkpoint, settings))[0]
+    kept = each.in_model(uniform_widths_of(checkpoint, settings))
+    inside = kept.channels_per_expert
+    return exported_config(
+        config, kept.ffn_units, kept.attention_groups, channels_per_expert=inside
+    )
+
+
+def shape_for(checkpoint: Checkpoint, settings: AllocateSettings) -> ModelShape:
+    """The model's sizes, with what the settings say that experts lose.
+
+    Raises InvalidInput where channels of experts are to go and there are none.
+    """
+    shape = checkpoint.shape
+    if settings.of_experts == "channels" and not shape.num_experts:
+        raise InvalidInput(
+            "of_experts channels: the FFNs of this model are made of channels and not of experts; "
+            "leave it out"
+        )
+    return shape.within(settings.of_experts == "channels")
 
 
 def needs_windows(settings: AllocateSettings) -> bool:
@@ -143,12 +172,27 @@ def check_ratio(ratio: float) -> None:
         raise InvalidInput(f"ratio {ratio}: must lie between 0 and 1, both excluded")
 
 
-def _check_fit(checkpoint: Checkpoint, scores: Scores) -> None:
+def _check_fit(checkpoint: Checkpoint, scores: Scores, settings: AllocateSettings) -> None:
     shape = checkpoint.shape
     if len(scores.blocks) != shape.num_hidden_layers or not all(
         _fits(shape.block(index), block) for index, block in enumerate(scores.blocks)
     ):
         raise InvalidInput(f"the scores are of another model than {checkpoint.location}")
+    if settings.of_experts == "channels" and not all(
+        _tells_channels(shape.block(index), block) for index, block in enumerate(scores.blocks)
+    ):
+        raise InvalidInput(
+            "of_experts channels: the scores, or the sums that they were made of, say nothing of "
+            "channels of experts; score again"
+        )
+
+
+def _tells_channels(shape: ModelShape, scores: BlockScores) -> bool:
+    """Whether scores are of all channels of experts that a block of this shape has."""
+    if not shape.num_experts:
+        return True
+    shared = 0 if scores.shared_channels is None else len(scores.shared_channels)
+    return scores.expert_channels is not None and shared == shape.shared_channels
 
 
 def _fits(shape: ModelShape, scores: BlockScores) -> bool:
@@ -195,7 +239,7 @@ def _check_pairing(
 
 def choices_for(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Choices, ...]:
     """What every block may keep. Raises InvalidInput where none may lose anything."""
-    shape, layers = checkpoint.shape, checkpoint.shape.num_hidden_layers
+    shape, layers = shape_for(checkpoint, settings), checkpoint.shape.num_hidden_layers
     if settings.keep_first + settings.keep_last >= layers:
         raise InvalidInput(
             f"keep_first {settings.keep_first} and keep_last {settings.keep_last} leave none of "
@@ -237,7 +281,7 @@ def _check_reach(
     asked = _ratio_of_blocks(checkpoint, settings)
     if asked > largest:
         of = "the blocks" if settings.ratio_of == "blocks" else "all parameters"
-        if taken := checkpoint.shape.num_experts_per_tok:
+        if (taken := shape_for(checkpoint, settings).least_units) > 1:
             how += f" where each token passes through {taken} experts, so that as many stay"
         raise InvalidInput(
             f"ratio {settings.ratio:g} of {of} cannot be reached{how}; the largest that can is "
@@ -261,56 +305,4 @@ def _budget(checkpoint: Checkpoint, settings: AllocateSettings, widths: list[Wid
         of=settings.ratio_of,
         reached_blocks=removed / shape.linear_weights,
         reached_total=removed / checkpoint.parameters,
-    )
-
-
-def _target_notes(target: Target | None) -> tuple[str, ...]:
-    if target is None:
-        return ()
-    note(text := f"{target.name}: at most {target.most:,}")
-    return (text,)
-
-
-def _notes(problem: Problem, widths: list[Widths]) -> tuple[str, ...]:
-    texts = (_whole_attention(problem, widths), _unseen_experts(problem.scores))
-    for text in filter(None, texts):
-        note(text)
-    return tuple(filter(None, texts))
-
-
-def _whole_attention(problem: Problem, widths: list[Widths]) -> str:
-    """Why attention loses nothing, where it does not; empty where it does."""
-    checkpoint, shape = problem.checkpoint, problem.checkpoint.shape
-    if problem.scores.prunes != "groups":
-        return ""
-    if heads_fixed(checkpoint.config):
-        why = f"{checkpoint.family.architecture} fixes its heads"
-    elif shape.num_key_value_heads == 1:
-        why = "one KV head (MQA)"
-    elif shape.num_experts and {w.attention_groups for w in widths} == {shape.num_key_value_heads}:
-        kept = f"{widths[-1].ffn_units} of {shape.num_experts}"
-        text = f"experts go first: every block keeps {kept}, and its attention whole"
-        if shape.dense_blocks:
-            text += f"; the first {shape.dense_blocks} have no experts and stay as they are"
-        return text
-    else:
-        return ""
-    return f"{why}: attention stays whole and the FFN takes the whole ratio"
-
-
-def _unseen_experts(scores: Scores) -> str:
-    """The experts of which the calibration windows say nothing; empty where they speak of all."""
-    unseen = {
-        index: (block.expert_tokens == 0).nonzero().flatten().tolist()
-        for index, block in enumerate(scores.blocks)
-        if block.expert_tokens is not None
-    }
-    told = [
-        f"{', '.join(map(str, held))} of block {index}" for index, held in unseen.items() if held
-    ]
-    if not told:
-        return ""
-    return (
-        f"no calibration token was sent to experts {'; '.join(told)}: nothing is known of them, "
-        "and more samples may show their use"
     )

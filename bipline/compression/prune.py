@@ -113,7 +113,8 @@ def pruned_config(
     # The first ones may have no experts beside others that have some.
     last = plan.blocks[blocks[-1]]
     groups, units = last.widths
-    return exported_config(config, units, groups, blocks, last.queries_per_group)
+    inside = last.queries_per_group, last.channels_per_expert
+    return exported_config(config, units, groups, blocks, *inside)
 
 
 def check_layout(checkpoint: Checkpoint, layout: str) -> None:
@@ -170,6 +171,18 @@ def _check_ffn(block: BlockPlan, held: ModelShape, index: int) -> None:
             f"the plan keeps {len(block.experts)} experts of block {index}, and every token passes "
             f"through {held.num_experts_per_tok} (num_experts_per_tok); keep at least as many"
         )
+    most = max((channels[-1] for channels in block.expert_channels), default=-1)
+    if most >= held.intermediate_size or max(block.shared_channels, default=-1) >= (
+        held.shared_channels
+    ):
+        raise InvalidInput(f"the plan keeps a channel that no expert of block {index} has")
+    shared = (block.channels_per_expert or 0) * held.shared_experts
+    if len(block.shared_channels) != shared:
+        raise InvalidInput(
+            f"the plan keeps {len(block.shared_channels)} channels of what all tokens share in "
+            f"block {index}, and its class holds {shared}: as many as of {held.shared_experts} "
+            "experts"
+        )
 
 
 def _check_uniform(plan: PruningPlan, shape: ModelShape) -> None:
@@ -185,7 +198,11 @@ def _check_uniform(plan: PruningPlan, shape: ModelShape) -> None:
                 f"the plan keeps {kept} of {shape.dense_channels} FFN channels of block {index}, "
                 "which has no experts beside others that have some; keep all of them"
             )
-    alike = {plan.blocks[index].widths for index in plan.kept_blocks if index >= shape.dense_blocks}
+    alike = {
+        (plan.blocks[index].widths, plan.blocks[index].channels_per_expert)
+        for index in plan.kept_blocks
+        if index >= shape.dense_blocks
+    }
     attention = {
         (len(block.attention_groups), block.queries_per_group)
         for block in (plan.blocks[index] for index in plan.kept_blocks)
@@ -200,11 +217,15 @@ def _check_uniform(plan: PruningPlan, shape: ModelShape) -> None:
 
 
 def _check_per_layer(plan: PruningPlan) -> None:
-    """Raise InvalidInput where query heads go from groups, which that layout's classes lack."""
+    """Raise InvalidInput where parts of groups or experts go, which that layout's classes lack."""
     if any(block.query_heads for block in plan.blocks):
         raise InvalidInput(
             "the plan lists query heads, which the uniform layout alone can hold; in the per-layer "
             "layout whole attention groups go"
+        )
+    if plan.within_experts:
+        raise InvalidInput(
+            "the plan lists channels of experts, which the uniform layout alone can hold"
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.compression.corrections import Corrections
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
-from bipline.model.experts import renumbered
+from bipline.model.experts import of_experts, renumbered
 from bipline.model.families import (
     block_axes,
     block_parts,
@@ -54,13 +54,25 @@ class _Source:
         self.axes = block_axes(checkpoint.family, checkpoint.config, index)
         self.firsts = checkpoint.block_firsts(index)
         self.kept = kept_indices(block, checkpoint.shape.block(index))
-        self.experts = renumbered(build_of(checkpoint.family).block_weights, block.experts)
+        named = build_of(checkpoint.family).block_weights
+        self.experts = renumbered(named, block.experts)
+        # By what the tensors of experts are called now, as they are in what is sliced.
+        self.channels = of_experts(named, list(map(_indices, block.expert_channels)))
 
     def rows(self, parts: Sequence[str]) -> Tensor | None:
-        """The rows to read of what parts lie in; None for all."""
-        axes = [(part, self.axes[part][0]) for part in parts]
-        kept = [self.firsts[part] + self.kept[axis] for part, axis in axes if axis in self.kept]
+        """The rows to read of what parts lie in, by their names in the smaller model; all: None."""
+        kept = []
+        for part in parts:
+            lies = self.experts.get(part, part)
+            if (inside := self.along(part, self.axes[lies][0])) is not None:
+                kept.append(self.firsts[lies] + inside)
         return torch.cat(kept) if kept else None
+
+    def along(self, part: str, axis: str) -> Tensor | None:
+        """What stays of a tensor along an axis, by its name in the smaller model; None for all."""
+        if axis == "ffn_channels" and part in self.channels:
+            return self.channels[part]
+        return self.kept.get(axis)
 
 
 class Slicer:
@@ -151,14 +163,13 @@ class Slicer:
     ) -> _Target:
         """Where a tensor of a block comes from: rows and columns of one that is stored."""
         shape = self._shapes[name]
-        parts = tuple(source.experts.get(part, part) for part in parts)
-        found = {source.names.get(part, "") for part in parts}
+        found = {source.names.get(source.experts.get(part, part), "") for part in parts}
         if len(found) > 1:
             raise ValueError(f"{name} lies in several tensors of the source")
         [stored] = found
         if not stored:
             return _Target(name, "", shape)
-        columns = source.kept.get(axes[1]) if len(axes) > 1 else None
+        columns = source.along(parts[0], axes[1]) if len(axes) > 1 else None
         return _Target(name, stored, shape, source.rows(parts), columns)
 
     def _dtype(self, target: _Target) -> str:
@@ -198,19 +209,25 @@ def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, Tensor]:
     """Kept row or column indices by axis: an attention group is a KV head and its queries.
 
     ``shape`` is that of the block. A plan may list some of these query heads, counted within
-    their group.
+    their group; of channels that go from every expert those that all tokens share are told here,
+    those of the experts are :attr:`BlockPlan.expert_channels`.
     """
-    groups = torch.tensor(block.attention_groups, dtype=torch.int64)
+    groups = _indices(block.attention_groups)
     heads = _spread(groups, shape.queries_per_group)
     if block.query_heads:
         inside = torch.tensor(block.query_heads, dtype=torch.int64)
         heads = (groups[:, None] * shape.queries_per_group + inside).reshape(-1)
     ffn = "experts" if shape.num_experts else "ffn_channels"
-    return {
+    shared = {"shared_channels": _indices(block.shared_channels)} if block.shared_channels else {}
+    return shared | {
         "kv_heads": _spread(groups, shape.head_dim),
         "query_heads": _spread(heads, shape.head_dim),
-        ffn: torch.tensor(block.ffn_units, dtype=torch.int64),
+        ffn: _indices(block.ffn_units),
     }
+
+
+def _indices(kept: Sequence[int]) -> Tensor:
+    return torch.tensor(kept, dtype=torch.int64)
 
 
 def _spread(groups: Tensor, width: int) -> Tensor:

@@ -27,15 +27,19 @@ def plan_of(widths: Sequence[Widths], layout: Layout, shape: ModelShape) -> Prun
         layout=layout,
         budget=Budget(asked=0, of="blocks", reached_blocks=0, reached_total=0),
         ffn_multiple=1,
-        blocks=tuple(
-            BlockPlan.keeping(
-                range(each.attention_groups),
-                range(each.ffn_units),
-                bool(shape.block(index).num_experts),
-            )
-            for index, each in enumerate(widths)
-        ),
+        blocks=tuple(_first(each, shape.block(index)) for index, each in enumerate(widths)),
     )
+
+
+def _first(widths: Widths, shape: ModelShape) -> BlockPlan:
+    """The plan that keeps the first of everything in a block of this shape."""
+    groups, units = range(widths.attention_groups), range(widths.ffn_units)
+    plan = BlockPlan.keeping(groups, units, bool(shape.num_experts))
+    if (count := widths.channels_per_expert) is None:
+        return plan
+    kept, shared = tuple(range(count)), tuple(range(count * shape.shared_experts))
+    inside = {"expert_channels": (kept,) * len(units), "shared_channels": shared}
+    return plan.model_copy(update=inside)
 
 
 def written_tensors(checkpoint: Checkpoint, plan: PruningPlan) -> list[TensorSpec]:

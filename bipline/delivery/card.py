@@ -157,7 +157,7 @@ def _kept(plan: PruningPlan, dense: tuple[int, int]) -> list[str]:
     gone = len(plan.blocks) - len(kept)
     groups = _span([len(plan.blocks[index].attention_groups) for index in kept])
     counted = [index for index in kept if index in plan.counted_blocks]
-    units = _span([len(plan.blocks[index].ffn_units) for index in counted])
+    units = _span([plan.blocks[index].told_widths[1] for index in counted])
     lines = [f"* {gone} of {len(plan.blocks)} blocks are gone whole"] if gone else []
     queries = plan.blocks[kept[0]].queries_per_group
     of_group = f"; of each group's query heads {queries} stay" if queries else ""
@@ -165,9 +165,16 @@ def _kept(plan: PruningPlan, dense: tuple[int, int]) -> list[str]:
         *lines,
         f"* every one of the {len(kept)} blocks keeps {groups} of "
         f"{dense[0]} attention groups (a KV head with its query heads) "
-        f"and {units} of {dense[1]} {plan.ffn_kind}{_whole(len(kept) - len(counted))}"
-        f"{of_group}",
+        f"and {units} of {dense[1]} {plan.ffn_kind}{_inside(plan)}"
+        f"{_whole(len(kept) - len(counted))}{of_group}",
     ]
+
+
+def _inside(plan: PruningPlan) -> str:
+    """How many experts lost channels; empty where none did."""
+    if not plan.within_experts:
+        return ""
+    return f", of which a block has {_span([len(b.experts) for b in plan.blocks if b.experts])}"
 
 
 def _whole(blocks: int) -> str:

@@ -61,8 +61,11 @@ class PackageContents:
 
     @cached_property
     def dense_widths(self) -> tuple[int, int]:
-        """How many attention groups and FFN channels or experts the dense model's blocks have."""
-        shape = open_checkpoint(self.dense).shape
+        """How many attention groups and FFN channels or experts the dense model's blocks have.
+
+        Channels of an expert, where these went.
+        """
+        shape = open_checkpoint(self.dense).shape.within(self.plan.within_experts)
         return shape.num_key_value_heads, shape.ffn_units
 
     @cached_property

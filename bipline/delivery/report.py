@@ -13,7 +13,6 @@ from markupsafe import Markup
 from bipline import __version__
 from bipline.compression.criteria import CRITERIA
 from bipline.compression.descriptions import criterion_description
-from bipline.compression.statistics import Scores
 from bipline.delivery.compensation_text import HEADER, compensation_lines, compensation_rows
 from bipline.delivery.contents import NO_SCORES, PackageContents, portable_config
 from bipline.delivery.loading_part import loading_part
@@ -43,6 +42,7 @@ from bipline.delivery.pictures import (
 from bipline.delivery.published import published_table
 from bipline.delivery.recovery_part import recovery_told
 from bipline.delivery.samples import NEW_TOKENS
+from bipline.delivery.score_groups import attention_groups, ffn_units
 from bipline.settings.published import PublishedRow
 from bipline.values.combination import UNIFORM
 from bipline.values.figures import percent, perplexity_text
@@ -148,7 +148,7 @@ def widths_part(contents: PackageContents) -> Content:
     widths: tuple[list[int | None], list[int | None]] = (
         [len(block.attention_groups) for block in plan.blocks],
         [
-            len(block.ffn_units) if index in plan.counted_blocks else None
+            block.told_widths[1] if index in plan.counted_blocks else None
             for index, block in enumerate(plan.blocks)
         ],
     )
@@ -173,14 +173,14 @@ def importance_part(contents: PackageContents) -> Content:
     if contents.scored is None:
         return f"{NO_SCORES.capitalize()}.", Markup("")
     scores, plan = contents.scored[1], contents.plan
-    heads = _groups(contents, scores, "attention_groups")
-    units = _groups(contents, scores, "ffn_units")
+    heads, units = attention_groups(plan, scores), ffn_units(plan, scores)
     of_ffn = _marks if plan.ffn_kind == "experts" else _histograms
     pictures = [_marks(heads, "attention groups"), of_ffn(units, plan.ffn_kind)]
     told = f", {criterion_description(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
+    whole = "an expert" if plan.within_experts else "a block"
     again = plan.compensation in ("obs", "osscar", "slimgpt")
     lead = (
-        f"Scores by {plan.criterion}{told} Within a block the highest stay"
+        f"Scores by {plan.criterion}{told} Within {whole} the highest stay"
         f"{', unless compensation chose again' if again else ''}; a higher "
         f"score elsewhere may go, because allocation {plan.allocation} decides what each block "
         "keeps."
@@ -199,7 +199,7 @@ def _marks(groups: list[Group], kind: str) -> Markup:
 
 def _histograms(groups: list[Group], kind: str) -> Markup:
     return figure(
-        f"{kind}.",
+        f"{kind[0].upper()}{kind[1:]}.",
         "One histogram per block: the wider, the more channels of that importance."
         + _zeros(groups),
         histogram_picture(groups, kind),
@@ -304,18 +304,6 @@ def _digests(contents: PackageContents) -> dict[str, str]:
         **{f"text {name}": text.sha256 for name, text in resolution.texts.items()},
         **{f"task {name}": task.sha256 for name, task in resolution.tasks.items()},
     }
-
-
-def _groups(contents: PackageContents, scores: Scores, field: str) -> list[Group]:
-    """Scores by block; none of an FFN without experts in a model that has some."""
-    plan = contents.plan
-    counted = plan.counted_blocks if field == "ffn_units" else range(len(plan.blocks))
-    return [
-        Group(tuple(getattr(scored, field).tolist()), frozenset(getattr(block, field)))
-        if index in counted
-        else Group((), frozenset())
-        for index, (scored, block) in enumerate(zip(scores.blocks, plan.blocks, strict=True))
-    ]
 
 
 def _zeros(groups: list[Group]) -> str:

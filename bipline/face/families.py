@@ -36,7 +36,7 @@ def models(
         print_lines(
             console,
             (
-                "groups: a KV head with its query heads; channels: of the FFN; experts go whole",
+                "groups: a KV head with its query heads; channels: of the FFN, or of each expert",
                 "hf: each loads by transformers; onnx: as exported, opened again and compared",
                 "another model_type: `bipline models NAME` tells the nearest kind; docs/adding.md",
             ),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 # In names of a build and of a family: the number of each expert.
 EXPERT = "{expert}"
+T = TypeVar("T")
 Names = Mapping[str, tuple[str, ...]]
 
 
@@ -23,6 +25,16 @@ def of_each_expert(names: Names, experts: int) -> dict[str, tuple[str, ...]]:
 def without_number(name: str) -> str:
     """A name of one expert's as a build has it for all of them."""
     return re.sub(r"(?<=\bexperts\.)\d+(?=\.)", EXPERT, name)
+
+
+def of_experts(names: Iterable[str], each: Sequence[T]) -> dict[str, T]:
+    """What there is of each expert, in their order, by the names of its tensors."""
+    return {
+        name.format(expert=expert): held
+        for name in names
+        if EXPERT in name
+        for expert, held in enumerate(each)
+    }
 
 
 def renumbered(names: Iterable[str], kept: Sequence[int]) -> dict[str, str]:

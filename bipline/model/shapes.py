@@ -46,7 +46,8 @@ class ModelShape(_Table):
     either kind. Where an FFN has ``num_experts``, intermediate_size is that of each; beside them
     it may have ``shared_channels``, which every token passes through. The first ``dense_blocks``
     may have no experts, but an FFN of ``dense_channels``. An FFN is made of ``ffn_matrices``: gate,
-    up and down, or up and down alone.
+    up and down, or up and down alone. ``within_experts`` is no size: it says that what goes is
+    channels of every expert (:meth:`within`).
     """
 
     hidden_size: int
@@ -63,6 +64,7 @@ class ModelShape(_Table):
     shared_channels: int = 0
     dense_blocks: int = 0
     dense_channels: int = 0
+    within_experts: bool = False
     per_layer: tuple[BlockWidths, ...] = ()
 
     def block(self, index: int) -> ModelShape:
@@ -79,6 +81,10 @@ class ModelShape(_Table):
             heads = widths.num_key_value_heads * self.queries_per_group
             alone |= {"num_attention_heads": heads, **widths.model_dump()}
         return self.model_copy(update=alone)
+
+    def within(self, experts: bool = True) -> ModelShape:
+        """The same sizes, where channels of every expert go and no whole expert."""
+        return self.model_copy(update={"within_experts": experts})
 
     @property
     def queries_per_group(self) -> int:
@@ -103,25 +109,53 @@ class ModelShape(_Table):
     @property
     def ffn_units(self) -> int:
         """How many parts an FFN has of which whole ones go: experts, or else channels."""
-        return self.num_experts or self.intermediate_size
+        return self.num_experts if self.loses_experts else self.intermediate_size
+
+    @property
+    def loses_experts(self) -> bool:
+        """Whether what goes of an FFN is whole experts."""
+        return bool(self.num_experts) and not self.within_experts
+
+    @property
+    def least_units(self) -> int:
+        """The fewest of these parts that may stay: experts enough for a token, or 1."""
+        return self.num_experts_per_tok if self.loses_experts else 1
 
     @property
     def ffn_kind(self) -> str:
         """What these parts are called where a user reads of them."""
-        return "experts" if self.num_experts else "FFN channels"
+        if not self.num_experts:
+            return "FFN channels"
+        return "experts" if self.loses_experts else "channels of every expert"
 
     @property
     def ffn_unit_weights(self) -> int:
-        """Linear weights of one of them; with an expert goes its row of the router."""
-        expert = self.intermediate_size * self.channel_weights + self.hidden_size
-        return expert if self.num_experts else self.channel_weights
+        """Linear weights of one of them; with an expert goes its row of the router.
+
+        A channel of every expert is one of each, and one of every shared expert.
+        """
+        if self.loses_experts:
+            return self.expert_weights
+        return max(1, self.num_experts + self.shared_experts) * self.channel_weights
+
+    @property
+    def expert_weights(self) -> int:
+        """Linear weights of one expert and of its row of the router."""
+        return self.intermediate_size * self.channel_weights + self.hidden_size
+
+    @property
+    def shared_experts(self) -> int:
+        """How many experts' channels all tokens share."""
+        return self.shared_channels // max(1, self.intermediate_size)
 
     @property
     def block_weights(self) -> int:
         """Linear weights of one block, the widest: what ``ratio`` is a share of."""
         attention = self.num_key_value_heads * self.group_weights
+        if not self.num_experts:
+            return attention + self.intermediate_size * self.channel_weights
         shared = self.shared_channels * self.channel_weights
-        return attention + self.ffn_units * self.ffn_unit_weights + shared
+        return attention + self.num_experts * self.expert_weights + shared
 
     @property
     def linear_weights(self) -> int:
@@ -172,6 +206,11 @@ def check_holds(
             )
 
 
+def width_key(config: Mapping[str, Any]) -> str:
+    """What a config calls the number of channels of an FFN, or of each of its experts."""
+    return "moe_intermediate_size" if "moe_intermediate_size" in config else "intermediate_size"
+
+
 def experts_key(config: Mapping[str, Any]) -> str | None:
     """What a config calls the number of an FFN's experts; None where it has none."""
     return next((key for key in EXPERT_KEYS if key in config), None)
@@ -189,7 +228,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     blocks' widths are not what the other sizes say.
     """
     hidden_size, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    width = "moe_intermediate_size" if "moe_intermediate_size" in config else "intermediate_size"
+    width = width_key(config)
     shape = ModelShape(
         hidden_size=hidden_size,
         intermediate_size=_size(config, width, least=0 if is_per_layer(config) else 1),

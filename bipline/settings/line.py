@@ -34,6 +34,7 @@ RatioOf = Literal["blocks", "total"]
 Layout = Literal["uniform", "per-layer"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
 CompensationName = Literal["none", "bias", "least-squares", "obs", "osscar", "slimgpt"]
+OfExperts = Literal["whole", "channels"]
 Effort = Literal["quick", "balanced", "best"]
 USUAL_EFFORT: Effort = "balanced"
 EFFORT = (
@@ -111,6 +112,12 @@ class CommonSettings(Settings):
     )
     ffn_multiple: int | None = Field(
         default=None, ge=1, description="FFN channels go in multiples of this; null picks one"
+    )
+    of_experts: OfExperts = Field(
+        default="whole",
+        exclude_if=lambda value: value == "whole",
+        description="what a mixture of experts loses: whole experts, or channels of every expert, "
+        "as many of each",
     )
 
 

@@ -84,7 +84,8 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     text = f"remove {section.ratio:.4g} of {section.ratio_of}, {section.layout} layout"
     if (section.allocation, section.layout) != ("uniform", "uniform") or checkpoint is None:
         return [("allocate", f"{text}, by {section.allocation}")]
-    widths, shape = core.uniform_widths_of(checkpoint, section), checkpoint.shape
+    widths = core.uniform_widths_of(checkpoint, section)
+    shape = core.shape_for(checkpoint, section)
     text += f": keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups and "
     text += f"{widths.ffn_units} of {shape.ffn_units} {shape.ffn_kind} in every block"
     if shape.dense_blocks:

@@ -45,6 +45,7 @@ def _wrapped(model_type: str) -> FamilyRow:
 
 def _row(model_type: str, family: Family) -> FamilyRow:
     groups = () if family.heads_fixed else ("attention groups",)
+    cuts = ("experts", "expert channels") if build_of(family).has_experts else ("FFN channels",)
     run_as = family.read_as or model_type
     per_layer = f"{PER_LAYER_PREFIX}{run_as}" in PER_LAYER_CLASSES
     held = {
@@ -54,7 +55,7 @@ def _row(model_type: str, family: Family) -> FamilyRow:
         model_type=model_type,
         kind=build_of(family).kind,
         architecture=family.architecture,
-        cuts=(*groups, "experts" if build_of(family).has_experts else "FFN channels", "blocks"),
+        cuts=(*groups, *cuts, "blocks"),
         layouts=("uniform", "per-layer") if per_layer else ("uniform",),
         also=tuple(family_of(name).architecture for name in family.alternatives),
         biases_added=family_of(run_as).can_hold(BIASED),

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bipline.base.progress import heading, note
-from bipline.compression.allocate import uniform_widths_of
+from bipline.compression.allocate import uniform_config
 from bipline.compression.compensation.checks import adds_output_biases
 from bipline.compression.corrections import open_corrections
 from bipline.compression.prune import adds_biases, pruned_config
 from bipline.delivery.formats.interface import Layout
 from bipline.delivery.formats.registry import check_formats
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import exported_config, family_of, with_output_biases
+from bipline.model.families import family_of, with_output_biases
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.shapes import BlockWidths, shape_of
 from bipline.settings.compress import CompressSettings, ExportSettings
@@ -103,6 +103,5 @@ def _expected_config(checkpoint: Checkpoint, settings: LineSettings) -> dict[str
         ]
         return per_layer_config(config, range(len(blocks)), widths)
     if section.allocation == "uniform":
-        kept = uniform_widths_of(checkpoint, with_ratio(checkpoint, section))
-        return exported_config(config, kept.ffn_units, kept.attention_groups)
+        return uniform_config(config, checkpoint, with_ratio(checkpoint, section))
     return config

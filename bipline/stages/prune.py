@@ -49,7 +49,7 @@ def prune(
         if known is not None:
             write_text(writer.path / FITTED_NAME, known.to_json())
         shape = context.opened(model).shape
-        dense = shape.num_key_value_heads, shape.intermediate_size
+        dense = shape.num_key_value_heads, shape.within(plan.within_experts).ffn_units
         write_prune_card(model, plan, dense, writer.path / "README.md")
         core.declare_content(writer)
 

@@ -56,7 +56,7 @@ def prune_summary(
         allocation=plan.allocation,
         layout=plan.layout,
         compensation=_compensation(plan),
-        widths=tuple(block.widths for block in plan.blocks),
+        widths=tuple(block.told_widths for block in plan.blocks),
         parameters=BeforeAfter(before=checkpoint.parameters, after=parameters),
         block_parameters=BeforeAfter(before=blocks, after=blocks - removed),
         ratio={**plan.budget.model_dump(), "reached": plan.budget.reached},

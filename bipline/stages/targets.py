@@ -40,14 +40,19 @@ def target_of(checkpoint: Checkpoint, settings: AllocateSettings) -> Target | No
     if settings.target is None:
         return None
     (name, most), layout = settings.target, settings.layout
+    choices = choices_for(checkpoint, settings)
+
+    def kept(widths: Sequence[Widths]) -> list[Widths]:
+        return [each.in_model(found) for each, found in zip(choices, widths, strict=True)]
+
     format_, _, type_ = (settings.target_format or HF).partition(":")
     if name == "target_parameters":
-        measure: Measure = lambda widths: written_parameters(checkpoint, widths, layout)  # noqa: E731
+        measure: Measure = lambda widths: written_parameters(checkpoint, kept(widths), layout)  # noqa: E731
     elif format_ == HF:
-        measure = lambda widths: written_bytes(checkpoint, widths, layout)  # noqa: E731
+        measure = lambda widths: written_bytes(checkpoint, kept(widths), layout)  # noqa: E731
     else:
         options = GgufSettings.model_validate({"type": type_})
-        measure = lambda widths: _gguf_bytes(checkpoint, widths, layout, options)  # noqa: E731
+        measure = lambda widths: _gguf_bytes(checkpoint, kept(widths), layout, options)  # noqa: E731
     return Target(name, most, measure)
 
 

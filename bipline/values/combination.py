@@ -87,6 +87,7 @@ class Combination(BaseModel, frozen=True, extra="forbid"):
     keep_first: int = 0
     keep_last: int = 0
     divisible_by: int = 1
+    of_experts: str = Field("whole", exclude_if=lambda value: value == "whole")
 
     @field_validator("compensation", mode="before")
     @classmethod

@@ -118,7 +118,7 @@ class Measured(Frozen):
             protocol_digest=record.protocol_digest,
             parameters=BeforeAfter(before=dense.parameters, after=record.parameters),
             ratio=plan.budget,
-            widths=tuple(block.widths for block in plan.blocks),
+            widths=tuple(block.told_widths for block in plan.blocks),
             compensated=Compensated.of(plan.compensated) if plan.compensated else None,
             file_bytes=record.file_bytes,
             experts=BeforeAfter(before=experts, after=kept) if experts else None,

@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from bipline.values.figures import Figure, figures_of
-from bipline.values.plan import PruningPlan
+from bipline.values.plan import FfnKind, PruningPlan
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
 
 Records = Mapping[str, EvaluationRecord]
+# What curves call the units of an FFN.
+UNITS: dict[FfnKind, str] = {
+    "FFN channels": "ffn_channels",
+    "experts": "experts",
+    "channels of every expert": "expert_channels",
+}
 # Values by block or by step.
 Curve = list[tuple[int, float]]
 
@@ -42,8 +48,8 @@ def final_metrics(records: Records, packaged: str) -> dict[str, float]:
 
 def curves_of(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> dict[str, Curve]:
     """What every block keeps, its error without and with compensation; the training's losses."""
-    units = [(index, float(len(plan.blocks[index].ffn_units))) for index in plan.counted_blocks]
-    ffn = "experts" if plan.ffn_kind == "experts" else "ffn_channels"
+    units = [(index, float(plan.blocks[index].told_widths[1])) for index in plan.counted_blocks]
+    ffn = UNITS[plan.ffn_kind]
     curves = {
         "blocks/attention_groups": _by_block(len(block.attention_groups) for block in plan.blocks),
         f"blocks/{ffn}": units,

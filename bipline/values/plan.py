@@ -29,13 +29,18 @@ PLAN_NAME = "pruning_plan.json"
 Layout = Literal["uniform", "per-layer"]
 
 
+# What an FFN loses, as users read it.
+FfnKind = Literal["FFN channels", "experts", "channels of every expert"]
+
+
 class BlockPlan(BaseModel):
     """What one block keeps: indices of attention groups (KV heads) and of FFN channels.
 
-    Where an FFN has experts, whole ones stay and no channels are listed. Where none stay, the
-    sublayer goes with its norm and biases; where neither has any, the block. ``query_heads`` are
-    those that stay of each group that stays, counted within it, as many in every group; none
-    listed: all of them.
+    Where an FFN has experts, those that stay are listed and none of ``ffn_channels``. Where none
+    stay, the sublayer goes with its norm and biases; where neither has any, the block.
+    ``query_heads`` are those that stay of each group that stays, counted within it, as many in
+    every group; ``expert_channels`` are those of each expert that stays, as many in every expert,
+    and ``shared_channels`` those of what all tokens share beside them; none listed: all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,26 +49,28 @@ class BlockPlan(BaseModel):
     ffn_channels: tuple[int, ...]
     experts: tuple[int, ...] = ()
     query_heads: tuple[tuple[int, ...], ...] = ()
+    expert_channels: tuple[tuple[int, ...], ...] = ()
+    shared_channels: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _ascending(self) -> BlockPlan:
-        for kept in (self.attention_groups, self.ffn_channels, self.experts, *self.query_heads):
+        alone = (self.attention_groups, self.ffn_channels, self.experts, self.shared_channels)
+        for kept in (*alone, *self.query_heads, *self.expert_channels):
             if list(kept) != sorted(set(kept)) or min(kept, default=0) < 0:
                 raise ValueError("kept indices must be ascending, distinct and not negative")
         if self.ffn_channels and self.experts:
-            raise ValueError("an FFN keeps channels or whole experts, not both")
-        counts = {len(heads) for heads in self.query_heads}
-        if counts and (len(self.query_heads) != len(self.attention_groups) or len(counts) > 1):
-            raise ValueError("every group that stays keeps as many query heads")
-        if 0 in counts:
-            raise ValueError("a group that stays keeps at least one query head")
+            raise ValueError("an FFN keeps channels or experts, not both")
+        if self.shared_channels and not self.expert_channels:
+            raise ValueError("shared channels are listed beside channels of experts alone")
+        _as_many(self.query_heads, self.attention_groups, "group", "query head")
+        _as_many(self.expert_channels, self.experts, "expert", "channel")
         return self
 
     @model_serializer(mode="wrap")
     def _told(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What came later is told where there is some, so a plan without is what it always was."""
         told: dict[str, Any] = serialize(self)
-        for name in ("experts", "query_heads"):
+        for name in ("experts", "query_heads", "expert_channels", "shared_channels"):
             if not getattr(self, name):
                 told.pop(name, None)
         return told
@@ -86,9 +93,20 @@ class BlockPlan(BaseModel):
         return len(self.attention_groups), len(self.ffn_units)
 
     @property
+    def told_widths(self) -> tuple[int, int]:
+        """The same as users are told: channels of every expert, where these go."""
+        groups, units = self.widths
+        return groups, self.channels_per_expert or units
+
+    @property
     def queries_per_group(self) -> int | None:
         """How many query heads every group keeps; None where it keeps all of them."""
         return len(self.query_heads[0]) if self.query_heads else None
+
+    @property
+    def channels_per_expert(self) -> int | None:
+        """How many channels every expert keeps; None where it keeps all of them."""
+        return len(self.expert_channels[0]) if self.expert_channels else None
 
     @property
     def dropped(self) -> bool:
@@ -122,7 +140,7 @@ class PruningPlan(BaseModel):
     A plan that was ``compensated`` is the realised one: what stays after groups were chosen again,
     and what was done to each block; the corrected tensors lie in a directory of their own. Version
     1 knew neither the per-layer layout nor blocks that go, version 2 no compensation, version 3 no
-    experts, version 4 no query heads.
+    experts, version 4 neither query heads nor channels of experts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -149,6 +167,8 @@ class PruningPlan(BaseModel):
             raise ValueError("a plan that keeps experts is of version 4")
         if self.schema_version < 5 and any(block.query_heads for block in self.blocks):
             raise ValueError("a plan that lists query heads is of version 5")
+        if self.schema_version < 5 and self.within_experts:
+            raise ValueError("a plan that lists channels of experts is of version 5")
         return self
 
     @property
@@ -162,8 +182,15 @@ class PruningPlan(BaseModel):
         return tuple(index for index, block in enumerate(self.blocks) if not block.dropped)
 
     @property
-    def ffn_kind(self) -> str:
+    def within_experts(self) -> bool:
+        """Whether channels of experts go."""
+        return any(block.expert_channels for block in self.blocks)
+
+    @property
+    def ffn_kind(self) -> FfnKind:
         """What an FFN loses, as a user reads it."""
+        if self.within_experts:
+            return "channels of every expert"
         return "experts" if any(block.experts for block in self.blocks) else "FFN channels"
 
     @property
@@ -172,7 +199,7 @@ class PruningPlan(BaseModel):
 
         All of them, but for blocks that have no experts beside others that have some.
         """
-        experts = self.ffn_kind == "experts"
+        experts = self.ffn_kind != "FFN channels"
         held = enumerate(self.blocks)
         return tuple(index for index, block in held if not (experts and block.ffn_channels))
 
@@ -189,6 +216,17 @@ class PruningPlan(BaseModel):
             head = json.dumps(record, allow_nan=False)[:-1]
             text += f',\n "compensated": {head}, "blocks": {_by_line(done)}}}'
         return f'{text},\n "blocks": {_by_line(blocks)}\n}}\n'
+
+
+def _as_many(
+    lists: tuple[tuple[int, ...], ...], kept: tuple[int, ...], whole: str, part: str
+) -> None:
+    """Raise ValueError unless every one of what is kept lists as many parts, or none does."""
+    counts = {len(parts) for parts in lists}
+    if counts and (len(lists) != len(kept) or len(counts) > 1):
+        raise ValueError(f"every {whole} that stays keeps as many {part}s")
+    if 0 in counts:
+        raise ValueError(f"{whole} {kept[0]} stays, and with it at least one {part}")
 
 
 def _later_than(version: int) -> set[str]:

@@ -16,6 +16,7 @@ from bipline.compression.allocate import allocate
 from bipline.compression.criteria.interface import Options
 from bipline.compression.prune import check_budget, check_plan, prune
 from bipline.compression.score import compute_scores, empty_statistics
+from bipline.delivery.card import removed_text
 from bipline.model.block_loop import BlockLoop
 from bipline.model.families import with_blocks
 from bipline.model.loading import load_model
@@ -23,6 +24,7 @@ from bipline.model.opening import open_checkpoint
 from bipline.model.shapes import shape_of
 from bipline.settings.line import AllocateSettings, LineSettings, ScoreSettings
 from bipline.stages.allocate import check
+from bipline.stages.targets import with_ratio
 from bipline.values.plan import PruningPlan
 from tests.scored import scored
 from tests.tiny import config_of, tiny_model, token_windows
@@ -65,6 +67,35 @@ def test_a_ratio_is_met_by_experts_alone(model: Path, allocation: str) -> None:
     assert plan.budget.reached_blocks == gone / shape.linear_weights
     check_budget(open_checkpoint(model), plan)
     assert any("the first 1 have no experts" in note for note in plan.notes)
+
+
+def test_channels_of_every_expert_meet_a_ratio_and_what_all_share_loses_as_many(
+    model: Path, tmp_path: Path
+) -> None:
+    """To less than one step; the first block stays whole, and the card tells what is left."""
+    checkpoint = open_checkpoint(model)
+    shape = checkpoint.shape
+    plan = plan_of(model, of_experts="channels")
+    dense, *others = plan.blocks
+    assert dense.ffn_channels == tuple(range(40)) and not dense.expert_channels
+    [kept] = {len(held) for block in others for held in block.expert_channels}
+    assert [len(block.shared_channels) for block in others] == [2 * kept] * 2
+    gone = (24 - kept) * (8 + 2) * len(others) * shape.channel_weights
+    step = plan.ffn_multiple * 10 * len(others) * shape.channel_weights
+    assert gone - step < 0.2 * shape.linear_weights <= gone
+    assert plan.budget.reached_blocks == gone / shape.linear_weights
+    told = removed_text(plan, (4, 24))
+    assert f"and {kept} of 24 channels of every expert, of which a block has 8; the first 1" in told
+    prune(checkpoint, plan, tmp_path / "pruned")
+    held = load_file(tmp_path / "pruned" / "model.safetensors")
+    assert sum(each.numel() for each in held.values()) == checkpoint.parameters - gone
+    most = checkpoint.parameters - 100
+    fitted = with_ratio(checkpoint, AllocateSettings(target_parameters=most, of_experts="channels"))
+    assert fitted.ratio * shape.linear_weights <= 2 * step
+    fewer = (b.model_copy(update={"shared_channels": b.shared_channels[1:]}) for b in others)
+    cut = plan.model_copy(update={"blocks": (dense, *fewer)})
+    with pytest.raises(InvalidInput, match="of what all tokens share in block 1, and its class h"):
+        check_plan(checkpoint, cut)
 
 
 def test_what_is_out_of_reach_is_told_with_what_is_not(model: Path) -> None:
@@ -156,6 +187,10 @@ def test_the_first_screen_tells_what_stays(model: Path) -> None:
     )  # fmt: skip
     [(_, text)] = check(asked, open_checkpoint(model), False)
     assert "of 8 experts in every block but the first 1, which stay whole" in text
+    channels = asked.allocate.model_copy(update={"of_experts": "channels"})
+    asked = asked.model_copy(update={"allocate": channels})
+    [(_, text)] = check(asked, open_checkpoint(model), False)
+    assert "of 24 channels of every expert in every block but the first 1, which" in text
 
 
 def test_models_without_experts_are_counted_as_ever() -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocate import allocate
 from bipline.compression.criteria.interface import Options
-from bipline.compression.prune import prune
+from bipline.compression.prune import check_budget, prune
 from bipline.compression.score import compute_scores
 from bipline.compression.statistics import empty_statistics
 from bipline.model.block_loop import BlockLoop
@@ -109,6 +109,34 @@ def test_masked_logits_are_those_of_the_sliced_model(model: Path, tmp_path: Path
     shape = checkpoint.shape
     whole = heads_fixed(checkpoint.config) or shape.num_key_value_heads == 1 or shape.dense_blocks
     assert (groups == {shape.num_key_value_heads}) == bool(whole)
+
+
+def test_channels_that_go_from_every_expert(model: Path, tmp_path: Path) -> None:
+    """Each expert keeps its own, as many as the others; the stock class runs what is left."""
+    checkpoint = open_checkpoint(model)
+    shape = checkpoint.shape
+    if not shape.num_experts:
+        with pytest.raises(InvalidInput, match="of_experts channels: the FFNs of this model are"):
+            plan_of(checkpoint, of_experts="channels")
+        return
+    plan = plan_of(checkpoint, of_experts="channels")
+    prune(checkpoint, plan, tmp_path / "pruned")
+    expected = logits_of(masked(model, checkpoint, plan))
+    plain = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "pruned", dtype=torch.float64, experts_implementation="eager"
+    ).eval()
+    assert type(plain).__module__.startswith("transformers.models.")
+    # The router keeps its rows and reads what it read.
+    same(logits_of(plain), expected)
+    cut = open_checkpoint(tmp_path / "pruned")
+    same(BlockLoop(cut, torch.float64).logits(WINDOWS), expected)
+    assert cut.shape.num_experts == shape.num_experts
+    assert cut.shape.intermediate_size < shape.intermediate_size
+    assert cut.shape.shared_experts == shape.shared_experts
+    reached = 1 - cut.shape.linear_weights / shape.linear_weights
+    assert plan.budget.reached_blocks == pytest.approx(reached, abs=1e-12) and reached >= 0.4
+    assert cut.parameters == checkpoint.parameters * (1 - plan.budget.reached_total)
+    check_budget(checkpoint, plan)
 
 
 def test_blocks_of_widths_of_their_own(

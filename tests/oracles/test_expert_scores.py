@@ -35,7 +35,11 @@ def seen(model: Path) -> tuple[Any, dict[str, Tensor]]:
     layer = load_model(model, torch.float64)
     found: dict[str, Tensor] = {}
     block = layer.model.layers[BLOCK]
-    for name, module in (("ffn", block.mlp), ("attention", block.self_attn.o_proj)):
+    for name, module in (
+        ("ffn", block.mlp),
+        ("attention", block.self_attn.o_proj),
+        ("residual", block.post_attention_layernorm),
+    ):
         module.register_forward_pre_hook(
             lambda _module, inputs, name=name: found.update({name: inputs[0].flatten(0, 1)})
         )
@@ -63,6 +67,94 @@ def test_an_experts_score_is_how_far_the_output_moves_without_what_it_adds(model
 
 
 @torch.no_grad()
+def moved_by_channels(model: Path) -> dict[str, Tensor]:
+    """By what there is of every channel: the root mean square of how far the output moves.
+
+    Of each expert over the tokens that it sees, with the columns of down_proj zeroed one by one;
+    of what all tokens share, where there is some. An expert that sees none counts by its columns.
+    """
+    block, entered = seen(model)
+    _, _, chosen = block.mlp.gate(entered["ffn"])
+    output = block.mlp(entered["ffn"][None])[0]
+    matrices = {str(expert): each for expert, each in enumerate(block.mlp.experts.down_proj)}
+    if shared := getattr(block.mlp, "shared_experts", None):
+        matrices["shared"] = shared.down_proj.weight
+    found = {}
+    for name, matrix in matrices.items():
+        rows = (chosen == int(name)).any(1) if name != "shared" else torch.ones(len(output)) > 0
+        if not bool(rows.any()):
+            found[name] = matrix.norm(dim=0)
+            continue
+        moved = []
+        for column in range(matrix.shape[1]):
+            held = matrix[:, column].clone()
+            matrix[:, column] = 0
+            change = (block.mlp(entered["ffn"][None])[0] - output)[rows]
+            moved.append(change.square().sum(1).mean().sqrt())
+            matrix[:, column] = held
+        found[name] = torch.stack(moved)
+    return found
+
+
+@pytest.mark.parametrize("criterion", ["llm-bip", "llm-bip-glu"])
+def test_every_expert_keeps_the_channels_that_move_the_output_most(
+    model: Path, criterion: str
+) -> None:
+    """As many of each, whatever they are in other experts; found by trying every one."""
+    moved = moved_by_channels(model)
+    checkpoint, scores = open_checkpoint(model), scored(model, criterion)[1]
+    inside, shared = scores.blocks[BLOCK].expert_channels, scores.blocks[BLOCK].shared_channels
+    assert inside is not None
+    asked = AllocateSettings(ratio=0.4, of_experts="channels")
+    plan = allocate(checkpoint, scores, asked, 0).blocks[BLOCK]
+    count = plan.channels_per_expert
+    assert count and len(plan.expert_channels) == checkpoint.shape.num_experts
+    for expert, channels in enumerate(plan.expert_channels):
+        torch.testing.assert_close(inside[expert], moved[str(expert)], rtol=1e-6, atol=0)
+        best = moved[str(expert)].topk(count).indices.sort().values
+        assert channels == tuple(best.tolist())
+    assert len(set(plan.expert_channels)) > 1
+    if shared is None:
+        assert "shared" not in moved and not plan.shared_channels
+        return
+    torch.testing.assert_close(shared, moved["shared"], rtol=1e-6, atol=0)
+    best = moved["shared"].topk(count * checkpoint.shape.shared_experts).indices.sort().values
+    assert plan.shared_channels == tuple(best.tolist())
+
+
+@torch.no_grad()
+def test_attention_counts_what_the_gates_of_experts_let_through(model: Path) -> None:
+    """llm-bip-glu by its formula, with slopes by differentiation."""
+    block, entered = seen(model)
+    hidden, norm = entered["ffn"], block.post_attention_layernorm
+    _, weights, chosen = block.mlp.gate(hidden)
+    parts = []
+    for expert, down in enumerate(block.mlp.experts.down_proj):
+        gate, up = block.mlp.experts.gate_up_proj[expert].chunk(2)
+        parts.append((gate, up, down, torch.where(chosen == expert, weights, 0).sum(1).double()))
+    if shared := getattr(block.mlp, "shared_experts", None):
+        matrices = (getattr(shared, f"{name}_proj").weight for name in ("gate", "up", "down"))
+        parts.append((*matrices, torch.ones(len(hidden), dtype=torch.float64)))
+    through = torch.zeros(hidden.shape[1], dtype=torch.float64)
+    act = block.mlp.experts.act_fn
+    for gate, up, down, taken in parts:
+        reach, p, q = down.abs().sum(0), hidden @ gate.T, hidden @ up.T
+        with torch.enable_grad():
+            point = p.clone().requires_grad_()
+            [slope] = torch.autograd.grad(act(point).sum(), point)
+        c_up = (taken[:, None] * act(p)).square().mean(0).sqrt()
+        c_gate = (taken[:, None] * slope * q).square().mean(0).sqrt()
+        through += up.abs().T @ (c_up * reach) + gate.abs().T @ (c_gate * reach)
+    inverse = entered["residual"].square().mean(1).rsqrt().mean()
+    matrix = block.self_attn.o_proj.weight
+    propagated = 1 + norm.weight.abs() * inverse * through
+    channels = entered["attention"].square().mean(0).sqrt() * (matrix.abs().T @ propagated)
+    found = scored(model, "llm-bip-glu")[1].blocks[BLOCK].attention_groups
+    expected = channels.view(len(found), -1).sum(1)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
 def test_the_other_criteria_are_their_definitions(model: Path) -> None:
     block, entered = seen(model)
     _, weights, chosen = block.mlp.gate(entered["ffn"])
@@ -70,7 +162,7 @@ def test_the_other_criteria_are_their_definitions(model: Path) -> None:
     rms = entered["attention"].square().mean(0).sqrt()
     matrix = block.self_attn.o_proj.weight
     reach = torch.ones(len(matrix), dtype=torch.float64)
-    wanda, magnitude = [], []
+    wanda, magnitude, inside = [], [], []
     if shared := getattr(block.mlp, "shared_experts", None):
         down = shared.down_proj.weight
         reach += shared.up_proj.weight.abs().T @ (down.abs().T @ torch.ones(len(down)).double())
@@ -81,6 +173,9 @@ def test_the_other_criteria_are_their_definitions(model: Path) -> None:
         reach += taken.mean() * (up.abs().T @ (down.abs().T @ torch.ones(len(down)).double()))
         wanda.append((inputs.square().mean(0).sqrt() * down.abs().mean(0)).sum())
         magnitude.append(down.norm(dim=0).sum())
+        sees = (chosen == expert).any(1)
+        size = inputs[sees].square().mean(0).sqrt() if bool(sees.any()) else 1
+        inside.append(size * down.abs().mean(0))
     channels = rms * (matrix.abs().T @ reach)
     found = {
         name: scored(model, name)[1].blocks[BLOCK] for name in ("llm-bip", "wanda-sp", "magnitude")
@@ -90,6 +185,8 @@ def test_the_other_criteria_are_their_definitions(model: Path) -> None:
         (found["llm-bip"].attention_groups, groups),
         (found["wanda-sp"].experts, torch.stack(wanda)),
         (found["magnitude"].experts, torch.stack(magnitude)),
+        (found["wanda-sp"].expert_channels, torch.stack(inside)),
+        (found["magnitude"].expert_channels, experts.down_proj.norm(dim=1)),
     ):
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
 
@@ -107,6 +204,25 @@ def test_an_expert_that_saw_no_token_is_told_and_goes_first(case: str, tmp_path:
     assert all(set(block.experts) == {0, 1, 2, 3, 4, 6, 7} for block in plan.blocks)
     assert any("sent to experts 5 of block 0; 5 of block 1" in note for note in plan.notes)
     assert any("keeps 7 of 8" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("criterion", ["llm-bip", "wanda-sp"])
+def test_an_expert_that_saw_no_token_keeps_channels_by_its_weights(
+    criterion: str, tmp_path: Path
+) -> None:
+    """As if all that enters its down_proj were of mean square 1; and it is told."""
+    model = with_unused_expert(tiny_model(tmp_path / "model", "mixtral"), 5)
+    checkpoint, scores = open_checkpoint(model), scored(model, criterion)[1]
+    asked = AllocateSettings(ratio=0.3, of_experts="channels")
+    plan = allocate(checkpoint, scores, asked, 0)
+    told = [note for note in plan.notes if "sent to experts 5 of block 0; 5 of block 1" in note]
+    assert told and "the weights alone say which channels they keep" in told[0]
+    for index, block in enumerate(plan.blocks):
+        down = checkpoint.block_weights(index)["mlp.experts.down_proj"][5]
+        norms = down.norm(dim=0) if criterion == "llm-bip" else down.abs().mean(0)
+        best = norms.topk(block.channels_per_expert or 0).indices.sort().values
+        assert block.expert_channels[5] == tuple(best.tolist())
+        assert block.experts == tuple(range(8))
 
 
 def test_a_router_loses_the_rows_of_its_experts(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from bipline.settings.onnx import OnnxSettings
 from bipline.settings.recipes import LoraRecipe
 from tests.tiny import config_of, tiny_model
 
-ABLE = {"block-influence", "block-shapley", "llm-bip", "magnitude", "random", "wanda-sp"}
+ABLE = {
+    "block-influence", "block-shapley", "llm-bip", "llm-bip-glu", "magnitude", "random", "wanda-sp",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def test_a_criterion_scores_experts_or_names_those_that_do(criterion: str) -> No
     ("given", "said"),
     [
         ({"criterion": "flap"}, "criterion flap scores no experts"),
-        ({"criterion": "auto"}, "criterion llm-bip-glu scores no experts"),
+        ({"criterion": "auto"}, "allocation compensated .* auto brings .* name a criterion"),
         *(
             ({"allocation": each}, f"allocation {each} cannot say how many experts stay")
             for each in sorted(set(ALLOCATIONS) - {"uniform", "standardized", "depth"})
@@ -69,6 +71,20 @@ def test_a_criterion_scores_experts_or_names_those_that_do(criterion: str) -> No
         ({"layout": "per-layer"}, "use the uniform layout"),
         ({"ratio": 0.8}, "each token passes through 2 experts"),
         ({"ffn_multiple": 8}, "of this model whole experts go"),
+        ({"of_experts": "some"}, "of-experts 'some'"),
+        *(
+            ({"of_experts": "channels", "allocation": each}, "every expert stay; .* uniform")
+            for each in sorted(set(ALLOCATIONS) - {"uniform", "depth"})
+        ),
+        (
+            {"of_experts": "channels", "criterion": "block-influence"},
+            "allocation depth cannot say how many channels of every expert stay",
+        ),
+        ({"of_experts": "channels", "criterion": "flap"}, "criterion flap scores no experts"),
+        ({"of_experts": "channels", "layout": "per-layer"}, "use the uniform layout"),
+        ({"of_experts": "channels", "compensation": "bias"}, "compensation bias is of o_proj"),
+        ({"of_experts": "channels", "ratio": 0.99}, "cannot be reached with uniform widths; the l"),
+        ({"of_experts": "channels", "ffn_multiple": 99}, "must lie between 1 and 40"),
     ],
 )
 def test_a_refusal_says_what_to_do(
@@ -93,6 +109,27 @@ def test_a_plan_keeps_as_many_experts_as_a_token_needs(
         (tmp_path / "changed.json").write_text(json.dumps({**plan, "blocks": blocks}))
         with pytest.raises(InvalidInput, match=said):
             pruned("again", plan=str(tmp_path / "changed.json"))
+
+
+def test_a_plan_of_channels_is_of_channels_that_are_there(
+    pruned: Callable[..., Any], tmp_path: Path
+) -> None:
+    pruned(plan_out=tmp_path / "plan.json", of_experts="channels")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (first, *_), _ = held = [block["expert_channels"] for block in plan["blocks"]]
+    for change, said in (
+        ([[*first[:-1], 40], *held[0][1:]], "keeps a channel that no expert of block 0 has"),
+        ([each[:-1] for each in held[0]], "blocks differ in width"),
+    ):
+        blocks = [{**plan["blocks"][0], "expert_channels": change}, plan["blocks"][1]]
+        (tmp_path / "changed.json").write_text(json.dumps({**plan, "blocks": blocks}))
+        with pytest.raises(InvalidInput, match=said):
+            pruned("again", plan=str(tmp_path / "changed.json"))
+    asked = {**plan["blocks"][0], "shared_channels": [0]}
+    blocks = [asked, plan["blocks"][1]]
+    (tmp_path / "changed.json").write_text(json.dumps({**plan, "blocks": blocks}))
+    with pytest.raises(InvalidInput, match="no expert of block 0 has"):
+        pruned("again", plan=str(tmp_path / "changed.json"))
 
 
 def test_formats_and_training_that_know_no_experts_say_so(model: Path) -> None:

@@ -133,6 +133,37 @@ def test_a_plan_of_query_heads_comes_back_and_is_of_the_fifth_version(tmp_path: 
             read_plan(path)
 
 
+def test_a_plan_of_channels_of_experts_comes_back_and_is_of_the_fifth_version(
+    tmp_path: Path,
+) -> None:
+    """Beside the experts that stay; older plans, which list none, are what they were."""
+    block = {
+        "attention_groups": [0, 2], "ffn_channels": [], "experts": [1, 4],
+        "expert_channels": [[0, 3, 5], [1, 2, 9]], "shared_channels": [2, 3, 4],
+    }  # fmt: skip
+    value = {**FIRST_VERSION, "schema_version": 5, "blocks": [block, block]}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(value), encoding="utf-8")
+    plan = read_plan(path)
+    [widths] = {(each.widths, each.told_widths, each.channels_per_expert) for each in plan.blocks}
+    assert widths == ((2, 2), (2, 3), 3)
+    assert plan.ffn_kind == "channels of every expert" and plan.counted_blocks == (0, 1)
+    assert json.loads(plan.to_json())["blocks"] == [block, block]
+    whole = BlockPlan(attention_groups=(0, 2), ffn_channels=(), experts=(1, 4))
+    assert whole.model_dump().keys() == {"attention_groups", "ffn_channels", "experts"}
+    for change in (
+        {"schema_version": 4},
+        {"blocks": [{**block, "expert_channels": [[0, 3, 5]]}]},
+        {"blocks": [{**block, "expert_channels": [[0, 3, 5], [1, 2]]}]},
+        {"blocks": [{**block, "expert_channels": [[], []]}]},
+        {"blocks": [{**block, "expert_channels": [[3, 0, 5], [1, 2, 9]]}]},
+        {"blocks": [{**block, "expert_channels": []}]},
+    ):
+        path.write_text(json.dumps({**value, **change}), encoding="utf-8")
+        with pytest.raises(InvalidInput, match="not a pruning plan"):
+            read_plan(path)
+
+
 @pytest.mark.parametrize("multiple", [-1, 0, 0.9, "x", None, []])
 def test_a_multiple_is_at_least_one(tmp_path: Path, multiple: object) -> None:
     path = tmp_path / "plan.json"

@@ -2,7 +2,8 @@
 
 Each declares its ``OPTIONS``, whether it runs calibration ``WINDOWS``, and, where it cannot choose
 uniform widths, why it is ``NOT_UNIFORM``. Where it chooses how many experts stay, its file says
-``EXPERTS = True``; where it runs FFNs behind their attention, ``SEQUENTIAL = True``.
+``EXPERTS = True``, and ``EXPERT_CHANNELS = True`` where it chooses how many channels of every
+expert; where it runs FFNs behind their attention, ``SEQUENTIAL = True``.
 ``widths(problem, options)`` gives the counts that every block keeps; which
 groups these are, the scores say.
 """
@@ -16,7 +17,7 @@ from typing import Any, Protocol, cast
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.expert_methods import knowing_experts
+from bipline.compression.expert_methods import CHANNELS, knowing_experts
 from bipline.compression.options import BaseOptions, options_from
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import build_of
@@ -50,12 +51,26 @@ def load_allocation(name: str) -> Allocation:
 
 
 def check_counts_experts(name: str, shape: ModelShape) -> None:
-    """Raise InvalidInput where an FFN has experts and an allocation knows channels alone."""
+    """Raise InvalidInput where an FFN has experts and an allocation knows channels alone.
+
+    Or where channels of every expert go (``shape.within_experts``), and it knows whole ones alone.
+    """
+    if (
+        shape.num_experts
+        and shape.within_experts
+        and not knowing_experts([name], load_allocation, CHANNELS)
+    ):
+        able = knowing_experts(ALLOCATIONS, load_allocation, CHANNELS)
+        raise InvalidInput(
+            f"of_experts channels: allocation {name} cannot say how many channels of every expert "
+            f"stay; those that can: {', '.join(able)}"
+        )
     if shape.num_experts and not knowing_experts([name], load_allocation):
         able = knowing_experts(ALLOCATIONS, load_allocation)
         raise InvalidInput(
             f"allocation {name} cannot say how many experts stay, of which this model's FFNs are "
-            f"made; those that can: {', '.join(able)}"
+            f"made; those that can: {', '.join(able)}; auto brings compensated, so name a "
+            "criterion there, such as llm-bip"
         )
 
 

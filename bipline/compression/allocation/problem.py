@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -54,7 +55,20 @@ def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
 
 
 def block_plan(scores: BlockScores, kept: Widths) -> BlockPlan:
-    """The highest scores stay, as many of each kind as the widths say."""
+    """The highest scores stay, as many of each kind as the widths say.
+
+    Where these are channels of every expert, each keeps its own best.
+    """
     groups = highest(scores.attention_groups, kept.attention_groups)
     units = highest(scores.ffn_units, kept.ffn_units)
-    return BlockPlan.keeping(groups, units, scores.experts is not None)
+    plan = BlockPlan.keeping(groups, units, scores.experts is not None)
+    if (count := kept.channels_per_expert) is None or scores.expert_channels is None:
+        return plan
+    inside: dict[str, tuple[Any, ...]] = {
+        "expert_channels": tuple(highest(scores.expert_channels[expert], count) for expert in units)
+    }
+    if (shared := scores.shared_channels) is not None:
+        # The class gives experts and what all tokens share one width.
+        width = scores.expert_channels.shape[1]
+        inside["shared_channels"] = highest(shared, len(shared) // width * count)
+    return plan.model_copy(update=inside)

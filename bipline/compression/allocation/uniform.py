@@ -2,8 +2,9 @@
 
 uniform layout:    groups cut = round(ratio * groups), at most groups - 1; then the FFN loses the
                    fewest multiples of ``ffn_multiple`` that reach the ratio
-with experts:      the fewest whole experts that reach the ratio; attention loses groups where
-                   experts alone cannot reach it, because as many stay as a token passes through;
+with experts:      the fewest whole experts that reach the ratio, or of every expert the fewest
+                   multiples of channels (of_experts); attention loses groups where these alone
+                   cannot reach it, because as many experts stay as a token passes through;
                    where some blocks have no experts these stay whole, and all attention
 per-layer layout:  the same share from every block that may lose something; blocks kept whole by
                    ``keep_first`` and ``keep_last`` raise the share of the others
@@ -33,6 +34,7 @@ WINDOWS = False
 NOT_UNIFORM = ""
 # Whether it chooses how many whole experts stay.
 EXPERTS = True
+EXPERT_CHANNELS = True
 
 
 def widths(problem: Problem, options: BaseOptions) -> list[Widths]:

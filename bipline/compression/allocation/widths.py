@@ -1,7 +1,8 @@
 """Widths: how many attention groups and FFN units a block keeps, and which counts it may.
 
 The units of an FFN are its channels, or its experts where it has some: then as many stay as a
-token passes through, or more. FFN channels go in multiples of ``ffn_multiple``; with
+token passes through, or more. Where a shape says so (``within_experts``), they are channels of
+every expert. Channels go in multiples of ``ffn_multiple``; with
 ``divisible_by`` the kept counts divide among that many devices (tensor parallelism). At least one
 group and one channel stay, and with one KV head (MQA), or a class that fixes its heads, attention
 stays whole.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bipline.base.errors import InvalidInput
 from bipline.model.families import ModelShape
@@ -26,17 +27,19 @@ MULTIPLE_SHARE = 0.01
 class Widths:
     """What a block keeps: a number of attention groups, and of FFN channels or experts.
 
-    ``queries_per_group`` is how many query heads every group keeps; None for all of them.
+    ``queries_per_group`` is how many query heads every group keeps, ``channels_per_expert`` how
+    many channels every expert; None for all of them.
     """
 
     attention_groups: int
     ffn_units: int
     queries_per_group: int | None = None
+    channels_per_expert: int | None = None
 
     @classmethod
     def of(cls, block: BlockPlan) -> Widths:
         """The widths of what a plan keeps of a block."""
-        return cls(*block.widths, block.queries_per_group)
+        return cls(*block.widths, block.queries_per_group, block.channels_per_expert)
 
     def removed_weights(self, shape: ModelShape) -> int:
         """Linear weights that go from a block of this shape."""
@@ -46,7 +49,14 @@ class Widths:
         kept = queries if self.queries_per_group is None else self.queries_per_group
         heads = self.attention_groups * (queries - kept)
         of_attention = groups * shape.group_weights + heads * shape.query_head_weights
-        return of_attention + units * shape.ffn_unit_weights
+        return of_attention + units * shape.ffn_unit_weights + self._inside(shape)
+
+    def _inside(self, shape: ModelShape) -> int:
+        """Linear weights that go from inside the experts that stay, and from what all share."""
+        if self.channels_per_expert is None:
+            return 0
+        gone = shape.intermediate_size - self.channels_per_expert
+        return gone * (self.ffn_units + shape.shared_experts) * shape.channel_weights
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,13 @@ class Choices:
     def most_removed(self) -> int:
         """Linear weights that can go at most."""
         return Widths(self.attention_groups[0], self.ffn_units[0]).removed_weights(self.shape)
+
+    def in_model(self, widths: Widths) -> Widths:
+        """Widths of these units as the model counts them: every expert stays, so wide."""
+        if not (self.shape.num_experts and self.shape.within_experts):
+            return widths
+        kept = None if widths.ffn_units == self.shape.intermediate_size else widths.ffn_units
+        return replace(widths, ffn_units=self.shape.num_experts, channels_per_expert=kept)
 
     def nearest_groups(self, wanted: int) -> int:
         """The allowed number of groups nearest to ``wanted``, the larger of two."""
@@ -115,7 +132,8 @@ def choices_of(
     allowed_groups = [n for n in range(1, groups + 1) if n % divisible_by == 0]
     if groups == 1 or heads_fixed:
         allowed_groups = [groups]
-    lowest = shape.num_experts_per_tok or (units - 1) % ffn_multiple + 1
+    lowest = shape.least_units
+    lowest += (units - lowest) % ffn_multiple
     allowed = [n for n in range(lowest, units + 1, ffn_multiple) if n % divisible_by == 0]
     for name, held, counts in (
         ("KV heads", groups, allowed_groups),
@@ -131,8 +149,9 @@ def default_ffn_multiple(shape: ModelShape) -> int:
 
     Whole experts go one by one.
     """
-    multiple = 1 if shape.num_experts else LARGEST_MULTIPLE
-    while multiple > 1 and multiple * shape.channel_weights > MULTIPLE_SHARE * shape.block_weights:
+    multiple = 1 if shape.loses_experts else LARGEST_MULTIPLE
+    most = MULTIPLE_SHARE * shape.block_weights
+    while multiple > 1 and multiple * shape.ffn_unit_weights > most:
         multiple //= 2
     return multiple
 
@@ -140,10 +159,11 @@ def default_ffn_multiple(shape: ModelShape) -> int:
 def checked_multiple(shape: ModelShape, ffn_multiple: int | None) -> int:
     """The FFN multiple to use. Raises InvalidInput for one that no block can have."""
     multiple = default_ffn_multiple(shape) if ffn_multiple is None else ffn_multiple
-    if shape.num_experts and multiple != 1:
+    if shape.loses_experts and multiple != 1:
         raise InvalidInput(
             f"ffn_multiple {ffn_multiple}: is of FFN channels, and of this model whole experts go; "
-            "leave it out, or give divisible_by, by which the number of experts that stay divides"
+            "leave it out, or give divisible_by, by which the number of experts that stay divides, "
+            "or of_experts channels"
         )
     if not 1 <= multiple <= shape.intermediate_size:
         raise InvalidInput(

@@ -8,7 +8,7 @@ share a KV head are consecutive in transformers' layout.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -114,8 +114,10 @@ class BlockScores:
 
     ``attention_channels`` ``[a]`` are there where a criterion scores the input channels of o_proj
     before it adds them up: allocations that compare blocks standardise those. Where an FFN has
-    ``experts`` ``[experts]`` these have scores and channels have none; ``expert_tokens`` are the
-    tokens that each of them saw, where windows were run.
+    ``experts`` ``[experts]`` these have scores and ``ffn_channels`` has none; ``expert_tokens``
+    are the tokens that each of them saw, where windows were run. ``expert_channels``
+    ``[experts, f]`` are compared within their expert alone, ``shared_channels`` among what all
+    tokens share beside experts.
     """
 
     attention_groups: Tensor
@@ -123,6 +125,8 @@ class BlockScores:
     attention_channels: Tensor | None = None
     experts: Tensor | None = None
     expert_tokens: Tensor | None = None
+    expert_channels: Tensor | None = None
+    shared_channels: Tensor | None = None
 
     @property
     def ffn_units(self) -> Tensor:
@@ -152,6 +156,10 @@ class BlockScores:
         """Scores of whole sublayers, scalars, borne by every group, channel or expert of theirs."""
         groups = attention.double().repeat(shape.num_key_value_heads)
         return cls.of_ffn(groups, ffn.double().repeat(shape.ffn_units), shape)
+
+    def inside(self, experts: Tensor, shared: Tensor | None) -> BlockScores:
+        """The same with scores of the channels of every expert, and of what all tokens share."""
+        return replace(self, expert_channels=experts, shared_channels=shared)
 
     def tensors(self) -> dict[str, Tensor]:
         """The scores that are there, by name, in float64 on the CPU: what is kept of them."""

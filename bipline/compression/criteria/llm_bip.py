@@ -4,6 +4,7 @@ FFN channel j:        s_j = rms(a_j) * ||Wd[:, j]||_2
 attention channel j:  s_j = rms(o_j) * sum_m |Wo[m, j]| w_m,  w = 1 + |Wu|^T (|Wd|^T 1)
 attention group:      the sum over its channels
 expert e:             s_e = mean over the tokens that it sees of g ||E(x)||_2
+channel j of expert e: s_ej = rms over the tokens that it sees of g a_j, times ||Wd_e[:, j]||_2
 with experts:         w = 1 + sum_e mean_t(g_e) |Wu_e|^T (|Wd_e|^T 1),  g = 0 where it sees no token
                       and what all tokens share beside them (GLM-4.5) with g = 1
 
@@ -16,12 +17,19 @@ token exactly how far the block's output moves when this is left out. That the r
 token to another expert, and shares the weights anew, is not in it. An expert that saw no token has
 the score 0.
 
+The score of a channel inside an expert is exact as that of an FFN channel is: at every token the
+block's output moves by g |a_j| ||Wd_e[:, j]||_2 when it goes, and the router, which reads what
+enters, sends the token where it did. Channels are compared within their expert, of which each
+keeps as many. In an expert that saw no token g a_j counts as 1. What all tokens share beside
+experts is scored with g = 1 and keeps the same share, as its class has one width for both.
+
 Source: the paper's formulas as quoted elsewhere are |X_U^j| . |W_D^j| and
 |X_H^j| . |W_O^j| (I + |W_U||W_D|). Which norms the bars stand for and how channels become a head
 are not known: an L2 norm over tokens, an L1 norm over the propagated outputs and the sum over
 channels are this project's reconstruction. Of experts the paper's quoted formulas say nothing:
 their score is that of REAP (arXiv 2510.13999) as its models' pages tell it, what enters a
-mixture of experts is weighed by the router's mean weights, and both are a reconstruction.
+mixture of experts is weighed by the router's mean weights, and both are a reconstruction, as is
+that every expert keeps as many channels.
 
 Where the FFN has no gate (Starcoder2, Nemotron) w is the same, |Wd||Wu| as the paper's formula for
 an OPT has it. Where attention and FFN read the same stream (Cohere, Phi) w = 1:
@@ -37,6 +45,7 @@ from __future__ import annotations
 
 import torch
 
+from bipline.compression.criteria.inside_experts import with_channels
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
@@ -77,7 +86,7 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Scores from the sums; matrix-vector products only, so 3 d f operations a block."""
     if block.shape.num_experts:
         attention = attention_channels(sums, block, 1 + expert_reach(sums, block))
-        return BlockScores.of_channels(attention, expert_scores(sums), block.shape)
+        return of_experts(sums, block, attention)
     attention = attention_channels(sums, block, 1 + through_ffn(sums, block))
     return BlockScores.of_channels(attention, ffn_scores(sums, block), block.shape)
 
@@ -88,6 +97,12 @@ def through_ffn(sums: Sums, block: Block) -> torch.Tensor:
         return output_reach(block).new_zeros(block.shape.hidden_size)
     reach = output_reach(block) * mean_ffn_scale(sums)
     return absolute_product(block.weights["mlp.up_proj.weight"], reach)
+
+
+def of_experts(sums: Sums, block: Block, attention: torch.Tensor) -> BlockScores:
+    """Scores of a block with experts, and of their channels, beside those of ``attention``."""
+    scores = BlockScores.of_channels(attention, expert_scores(sums), block.shape)
+    return with_channels(scores, block, column_norms, sums)
 
 
 def expert_scores(sums: Sums) -> torch.Tensor:

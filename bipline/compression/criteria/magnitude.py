@@ -3,6 +3,7 @@
 channel j:        s_j = ||W[:, j]||_2 of o_proj or down_proj
 attention group:  the sum over its channels
 expert:           the sum over its channels, of its own down_proj
+channel of an expert:  as of an FFN, compared within its expert
 
 This is the root mean square change per token for inputs of unit mean square. It needs no
 calibration data.
@@ -13,9 +14,7 @@ sublayer (Gemma 2, OLMo 2), W has that norm's gain on its rows: a reconstruction
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
+from bipline.compression.criteria.inside_experts import expert_columns, with_channels
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
@@ -24,7 +23,6 @@ from bipline.compression.criteria.interface import (
     column_norms,
 )
 from bipline.compression.criteria.needs import WEIGHTS
-from bipline.compression.criteria.second_moments import DOWN
 
 NEEDS = WEIGHTS
 OPTIONS = Options
@@ -39,10 +37,9 @@ def reads(options: Options) -> frozenset[str]:
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Column norms of o_proj, added by group, and of down_proj."""
     attention = column_norms(block.output_matrix("attention"))
-    return BlockScores.of_channels(attention, _ffn(block), block.shape)
-
-
-def _ffn(block: Block) -> Tensor:
-    if block.shape.num_experts:
-        return torch.stack([column_norms(each).sum() for each in block.weights[DOWN]])
-    return column_norms(block.output_matrix("ffn"))
+    if not block.shape.num_experts:
+        ffn = column_norms(block.output_matrix("ffn"))
+        return BlockScores.of_channels(attention, ffn, block.shape)
+    whole = expert_columns(block, column_norms).sum(1)
+    scores = BlockScores.of_channels(attention, whole, block.shape)
+    return with_channels(scores, block, column_norms)

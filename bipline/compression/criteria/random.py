@@ -28,4 +28,11 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     generator = torch.Generator().manual_seed(seed_of(options.seed, block.index))
     shape = block.shape
     groups = torch.rand(shape.num_key_value_heads, generator=generator)
-    return BlockScores.of_ffn(groups, torch.rand(shape.ffn_units, generator=generator), shape)
+    units = torch.rand(shape.ffn_units, generator=generator)
+    scores = BlockScores.of_ffn(groups, units, shape)
+    if not shape.num_experts:
+        return scores
+    # Drawn last, so that experts have what they had before their channels were scored.
+    inside = torch.rand(shape.num_experts, shape.intermediate_size, generator=generator)
+    shared = torch.rand(shape.shared_channels, generator=generator)
+    return scores.inside(inside, shared if len(shared) else None)

@@ -26,6 +26,7 @@ from bipline.model.activations import activation
 
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 # What all tokens pass through beside experts.
+SHARED_GATE = "mlp.shared_experts.gate_proj.weight"
 SHARED_UP = "mlp.shared_experts.up_proj.weight"
 SHARED_DOWN = "mlp.shared_experts.down_proj.weight"
 
@@ -35,7 +36,8 @@ def second_moments(block: Block, tokens: Tokens) -> Sums:
 
     Inputs are those of :meth:`Block.output_inputs`. With a norm behind the FFN also the sum of its
     scales. With experts those of down_proj are ``[experts, f]``, of the inputs times the router's
-    weight, and :func:`expert_sums` come with them.
+    weight, and :func:`expert_sums` come with them; of what all tokens share beside experts
+    ``shared_activation_squares``.
     """
     seen = len(tokens["attention_output"])
     sums = {"tokens": torch.tensor(float(seen), dtype=torch.float64)}
@@ -45,6 +47,8 @@ def second_moments(block: Block, tokens: Tokens) -> Sums:
             sums[f"{name}_squares"] = sum_of_squares(block.output_inputs(sublayer, tokens))
     if block.norm_behind("ffn").gain is not None:
         sums[FFN_SCALES] = block.output_scale("ffn", tokens).sum(dtype=torch.float64)
+    if experts and block.shape.shared_channels:
+        sums["shared_activation_squares"] = sum_of_squares(tokens["shared_activation"])
     return sums | (expert_sums(block, tokens) if experts else {})
 
 
@@ -58,7 +62,9 @@ def expert_sums(block: Block, tokens: Tokens) -> Sums:
     shape, like = block.shape, tokens["expert_input"]
     each = like.new_zeros(3, shape.num_experts, dtype=torch.float64)
     squares = like.new_zeros(shape.num_experts, shape.intermediate_size, dtype=torch.float64)
-    for expert, weights, inner in routed(block, tokens):
+    act = activation(block.hidden_act)
+    for expert, weights, gate, up in routed(block, tokens):
+        inner = act(gate) * up
         outputs = linear(inner, block.weights[DOWN][expert])
         norms = torch.cat([tile.norm(dim=1).double() for tile in tiles(outputs)])
         each[:, expert] = torch.stack(
@@ -69,14 +75,14 @@ def expert_sums(block: Block, tokens: Tokens) -> Sums:
     return dict(zip(names, each, strict=True)) | {"ffn_activation_squares": squares}
 
 
-def routed(block: Block, tokens: Tokens) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Experts that saw tokens: number, the router's weights ``[t]`` float64, inputs of down_proj.
+def routed(block: Block, tokens: Tokens) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Experts that saw tokens: number, the router's weights ``[t]`` float64, gate and up.
 
-    The inputs ``[t, f]`` are of the computing dtype.
+    These ``[t, f]`` are of the computing dtype.
     """
-    act, hidden = activation(block.hidden_act), tokens["expert_input"]
+    hidden = tokens["expert_input"]
     chosen, weights = tokens["expert_index"], tokens["expert_weights"]
     for expert in chosen.unique().tolist():
         rows, places = torch.where(chosen == expert)
         gate, up = linear(hidden[rows], block.weights[GATE_UP][expert]).chunk(2, dim=-1)
-        yield expert, weights[rows, places].double(), act(gate) * up
+        yield expert, weights[rows, places].double(), gate, up

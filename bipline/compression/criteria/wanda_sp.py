@@ -4,6 +4,8 @@ channel j:        s_j = mean_i |W[i, j]| * rms(x_j)     of o_proj or down_proj, 
 attention group:  the sum over its channels
 expert:           the sum over its channels, of its own down_proj; x is the input times the
                   router's weight, and zero where the router sends a token elsewhere
+channel of an expert:  mean_i |W[i, j]| * rms(x_j) over the tokens that it sees, compared within
+                  its expert; rms(x_j) = 1 in one that sees none
 
 Source: established, from the code of FLAP (arXiv 2312.11983), which has the L2 norm over tokens in
 the place of the root mean square: the same ranking. There a pruned block's outputs feed the next
@@ -15,9 +17,9 @@ reconstruction, as are the scores of experts.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from bipline.compression.criteria.inside_experts import expert_columns, with_channels
 from bipline.compression.criteria.interface import (
     INPUTS,
     Block,
@@ -29,7 +31,7 @@ from bipline.compression.criteria.interface import (
     root_mean_square,
 )
 from bipline.compression.criteria.needs import MOMENTS
-from bipline.compression.criteria.second_moments import DOWN, second_moments
+from bipline.compression.criteria.second_moments import second_moments
 from bipline.model.builds import Sublayer
 
 NEEDS = MOMENTS
@@ -51,8 +53,10 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
 def score(sums: Sums, block: Block, options: Options) -> BlockScores:
     """Scores from the sums; one product with the absolute weights each."""
     attention = _channels(sums, block, "attention")
-    ffn = _experts(sums, block) if block.shape.num_experts else _channels(sums, block, "ffn")
-    return BlockScores.of_channels(attention, ffn, block.shape)
+    if not block.shape.num_experts:
+        return BlockScores.of_channels(attention, _channels(sums, block, "ffn"), block.shape)
+    scores = BlockScores.of_channels(attention, _experts(sums, block), block.shape)
+    return with_channels(scores, block, mean_absolute_columns, sums)
 
 
 def _channels(sums: Sums, block: Block, sublayer: Sublayer) -> Tensor:
@@ -62,5 +66,5 @@ def _channels(sums: Sums, block: Block, sublayer: Sublayer) -> Tensor:
 
 def _experts(sums: Sums, block: Block) -> Tensor:
     """``[experts]``, each the sum over its channels."""
-    means = torch.stack([mean_absolute_columns(each) for each in block.weights[DOWN]])
+    means = expert_columns(block, mean_absolute_columns)
     return (root_mean_square(sums["ffn_activation_squares"], sums["tokens"]) * means).sum(1)

@@ -30,6 +30,7 @@ from bipline.model.shapes import (
     experts_key,
     is_per_layer,
     shape_of,
+    width_key,
 )
 
 # Where compensation adds a bias: at o_proj and down_proj.
@@ -101,12 +102,13 @@ def exported_config(
     num_key_value_heads: int,
     kept_blocks: Sequence[int] | None = None,
     queries_per_group: int | None = None,
+    channels_per_expert: int | None = None,
 ) -> dict[str, Any]:
     """The config.json of a model pruned to uniform widths, loadable by a stock class.
 
     ``ffn_units`` are FFN channels, or experts where the FFN has some; ``kept_blocks`` the blocks
     that stay, ascending; None for all of them. So many query heads stay for every KV head
-    (``queries_per_group``); None for all. The family stays
+    (``queries_per_group``), and channels of every expert; None for all. The family stays
     where its class holds the new head count; else the same tensors go under an alternative
     family's name (LLaMA becomes Mistral, or SeedOss where there are biases; Qwen2 becomes SeedOss).
     Sizes and head_dim are written out; transformers_version stays, because a Mistral config
@@ -130,7 +132,7 @@ def exported_config(
         **config,
         "model_type": model_type,
         "architectures": [family.architecture],
-        experts_key(config) or "intermediate_size": ffn_units,
+        **_ffn_sizes(config, ffn_units, channels_per_expert),
         "num_attention_heads": heads,
         "num_key_value_heads": num_key_value_heads,
         "head_dim": shape.head_dim,
@@ -147,6 +149,16 @@ def exported_config(
     flags = family.flags_for(source.bias_places(config)) or {}
     added = {key: v for key, v in family.when_converted.items() if key not in source.keys}
     return {**pruned, **added, **flags}
+
+
+def _ffn_sizes(
+    config: Mapping[str, Any], ffn_units: int, channels_per_expert: int | None
+) -> dict[str, int]:
+    """What a config says of its FFNs where so much stays of each."""
+    if (key := experts_key(config)) is None:
+        return {width_key(config): ffn_units}
+    inside = {} if channels_per_expert is None else {width_key(config): channels_per_expert}
+    return {key: ffn_units, **inside}
 
 
 def with_output_biases(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,9 @@ def silence(model: Any, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -
         keep_columns(called(layer, checkpoint, O_PROJ).weight, kept["query_heads"])
         if "experts" in kept:
             keep_inside(layer.mlp, block)
-            if len(block.experts) < len(layer.mlp.gate.weight):
-                without_experts(layer.mlp.gate, kept["experts"])
+            router = layer.mlp.router if hasattr(layer.mlp, "router") else layer.mlp.gate
+            if len(block.experts) < len(router.weight):
+                without_experts(router, kept["experts"])
         else:
             keep_columns(called(layer, checkpoint, DOWN_PROJ).weight, kept["ffn_channels"])
         if checkpoint.family.all_heads_norms and block.attention_groups:

@@ -167,6 +167,22 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 12, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0,
         },
     ),
+    "gpt-oss": (
+        "gpt_oss",
+        {
+            **GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 9,
+            "swiglu_alpha": 1.5, "swiglu_limit": 0.4, "num_attention_heads": 8, "head_dim": 6,
+        },
+    ),
+    "gpt-oss-plain": (
+        "gpt_oss",
+        {
+            **SINGLE, "num_local_experts": 6, "num_experts_per_tok": 3, "attention_bias": False,
+            "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 5,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
     "qwen3-moe-unnormed": (
         "qwen3_moe",
         {

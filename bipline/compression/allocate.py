@@ -33,7 +33,7 @@ from bipline.compression.allocation.widths import (
 )
 from bipline.compression.criteria import check_scores_experts, options_of
 from bipline.compression.criteria.interface import BlockScores, Unit
-from bipline.compression.prune import check_layout
+from bipline.compression.prune import check_expert_channels, check_layout
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
@@ -150,15 +150,11 @@ def uniform_config(
 def shape_for(checkpoint: Checkpoint, settings: AllocateSettings) -> ModelShape:
     """The model's sizes, with what the settings say that experts lose.
 
-    Raises InvalidInput where channels of experts are to go and there are none.
+    Raises InvalidInput where channels of experts are to go and cannot.
     """
-    shape = checkpoint.shape
-    if settings.of_experts == "channels" and not shape.num_experts:
-        raise InvalidInput(
-            "of_experts channels: the FFNs of this model are made of channels and not of experts; "
-            "leave it out"
-        )
-    return shape.within(settings.of_experts == "channels")
+    if settings.of_experts == "channels":
+        check_expert_channels(checkpoint)
+    return checkpoint.shape.within(settings.of_experts == "channels")
 
 
 def needs_windows(settings: AllocateSettings) -> bool:

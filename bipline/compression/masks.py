@@ -31,7 +31,13 @@ SHARED_READER = "mlp.shared_experts.down_proj.weight"
 # What adds to the residual stream, by sublayer: with all of it zero the stream passes unchanged.
 OUTPUTS = {
     "attention": (ATTENTION_READER, "self_attn.o_proj.bias"),
-    "ffn": (FFN_READER, "mlp.down_proj.bias", "mlp.experts.down_proj", SHARED_READER),
+    "ffn": (
+        FFN_READER,
+        "mlp.down_proj.bias",
+        "mlp.experts.down_proj",
+        "mlp.experts.down_proj_bias",
+        SHARED_READER,
+    ),
 }
 
 

@@ -20,7 +20,7 @@ from bipline.compression.allocation.widths import Widths
 from bipline.compression.corrections import Corrections, hold_to_plan
 from bipline.compression.slicing import Slicer
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import exported_config, with_output_biases
+from bipline.model.families import build_of, exported_config, with_output_biases
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.per_layer.shipping import refuse_tokenizer_code, shipped_files
 from bipline.model.per_layer.stored import stored_config
@@ -138,6 +138,8 @@ def adds_biases(checkpoint: Checkpoint, corrections: Corrections | None) -> bool
 def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
     """Raise InvalidInput unless the plan fits the model's shape and leaves a model."""
     shape = checkpoint.shape
+    if plan.within_experts:
+        check_expert_channels(checkpoint)
     if len(plan.blocks) != shape.num_hidden_layers:
         raise InvalidInput(f"the plan has {len(plan.blocks)} blocks, not {shape.num_hidden_layers}")
     for index, block in enumerate(plan.blocks):
@@ -157,6 +159,20 @@ def check_plan(checkpoint: Checkpoint, plan: PruningPlan) -> None:
     else:
         _check_per_layer(plan)
         refuse_tokenizer_code(checkpoint.folder)
+
+
+def check_expert_channels(checkpoint: Checkpoint) -> None:
+    """Raise InvalidInput where channels of experts cannot go."""
+    if not build_of(checkpoint.family).has_experts:
+        raise InvalidInput(
+            "of_experts channels: the FFNs of this model are made of channels and not of experts; "
+            "leave it out"
+        )
+    if not build_of(checkpoint.family).has_expert_channels:
+        raise InvalidInput(
+            f"of_experts channels: experts of a {checkpoint.config['model_type']} lie as one, gate "
+            "and up in turn, of which whole ones can go; leave it out"
+        )
 
 
 def _check_ffn(block: BlockPlan, held: ModelShape, index: int) -> None:

@@ -222,6 +222,7 @@ def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, Tensor]:
     return shared | {
         "kv_heads": _spread(groups, shape.head_dim),
         "query_heads": _spread(heads, shape.head_dim),
+        "heads": heads,
         ffn: _indices(block.ffn_units),
     }
 

@@ -282,7 +282,9 @@ def _input_hook(name: str, seen: Activations, place: int) -> Callable[..., None]
 
 
 def _output_hook(name: str, seen: Activations) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        seen[name] = output.detach().flatten(0, -2)
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        # An FFN may give its router's scores too.
+        given: Tensor = output[0] if isinstance(output, tuple) else output
+        seen[name] = given.detach().flatten(0, -2)
 
     return hook

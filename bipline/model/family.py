@@ -55,6 +55,8 @@ class Family(_Table):
     norm: Norm = RMS_NORM
     # The key of its config that names the activation of its FFN.
     activation: str = "hidden_act"
+    # The keys of its config by which its experts clamp what they gate: alpha and the limit.
+    clamped_gate: tuple[str, ...] = ()
     # Its class has no attention but the one that holds every token's weights.
     eager_attention: bool = False
     # Its config says how positions turn for each kind of block.

@@ -47,6 +47,11 @@ INDEX_FILE = "model.safetensors.index.json"
 CACHED_SHARE = 0.5
 CONVERTING = "docs/failures.md, Pickled weights"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+# How the unquantised model is made, where no one publishes it.
+UNQUANTISED = {
+    "mxfp4": ": load it by transformers with Mxfp4Config(dequantize=True), save it with "
+    "save_pretrained, and take quantization_config out of its config.json if it is still there"
+}
 ADAPTER_FILE = "adapter_config.json"
 # What was found of two matrices in files that are still in the state they were in.
 _EQUAL: dict[str, bool] = {}
@@ -137,6 +142,7 @@ def read_config(folder: Folder | Path) -> dict[str, Any]:
         method = quantised.get("quant_method", "unknown") if known else quantised
         raise InvalidInput(
             f"{where}: quantised source ({shown(method)}); give the unquantised model"
+            f"{UNQUANTISED.get(str(method), '')}"
         )
     if wrapper := wrapper_of(config):
         check_around(config, (*wrapper.keys, TEXT_CONFIG), where)

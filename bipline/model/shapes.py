@@ -177,7 +177,9 @@ class ModelShape(_Table):
         sizes = {
             "query_heads": self.num_attention_heads * self.head_dim,
             "kv_heads": self.num_key_value_heads * self.head_dim,
+            "heads": self.num_attention_heads,
             "ffn_channels": self.intermediate_size,
+            "gate_up_channels": 2 * self.intermediate_size,
             "experts": self.num_experts,
             "shared_channels": self.shared_channels,
         }

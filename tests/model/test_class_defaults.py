@@ -36,6 +36,12 @@ def test_defaults_are_those_of_transformers_classes(family: str) -> None:
         # Said for each kind of block, and never by another class's name.
         assert not family_of(family).alternatives
         return
+    if "rope_parameters" in family_of(family).written_out:
+        # How positions turn by its class is written out; no other class's name is taken.
+        assert not family_of(family).alternatives
+        written = checked_config(config_of("gpt-oss"), WHERE)["rope_parameters"]
+        assert written == made.rope_parameters
+        return
     rope = {"rope_theta": theta, "rope_type": "default", "partial_rotary_factor": turned}
     assert {"partial_rotary_factor": 1.0, **made.rope_parameters} == rope
 

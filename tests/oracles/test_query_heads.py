@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -81,9 +82,9 @@ def counted(checkpoint: Checkpoint) -> int:
     """Linear weights of a model's blocks, counted from its tensors."""
     shapes = tensor_shapes(checkpoint.family, checkpoint.config, checkpoint.shape)
     return sum(
-        shape[0] * shape[1]
+        prod(shape)
         for name, shape in shapes.items()
-        if len(shape) == 2 and ".layers." in name
+        if len(shape) > 1 and ".layers." in name and not name.endswith("bias")
     )
 
 

@@ -12,13 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bipline.compression.criteria.experts import Experts
 from bipline.compression.criteria.interface import Block, BlockScores, Sums, root_mean_square
-from bipline.compression.criteria.second_moments import DOWN, SHARED_DOWN
+from bipline.compression.criteria.second_moments import SHARED_DOWN
 
 
 def expert_columns(block: Block, of_columns: Callable[[Tensor], Tensor]) -> Tensor:
     """What there is of the columns of every expert's down_proj, ``[experts, f]``."""
-    return torch.stack([of_columns(each) for each in block.weights[DOWN]])
+    experts = Experts(block)
+    return torch.stack([of_columns(experts.down(each)) for each in range(len(experts))])
 
 
 def with_channels(

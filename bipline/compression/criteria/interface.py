@@ -21,6 +21,7 @@ from bipline.model.builds import Sublayer, SublayerNorms, build_named
 from bipline.model.checkpoint import DEFAULT_ACT, DEFAULT_EPS, Checkpoint, widened
 from bipline.model.families import ModelShape, build_of
 from bipline.model.family import RMS_NORM, Norm
+from bipline.model.gating import Gating
 
 Sums = dict[str, Tensor]
 # What goes as a whole: groups and channels, whole blocks, or attention and FFN sublayers.
@@ -52,6 +53,9 @@ class Block:
     )
     # Whether the FFN reads what enters the block, and not what attention makes of it.
     parallel: bool = False
+    gating: Gating = Gating()  # noqa: RUF009
+    # Whether the matrices of its experts are multiplied from the right, gate and up in turn.
+    transposed_experts: bool = False
 
     @property
     def gated(self) -> bool:
@@ -105,7 +109,10 @@ class Block:
         """A block of a checkpoint with these weights."""
         held = checkpoint.rms_norm_eps, checkpoint.hidden_act, checkpoint.family.norm
         build, shape = build_of(checkpoint.family), checkpoint.shape.block(index)
-        return cls(index, shape, weights, *held, build.norms, build.parallel)
+        return cls(
+            index, shape, weights, *held, build.norms, build.parallel,
+            gating=checkpoint.gating, transposed_experts=build.transposed_experts,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

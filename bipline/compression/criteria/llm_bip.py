@@ -12,7 +12,7 @@ a and o are the inputs of down_proj and o_proj. The FFN score is exact: it is th
 block's output when the channel goes. Attention and FFN scores are in one unit, but the attention
 bound is loose: never rank the two together.
 
-An expert's score is of what it adds, E(x), times the weight g that the router gives it: token by
+An expert's score is of what it adds, E(x), its biases included, times the weight g that the router gives it: token by
 token exactly how far the block's output moves when this is left out. That the router then sends the
 token to another expert, and shares the weights anew, is not in it. An expert that saw no token has
 the score 0.
@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import torch
 
+from bipline.compression.criteria.experts import Experts
 from bipline.compression.criteria.inside_experts import with_channels
 from bipline.compression.criteria.interface import (
     Block,
@@ -59,8 +60,6 @@ from bipline.compression.criteria.interface import (
 )
 from bipline.compression.criteria.needs import MOMENTS
 from bipline.compression.criteria.second_moments import (
-    DOWN,
-    GATE_UP,
     SHARED_DOWN,
     SHARED_UP,
     second_moments,
@@ -112,12 +111,11 @@ def expert_scores(sums: Sums) -> torch.Tensor:
 
 def expert_reach(sums: Sums, block: Block) -> torch.Tensor:
     """How far a change of what enters the experts can move their output, ``[d]``: see above."""
-    gate_up, down = block.weights[GATE_UP], block.weights[DOWN]
-    channels = block.shape.intermediate_size
-    total = torch.zeros(block.shape.hidden_size, dtype=torch.float64, device=down.device)
-    for expert, weight in enumerate(sums["expert_weights"] / sums["tokens"]):
-        reach = absolute_product(down[expert], torch.ones(block.shape.hidden_size))
-        total += weight * absolute_product(gate_up[expert, channels:], reach)
+    experts, weights = Experts(block), sums["expert_weights"] / sums["tokens"]
+    total = weights.new_zeros(block.shape.hidden_size)
+    for expert, weight in enumerate(weights):
+        reach = absolute_product(experts.down(expert), torch.ones(block.shape.hidden_size))
+        total += weight * absolute_product(experts.gate_up(expert)[1], reach)
     if (shared := block.weights.get(SHARED_DOWN)) is not None:
         reach = absolute_product(shared, torch.ones(block.shape.hidden_size))
         total += absolute_product(block.weights[SHARED_UP], reach)

@@ -39,6 +39,7 @@ from dataclasses import replace
 
 import torch
 
+from bipline.compression.criteria.experts import Experts
 from bipline.compression.criteria.interface import (
     Block,
     BlockScores,
@@ -48,6 +49,7 @@ from bipline.compression.criteria.interface import (
     absolute_product,
     column_sums,
     root_mean_square,
+    sum_of_squares,
     tiles,
 )
 from bipline.compression.criteria.llm_bip import (
@@ -59,12 +61,9 @@ from bipline.compression.criteria.llm_bip import (
 )
 from bipline.compression.criteria.needs import MOMENTS
 from bipline.compression.criteria.second_moments import (
-    DOWN,
-    GATE_UP,
     SHARED_DOWN,
     SHARED_GATE,
     SHARED_UP,
-    routed,
     second_moments,
 )
 from bipline.compression.criteria.slopes import GATE, UP, slopes
@@ -119,9 +118,9 @@ def _through_experts(block: Block, tokens: Tokens) -> Sums:
     """The gains of every expert ``[experts, f]``, of what all share, and 1/rms of their input."""
     shape, like = block.shape, tokens["expert_input"]
     gains = like.new_zeros(2, shape.num_experts, shape.intermediate_size, dtype=torch.float64)
-    for expert, weights, gate, up in routed(block, tokens):
-        found = _gains([up, gate], weights[:, None].to(up), block.hidden_act)
-        gains[:, expert] = torch.stack(found)
+    for expert, weights, gate, up in Experts(block).routed(tokens):
+        for total, slope in zip(gains, block.gating.slopes(gate, up), strict=True):
+            total[expert] = sum_of_squares(slope * weights[:, None].to(slope))
     sums = {"up_gain_squares": gains[0], "gate_gain_squares": gains[1]}
     if shape.shared_channels:
         outputs = [tokens["shared_up"], tokens["shared_gate"]]
@@ -181,15 +180,14 @@ def _moved_experts(sums: Sums, block: Block) -> torch.Tensor:
     ones = torch.ones(block.shape.hidden_size)
     total = torch.zeros(block.shape.hidden_size, dtype=torch.float64, device=sums["tokens"].device)
     gains = [root_mean_square(sums[name], sums["tokens"]) for name in GAINS]
-    for expert, (matrix, down) in enumerate(
-        zip(block.weights[GATE_UP], block.weights[DOWN], strict=True)
-    ):
-        reach = absolute_product(down, ones)
-        for part, gain in zip(reversed(matrix.chunk(2)), gains, strict=True):
+    experts = Experts(block)
+    for expert in range(len(experts)):
+        reach = absolute_product(experts.down(expert), ones)
+        for part, gain in zip(reversed(experts.gate_up(expert)), gains, strict=True):
             total += absolute_product(part, gain[expert] * reach)
     if (shared := block.weights.get(SHARED_DOWN)) is not None:
         reach = absolute_product(shared, ones)
-        for name, part in zip(SHARED_GAINS, (SHARED_UP, SHARED_GATE), strict=True):
+        for name, matrix in zip(SHARED_GAINS, (SHARED_UP, SHARED_GATE), strict=True):
             gain = root_mean_square(sums[name], sums["tokens"])
-            total += absolute_product(block.weights[part], gain * reach)
+            total += absolute_product(block.weights[matrix], gain * reach)
     return total

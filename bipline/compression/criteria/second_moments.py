@@ -7,12 +7,9 @@ the router sends there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
 
+from bipline.compression.criteria.experts import Experts
 from bipline.compression.criteria.interface import (
     FFN_SCALES,
     INPUTS,
@@ -22,9 +19,7 @@ from bipline.compression.criteria.interface import (
     sum_of_squares,
     tiles,
 )
-from bipline.model.activations import activation
 
-GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 # What all tokens pass through beside experts.
 SHARED_GATE = "mlp.shared_experts.gate_proj.weight"
 SHARED_UP = "mlp.shared_experts.up_proj.weight"
@@ -62,10 +57,10 @@ def expert_sums(block: Block, tokens: Tokens) -> Sums:
     shape, like = block.shape, tokens["expert_input"]
     each = like.new_zeros(3, shape.num_experts, dtype=torch.float64)
     squares = like.new_zeros(shape.num_experts, shape.intermediate_size, dtype=torch.float64)
-    act = activation(block.hidden_act)
-    for expert, weights, gate, up in routed(block, tokens):
-        inner = act(gate) * up
-        outputs = linear(inner, block.weights[DOWN][expert])
+    experts = Experts(block)
+    for expert, weights, gate, up in experts.routed(tokens):
+        inner = block.gating.value(gate, up)
+        outputs = experts.output(expert, inner)
         norms = torch.cat([tile.norm(dim=1).double() for tile in tiles(outputs)])
         each[:, expert] = torch.stack(
             [weights.new_tensor(float(len(weights))), weights.sum(), weights @ norms]
@@ -73,16 +68,3 @@ def expert_sums(block: Block, tokens: Tokens) -> Sums:
         squares[expert] = sum_of_squares(inner * weights[:, None].to(inner))
     names = ("expert_tokens", "expert_weights", "expert_changes")
     return dict(zip(names, each, strict=True)) | {"ffn_activation_squares": squares}
-
-
-def routed(block: Block, tokens: Tokens) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Experts that saw tokens: number, the router's weights ``[t]`` float64, gate and up.
-
-    These ``[t, f]`` are of the computing dtype.
-    """
-    hidden = tokens["expert_input"]
-    chosen, weights = tokens["expert_index"], tokens["expert_weights"]
-    for expert in chosen.unique().tolist():
-        rows, places = torch.where(chosen == expert)
-        gate, up = linear(hidden[rows], block.weights[GATE_UP][expert]).chunk(2, dim=-1)
-        yield expert, weights[rows, places].double(), gate, up

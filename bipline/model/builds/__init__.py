@@ -62,10 +62,18 @@ class Build(BaseModel):
     stacked: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     experts_alone: tuple[str, ...] = ()
     dense_alone: tuple[str, ...] = ()
+    # Whether the matrices of all experts lie as its class takes them, to be multiplied from the
+    # right and with gate and up in turn.
+    transposed_experts: bool = False
 
     @property
     def has_experts(self) -> bool:
         """Whether its FFN has experts, whole ones of which go."""
+        return bool(self.stacked) or self.transposed_experts
+
+    @property
+    def has_expert_channels(self) -> bool:
+        """Whether channels of every expert can go: where each lies by itself."""
         return bool(self.stacked)
 
     @property

@@ -24,7 +24,7 @@ from bipline.model.families import build_of, exported_config, with_output_biases
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.per_layer.shipping import refuse_tokenizer_code, shipped_files
 from bipline.model.per_layer.stored import stored_config
-from bipline.model.shapes import BlockWidths, ModelShape, shape_of
+from bipline.model.shapes import EXPERT_MULTIPLE, BlockWidths, ModelShape, shape_of
 from bipline.model.side_files import is_side_file
 from bipline.model.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_json, write_weights
 from bipline.storage.digests import digest_json
@@ -192,7 +192,13 @@ def _check_ffn(block: BlockPlan, held: ModelShape, index: int) -> None:
         held.shared_channels
     ):
         raise InvalidInput(f"the plan keeps a channel that no expert of block {index} has")
-    shared = (block.channels_per_expert or 0) * held.shared_experts
+    kept = block.channels_per_expert
+    if kept and kept % EXPERT_MULTIPLE and kept != held.intermediate_size:
+        raise InvalidInput(
+            f"the plan keeps {kept} channels of every expert of block {index}; keep a multiple of "
+            f"{EXPERT_MULTIPLE}, because transformers' grouped products of experts take no others"
+        )
+    shared = (kept or 0) * held.shared_experts
     if len(block.shared_channels) != shared:
         raise InvalidInput(
             f"the plan keeps {len(block.shared_channels)} channels of what all tokens share in "

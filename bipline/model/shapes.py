@@ -27,6 +27,11 @@ GATED, PLAIN = 3, 2
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
+# Channels of every expert stay in multiples of this: transformers runs experts by a grouped product
+# (torch.nn.functional.grouped_mm), whose rows must be multiples of 16 bytes, two bytes a number.
+EXPERT_MULTIPLE = 8
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocate import allocate
@@ -98,6 +99,17 @@ def test_sinks_go_with_their_heads(model: Path, tmp_path: Path) -> None:
         ):  # fmt: skip
             source = checkpoint.tensor(f"{prefix}.{name}")
             assert pruned.tensor(f"{prefix}.{name}").equal(source[kept]), name
+
+
+def test_the_usual_way_to_load_what_is_left_runs_it(model: Path, tmp_path: Path) -> None:
+    """In bfloat16, by whatever way transformers runs experts."""
+    checkpoint = open_checkpoint(model)
+    scores = compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options())
+    prune(checkpoint, allocate(checkpoint, scores, AllocateSettings(), 0), tmp_path / "pruned")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.bfloat16)
+    assert type(loaded).__name__ == "GptOssForCausalLM"
+    with torch.no_grad():
+        assert bool(loaded.eval()(token_windows(1, 12)).logits.isfinite().all())
 
 
 def test_a_clamped_gate_is_held_at_its_limits() -> None:

@@ -126,13 +126,16 @@ def test_channels_that_go_from_every_expert(model: Path, tmp_path: Path) -> None
         with pytest.raises(InvalidInput, match=f"of_experts channels: {why}"):
             plan_of(checkpoint, of_experts="channels")
         return
-    plan = plan_of(checkpoint, of_experts="channels")
+    plan = plan_of(checkpoint, 0.2, of_experts="channels")
     prune(checkpoint, plan, tmp_path / "pruned")
     expected = logits_of(masked(model, checkpoint, plan))
     plain = AutoModelForCausalLM.from_pretrained(
         tmp_path / "pruned", dtype=torch.float64, experts_implementation="eager"
     ).eval()
     assert type(plain).__module__.startswith("transformers.models.")
+    # As most load it, by the way that transformers runs experts in this dtype.
+    usual = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.bfloat16).eval()
+    assert bool(logits_of(usual).isfinite().all())
     # The router keeps its rows and reads what it read.
     same(logits_of(plain), expected)
     cut = open_checkpoint(tmp_path / "pruned")
@@ -141,7 +144,7 @@ def test_channels_that_go_from_every_expert(model: Path, tmp_path: Path) -> None
     assert cut.shape.intermediate_size < shape.intermediate_size
     assert cut.shape.shared_experts == shape.shared_experts
     reached = 1 - cut.shape.linear_weights / shape.linear_weights
-    assert plan.budget.reached_blocks == pytest.approx(reached, abs=1e-12) and reached >= 0.4
+    assert plan.budget.reached_blocks == pytest.approx(reached, abs=1e-12) and reached >= 0.2
     assert cut.parameters == checkpoint.parameters * (1 - plan.budget.reached_total)
     check_budget(checkpoint, plan)
 

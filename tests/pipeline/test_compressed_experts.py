@@ -32,15 +32,22 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("case", "kept"), [("mixtral", [6, 6]), ("glm4-moe", [0, 5, 5])], ids=["mixtral", "glm4-moe"]
+    ("case", "of", "kept"),
+    [
+        ("mixtral", "whole", [6, 6]),
+        ("glm4-moe", "whole", [0, 5, 5]),
+        ("glm4-moe", "channels", [0, 16, 16]),
+    ],
+    ids=["mixtral", "glm4-moe", "channels"],
 )
 def test_a_mixture_of_experts_becomes_a_registered_package(
-    case: str, kept: list[int], folder: Path, tmp_path: Path
+    case: str, of: str, kept: list[int], folder: Path, tmp_path: Path
 ) -> None:
-    """Of the second the first block has no experts."""
+    """Of the second the first block has no experts; of the third channels of every expert go."""
     mixture, most = drawn(tmp_path, case), max(kept)
     sections = {
-        "score": {"criterion": "llm-bip"}, "allocate": {"ratio": 0.2}, "recover": {},
+        "score": {"criterion": "llm-bip"}, "allocate": {"ratio": 0.2, "of_experts": of},
+        "recover": {},
         "promote": {"name": case, "alias": "production", "gate": "lenient"},
     }  # fmt: skip
     with elsewhere(folder):
@@ -50,19 +57,22 @@ def test_a_mixture_of_experts_becomes_a_registered_package(
     package = Path(summary.package.location)
     assert verify_directory(package).digest == summary.package.digest
     plan = read_plan(package / "pruning_plan.json")
-    assert [len(block.experts) for block in plan.blocks] == kept
+    units = [block.told_widths[1] if block.experts else 0 for block in plan.blocks]
+    assert units == kept
+    name, held = ("experts", 8) if of == "whole" else ("expert_channels", 24)
     for page in ("README.md", "report.html"):
-        assert f"{most} of 8" in (package / page).read_text("utf-8"), page
+        assert f"{most} of {held}" in (package / page).read_text("utf-8"), page
     [curve] = [
         client_of(folder).get_metric_history(summary.registration.mlflow_run_id, name)
-        for name in ("blocks/experts",)
+        for name in (f"blocks/{name}",)
     ]
     assert [point.value for point in curve] == [most, most]
     # As users load it: by transformers alone, with whatever way to run experts it takes.
     loaded = AutoModelForCausalLM.from_pretrained(package / "hf", dtype=torch.float32).eval()
     assert type(loaded).__name__ in ("MixtralForCausalLM", "Glm4MoeForCausalLM")
     packed = open_checkpoint(package / "hf").shape
-    assert loaded.config.num_local_experts == packed.num_experts == most
+    assert loaded.config.num_local_experts == packed.num_experts
+    assert most == (packed.num_experts if of == "whole" else packed.intermediate_size)
     with torch.no_grad():
         assert bool(loaded(token_windows()).logits.isfinite().all())
 

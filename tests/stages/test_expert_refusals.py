@@ -84,7 +84,8 @@ def test_a_criterion_scores_experts_or_names_those_that_do(criterion: str) -> No
         ({"of_experts": "channels", "layout": "per-layer"}, "use the uniform layout"),
         ({"of_experts": "channels", "compensation": "bias"}, "compensation bias is of o_proj"),
         ({"of_experts": "channels", "ratio": 0.99}, "cannot be reached with uniform widths; the l"),
-        ({"of_experts": "channels", "ffn_multiple": 99}, "must lie between 1 and 40"),
+        ({"of_experts": "channels", "ffn_multiple": 96}, "must lie between 1 and 40"),
+        ({"of_experts": "channels", "ffn_multiple": 4}, "go in multiples of 8, because transf"),
     ],
 )
 def test_a_refusal_says_what_to_do(
@@ -119,7 +120,8 @@ def test_a_plan_of_channels_is_of_channels_that_are_there(
     (first, *_), _ = held = [block["expert_channels"] for block in plan["blocks"]]
     for change, said in (
         ([[*first[:-1], 40], *held[0][1:]], "keeps a channel that no expert of block 0 has"),
-        ([each[:-1] for each in held[0]], "blocks differ in width"),
+        ([each[:-8] for each in held[0]], "blocks differ in width"),
+        ([each[:-1] for each in held[0]], "of every expert of block 0; keep a multiple of 8"),
     ):
         blocks = [{**plan["blocks"][0], "expert_channels": change}, plan["blocks"][1]]
         (tmp_path / "changed.json").write_text(json.dumps({**plan, "blocks": blocks}))

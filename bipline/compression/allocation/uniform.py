@@ -6,6 +6,8 @@ with experts:      the fewest whole experts that reach the ratio, or of every ex
                    multiples of channels (of_experts); attention loses groups where these alone
                    cannot reach it, because as many experts stay as a token passes through;
                    where some blocks have no experts these stay whole, and all attention
+                   channels of every expert stay in multiples of 8 at least, as transformers'
+                   grouped products of experts take no others
 per-layer layout:  the same share from every block that may lose something; blocks kept whole by
                    ``keep_first`` and ``keep_last`` raise the share of the others
 

@@ -11,11 +11,12 @@ stays whole.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bipline.base.errors import InvalidInput
 from bipline.model.families import ModelShape
+from bipline.model.shapes import EXPERT_MULTIPLE
 from bipline.values.plan import BlockPlan
 
 LARGEST_MULTIPLE = 128
@@ -134,7 +135,11 @@ def choices_of(
         allowed_groups = [groups]
     lowest = shape.least_units
     lowest += (units - lowest) % ffn_multiple
-    allowed = [n for n in range(lowest, units + 1, ffn_multiple) if n % divisible_by == 0]
+    counts: Iterable[int] = range(lowest, units + 1, ffn_multiple)
+    if shape.num_experts and shape.within_experts:
+        # Multiples, whatever the dense width is.
+        counts = [*range(ffn_multiple, units, ffn_multiple), units]
+    allowed = [n for n in counts if n % divisible_by == 0]
     for name, held, counts in (
         ("KV heads", groups, allowed_groups),
         (f"{shape.ffn_kind} in multiples of {ffn_multiple}", units, allowed),
@@ -147,11 +152,12 @@ def choices_of(
 def default_ffn_multiple(shape: ModelShape) -> int:
     """The largest power of two up to 128 that is worth at most 1 % of a block's weights.
 
-    Whole experts go one by one.
+    Whole experts go one by one, channels of every expert by 8 at least.
     """
     multiple = 1 if shape.loses_experts else LARGEST_MULTIPLE
     most = MULTIPLE_SHARE * shape.block_weights
-    while multiple > 1 and multiple * shape.ffn_unit_weights > most:
+    least = EXPERT_MULTIPLE if shape.num_experts else 1
+    while multiple > least and multiple * shape.ffn_unit_weights > most:
         multiple //= 2
     return multiple
 
@@ -165,8 +171,14 @@ def checked_multiple(shape: ModelShape, ffn_multiple: int | None) -> int:
             "leave it out, or give divisible_by, by which the number of experts that stay divides, "
             "or of_experts channels"
         )
+    if shape.num_experts and shape.within_experts and multiple % EXPERT_MULTIPLE:
+        raise InvalidInput(
+            f"ffn_multiple {ffn_multiple}: channels of every expert go in multiples of "
+            f"{EXPERT_MULTIPLE}, because transformers' grouped products of experts take no others; "
+            f"give one"
+        )
     if not 1 <= multiple <= shape.intermediate_size:
         raise InvalidInput(
-            f"ffn_multiple {ffn_multiple}: must lie between 1 and {shape.intermediate_size}"
+            f"ffn_multiple {multiple}: must lie between 1 and {shape.intermediate_size}"
         )
     return multiple

@@ -12,10 +12,10 @@ a and o are the inputs of down_proj and o_proj. The FFN score is exact: it is th
 block's output when the channel goes. Attention and FFN scores are in one unit, but the attention
 bound is loose: never rank the two together.
 
-An expert's score is of what it adds, E(x), its biases included, times the weight g that the router gives it: token by
-token exactly how far the block's output moves when this is left out. That the router then sends the
-token to another expert, and shares the weights anew, is not in it. An expert that saw no token has
-the score 0.
+An expert's score is of what it adds, E(x), its biases included, times the weight g that the router
+gives it: token by token exactly how far the block's output moves when this is left out. That the
+router then sends the token to another expert, and shares the weights anew, is not in it. An expert
+that saw no token has the score 0.
 
 The score of a channel inside an expert is exact as that of an FFN channel is: at every token the
 block's output moves by g |a_j| ||Wd_e[:, j]||_2 when it goes, and the router, which reads what

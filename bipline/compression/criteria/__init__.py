@@ -95,8 +95,8 @@ def check_scores_experts(criterion: str, shape: ModelShape) -> None:
     if shape.num_experts and not knowing_experts([criterion], load_criterion):
         able = knowing_experts(CRITERIA, load_criterion)
         raise InvalidInput(
-            f"criterion {criterion} scores no experts, of which this model's FFNs are made; auto "
-            f"knows none that does, so name one: {', '.join(able)}"
+            f"criterion {criterion} scores no experts, of which this model's FFNs are made; name "
+            f"one that does: {', '.join(able)}"
         )
 
 

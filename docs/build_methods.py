@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bipline.compression.allocation import load_allocation
-from bipline.compression.criteria import load_criterion
+from bipline.compression.criteria import Criterion, load_criterion
 from bipline.compression.descriptions import Description, Paragraph, all_descriptions
 from bipline.compression.options import BaseOptions
 
@@ -38,7 +38,7 @@ def _criterion_page(method: Description, measured: dict[str, Any]) -> str:
     parts = [
         f"# `{method.name}`",
         _words(method.idea),
-        f"Needs {criterion.NEEDS.description}.",
+        f"Needs {criterion.NEEDS.description}.{_told_of_query_heads(criterion)}",
         "## How it is computed",
         *map(_shown, method.computed),
         "## Options",
@@ -49,6 +49,15 @@ def _criterion_page(method: Description, measured: dict[str, Any]) -> str:
         *map(_shown, method.status),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _told_of_query_heads(criterion: Criterion) -> str:
+    if not getattr(criterion, "QUERY_HEADS", False):
+        return ""
+    return (
+        " Query heads may go by it too (`--allocation-option attention=query-heads`): each has the "
+        "sum of the scores of its channels of o_proj."
+    )
 
 
 def _allocation_page(method: Description) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from bipline.base.errors import InvalidInput
@@ -19,8 +18,14 @@ from bipline.compression.allocation import (
     check_measures,
     load_allocation,
 )
+from bipline.compression.allocation.attention_units import (
+    asks_query_heads,
+    check_has_query_heads,
+    check_some_go,
+    held_by_a_class,
+)
 from bipline.compression.allocation.notes import notes_of
-from bipline.compression.allocation.problem import Problem, block_plan
+from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.target import Target
 from bipline.compression.allocation.uniform import largest_ratio, uniform_of
 from bipline.compression.allocation.widths import (
@@ -28,16 +33,21 @@ from bipline.compression.allocation.widths import (
     Widths,
     checked_multiple,
     choices_of,
+    of_query_heads,
     open_choices,
     whole,
 )
-from bipline.compression.criteria import check_scores_experts, options_of
+from bipline.compression.criteria import (
+    check_scores_experts,
+    check_scores_query_heads,
+    options_of,
+)
 from bipline.compression.criteria.interface import BlockScores, Unit
 from bipline.compression.prune import check_expert_channels, check_layout
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import ModelShape, exported_config, heads_fixed, holding_class
+from bipline.model.families import ModelShape, exported_config, heads_fixed
 from bipline.model.per_layer.shipping import own_class
 from bipline.model.shapes import PER_LAYER_PREFIX
 from bipline.settings.line import AllocateSettings
@@ -67,6 +77,7 @@ def allocate(
     allocation = check_allocation(checkpoint, settings, scores.criterion, scores.options)
     options = allocation_options(allocation, seed, settings.allocation_option)
     ratio = _ratio_of_blocks(checkpoint, settings)
+    settings = settings.model_copy(update={"allocation": allocation})
     choices = choices_for(checkpoint, settings)
     problem = Problem(checkpoint, scores, settings.layout, ratio, choices, windows)
     widths = load_allocation(allocation).widths(problem, options)
@@ -83,7 +94,7 @@ def allocate(
         budget=_budget(checkpoint, settings, kept),
         ffn_multiple=checked_multiple(shape_for(checkpoint, settings), settings.ffn_multiple),
         notes=notes_of(problem, widths, target),
-        blocks=tuple(map(block_plan, scores.blocks, kept)),
+        blocks=problem.plans(kept),
     )
 
 
@@ -107,7 +118,9 @@ def check_allocation(
         )
     prunes = options_of(criterion, 0, criterion_option).prunes
     allocation = settings.allocation or usual_allocation(prunes)
-    allocation_options(allocation, 0, settings.allocation_option)
+    settings = settings.model_copy(update={"allocation": allocation})
+    if by_query_heads(settings):
+        check_scores_query_heads(criterion)
     check_scores_experts(criterion, checkpoint.shape)
     check_counts_experts(allocation, shape_for(checkpoint, settings))
     check_measures(allocation, checkpoint)
@@ -120,6 +133,13 @@ def check_allocation(
     if allocation == UNIFORM and settings.layout == "uniform":
         uniform_config(checkpoint.config, checkpoint, settings)
     return allocation
+
+
+def by_query_heads(settings: AllocateSettings) -> bool:
+    """Whether query heads go in place of groups; no allocation that is not named is asked."""
+    if settings.allocation is None:
+        return False
+    return asks_query_heads(allocation_options(settings.allocation, 0, settings.allocation_option))
 
 
 def usual_allocation(prunes: Unit) -> str:
@@ -141,10 +161,8 @@ def uniform_config(
     """A config as allocation ``uniform`` leaves it. Raises InvalidInput where no class holds it."""
     each = open_choices(choices_for(checkpoint, settings))[0]
     kept = each.in_model(uniform_widths_of(checkpoint, settings))
-    inside = kept.channels_per_expert
-    return exported_config(
-        config, kept.ffn_units, kept.attention_groups, channels_per_expert=inside
-    )
+    inside = kept.queries_per_group, kept.channels_per_expert
+    return exported_config(config, kept.ffn_units, kept.attention_groups, None, *inside)
 
 
 def shape_for(checkpoint: Checkpoint, settings: AllocateSettings) -> ModelShape:
@@ -245,20 +263,15 @@ def choices_for(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Cho
     fixed = heads_fixed(checkpoint.config)
     # All heads are alike, so that attention stays where some blocks stay whole for their FFN.
     free = choices_of(shape, multiple, settings.divisible_by, fixed or shape.dense_blocks > 0)
+    if heads := by_query_heads(settings):
+        check_has_query_heads(checkpoint, settings)
+        free = of_query_heads(free, settings.divisible_by)
     if settings.layout == "uniform":
-        free = _held_by_a_class(checkpoint, free)
+        free = held_by_a_class(checkpoint, free)
+    if heads:
+        check_some_go(checkpoint, free)
     first, last = max(settings.keep_first, shape.dense_blocks), layers - settings.keep_last
     return tuple(free if first <= i < last else whole(shape.block(i)) for i in range(layers))
-
-
-def _held_by_a_class(checkpoint: Checkpoint, choices: Choices) -> Choices:
-    """The choices less the head counts that no transformers class holds; all where it holds none.
-
-    Some classes want heads that divide hidden_size (Gemma 2).
-    """
-    queries = checkpoint.shape.queries_per_group
-    held = [n for n in choices.attention_groups if holding_class(checkpoint.config, n * queries)]
-    return replace(choices, attention_groups=tuple(held)) if held else choices
 
 
 def _check_reach(

@@ -53,7 +53,7 @@ def compensation_operations(
     moments = shape.num_hidden_layers * moments_operations(shape, fitted, sequential, maps)
     rows, steps = 0.0, record.options.get("row_steps", 0)
     for kept, block in zip(plan.blocks, record.blocks, strict=True):
-        works = rows_operations(shape, *kept.widths, fitted, steps)
+        works = rows_operations(shape, *kept.widths, fitted, steps, kept.queries_per_group)
         for sublayer, work in zip((block.attention, block.ffn), works, strict=True):
             rows += work if sublayer and sublayer.rows_fitted else 0
     return forward + moments + rows

@@ -19,7 +19,7 @@ SOME_DIGEST = "0" * 64
 
 
 def plan_of(widths: Sequence[Widths], layout: Layout, shape: ModelShape) -> PruningPlan:
-    """A plan that keeps the first groups and FFN units of every block: it stands for its widths."""
+    """A plan that keeps the first units of every kind in every block: it stands for its widths."""
     return PruningPlan(
         tensor_digest=SOME_DIGEST,
         criterion="none",
@@ -34,7 +34,9 @@ def plan_of(widths: Sequence[Widths], layout: Layout, shape: ModelShape) -> Prun
 def _first(widths: Widths, shape: ModelShape) -> BlockPlan:
     """The plan that keeps the first of everything in a block of this shape."""
     groups, units = range(widths.attention_groups), range(widths.ffn_units)
-    plan = BlockPlan.keeping(groups, units, bool(shape.num_experts))
+    queries = widths.queries_per_group
+    heads = [range(queries) for _ in groups] if queries else []
+    plan = BlockPlan.keeping(groups, units, bool(shape.num_experts), heads)
     if (count := widths.channels_per_expert) is None:
         return plan
     kept, shared = tuple(range(count)), tuple(range(count * shape.shared_experts))

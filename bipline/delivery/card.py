@@ -71,7 +71,7 @@ def _opening(contents: PackageContents) -> str:
     around = f"{contents.around} " if contents.around else ""
     return (
         f"# {escaped(contents.source_name)}, pruned by {percent(budget.reached_blocks)}\n\n"
-        "A structurally pruned language model: whole attention groups and "
+        f"A structurally pruned language model: whole {contents.plan.attention_kind} and "
         f"{contents.plan.ffn_kind} were removed, {percent(budget.reached_blocks)} of the linear "
         f"weights of its decoder blocks "
         f"and {percent(budget.reached_total)} of all its parameters. {around}{recovered} "
@@ -134,6 +134,7 @@ def _removed(contents: PackageContents) -> str:
 
 def removed_text(plan: PruningPlan, dense: tuple[int, int], *more: str) -> str:
     """What a plan removed and how it was chosen; ``dense`` are the widths before."""
+    kept = "query heads" if plan.queries_per_group else "groups"
     return "\n".join(
         [
             "## What was removed",
@@ -146,7 +147,7 @@ def removed_text(plan: PruningPlan, dense: tuple[int, int], *more: str) -> str:
             *(f"* {line}" for line in more),
             *(f"* {escaped(note)}" for note in plan.notes),
             "",
-            f"`pruning_plan.json` lists the kept groups and {plan.ffn_kind} of every block.",
+            f"`pruning_plan.json` lists the kept {kept} and {plan.ffn_kind} of every block.",
         ]
     )
 
@@ -159,7 +160,7 @@ def _kept(plan: PruningPlan, dense: tuple[int, int]) -> list[str]:
     counted = [index for index in kept if index in plan.counted_blocks]
     units = _span([plan.blocks[index].told_widths[1] for index in counted])
     lines = [f"* {gone} of {len(plan.blocks)} blocks are gone whole"] if gone else []
-    queries = plan.blocks[kept[0]].queries_per_group
+    queries = plan.queries_per_group
     of_group = f"; of each group's query heads {queries} stay" if queries else ""
     return [
         *lines,

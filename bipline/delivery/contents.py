@@ -17,6 +17,7 @@ from bipline.base.errors import InvalidInput, Refused
 from bipline.compression.statistics import Scores, Statistics, load_statistics
 from bipline.delivery.samples import Sample
 from bipline.model.opening import open_checkpoint
+from bipline.model.shapes import ModelShape
 from bipline.storage.documents import CHAT
 from bipline.storage.places import is_elsewhere
 from bipline.values.differences import check_comparable
@@ -65,8 +66,13 @@ class PackageContents:
 
         Channels of an expert, where these went.
         """
-        shape = open_checkpoint(self.dense).shape.within(self.plan.within_experts)
+        shape = self.dense_shape.within(self.plan.within_experts)
         return shape.num_key_value_heads, shape.ffn_units
+
+    @cached_property
+    def dense_shape(self) -> ModelShape:
+        """The sizes of the dense model."""
+        return open_checkpoint(self.dense).shape
 
     @cached_property
     def around(self) -> str:

@@ -54,7 +54,7 @@ def _opening(plan: PruningPlan) -> str:
     budget = plan.budget
     return (
         f"# A model, pruned by {percent(budget.reached_blocks)}\n\n"
-        f"Whole attention groups, {plan.ffn_kind} or blocks were removed: "
+        f"Whole {plan.attention_kind}, {plan.ffn_kind} or blocks were removed: "
         f"{percent(budget.reached_blocks)} of the linear weights of the decoder blocks and "
         f"{percent(budget.reached_total)} of all parameters. It was not trained afterwards."
     )

@@ -42,7 +42,8 @@ from bipline.delivery.pictures import (
 from bipline.delivery.published import published_table
 from bipline.delivery.recovery_part import recovery_told
 from bipline.delivery.samples import NEW_TOKENS
-from bipline.delivery.score_groups import attention_groups, ffn_units
+from bipline.delivery.score_groups import attention_units, ffn_units
+from bipline.delivery.widths_text import attention_lead, dense_counts
 from bipline.settings.published import PublishedRow
 from bipline.values.combination import UNIFORM
 from bipline.values.figures import percent, perplexity_text
@@ -146,7 +147,7 @@ def widths_part(contents: PackageContents) -> Content:
     """How many attention groups and FFN channels, or experts, each block keeps."""
     plan = contents.plan
     widths: tuple[list[int | None], list[int | None]] = (
-        [len(block.attention_groups) for block in plan.blocks],
+        [block.attention_units for block in plan.blocks],
         [
             block.told_widths[1] if index in plan.counted_blocks else None
             for index, block in enumerate(plan.blocks)
@@ -161,10 +162,10 @@ def widths_part(contents: PackageContents) -> Content:
             [(swatch("kept"), "kept"), (swatch("dense"), "removed")],
         )
         for unit, kept, dense in zip(
-            ("attention groups", plan.ffn_kind), widths, contents.dense_widths, strict=True
+            (plan.attention_kind, plan.ffn_kind), widths, dense_counts(contents), strict=True
         )
     ]
-    lead = "An attention group is a KV head with its query heads; groups are removed whole."
+    lead = attention_lead(plan)
     return lead, joined(pictures, "pair")
 
 
@@ -173,9 +174,9 @@ def importance_part(contents: PackageContents) -> Content:
     if contents.scored is None:
         return f"{NO_SCORES.capitalize()}.", Markup("")
     scores, plan = contents.scored[1], contents.plan
-    heads, units = attention_groups(plan, scores), ffn_units(plan, scores)
+    heads, units = attention_units(contents, scores), ffn_units(plan, scores)
     of_ffn = _marks if plan.ffn_kind == "experts" else _histograms
-    pictures = [_marks(heads, "attention groups"), of_ffn(units, plan.ffn_kind)]
+    pictures = [_marks(heads, plan.attention_kind), of_ffn(units, plan.ffn_kind)]
     told = f", {criterion_description(plan.criterion).idea}" if plan.criterion in CRITERIA else "."
     whole = "an expert" if plan.within_experts else "a block"
     again = plan.compensation in ("obs", "osscar", "slimgpt")

@@ -6,16 +6,23 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from bipline.compression.criteria.interface import BlockScores
+from bipline.compression.compensation.kept_heads import kept_of
+from bipline.compression.criteria.interface import BlockScores, query_head_sums
 from bipline.compression.statistics import Scores
+from bipline.delivery.contents import PackageContents
 from bipline.delivery.pictures import Group
 from bipline.values.plan import BlockPlan, PruningPlan
 
 
-def attention_groups(plan: PruningPlan, scores: Scores) -> list[Group]:
-    """Those of attention groups."""
-    pairs = zip(scores.blocks, plan.blocks, strict=True)
-    return [_group(scored.attention_groups, block.attention_groups) for scored, block in pairs]
+def attention_units(contents: PackageContents, scores: Scores) -> list[Group]:
+    """Those of attention groups, or of query heads where these go."""
+    shape, found = contents.dense_shape, []
+    for scored, block in zip(scores.blocks, contents.plan.blocks, strict=True):
+        values = scored.attention_groups
+        if block.query_heads and scored.attention_channels is not None:
+            values = query_head_sums(scored.attention_channels, shape).flatten()
+        found.append(_group(values, kept_of(block, shape.queries_per_group)))
+    return found
 
 
 def ffn_units(plan: PruningPlan, scores: Scores) -> list[Group]:

@@ -10,7 +10,8 @@ Shapes: hidden states and the residual stream are ``[windows, seqlen, hidden_siz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,17 @@ DOWN_PROJ = "mlp.down_proj"
 # What families call the activation of an FFN.
 ACTIVATIONS = ("act_fn", "activation_fn", "act")
 SUBLAYER_OF: dict[str, Sublayer] = {O_PROJ: "attention", DOWN_PROJ: "ffn"}
+
+
+@contextmanager
+def _queries_per_group(attention: Any, held: Weights) -> Iterator[None]:
+    """Tell transformers' module how many query heads each KV head has with these weights."""
+    before = attention.num_key_value_groups
+    attention.num_key_value_groups = len(held["q_proj.weight"]) // len(held["k_proj.weight"])
+    try:
+        yield
+    finally:
+        attention.num_key_value_groups = before
 
 
 class Halves:
@@ -94,8 +106,9 @@ class Halves:
         )
         handed = self._loop.around.handed(self.index, hidden)
         try:
-            normed = self.attention_input(hidden)
-            torch.func.functional_call(attention, self._held("self_attn"), (normed,), handed)
+            normed, held = self.attention_input(hidden), self._held("self_attn")
+            with _queries_per_group(attention, held):
+                torch.func.functional_call(attention, held, (normed,), handed)
         finally:
             handle.remove()
         return seen[0]

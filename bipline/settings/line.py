@@ -146,7 +146,9 @@ class AllocateSettings(CommonSettings):
         "where the criterion scores blocks, or what goes with criterion auto",
     )
     allocation_option: MethodOptions = Field(
-        default={}, description="the allocation's own options, KEY=VALUE; see docs/methods"
+        default={},
+        description="the allocation's own options, KEY=VALUE, such as attention=query-heads; see "
+        "docs/methods",
     )
     layout: Layout = Field(
         default="uniform",

@@ -83,10 +83,14 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
         core.check_allocation(checkpoint, section, score.criterion, score.criterion_option)
     text = f"remove {section.ratio:.4g} of {section.ratio_of}, {section.layout} layout"
     if (section.allocation, section.layout) != ("uniform", "uniform") or checkpoint is None:
-        return [("allocate", f"{text}, by {section.allocation}")]
+        heads = ", query heads in place of groups" if core.by_query_heads(section) else ""
+        return [("allocate", f"{text}, by {section.allocation}{heads}")]
     widths = core.uniform_widths_of(checkpoint, section)
     shape = core.shape_for(checkpoint, section)
-    text += f": keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups and "
+    text += f": keep {widths.attention_groups} of {shape.num_key_value_heads} attention groups"
+    if widths.queries_per_group:
+        text += f", {widths.queries_per_group} of {shape.queries_per_group} query heads of each,"
+    text += " and "
     text += f"{widths.ffn_units} of {shape.ffn_units} {shape.ffn_kind} in every block"
     if shape.dense_blocks:
         text += f" but the first {shape.dense_blocks}, which stay whole"

@@ -8,7 +8,6 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.compression.compensation import checks
 from bipline.compression.compensation import realise as core
-from bipline.compression.compensation.engine import check_whole_groups
 from bipline.compression.corrections import KIND, hold_to_plan, open_corrections
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.memory import gigabytes
@@ -18,7 +17,7 @@ from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
 from bipline.values.fitted_text import write_fitted
-from bipline.values.plan import PruningPlan, read_plan
+from bipline.values.plan import PruningPlan
 from bipline.values.resolution import ResolvedModel
 
 STAGE = Stage("compensate", KIND, ("bipline.compression.compensation.realise",))
@@ -111,8 +110,6 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     sequential = checks.compensation_options(section).sequential
     if section.chosen == "none":
         return [("compensate", "none")]
-    if settings.allocate.plan:
-        check_whole_groups(read_plan(Path(settings.allocate.plan)), section.chosen)
     text = (
         f"{section.chosen}, {'in order, on the pruned stream' if sequential else 'on dense inputs'}"
     )

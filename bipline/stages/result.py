@@ -57,6 +57,7 @@ def prune_summary(
         layout=plan.layout,
         compensation=_compensation(plan),
         widths=tuple(block.told_widths for block in plan.blocks),
+        query_heads=plan.queries_per_group,
         parameters=BeforeAfter(before=checkpoint.parameters, after=parameters),
         block_parameters=BeforeAfter(before=blocks, after=blocks - removed),
         ratio={**plan.budget.model_dump(), "reached": plan.budget.reached},

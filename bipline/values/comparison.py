@@ -78,6 +78,7 @@ class Compensated(Frozen):
 class Measured(Frozen):
     """The figures of a pruned model. ``widths``: attention groups and FFN channels by block.
 
+    ``query_heads`` are those that each group keeps where some of them went.
     ``experts`` are those of a block in the dense model and in this one, where there are some.
     ``answers`` are the changes of accuracies, by the names of their figures; ``speeds`` those of
     the dense model and of this one, which took turns. What was not measured is None.
@@ -89,6 +90,7 @@ class Measured(Frozen):
     parameters: BeforeAfter
     ratio: Budget
     widths: tuple[tuple[int, int], ...]
+    query_heads: int | None = ADDED
     compensated: Compensated | None = None
     file_bytes: int
     perplexity: dict[str, Perplexity]
@@ -119,6 +121,7 @@ class Measured(Frozen):
             parameters=BeforeAfter(before=dense.parameters, after=record.parameters),
             ratio=plan.budget,
             widths=tuple(block.told_widths for block in plan.blocks),
+            query_heads=plan.queries_per_group,
             compensated=Compensated.of(plan.compensated) if plan.compensated else None,
             file_bytes=record.file_bytes,
             experts=BeforeAfter(before=experts, after=kept) if experts else None,

@@ -49,9 +49,10 @@ def final_metrics(records: Records, packaged: str) -> dict[str, float]:
 def curves_of(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> dict[str, Curve]:
     """What every block keeps, its error without and with compensation; the training's losses."""
     units = [(index, float(plan.blocks[index].told_widths[1])) for index in plan.counted_blocks]
+    attention = plan.attention_kind.replace(" ", "_")
     ffn = UNITS[plan.ffn_kind]
     curves = {
-        "blocks/attention_groups": _by_block(len(block.attention_groups) for block in plan.blocks),
+        f"blocks/{attention}": _by_block(block.attention_units for block in plan.blocks),
         f"blocks/{ffn}": units,
     }
     if record := plan.compensated:

@@ -76,11 +76,20 @@ class BlockPlan(BaseModel):
         return told
 
     @classmethod
-    def keeping(cls, groups: Iterable[int], units: Iterable[int], experts: bool) -> BlockPlan:
-        """What keeps these attention groups, and these FFN channels or, of ``experts``, experts."""
+    def keeping(
+        cls,
+        groups: Iterable[int],
+        units: Iterable[int],
+        experts: bool,
+        query_heads: Iterable[Iterable[int]] = (),
+    ) -> BlockPlan:
+        """What keeps these attention groups, and these FFN channels or, of ``experts``, experts.
+
+        Of each group these ``query_heads``; none listed: all of them.
+        """
         kind, other = ("experts", "ffn_channels") if experts else ("ffn_channels", "experts")
         kept = {"attention_groups": tuple(groups), kind: tuple(units), other: ()}
-        return cls(**kept)
+        return cls(**kept, query_heads=tuple(map(tuple, query_heads)))
 
     @property
     def ffn_units(self) -> tuple[int, ...]:
@@ -107,6 +116,11 @@ class BlockPlan(BaseModel):
     def channels_per_expert(self) -> int | None:
         """How many channels every expert keeps; None where it keeps all of them."""
         return len(self.expert_channels[0]) if self.expert_channels else None
+
+    @property
+    def attention_units(self) -> int:
+        """How many query heads stay in all where these are listed, else how many groups."""
+        return sum(map(len, self.query_heads)) or len(self.attention_groups)
 
     @property
     def dropped(self) -> bool:
@@ -180,6 +194,16 @@ class PruningPlan(BaseModel):
     def kept_blocks(self) -> tuple[int, ...]:
         """The blocks of the source that stay, ascending; they are numbered anew in this order."""
         return tuple(index for index, block in enumerate(self.blocks) if not block.dropped)
+
+    @property
+    def queries_per_group(self) -> int | None:
+        """How many query heads every group keeps; None where it keeps all of them."""
+        return max(filter(None, (block.queries_per_group for block in self.blocks)), default=None)
+
+    @property
+    def attention_kind(self) -> str:
+        """What attention loses, as a user reads it."""
+        return "query heads" if self.queries_per_group else "attention groups"
 
     @property
     def within_experts(self) -> bool:

@@ -10,6 +10,7 @@ from bipline.values.plan import PruningPlan
 from bipline.values.promotion import OtherRegistry
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
+from bipline.values.speed import ADDED
 from bipline.values.verdict import Verdict
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -42,7 +43,8 @@ class Seconds(Frozen):
 class PruneSummary(Frozen):
     """What ``bipline prune`` made: sizes, ratio, seconds beside their floor, memory in bytes.
 
-    ``widths`` are attention groups and FFN channels by block; ``floor_seconds`` is None where no
+    ``widths`` are attention groups and FFN channels by block, ``query_heads`` those that each group
+    keeps where some of them went; ``floor_seconds`` is None where no
     stage took long enough to measure one, or an earlier run did a part.
     """
 
@@ -56,6 +58,7 @@ class PruneSummary(Frozen):
     layout: str
     compensation: dict[str, Any]
     widths: tuple[tuple[int, int], ...]
+    query_heads: int | None = ADDED
     parameters: BeforeAfter
     block_parameters: BeforeAfter
     ratio: dict[str, Any]

@@ -18,9 +18,16 @@ from bipline.compression.allocation.log_increase import log_share
 from bipline.compression.allocation.problem import Layout, Problem
 from bipline.compression.allocation.shares import filled, scaled_to_budget
 from bipline.compression.allocation.split import uniform_candidates
-from bipline.compression.allocation.standardized import z_scores
-from bipline.compression.allocation.widths import Choices, Widths, choices_of, whole
+from bipline.compression.allocation.standardized import _by_rank, z_scores
+from bipline.compression.allocation.widths import (
+    Choices,
+    Widths,
+    choices_of,
+    of_query_heads,
+    whole,
+)
 from bipline.compression.criteria.interface import BlockScores, Unit
+from bipline.compression.options import BaseOptions
 from bipline.compression.statistics import Scores
 from bipline.model.families import ModelShape
 
@@ -196,17 +203,36 @@ def test_knapsack_equals_brute_force(parts: list[Part], share: float) -> None:
 
 @pytest.mark.parametrize("allocation", ["standardized", "uniform"])
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 100), ratio=st.floats(0.1, 0.6))
+@given(seed=st.integers(0, 100), ratio=st.floats(0.1, 0.6), heads=st.booleans())
 def test_uniform_layout_gives_every_block_the_same(
-    allocation: str, seed: int, ratio: float
+    allocation: str, seed: int, ratio: float, heads: bool
 ) -> None:
-    choices = [choices_of(shape(4, 2, 48), 2)] * 3
+    free = choices_of(shape(4, 3, 48), 2)
+    choices = [of_query_heads(free) if heads else free] * 3
     problem = problem_of(choices, ratio, "uniform", seed)
     widths = load_allocation(allocation).widths(problem, allocation_options(allocation))
     assert len(set(widths)) == 1
     assert removed(problem, widths) >= problem.target - 1e-6
+    assert not heads or widths[0].attention_groups == 4
     if allocation == "standardized":
         assert widths[0] in uniform_candidates(problem)
+
+
+def test_query_heads_go_by_the_mean_z_of_the_lowest_of_every_group() -> None:
+    """Two groups of two heads of one channel: 1 and 2 of the first, 3 and 6 of the second."""
+    block = shape(2, 2, 4).model_copy(update={"head_dim": 1})
+    scores = BlockScores.of_channels(
+        torch.tensor([2.0, 1.0, 3.0, 6.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]), block
+    )
+    choices = of_query_heads(choices_of(block, 1))
+    root = math.sqrt(3.5)
+    assert _by_rank(scores, block).tolist() == pytest.approx([-1 / root, 1 / root])
+    # A channel has 96 weights, a head of both groups 128; of mean z -1.3, -0.4 and -0.5 is each.
+    for weights, expected in ((1, Widths(2, 3)), (97, Widths(2, 3, 1)), (225, Widths(2, 2, 1))):
+        ratio = weights / block.block_weights
+        held = Scores("", "random", (scores,), {}, "groups")
+        problem = Problem(cast("Any", None), held, "per-layer", ratio, (choices,))
+        assert load_allocation("standardized").widths(problem, BaseOptions()) == [expected]
 
 
 @settings(max_examples=60, deadline=None)

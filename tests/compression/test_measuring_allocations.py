@@ -13,7 +13,7 @@ from bipline.compression.allocate import allocate, check_allocation
 from bipline.compression.allocation import ALLOCATIONS, load_allocation
 from bipline.compression.allocation.block_errors import measure_errors
 from bipline.compression.allocation.problem import Layout, Problem
-from bipline.compression.allocation.widths import choices_of
+from bipline.compression.allocation.widths import choices_of, of_query_heads
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
 from bipline.compression.criteria import CRITERIA, options_of
@@ -31,15 +31,20 @@ WINDOWS = Windows(TOKENS, "windows", Computing(torch.float64))
 MEASURING = [name for name in ALLOCATIONS if load_allocation(name).WINDOWS]
 
 
-def scores_of(model: Path, seed: int = 0) -> Scores:
+def scores_of(model: Path, seed: int = 0, criterion: str = "random") -> Scores:
     checkpoint = open_checkpoint(model)
-    return compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options(seed=seed))
+    return compute_scores(checkpoint, empty_statistics(checkpoint), criterion, Options(seed=seed))
 
 
-def problem_of(model: Path, ratio: float = 0.4, layout: Layout = "per-layer") -> Problem:
+def problem_of(
+    model: Path, ratio: float = 0.4, layout: Layout = "per-layer", heads: bool = False
+) -> Problem:
+    """Of groups, or of query ``heads``."""
     checkpoint = open_checkpoint(model)
-    choices = (choices_of(checkpoint.shape, 2),) * checkpoint.shape.num_hidden_layers
-    return Problem(checkpoint, scores_of(model), layout, ratio, choices, WINDOWS)
+    free = choices_of(checkpoint.shape, 2)
+    choices = (of_query_heads(free) if heads else free,) * checkpoint.shape.num_hidden_layers
+    scores = scores_of(model, criterion="magnitude" if heads else "random")
+    return Problem(checkpoint, scores, layout, ratio, choices, WINDOWS)
 
 
 def test_block_errors_are_those_of_the_block_run_again(family_model: Path) -> None:
@@ -57,7 +62,7 @@ def check_block_errors(model: Path) -> None:
         dense, source = block.run(hidden), dict(block.weights)
         for name, scores, allowed, found in (
             ("self_attn.o_proj.weight", problem.scores.blocks[index].attention_groups,
-             choices.attention_groups, error.attention_groups),
+             choices.attention_groups, error.attention),
             ("mlp.down_proj.weight", problem.scores.blocks[index].ffn_channels,
              choices.ffn_units, error.ffn_channels),
         ):  # fmt: skip

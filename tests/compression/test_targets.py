@@ -37,15 +37,17 @@ def shards(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def plan_for(model: Path, **asked: Any) -> tuple[PruningPlan, Target, list[Widths], Any]:
-    """The plan of scores that are drawn, its target, its widths and what blocks may keep."""
+def plan_for(
+    model: Path, criterion: str = "random", **asked: Any
+) -> tuple[PruningPlan, Target, list[Widths], Any]:
+    """The plan of drawn or other scores, its target, its widths and what blocks may keep."""
     checkpoint = open_checkpoint(model)
     given_ = AllocateSettings(allocation="uniform", **asked)
     target, section = target_of(checkpoint, given_), with_ratio(checkpoint, given_)
     assert target
-    scores = compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options())
+    scores = compute_scores(checkpoint, empty_statistics(checkpoint), criterion, Options())
     plan = allocate(checkpoint, scores, section, 0, None, target)
-    widths = [Widths(*block.widths) for block in plan.blocks]
+    widths = [Widths.of(block) for block in plan.blocks]
     return plan, target, widths, choices_for(checkpoint, section)
 
 
@@ -74,15 +76,38 @@ def test_what_is_counted_is_what_is_written(
     assert written_parameters(checkpoint, widths, layout) == manifest.info["parameters"]
 
 
-def test_whole_experts_are_counted_too(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", "mixtral"))
+@pytest.mark.parametrize(("case", "queries"), [("mixtral", None), ("llama-gqa", 1)])
+def test_whole_experts_and_query_heads_are_counted_too(
+    case: str, queries: int | None, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", case))
     shape = checkpoint.shape
-    widths = [Widths(shape.num_key_value_heads, 5)] * shape.num_hidden_layers
+    widths = [Widths(shape.num_key_value_heads, 5, queries)] * shape.num_hidden_layers
     plan = plan_of(widths, "uniform", shape)
     plan = plan.model_copy(update={"tensor_digest": checkpoint.tensor_digest})
     manifest = prune(checkpoint, plan, tmp_path / "out")
     assert written_bytes(checkpoint, widths, "uniform") == shards(tmp_path / "out")
     assert written_parameters(checkpoint, widths, "uniform") == manifest.info["parameters"]
+
+
+@pytest.mark.parametrize("type_", ["hf", "gguf:f32"])
+def test_query_heads_meet_a_target(type_: str, tmp_path: Path) -> None:
+    """What is counted is what is written, and a step of any kind more would be too much."""
+    model = tiny_model(tmp_path / "m", "llama-gqa", hidden_size=64, intermediate_size=256)
+    bytes_each = 8 if type_ == "hf" else 4
+    asked = bytes_each * int(0.8 * open_checkpoint(model).parameters) + 16_000
+    plan, target, widths, choices = plan_for(
+        model, target_size=asked, target_format=type_, ffn_multiple=4,
+        criterion="magnitude", allocation_option={"attention": "query-heads"},
+    )  # fmt: skip
+    assert {each.queries_per_group for each in widths} == {1}
+    manifest = prune(open_checkpoint(model), plan, tmp_path / "out")
+    assert target.measure(widths) <= asked
+    assert (
+        written_parameters(open_checkpoint(model), widths, "uniform")
+        == (manifest.info["parameters"])
+    )
+    assert all(target.measure(step) > asked for step in _wider(choices, widths, True))
 
 
 @settings(max_examples=25, deadline=None)

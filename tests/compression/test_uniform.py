@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.uniform import largest_ratio, uniform_widths
-from bipline.compression.allocation.widths import Widths, choices_of, default_ffn_multiple
+from bipline.compression.allocation.widths import (
+    Choices,
+    Widths,
+    choices_of,
+    default_ffn_multiple,
+    of_query_heads,
+)
 from bipline.model.families import ModelShape
 
 
@@ -32,53 +38,76 @@ SHAPES = st.builds(
 )
 
 
-def brute_force(block: ModelShape, ratio: float, multiple: int) -> Widths | None:
+def choices(block: ModelShape, multiple: int, heads: bool) -> Choices:
+    """Of groups, or of query ``heads``."""
+    free = choices_of(block, multiple)
+    return of_query_heads(free) if heads else free
+
+
+def brute_force(block: ModelShape, ratio: float, multiple: int, heads: bool) -> Widths | None:
     """Read aloud: try every FFN width from the widest, take the first that reaches."""
-    cut = min(math.floor(ratio * block.num_key_value_heads + 0.5), block.num_key_value_heads - 1)
+    groups, queries = block.num_key_value_heads, block.queries_per_group
+    kept: tuple[int, int | None] = groups, None
+    if heads:
+        # So many query heads of every group are nearest to the ratio of attention's weights.
+        weights, each = groups * block.group_weights, groups * block.query_head_weights
+        off = [(abs(cut * each - ratio * weights), -cut) for cut in range(queries)]
+        cut = -min(off)[1]
+        kept = groups, queries - cut if cut else None
+    else:
+        kept = groups - min(math.floor(ratio * groups + 0.5), groups - 1), None
     for channels in range(block.intermediate_size, 0, -multiple):
-        widths = Widths(block.num_key_value_heads - cut, channels)
+        widths = Widths(kept[0], channels, kept[1])
         if widths.removed_weights(block) >= ratio * block.block_weights * (1 - 1e-12):
             return widths
     return None
 
 
 @settings(max_examples=300)
-@given(block=SHAPES, ratio=st.floats(0.01, 0.99), multiple=st.sampled_from([1, 2, 8, 16]))
-def test_widths_equal_brute_force(block: ModelShape, ratio: float, multiple: int) -> None:
+@given(
+    block=SHAPES, ratio=st.floats(0.01, 0.99), multiple=st.sampled_from([1, 2, 8, 16]),
+    heads=st.booleans(),
+)  # fmt: skip
+def test_widths_equal_brute_force(
+    block: ModelShape, ratio: float, multiple: int, heads: bool
+) -> None:
     assume(multiple <= block.intermediate_size)
-    expected = brute_force(block, ratio, multiple)
+    expected = brute_force(block, ratio, multiple, heads)
     if expected is None:
         with pytest.raises(InvalidInput, match="largest that can is"):
-            uniform_widths(choices_of(block, multiple), ratio)
+            uniform_widths(choices(block, multiple, heads), ratio)
     else:
-        assert uniform_widths(choices_of(block, multiple), ratio) == expected
+        assert uniform_widths(choices(block, multiple, heads), ratio) == expected
 
 
-def attempt(block: ModelShape, ratio: float, multiple: int) -> Widths | None:
+def attempt(asked: Choices, ratio: float) -> Widths | None:
     try:
-        return uniform_widths(choices_of(block, multiple), ratio)
+        return uniform_widths(asked, ratio)
     except InvalidInput:
         return None
 
 
 @settings(max_examples=200)
-@example(block=shape(3, 2, 4, 16, 8), multiple=8)
-@given(block=SHAPES, multiple=st.sampled_from([1, 2, 8]))
-def test_largest_ratio_is_reached_and_nothing_above_is(block: ModelShape, multiple: int) -> None:
+@example(block=shape(3, 2, 4, 16, 8), multiple=8, heads=False)
+@given(block=SHAPES, multiple=st.sampled_from([1, 2, 8]), heads=st.booleans())
+def test_largest_ratio_is_reached_and_nothing_above_is(
+    block: ModelShape, multiple: int, heads: bool
+) -> None:
     assume(multiple <= block.intermediate_size)
-    largest = largest_ratio(choices_of(block, multiple))
+    asked = choices(block, multiple, heads)
+    largest = largest_ratio(asked)
     assume(largest > 1e-6)
     # Rounding of the number itself may put it on either side of where it changes its mind.
     reached = [
         found.removed_weights(block)
         for ratio in (largest, largest * (1 - 1e-9))
-        if (found := attempt(block, ratio, multiple))
+        if (found := attempt(asked, ratio))
     ]
     assert max(reached) >= largest * (1 - 1e-8) * block.block_weights
     for higher in (largest + 1e-4, (1 + largest) / 2, 0.999):
         if largest + 1e-9 < higher < 1:
             with pytest.raises(InvalidInput):
-                uniform_widths(choices_of(block, multiple), higher)
+                uniform_widths(asked, higher)
 
 
 @pytest.mark.parametrize(

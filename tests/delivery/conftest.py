@@ -73,7 +73,9 @@ def make_dense(directory: Path, tied: bool = False) -> Path:
     return directory
 
 
-def make_contents(directory: Path, ratio: float, tied: bool = False) -> PackageContents:
+def make_contents(
+    directory: Path, ratio: float, tied: bool = False, **option: str
+) -> PackageContents:
     """Everything a package needs, by the real stages."""
     dense = make_dense(directory / "dense", tied)
     texts = {name: directory / f"{name}.txt" for name in ("calibration", "held-out")}
@@ -85,7 +87,8 @@ def make_contents(directory: Path, ratio: float, tied: bool = False) -> PackageC
     statistics, scores = score_model(checkpoint, windows, CRITERION, Options())
     with atomic_directory(directory / "statistics", "statistics") as writer:
         save_statistics(statistics, scores, writer)
-    plan = allocate(checkpoint, scores, AllocateSettings(allocation="uniform", ratio=ratio), 0)
+    asked = AllocateSettings(allocation="uniform", ratio=ratio, allocation_option=option)
+    plan = allocate(checkpoint, scores, asked, 0)
     prune(checkpoint, plan, directory / "pruned")
     held_out = {"held-out": texts["held-out"]}
     records = {

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from bipline.delivery import pictures
+from bipline.delivery.card import render_card
 from bipline.delivery.contents import PackageContents, portable
 from bipline.delivery.loading_part import loading_part, prose
 from bipline.delivery.page import Part
 from bipline.delivery.report import PARTS, render_report
+from bipline.values.metrics import curves_of
 from bipline.values.record import Speed, TaskResult
 from bipline.values.resolution import Resolution
 from bipline.values.side_by_side import side_by_side
-from tests.delivery.conftest import altered, with_recovery
+from tests.delivery.conftest import altered, make_contents, with_recovery
 
 HOSTILE = '<script>alert("1")</script>'
 VOID = {"meta", "br", "link", "img"}
@@ -113,6 +116,23 @@ def test_numbers_are_the_records(contents: PackageContents) -> None:
         assert f"{record.perplexity['held-out'].value:,.2f}" in text
         assert record.tensor_digest in text
     assert contents.plan.digest in text and contents.resolution.digest in text
+
+
+def test_query_heads_are_told_in_the_place_of_groups(tmp_path: Path) -> None:
+    """A mark for each of eight, of which four stay, one of each KV head; in the card too."""
+    of_heads = {"attention": "query-heads"}
+    heads = make_contents(tmp_path, 0.25, False, **of_heads)
+    text, card = render_report(heads), render_card(heads)
+    assert "KV heads stay, and each keeps 1 query head; the others are removed." in text
+    assert "4 of 8 kept in each block" in text and "attention group" not in text
+    marks = re.findall(r"block 1, query head (\d): [^,]*, (\w+)", text)
+    assert [name for name, _ in marks] == list("01234567")
+    plan = heads.plan.blocks[1]
+    kept = {2 * group + head for group, (head,) in enumerate(plan.query_heads)}
+    assert {int(name) for name, state in marks if state == "kept"} == kept
+    assert "whole query heads and FFN channels were removed" in card
+    assert "of each group's query heads 1 stay" in card and "lists the kept query heads" in card
+    assert curves_of(heads.plan)["blocks/query_heads"] == [(0, 4.0), (1, 4.0), (2, 4.0)]
 
 
 def test_recovery_is_told(contents: PackageContents) -> None:

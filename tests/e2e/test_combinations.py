@@ -17,7 +17,7 @@ from bipline.compression.allocate import allocate
 from bipline.compression.allocation import ALLOCATIONS, load_allocation
 from bipline.compression.calibrate import calibrate
 from bipline.compression.computing import Computing
-from bipline.compression.criteria import CRITERIA, options_of
+from bipline.compression.criteria import CRITERIA, load_criterion, options_of
 from bipline.compression.prune import prune
 from bipline.compression.score import score_model
 from bipline.compression.statistics import Scores
@@ -108,6 +108,9 @@ def test_every_criterion_prunes_by_its_default_allocation(
 ) -> None:
     allocation = "uniform" if options_of(criterion).prunes == "groups" else "depth"
     hold(data, "stories260K", criterion, allocation, "uniform", tmp_path / "out")
+    scores = scored(data, "stories260K", criterion).blocks
+    told = getattr(load_criterion(criterion), "QUERY_HEADS", False)
+    assert told == (scores[0].attention_channels is not None)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

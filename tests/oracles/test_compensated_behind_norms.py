@@ -61,7 +61,7 @@ def test_squares_in_front_are_weighed_as_those_behind() -> None:
 
 def test_factors_keep_the_mean_square_of_what_a_norm_over_heads_gives() -> None:
     queries, keys, groups = 2 * draw(50, 24) + draw(24), draw(50, 8), 4
-    shares = HeadShares(groups, 0.0)
+    shares = HeadShares(groups, groups, 0.0)
     for part in (slice(0, 20), slice(20, None)):
         shares.add(queries[part], keys[part])
     for kept in ((0, 2), (1, 2, 3)):

@@ -24,7 +24,7 @@ from bipline.compression.windows import Windows
 from bipline.model.block_loop import BlockLoop
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
 from tests.compression.test_measuring_allocations import problem_of
-from tests.tiny import token_windows
+from tests.tiny import tiny_model, token_windows
 
 DOUBLE = torch.float64
 RIDGE = 1e-2
@@ -40,9 +40,28 @@ def left(weight: Tensor, second: Tensor, removed: list[int], width: int) -> floa
     return float(torch.trace(gone @ torch.linalg.solve(block, gone.T)))
 
 
-@pytest.mark.parametrize("name", [O_PROJ, DOWN_PROJ])
-def test_errors_are_those_of_the_best_weights(llama: Path, name: str) -> None:
-    problem = problem_of(llama)
+def greedy_by_rounds(
+    weight: Tensor, second: Tensor, width: int, runs: int, rounds: int
+) -> list[int]:
+    """One group of each run a round, every one the cheapest of those whose run has its turn."""
+    removed: list[int] = []
+    size = weight.shape[1] // width // runs
+    for _ in range(rounds):
+        turns = set(range(runs))
+        while turns:
+            able = [g for g in range(runs * size) if g not in removed and g // size in turns]
+            costs = {g: left(weight, second, [*removed, g], width) for g in able}
+            removed.append(min(able, key=costs.__getitem__))
+            turns.remove(removed[-1] // size)
+    return removed
+
+
+@pytest.mark.parametrize(("name", "heads"), [(O_PROJ, False), (DOWN_PROJ, False), (O_PROJ, True)])
+def test_errors_are_those_of_the_best_weights(
+    name: str, heads: bool, llama: Path, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path, "llama-gqa", num_attention_heads=16) if heads else llama
+    problem = problem_of(model, heads=heads)
     errors = measure_compensated_errors(problem, RIDGE)
     loop = BlockLoop(problem.checkpoint, DOUBLE)
     hidden, shape = loop.embed(TOKENS), problem.checkpoint.shape
@@ -55,16 +74,22 @@ def test_errors_are_those_of_the_best_weights(llama: Path, name: str) -> None:
         allowed = problem.choices[index].ffn_units
         if name == O_PROJ:
             inputs, behind = halves.attention_output(hidden), residual
-            found, width = error.attention_groups, shape.head_dim * shape.queries_per_group
-            allowed = problem.choices[index].attention_groups
+            found, width = error.attention, shape.head_dim * shape.queries_per_group
+            allowed = problem.choices[index].attention.counts
         weights = 1 / (behind.square().mean(-1) + eps).flatten()
         x = inputs.flatten(0, 1)
         second = x.T @ (weights[:, None] * x) / weights.sum()
         weight = halves.weights[f"{name}.weight"]
-        groups = weight.shape[1] // width
-        elimination = elimination_of(weight, Triangles.of(second), RIDGE, width)
-        order = remove_greedily(elimination, groups - allowed[0])
-        expected = [left(weight, second, order[: groups - count], width) for count in allowed]
+        runs = 4 if heads else 1
+        width = shape.head_dim if heads else width
+        groups = weight.shape[1] // width // runs
+        if heads:
+            order = greedy_by_rounds(weight, second, width, runs, groups - allowed[0])
+        else:
+            elimination = elimination_of(weight, Triangles.of(second), RIDGE, width)
+            order = remove_greedily(elimination, groups - allowed[0])
+        gone = [order[: runs * (groups - count)] for count in allowed]
+        expected = [left(weight, second, each, width) for each in gone]
         scale = weights.mean() / len(weight)
         torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE) * scale)
         assert found[-1] == 0 and bool((found.diff() <= 0).all())
@@ -91,8 +116,9 @@ def test_sensitivities_are_slopes(llama: Path) -> None:
         assert pair == pytest.approx(other, rel=0.3)
 
 
-def test_the_split_that_leaves_the_least_is_chosen(llama: Path) -> None:
-    problem = problem_of(llama, layout="uniform")
+@pytest.mark.parametrize("heads", [False, True])
+def test_the_split_that_leaves_the_least_is_chosen(llama: Path, heads: bool) -> None:
+    problem = problem_of(llama, layout="uniform", heads=heads)
     options = compensated.CompensatedOptions(tried=10, margin=1e9)
     chosen = compensated.widths(problem, options)
     assert len(set(chosen)) == 1

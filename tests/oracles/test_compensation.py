@@ -191,11 +191,21 @@ def test_blocks_of_any_width(tmp_path: Path, compensation: Compensation, sequent
                 assert tensor.shape == shapes[name]
 
 
-@pytest.mark.parametrize("sequential", [False, True])
-def test_recorded_errors_are_those_of_plain_transformers(llama: Path, sequential: bool) -> None:
-    """The first block's errors on held-out windows, by masking and replacing in the dense model."""
+@pytest.mark.parametrize(("sequential", "heads"), [(False, False), (True, False), (True, True)])
+def test_recorded_errors_are_those_of_plain_transformers(
+    llama: Path, sequential: bool, heads: bool
+) -> None:
+    """The first block's errors on held-out windows, by masking and replacing in the dense model.
+
+    Of groups that stay all query ``heads``, or one of them.
+    """
     checkpoint = open_checkpoint(llama)
     plan = narrowed(checkpoint)
+    if heads:
+        listed = [{"query_heads": ((1,),) * len(block.attention_groups)} for block in plan.blocks]
+        pairs = zip(plan.blocks, listed, strict=True)
+        blocks = tuple(block.model_copy(update=each) for block, each in pairs)
+        plan = plan.model_copy(update={"blocks": blocks})
     correction = corrected(checkpoint, plan, "obs", sequential=sequential)[0]
     _, held = divided(WINDOWS, 0.1)
 

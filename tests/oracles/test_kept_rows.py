@@ -82,9 +82,15 @@ def test_nothing_to_fit_is_nothing() -> None:
 
 
 def half_of(checkpoint: Checkpoint) -> tuple[Halves, Batches]:
-    """A block of which some groups are gone, and tokens: what enters, what should leave it."""
+    """A block of which some groups are gone, and tokens: what enters, what should leave it.
+
+    Of a single group some query heads.
+    """
     block = BlockLoop(checkpoint, torch.float64).block(1)
-    pruned = PrunedBlock(checkpoint, block, narrowed(checkpoint).blocks[1]).halves({})
+    plan = narrowed(checkpoint).blocks[1]
+    if checkpoint.shape.num_key_value_heads == 1:
+        plan = plan.model_copy(update={"query_heads": ((0, 2, 3),)})
+    pruned = PrunedBlock(checkpoint, block, plan).halves({})
     generator = torch.Generator().manual_seed(3)
     entering = torch.randn(6, 7, checkpoint.shape.hidden_size, generator=generator).double()
     target = entering + torch.randn(entering.shape, generator=generator).double()

@@ -59,6 +59,32 @@ def test_greedy_choice_is_the_argmin_at_each_step(width: int, groups: int, seed:
         gone += range(chosen * width, (chosen + 1) * width)
 
 
+@given(st.integers(1, 3), st.lists(st.integers(0, 2), min_size=2, max_size=3), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_of_each_run_so_many_go_and_the_cheapest_first(
+    width: int, going: list[int], seed: int
+) -> None:
+    """Runs of three groups: each step is the argmin over those that may still lose one."""
+    groups = 3 * len(going)
+    weight, ones = draw(4, width * groups, seed=seed), torch.ones(4, dtype=DOUBLE)
+    second = moments_of(inputs_of(90, width * groups, seed)).second
+    dense = second.dense()
+    regular = dense + 1e-2 * dense.diagonal().mean() * torch.eye(len(dense), dtype=DOUBLE)
+    gone: list[int] = []
+
+    def cost_with(group: int) -> float:
+        columns = [g * width + place for g in [*gone, group] for place in range(width)]
+        return least_cost(weight, regular, ones, columns)
+
+    order = remove_greedily(elimination_of(weight, second, 1e-2, width), *going)
+    for chosen in order:
+        lost = [sum(each // 3 == run for each in gone) for run in range(len(going))]
+        able = [g for g in range(groups) if g not in gone and lost[g // 3] < going[g // 3]]
+        assert chosen == min(able, key=cost_with)
+        gone.append(chosen)
+    assert [sum(each // 3 == run for each in gone) for run in range(len(going))] == going
+
+
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("pending", [1, 4, 64])
 def test_running_weights_are_the_least_squares_solution(

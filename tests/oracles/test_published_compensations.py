@@ -108,7 +108,20 @@ def test_slimgpt_removes_in_batches(width: int, count: int) -> None:
         gone = set(errors.argsort()[:size].tolist())
         there = [each for place, each in enumerate(there) if place // width not in gone]
     expected = tuple(each // width for each in there[::width])
-    assert kept_in_batches(weight, Triangles.of(second), width, count) == expected
+    going = columns // width - count
+    assert kept_in_batches(weight, Triangles.of(second), width, going) == expected
+
+
+def test_slimgpt_takes_as_many_of_each_run() -> None:
+    """The last of a run are let alone, however little they are worth."""
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(400, 24, generator=generator).double()
+    weight = torch.randn(5, 24, generator=generator).double()
+    weight[:, :8] *= 1e-3
+    second = Triangles.of(x.T @ x)
+    assert kept_in_batches(weight, second, 2, 4)[:1] == (4,), "the first run would go whole"
+    kept = kept_in_batches(weight, Triangles.of(x.T @ x), 2, 1, 2, 0)
+    assert [sum(each // 4 == run for each in kept) for run in range(3)] == [3, 2, 4]
 
 
 def test_slimgpt_is_undamped_and_told_so() -> None:

@@ -3,7 +3,8 @@
 Each declares its ``OPTIONS``, whether it runs calibration ``WINDOWS``, and, where it cannot choose
 uniform widths, why it is ``NOT_UNIFORM``. Where it chooses how many experts stay, its file says
 ``EXPERTS = True``, and ``EXPERT_CHANNELS = True`` where it chooses how many channels of every
-expert; where it runs FFNs behind their attention, ``SEQUENTIAL = True``.
+expert; where it runs FFNs behind their attention, ``SEQUENTIAL = True``; where query heads may go
+in place of groups, its options are :class:`.attention_units.AttentionOptions`.
 ``widths(problem, options)`` gives the counts that every block keeps; which
 groups these are, the scores say.
 """
@@ -17,7 +18,7 @@ from typing import Any, Protocol, cast
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.expert_methods import CHANNELS, knowing_experts
+from bipline.compression.declared import declaring
 from bipline.compression.options import BaseOptions, options_from
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import build_of
@@ -58,15 +59,15 @@ def check_counts_experts(name: str, shape: ModelShape) -> None:
     if (
         shape.num_experts
         and shape.within_experts
-        and not knowing_experts([name], load_allocation, CHANNELS)
+        and not declaring("EXPERT_CHANNELS", [name], load_allocation)
     ):
-        able = knowing_experts(ALLOCATIONS, load_allocation, CHANNELS)
+        able = declaring("EXPERT_CHANNELS", ALLOCATIONS, load_allocation)
         raise InvalidInput(
             f"of_experts channels: allocation {name} cannot say how many channels of every expert "
             f"stay; those that can: {', '.join(able)}"
         )
-    if shape.num_experts and not knowing_experts([name], load_allocation):
-        able = knowing_experts(ALLOCATIONS, load_allocation)
+    if shape.num_experts and not declaring("EXPERTS", [name], load_allocation):
+        able = declaring("EXPERTS", ALLOCATIONS, load_allocation)
         raise InvalidInput(
             f"allocation {name} cannot say how many experts stay, of which this model's FFNs are "
             f"made; those that can: {', '.join(able)}; auto brings compensated, so name a "

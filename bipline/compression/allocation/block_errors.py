@@ -26,7 +26,7 @@ from bipline.model.checkpoint import widened
 class BlockErrors:
     """Relative squared errors of a block's output for every count it may keep, as ``choices``."""
 
-    attention_groups: Tensor
+    attention: Tensor
     ffn_channels: Tensor
 
 

@@ -1,7 +1,8 @@
 """``compensated``: the widths whose errors are smallest once least squares has made up for them.
 
 e_l(g), e_l(c)  relative squared error behind a half when so many groups or channels stay, chosen
-                and corrected by structured OBS, for all counts in one elimination
+                and corrected by structured OBS, for all counts in one elimination; where query
+                heads go, one of each group is taken at a time
 s_l             how far the model's final stream moves for a little noise there, per share of it
 per-layer       minimise the sum over blocks of a s_l e_l(g_l) + s_l e_l(c_l) under the budget,
                 exactly, for each of the weights a: the FFN behind it makes up for part of what
@@ -28,6 +29,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from bipline.compression.allocation.attention_units import AttentionOptions
 from bipline.compression.allocation.block_errors import BlockErrors
 from bipline.compression.allocation.compensated_errors import measure_compensated_errors
 from bipline.compression.allocation.least_errors import (
@@ -41,10 +43,10 @@ from bipline.compression.allocation.sensitivity import sensitivities
 from bipline.compression.allocation.split import uniform_candidates
 from bipline.compression.allocation.trial import fewer_windows, of_least_left
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.options import BaseOptions, PositiveNumbers
+from bipline.compression.options import PositiveNumbers
 
 
-class CompensatedOptions(BaseOptions):
+class CompensatedOptions(AttentionOptions):
     """``windows``: those that errors are measured and widths tried on, evenly spread, and no fewer
     than a fit needs; ``probes``: windows for sensitivities, with ``noise`` as a share of the
     stream; ``ridge`` as in obs; ``tried``: widths that are compensated, 1 for none; ``margin``: in
@@ -89,20 +91,12 @@ def _best_splits(
     problem: Problem, splits: Sequence[Widths], options: CompensatedOptions
 ) -> list[Widths]:
     """Those with the smallest sums of errors first; no width that none of them has is measured."""
-    groups, channels = (sorted({each[place] for each in map(_pair, splits)}) for place in (0, 1))
-    asked = replace(
-        problem,
-        choices=tuple(
-            replace(each, attention_groups=tuple(groups), ffn_units=tuple(channels))
-            for each in problem.choices
-        ),
-    )
+    units = sorted({problem.choices[0].attention_of(each) for each in splits})
+    channels = sorted({each.ffn_units for each in splits})
+    limited = (each.limited(tuple(units), tuple(channels)) for each in problem.choices)
+    asked = replace(problem, choices=tuple(limited))
     errors = measure_compensated_errors(asked, options.ridge, options.every)
     return ranked_splits(asked, errors, options.margin)
-
-
-def _pair(widths: Widths) -> tuple[int, int]:
-    return widths.attention_groups, widths.ffn_units
 
 
 def _per_layer(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:
@@ -133,7 +127,7 @@ def _weighed(
 
     def best(weight: float) -> list[Widths]:
         weighed = [
-            BlockErrors(error.attention_groups * attention * weight, error.ffn_channels * ffn)
+            BlockErrors(error.attention * attention * weight, error.ffn_channels * ffn)
             for error, (attention, ffn) in zip(few, slopes, strict=True)
         ]
         return widths_of_least(problem, asked, weighed)

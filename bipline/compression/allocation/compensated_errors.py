@@ -46,10 +46,13 @@ def measure_compensated_errors(problem: Problem, ridge: float, every: int = 1) -
         sums = _Moments(block)
         block.advance(states, sums.observe)
         choices = problem.choices[block.index]
-        width = choices.shape.head_dim * choices.shape.queries_per_group
+        shape = choices.shape
+        width, runs = shape.head_dim * shape.queries_per_group, 1
+        if choices.queries_per_group:
+            width, runs = shape.head_dim, shape.num_key_value_heads
         errors.append(
             BlockErrors(
-                sums.attention.errors(ridge, width, choices.attention_groups),
+                sums.attention.errors(ridge, width, choices.attention.counts, runs),
                 sums.ffn.errors(ridge, 1, choices.ffn_units),
             )
         )
@@ -76,17 +79,18 @@ class _Matrix:
         self.tokens += len(inputs)
         self.token_weights += float(weights.sum(dtype=torch.float64))
 
-    def errors(self, ridge: float, width: int, allowed: tuple[int, ...]) -> Tensor:
-        """Mean square error per hidden channel for each allowed count of groups, on the CPU."""
+    def errors(self, ridge: float, width: int, allowed: tuple[int, ...], runs: int = 1) -> Tensor:
+        """Mean square error per hidden channel for each allowed count of groups, on the CPU.
+
+        Of several ``runs`` of neighbours each keeps so many.
+        """
         second = self.sums.moments().second
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         elimination = elimination_of(weight, second, ridge, width)
-        groups = self.weight.shape[1] // width
+        groups = self.weight.shape[1] // width // runs
         costs = torch.zeros(groups + 1, dtype=torch.float64)
-        kept = groups
-        for _, cost in removals(elimination, groups - allowed[0]):
-            kept -= 1
-            costs[kept] = costs[kept + 1] + cost
+        for kept in reversed(range(allowed[0], groups)):
+            costs[kept] = costs[kept + 1] + sum(c for _, c in removals(elimination, *[1] * runs))
         # E_g is half a squared norm over all hidden channels, and moments are weighted means: their
         # tokens' weights, one over a mean square, have been divided by the weights' sum.
         scale = 2 / len(self.weight) * self.token_weights / self.tokens

@@ -82,7 +82,7 @@ def _learned_groups(
         ]
         if choices.most_removed:
             _learn(block, masks, (pruned, dense), loss / choices.shape.block_weights, options)
-        count = choices.nearest_groups(round(masks[0].kept))
+        count = choices.attention.nearest(round(masks[0].kept))
         yield count
         _advance_pruned(block, masks, (count, _channels(choices, count, loss)), pruned)
 

@@ -38,7 +38,7 @@ def thinned(problem: Problem) -> Problem:
 def thinned_errors(choices: Choices, few: Choices, errors: BlockErrors) -> BlockErrors:
     """A block's errors for all choices, for ``few`` of them."""
     places = [choices.ffn_units.index(count) for count in few.ffn_units]
-    return BlockErrors(errors.attention_groups, errors.ffn_channels[places])
+    return BlockErrors(errors.attention, errors.ffn_channels[places])
 
 
 def widths_of_least(problem: Problem, asked: Problem, errors: list[BlockErrors]) -> list[Widths]:
@@ -68,7 +68,7 @@ def _thinned(choices: Choices) -> Choices:
 def _parts(choices: Choices, error: BlockErrors) -> list[Part]:
     shape = choices.shape
     kinds = (
-        (choices.attention_groups, shape.group_weights, error.attention_groups),
+        (choices.attention_groups, shape.group_weights, error.attention),
         (choices.ffn_units, shape.channel_weights, error.ffn_channels),
     )
     return [
@@ -87,9 +87,9 @@ def ranked_splits(
     choices = problem.choices[0]
 
     def total(widths: Widths) -> float:
-        groups = choices.attention_groups.index(widths.attention_groups)
+        units = choices.attention.counts.index(choices.attention_of(widths))
         channels = choices.ffn_units.index(widths.ffn_units)
-        held: list[Tensor] = [e.attention_groups[groups] + e.ffn_channels[channels] for e in errors]
+        held: list[Tensor] = [e.attention[units] + e.ffn_channels[channels] for e in errors]
         return float(torch.stack(held).sum())
 
     totals = {widths: total(widths) for widths in uniform_candidates(problem)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bipline.base.progress import note
+from bipline.compression.allocation.attention_units import ASKED
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.target import Target
 from bipline.compression.allocation.widths import Widths
@@ -29,8 +30,10 @@ def notes_of(
 def _whole_attention(problem: Problem, widths: list[Widths]) -> str:
     """Why attention loses nothing, where it does not; empty where it does."""
     checkpoint, shape = problem.checkpoint, problem.checkpoint.shape
-    if problem.scores.prunes != "groups":
+    if problem.scores.prunes != "groups" or any(each.queries_per_group for each in widths):
         return ""
+    if problem.choices[-1].queries_per_group and not shape.num_experts:
+        return f"{ASKED}: every group keeps all of them, and the FFN takes the whole ratio"
     if heads_fixed(checkpoint.config):
         why = f"{checkpoint.family.architecture} fixes its heads"
     elif shape.num_key_value_heads == 1:

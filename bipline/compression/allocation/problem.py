@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation.widths import Choices, Widths
-from bipline.compression.criteria.interface import BlockScores
+from bipline.compression.criteria.interface import BlockScores, query_head_sums
 from bipline.compression.statistics import Scores
 from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.shapes import ModelShape
 from bipline.values.plan import BlockPlan, Layout
 
 
@@ -47,6 +49,11 @@ class Problem:
             )
         return self.measuring
 
+    def plans(self, widths: Sequence[Widths]) -> tuple[BlockPlan, ...]:
+        """What every block keeps by these widths and the scores."""
+        shapes = (choices.shape for choices in self.choices)
+        return tuple(map(block_plan, shapes, self.scores.blocks, widths))
+
 
 def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
     """Indices of the ``count`` highest scores, ascending; of equal scores the first stay."""
@@ -54,14 +61,21 @@ def highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
     return tuple(int(index) for index in order.sort().values)
 
 
-def block_plan(scores: BlockScores, kept: Widths) -> BlockPlan:
-    """The highest scores stay, as many of each kind as the widths say.
+def block_plan(shape: ModelShape, scores: BlockScores, kept: Widths) -> BlockPlan:
+    """The highest scores stay, as many of each kind as the widths say; ``shape`` is the block's.
 
-    Where these are channels of every expert, each keeps its own best.
+    Query heads are ranked within their group, channels of experts within their expert.
+    Raises InvalidInput where query heads have no scores.
     """
     groups = highest(scores.attention_groups, kept.attention_groups)
     units = highest(scores.ffn_units, kept.ffn_units)
-    plan = BlockPlan.keeping(groups, units, scores.experts is not None)
+    heads: tuple[tuple[int, ...], ...] = ()
+    if kept.queries_per_group is not None:
+        if scores.attention_channels is None:
+            raise InvalidInput("the scores are of attention groups, and query heads are to go")
+        by_group = query_head_sums(scores.attention_channels, shape)
+        heads = tuple(highest(by_group[group], kept.queries_per_group) for group in groups)
+    plan = BlockPlan.keeping(groups, units, scores.experts is not None, heads)
     if (count := kept.channels_per_expert) is None or scores.expert_channels is None:
         return plan
     inside: dict[str, tuple[Any, ...]] = {

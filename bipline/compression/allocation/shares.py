@@ -62,7 +62,7 @@ def _proportional(problem: Problem, losses: Sequence[float]) -> list[int]:
     for choices, loss in zip(problem.choices, losses, strict=True):
         have = choices.shape.num_key_value_heads
         cut = math.floor(loss / choices.shape.block_weights * have + 0.5)
-        kept.append(choices.nearest_groups(have - cut))
+        kept.append(choices.attention.nearest(have - cut))
     return kept
 
 

@@ -4,6 +4,8 @@ z of a channel:  (s - mean) / standard deviation, inside its block and kind (o_p
                  from FFN channels)
 z of a group:    the mean of its channels' z; of the group's own score where the criterion scores
                  whole groups only
+z of query heads: where these go, one of each group at a time: the mean over groups of the means of
+                 the lowest one's channels, then of the next one's
 Groups and channels of all blocks go in the order of z, lowest first, until the weights that go
 reach the ratio; a group counts for its weights, a channel for its own (FLAP's 512/3 to 1 on
 LLaMA-7B). With the uniform layout the order decides how much of the ratio attention takes, and
@@ -20,13 +22,15 @@ import heapq
 import torch
 from torch import Tensor
 
+from bipline.compression.allocation.attention_units import AttentionOptions
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.split import uniform_of_share
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.criteria.interface import BlockScores
+from bipline.compression.criteria.interface import BlockScores, query_head_sums
 from bipline.compression.options import BaseOptions
+from bipline.model.shapes import ModelShape
 
-OPTIONS = BaseOptions
+OPTIONS = AttentionOptions
 WINDOWS = False
 NOT_UNIFORM = ""
 EXPERTS = True
@@ -41,10 +45,12 @@ def widths(problem: Problem, options: BaseOptions) -> list[Widths]:
 def _by_threshold(problem: Problem) -> list[Widths]:
     ladders = []
     for block in problem.open_blocks:
-        choices, (groups, units) = problem.choices[block], z_scores(problem.scores.blocks[block])
-        shape = choices.shape
-        ladders.append(_Ladder(block, groups, choices.attention_groups, shape.group_weights))
-        ladders.append(_Ladder(block, units, choices.ffn_units, shape.ffn_unit_weights))
+        choices, scores = problem.choices[block], problem.scores.blocks[block]
+        heads, (groups, units) = choices.attention, z_scores(scores)
+        if choices.queries_per_group:
+            groups = _by_rank(scores, choices.shape)
+        ladders.append(_Ladder(block, groups, heads.counts, heads.unit_weights))
+        ladders.append(_Ladder(block, units, choices.ffn_units, choices.shape.ffn_unit_weights))
     heap = [(ladder.price, number) for number, ladder in enumerate(ladders) if ladder.place]
     heapq.heapify(heap)
     removed = 0.0
@@ -53,10 +59,10 @@ def _by_threshold(problem: Problem) -> list[Widths]:
         removed += ladders[number].step_down()
         if ladders[number].place:
             heapq.heappush(heap, (ladders[number].price, number))
-    kept = [[each.attention_groups[-1], each.ffn_units[-1]] for each in problem.choices]
+    kept = [[each.attention.counts[-1], each.ffn_units[-1]] for each in problem.choices]
     for number, ladder in enumerate(ladders):
         kept[ladder.block][number % 2] = ladder.allowed[ladder.place]
-    return [Widths(*pair) for pair in kept]
+    return [each.widths(*pair) for each, pair in zip(problem.choices, kept, strict=True)]
 
 
 def z_scores(scores: BlockScores) -> tuple[Tensor, Tensor]:
@@ -67,6 +73,14 @@ def z_scores(scores: BlockScores) -> tuple[Tensor, Tensor]:
     else:
         groups = _standardized(channels).view(len(scores.attention_groups), -1).mean(1)
     return groups, _standardized(scores.ffn_units)
+
+
+def _by_rank(scores: BlockScores, shape: ModelShape) -> Tensor:
+    """Mean z over groups of their lowest query head, of the next lowest, and so on."""
+    channels = scores.attention_channels
+    assert channels is not None  # noqa: S101
+    heads = query_head_sums(_standardized(channels), shape) / shape.head_dim
+    return heads.sort(1).values.mean(0)
 
 
 def _standardized(scores: Tensor) -> Tensor:

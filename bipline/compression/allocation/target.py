@@ -33,8 +33,8 @@ class Target:
 
         Raises InvalidInput for a target out of reach, with the smallest and the largest there is.
         """
-        smallest = self.measure([_narrowest(each) for each in choices])
-        whole = self.measure([_widest(each) for each in choices])
+        smallest = self.measure([each.narrowest for each in choices])
+        whole = self.measure([each.widest for each in choices])
         if not smallest <= self.most < whole:
             raise InvalidInput(
                 f"{self.name} {self.most:,} is out of reach: the smallest that can be made is "
@@ -73,22 +73,14 @@ class Target:
         return next((step for step in steps if self.measure(step) <= self.most), None)
 
 
-def _narrowest(choices: Choices) -> Widths:
-    return Widths(choices.attention_groups[0], choices.ffn_units[0])
-
-
-def _widest(choices: Choices) -> Widths:
-    return Widths(choices.attention_groups[-1], choices.ffn_units[-1])
-
-
 def _alike(choices: Choices, ratio: float) -> Widths:
-    return uniform_widths(choices, ratio) if choices.most_removed else _widest(choices)
+    return uniform_widths(choices, ratio) if choices.most_removed else choices.widest
 
 
 def _narrower(
     choices: Sequence[Choices], widths: Sequence[Widths], alike: bool
 ) -> Iterator[list[Widths]]:
-    """A step narrower: channels first, of the block that keeps most, then groups."""
+    """A step narrower: channels first, of the block that keeps most, then attention."""
     order = sorted(range(len(widths)), key=lambda index: -widths[index].ffn_units)
     yield from _steps(choices, widths, alike, order, -1)
 
@@ -96,7 +88,7 @@ def _narrower(
 def _wider(
     choices: Sequence[Choices], widths: Sequence[Widths], alike: bool
 ) -> Iterator[list[Widths]]:
-    """A step wider: channels first, of the block that keeps fewest, then groups."""
+    """A step wider: channels first, of the block that keeps fewest, then attention."""
     order = sorted(range(len(widths)), key=lambda index: widths[index].ffn_units)
     yield from _steps(choices, widths, alike, order, 1)
 
@@ -109,7 +101,7 @@ def _steps(
     by: int,
 ) -> Iterator[list[Widths]]:
     moved = [range(len(widths))] if alike else [[index] for index in order]
-    for kind in (_channels_moved, _groups_moved):
+    for kind in (_channels_moved, _attention_moved):
         for indices in moved:
             found = list(widths)
             for index in indices:
@@ -119,12 +111,13 @@ def _steps(
 
 
 def _channels_moved(choices: Choices, widths: Widths, by: int) -> Widths:
-    return Widths(widths.attention_groups, _moved(choices.ffn_units, widths.ffn_units, by))
+    channels = _moved(choices.ffn_units, widths.ffn_units, by)
+    return choices.widths(choices.attention_of(widths), channels)
 
 
-def _groups_moved(choices: Choices, widths: Widths, by: int) -> Widths:
-    groups = _moved(choices.attention_groups, widths.attention_groups, by)
-    return Widths(groups, widths.ffn_units)
+def _attention_moved(choices: Choices, widths: Widths, by: int) -> Widths:
+    units = _moved(choices.attention.counts, choices.attention_of(widths), by)
+    return choices.widths(units, widths.ffn_units)
 
 
 def _moved(allowed: Sequence[int], count: int, by: int) -> int:

@@ -64,7 +64,7 @@ def widths(problem: Problem, options: ThresholdOptions) -> list[Widths]:
         options.seed,
     )
     groups = [
-        choices.nearest_groups(round(attention * choices.shape.num_key_value_heads))
+        choices.attention.nearest(round(attention * choices.shape.num_key_value_heads))
         for choices, (attention, _) in zip(problem.choices, shares, strict=True)
     ]
     if problem.layout == "uniform":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bipline.base.progress import note
-from bipline.compression.allocation.problem import Problem, block_plan
+from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.drawn_windows import Division
 from bipline.compression.compensation.engine import compensate
@@ -78,7 +78,9 @@ def _kept(widths: Sequence[Widths]) -> str:
     groups = [each.attention_groups for each in widths]
     channels = [each.ffn_units for each in widths]
     if len(set(widths)) == 1:
-        return f"{groups[0]} groups and {channels[0]} channels"
+        queries = widths[0].queries_per_group
+        heads = f" of {queries} query heads" if queries else ""
+        return f"{groups[0]} groups{heads} and {channels[0]} channels"
     return f"{sum(groups)} groups and {sum(channels)} channels over all blocks"
 
 
@@ -90,5 +92,5 @@ def _plan(problem: Problem, widths: Sequence[Widths]) -> PruningPlan:
         layout=problem.layout,
         budget=Budget(asked=problem.ratio, of="blocks", reached_blocks=0, reached_total=0),
         ffn_multiple=1,
-        blocks=tuple(map(block_plan, problem.scores.blocks, widths)),
+        blocks=problem.plans(widths),
     )

@@ -5,7 +5,8 @@ token passes through, or more. Where a shape says so (``within_experts``), they 
 every expert. Channels go in multiples of ``ffn_multiple``; with
 ``divisible_by`` the kept counts divide among that many devices (tensor parallelism). At least one
 group and one channel stay, and with one KV head (MQA), or a class that fixes its heads, attention
-stays whole.
+stays whole. Where query heads go in place of groups, all KV heads stay, and at least one query head
+of each.
 """
 
 from __future__ import annotations
@@ -61,17 +62,91 @@ class Widths:
 
 
 @dataclass(frozen=True)
+class AttentionChoices:
+    """The ``counts`` of its units that attention may keep, ascending, out of ``held``.
+
+    A unit is a group, or one query head of each group; ``unit_weights`` are its linear weights,
+    ``weights`` all of attention's.
+    """
+
+    counts: tuple[int, ...]
+    held: int
+    unit_weights: int
+    weights: int
+
+    @property
+    def units_worth(self) -> float:
+        """How many units all of attention's weights come to: KV heads are no part of query heads'.
+
+        Of groups it is their number.
+        """
+        return self.weights / self.unit_weights
+
+    def removed(self, kept: int) -> int:
+        """Linear weights that go where so many units stay."""
+        return (self.held - kept) * self.unit_weights
+
+    def nearest(self, wanted: int) -> int:
+        """The allowed number of units nearest to ``wanted``, the larger of two."""
+        return min(self.counts, key=lambda count: (abs(count - wanted), -count))
+
+
+@dataclass(frozen=True)
 class Choices:
-    """The counts a block of this shape may keep, ascending; the last ones are the most."""
+    """The counts a block of this shape may keep, ascending; the last ones are the most.
+
+    ``queries_per_group`` is there where query heads go: as many of every group, and no groups.
+    """
 
     shape: ModelShape
     attention_groups: tuple[int, ...]
     ffn_units: tuple[int, ...]
+    queries_per_group: tuple[int, ...] = ()
+
+    @property
+    def attention(self) -> AttentionChoices:
+        """What attention may keep, of groups or of query heads."""
+        shape = self.shape
+        groups = shape.num_key_value_heads
+        weights = groups * shape.group_weights
+        if self.queries_per_group:
+            held, unit = shape.queries_per_group, groups * shape.query_head_weights
+            return AttentionChoices(self.queries_per_group, held, unit, weights)
+        return AttentionChoices(self.attention_groups, groups, shape.group_weights, weights)
+
+    def widths(self, attention: int, ffn_units: int) -> Widths:
+        """Widths that keep so many units of attention, and of the FFN."""
+        if not self.queries_per_group:
+            return Widths(attention, ffn_units)
+        queries = attention if attention < self.shape.queries_per_group else None
+        return Widths(self.attention_groups[-1], ffn_units, queries)
+
+    def limited(self, attention: tuple[int, ...], ffn_units: tuple[int, ...]) -> Choices:
+        """The same with these counts of attention's units, and of the FFN's, and no others."""
+        if self.queries_per_group:
+            return replace(self, queries_per_group=attention, ffn_units=ffn_units)
+        return replace(self, attention_groups=attention, ffn_units=ffn_units)
+
+    def attention_of(self, widths: Widths) -> int:
+        """How many units of attention these widths keep."""
+        if not self.queries_per_group:
+            return widths.attention_groups
+        return widths.queries_per_group or self.shape.queries_per_group
+
+    @property
+    def narrowest(self) -> Widths:
+        """The fewest of everything."""
+        return self.widths(self.attention.counts[0], self.ffn_units[0])
+
+    @property
+    def widest(self) -> Widths:
+        """The most of everything."""
+        return self.widths(self.attention.counts[-1], self.ffn_units[-1])
 
     @property
     def most_removed(self) -> int:
         """Linear weights that can go at most."""
-        return Widths(self.attention_groups[0], self.ffn_units[0]).removed_weights(self.shape)
+        return self.narrowest.removed_weights(self.shape)
 
     def in_model(self, widths: Widths) -> Widths:
         """Widths of these units as the model counts them: every expert stays, so wide."""
@@ -79,10 +154,6 @@ class Choices:
             return widths
         kept = None if widths.ffn_units == self.shape.intermediate_size else widths.ffn_units
         return replace(widths, ffn_units=self.shape.num_experts, channels_per_expert=kept)
-
-    def nearest_groups(self, wanted: int) -> int:
-        """The allowed number of groups nearest to ``wanted``, the larger of two."""
-        return min(self.attention_groups, key=lambda count: (abs(count - wanted), -count))
 
     def units_for(self, removed: float) -> int | None:
         """The most FFN units that stay when at least ``removed`` weights of the FFN go."""
@@ -115,10 +186,7 @@ def open_choices(choices: Sequence[Choices]) -> tuple[Choices, float]:
 
 def alike(choices: Sequence[Choices], widths: Widths) -> list[Widths]:
     """These widths for every block that may lose something; the others stay as they are."""
-    return [
-        widths if each.most_removed else Widths(each.attention_groups[-1], each.ffn_units[-1])
-        for each in choices
-    ]
+    return [widths if each.most_removed else each.widest for each in choices]
 
 
 def choices_of(
@@ -147,6 +215,26 @@ def choices_of(
         if not counts:
             raise InvalidInput(f"divisible_by {divisible_by}: no count of {held} {name} divides")
     return Choices(shape, tuple(allowed_groups), tuple(allowed))
+
+
+def of_query_heads(choices: Choices, divisible_by: int = 1) -> Choices:
+    """The choices where query heads go in place of groups, and all of these stay.
+
+    The query heads that stay divide by ``divisible_by``. Raises InvalidInput where no count does.
+    """
+    shape = choices.shape
+    groups, queries = shape.num_key_value_heads, shape.queries_per_group
+    if choices.attention_groups[-1] != groups:
+        raise InvalidInput(
+            f"divisible_by {divisible_by}: where query heads go all {groups} KV heads stay, and "
+            "their number does not divide"
+        )
+    allowed = [n for n in range(1, queries + 1) if groups * n % divisible_by == 0]
+    if not allowed:
+        raise InvalidInput(
+            f"divisible_by {divisible_by}: no count of {groups * queries} query heads divides"
+        )
+    return replace(choices, attention_groups=(groups,), queries_per_group=tuple(allowed))
 
 
 def default_ffn_multiple(shape: ModelShape) -> int:

@@ -19,7 +19,9 @@ from bipline.values.compensation import Compensation
 class Sublayer:
     """One matrix ``[d, n]`` as the source holds it, and what may be done with it.
 
-    ``kept`` are the groups the plan keeps, each ``width`` neighbouring columns. ``importance`` is
+    ``kept`` are the groups the plan keeps, each ``width`` neighbouring columns (query heads count
+    as groups where these go). ``kept_by_run``: of each of so many equal runs of groups, how many
+    stay whichever are chosen; empty where any may. ``importance`` is
     the diagonal of D, ``[d]``; None for the identity. ``chosen`` are the groups that OBS keeps in
     place of the plan's, once it has chosen. ``intercept``: whether the result may have a bias that
     is not the source's own. ``dtype`` is what the result is written in.
@@ -34,6 +36,13 @@ class Sublayer:
     importance: Tensor | None
     intercept: bool
     chosen: tuple[int, ...] | None = None
+    kept_by_run: tuple[int, ...] = ()
+
+    @property
+    def going(self) -> list[int]:
+        """How many groups go, of each run."""
+        kept = self.kept_by_run or (len(self.kept),)
+        return [self.groups // len(kept) - count for count in kept]
 
     @property
     def groups(self) -> int:

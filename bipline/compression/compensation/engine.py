@@ -87,7 +87,6 @@ def compensate(
     """
     samples = len(windows.fitted) + len(windows.held)
     check_compensation(checkpoint, samples, windows.fitted.shape[1], compensation, options)
-    check_whole_groups(plan, compensation)
     engine = _Engine(checkpoint, plan, windows, computing, compensation, options, folder, room)
     layers = checkpoint.shape.num_hidden_layers
     for block in track(engine.loop.blocks(), "compensate blocks", layers):
@@ -99,15 +98,6 @@ def compensate(
         else:
             engine.replay(block, done)
         yield done
-
-
-def check_whole_groups(plan: PruningPlan, compensation: str) -> None:
-    """Raise InvalidInput for a plan that lists query heads: matrices are fitted group by group."""
-    if any(block.query_heads for block in plan.blocks):
-        raise InvalidInput(
-            f"compensation {compensation} is of whole attention groups, and the plan lists query "
-            "heads; use compensation none"
-        )
 
 
 def check_known(name: str) -> None:

@@ -71,14 +71,14 @@ def _ladder(compensation: Compensation) -> tuple[Compensation, ...]:
 def chosen_groups(
     sublayer: Sublayer, moments: Moments, ridge: float, compensation: Compensation = "obs"
 ) -> tuple[int, ...]:
-    """As many groups as the plan keeps, by greedy structured OBS; ascending."""
+    """As many groups as the plan keeps, of each run, by greedy structured OBS; ascending."""
     if sublayer.whole:
         return sublayer.kept
     weight, second = sublayer.weight.to(moments.products), moments.second
     if compensation == "slimgpt":
-        return kept_in_batches(weight, second, sublayer.width, len(sublayer.kept))
+        return kept_in_batches(weight, second, sublayer.width, *sublayer.going)
     elimination = elimination_of(weight, second, ridge, sublayer.width, sublayer.importance)
-    removed = set(remove_greedily(elimination, sublayer.groups - len(sublayer.kept)))
+    removed = set(remove_greedily(elimination, *sublayer.going))
     return tuple(g for g in range(sublayer.groups) if g not in removed)
 
 

@@ -150,16 +150,22 @@ def rows_bytes(rows: int, columns: int, product_bytes: int) -> int:
 
 
 def rows_operations(
-    shape: ModelShape, groups: int, channels: int, tokens: int, steps: int
+    shape: ModelShape,
+    groups: int,
+    channels: int,
+    tokens: int,
+    steps: int,
+    queries_per_group: int | None = None,
 ) -> tuple[float, float]:
     """Operations of fitting the kept rows of v_proj, and those of up_proj, of one block.
 
     Every step is what the rows put out, what the matrix makes of it, and both transposed. The right
     side takes as much once more, behind gates or attention weights. Attention's scores and mixtures
-    are left out.
+    are left out. Every group keeps so many query heads; None for all.
     """
     rows = shape.hidden_size * shape.head_dim * groups
-    matrix, ffn = rows * shape.queries_per_group, shape.hidden_size * channels
+    queries = queries_per_group or shape.queries_per_group
+    matrix, ffn = rows * queries, shape.hidden_size * channels
     passes = 2.0 * tokens * (steps + 1)
     attention = passes * 2 * (rows + matrix) + 2.0 * tokens * (rows + matrix)
     return attention, passes * 4 * ffn + 2.0 * tokens * ffn

@@ -50,27 +50,29 @@ class HeadShares:
 
     A norm over fewer heads divides by another root mean square, token by token. One factor on its
     gain keeps the mean square of what it gives: c^2 = mean over tokens of (r of those that stay)^2
-    / (r of all)^2, which is the mean of these shares over the groups that stay. Ours.
+    / (r of all)^2, which is the mean of these shares over the groups that stay. Where query heads
+    go it is over theirs, and keys stay as they are. Ours.
     """
 
     NORMS = ("q_norm", "k_norm")
 
-    def __init__(self, groups: int, eps: float) -> None:
-        self._groups, self._eps = groups, eps
-        self._sums = {name: torch.zeros(groups, dtype=torch.float64) for name in self.NORMS}
-        self._tokens = 0
+    def __init__(self, queries: int, keys: int | None, eps: float) -> None:
+        """Queries and keys are looked at in so many parts; None where all keys stay."""
+        self._eps, self._tokens = eps, 0
+        parts = zip(self.NORMS, (queries, keys), strict=True)
+        self._sums = {name: torch.zeros(n, dtype=torch.float64) for name, n in parts if n}
 
     def add(self, queries: Tensor, keys: Tensor) -> None:
         """Add tokens: what enters both norms, ``[tokens, heads * head_dim]`` each."""
         self._tokens += len(queries)
-        for name, values in zip(self.NORMS, (queries, keys), strict=True):
-            squares = values.float().square().unflatten(-1, (self._groups, -1)).mean(-1)
+        for sums, values in zip(self._sums.values(), (queries, keys), strict=False):
+            squares = values.float().square().unflatten(-1, (len(sums), -1)).mean(-1)
             shares = squares / (squares.mean(-1, keepdim=True) + self._eps)
-            self._sums[name] += shares.sum(0, dtype=torch.float64).cpu()
+            sums += shares.sum(0, dtype=torch.float64).cpu()
 
     def factors(self, kept: tuple[int, ...]) -> dict[str, float]:
-        """c of each norm where these groups stay."""
-        return {
+        """c of each norm where these groups, or query heads, stay."""
+        return dict.fromkeys(self.NORMS, 1.0) | {
             name: float((shares[list(kept)].mean() / self._tokens).sqrt())
             for name, shares in self._sums.items()
         }

@@ -107,17 +107,24 @@ class Elimination:
         self._held = 0
 
 
-def remove_greedily(elimination: Elimination, count: int) -> list[int]:
-    """Remove the cheapest group ``count`` times; of equal ones the first. In that order."""
-    return [group for group, _ in removals(elimination, count)]
+def remove_greedily(elimination: Elimination, *going: int) -> list[int]:
+    """Remove the cheapest group again and again; of equal ones the first. In that order.
+
+    So many are ``going``; or so many of each of the equal runs of neighbours that all groups are.
+    """
+    return [group for group, _ in removals(elimination, *going)]
 
 
-def removals(elimination: Elimination, count: int) -> Iterator[tuple[int, float]]:
-    """The cheapest group ``count`` times, removed as it is given, with its cost E_g."""
-    for _ in range(count):
+def removals(elimination: Elimination, *going: int) -> Iterator[tuple[int, float]]:
+    """The same, each removed as it is given, with its cost E_g."""
+    left = list(going)
+    for _ in range(sum(going)):
         costs = elimination.costs()
+        runs = costs.view(len(left), -1)
+        runs[torch.tensor(left) == 0] = torch.inf
         group = int(costs.argmin())
         elimination.remove(group)
+        left[group // runs.shape[1]] -= 1
         yield group, float(costs[group])
 
 

@@ -3,8 +3,8 @@
 error_j   sum over outputs of W_j^2 / d_j, with d the diagonal of H^-1 of what is still there; of an
           attention group, d are the squares of the diagonal of its block's Cholesky factor, and the
           errors of its columns are added up
-batch     one attention group; of FFN channels half of those to go, less 512, halved again every
-          time, but at least 64 and at most 1,024 ("dynamic group size")
+batch     one attention group, or query head; of FFN channels half of those to go, less 512, halved
+          again every time, but at least 64 and at most 1,024 ("dynamic group size")
 
 After a batch the weights that stay are corrected (least squares, undamped), and H^-1 is taken
 anew. Source: arXiv 2412.18110, its batch sizes as in a port of its code.
@@ -21,21 +21,28 @@ from bipline.compression.compensation.triangles import Triangles, mirrored
 LEAST, MOST, REACH = 64, 1024, 512
 
 
-def kept_in_batches(weight: Tensor, second: Triangles, width: int, count: int) -> tuple[int, ...]:
-    """The ``count`` groups of ``width`` neighbouring columns that stay of W ``[d, n]``; ascending.
+def kept_in_batches(
+    weight: Tensor, second: Triangles, width: int, *of_runs: int
+) -> tuple[int, ...]:
+    """The groups of ``width`` neighbouring columns that stay of W ``[d, n]``; ascending.
 
-    ``second`` is H; the room beside it stays as it is.
+    So many go ``of_runs``, equal runs of neighbours: of all groups where there is one, and one by
+    one where there are several. ``second`` is H; the room beside it stays as it is.
     """
     there = torch.arange(weight.shape[1] // width, device=weight.device)
-    going = len(there) - count
+    going, left = sum(of_runs), torch.tensor(of_runs, device=weight.device)
+    run = len(there) // len(left)
     batch = (going - REACH) // 2
     while going:
         errors = _errors(weight, second, width, there)
-        size = 1 if width > 1 else min(going, max(batch, LEAST), MOST)
+        errors[left[there // run] == 0] = torch.inf
+        alone = width > 1 or len(left) > 1
+        size = 1 if alone else min(going, max(batch, LEAST), MOST)
         gone = errors.argsort(stable=True)[:size]
-        left = torch.ones_like(there, dtype=torch.bool)
-        left[gone] = False
-        there, going, batch = there[left], going - size, (batch - REACH) // 2
+        left -= torch.bincount(there[gone] // run, minlength=len(left))
+        stays = torch.ones_like(there, dtype=torch.bool)
+        stays[gone] = False
+        there, going, batch = there[stays], going - size, (batch - REACH) // 2
     return tuple(there.tolist())
 
 

@@ -7,6 +7,12 @@ from torch import Tensor
 
 from bipline.compression.compensation.candidates import Candidate, Sublayer
 from bipline.compression.compensation.input_maps import READERS, mapped
+from bipline.compression.compensation.kept_heads import (
+    keeping,
+    kept_by_run,
+    kept_of,
+    width_of,
+)
 from bipline.compression.compensation.kept_rows import ROWS_OF
 from bipline.compression.compensation.norms_behind import HeadShares
 from bipline.compression.criteria.interface import Block as CriteriaBlock
@@ -17,6 +23,7 @@ from bipline.model.block_reader import Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
 from bipline.model.families import block_axes, build_of
 from bipline.model.halves import DOWN_PROJ, O_PROJ, SUBLAYER_OF, Halves
+from bipline.model.shapes import ModelShape
 from bipline.values.plan import BlockPlan
 
 # The chosen version of each matrix, by the matrix's name inside the block.
@@ -47,8 +54,11 @@ class PrunedBlock:
         """To be told of queries and keys, where a norm over all heads is on them."""
         if not self._checkpoint.family.all_heads_norms:
             return None
-        groups = self._checkpoint.shape.block(self.index).num_key_value_heads
-        return HeadShares(groups, self._checkpoint.rms_norm_eps)
+        shape, eps = self._shape, self._checkpoint.rms_norm_eps
+        groups = shape.num_key_value_heads
+        if self._plan.query_heads:
+            return HeadShares(shape.num_attention_heads, None, eps)
+        return HeadShares(groups, groups, eps)
 
     def with_gains(self, factors: dict[str, float]) -> Weights:
         """What is put in place, with the gains of norms over all heads times these."""
@@ -62,9 +72,13 @@ class PrunedBlock:
     def behind_dense_ffn(self, version: Candidate) -> Halves:
         """The block with attention sliced along a version of o_proj, and the dense FFN."""
         whole = self._plan.model_copy(update={"ffn_channels": self._all_channels})
-        plan = whole.model_copy(update={"attention_groups": version.kept})
+        plan = keeping(whole, version.kept, self._shape.queries_per_group)
         there = self._sliced(plan, {**self.dense.weights, **self._changed})
         return self.dense.changed({**there, **_tensors({O_PROJ: version})})
+
+    @property
+    def _shape(self) -> ModelShape:
+        return self._checkpoint.shape.block(self.index)
 
     @property
     def _all_channels(self) -> tuple[int, ...]:
@@ -75,13 +89,14 @@ class PrunedBlock:
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:
         """The matrices that the block has and the plan keeps some of, and the groups it keeps."""
-        kept = {O_PROJ: self._plan.attention_groups, DOWN_PROJ: self._plan.ffn_channels}
+        heads = kept_of(self._plan, self._shape.queries_per_group)
+        kept = {O_PROJ: heads, DOWN_PROJ: self._plan.ffn_channels}
         there = self.dense.weights
         return {name: groups for name, groups in kept.items() if groups and _weight(name) in there}
 
     def sublayer(self, name: str, bias: str) -> Sublayer:
         """One of the matrices; ``bias`` is on, off, or auto for where the source has one."""
-        shape = self._checkpoint.shape
+        attention, shape = name == O_PROJ, self._shape
         device = self.dense.weights[_weight(name)].device
         held = self._source.get(_bias(name))
         return Sublayer(
@@ -89,8 +104,9 @@ class PrunedBlock:
             weight=self._source[_weight(name)].to(device),
             bias=None if held is None else held.to(device),
             dtype=self._dtype(name),
-            width=shape.head_dim * shape.queries_per_group if name == O_PROJ else 1,
+            width=width_of(self._plan, shape) if attention else 1,
             kept=self.matrices[name],
+            kept_by_run=kept_by_run(self._plan, shape) if attention else (),
             importance=None,
             intercept=bias == "on" or (bias == "auto" and held is not None),
         )
@@ -139,12 +155,12 @@ class PrunedBlock:
         return {**self._changed, name: rows.to(self._dtype(ROWS_OF[columns]))}
 
     def plan_of(self, chosen: Choices) -> BlockPlan:
-        """The plan with the groups that the chosen versions keep."""
-        kept = {name: version.kept for name, version in chosen.items()}
-        return BlockPlan(
-            attention_groups=kept.get(O_PROJ, self._plan.attention_groups),
-            ffn_channels=kept.get(DOWN_PROJ, self._plan.ffn_channels),
-        )
+        """The plan with the groups, or query heads, and channels that the chosen versions keep."""
+        plan, queries = self._plan, self._shape.queries_per_group
+        if ffn := chosen.get(DOWN_PROJ):
+            plan = plan.model_copy(update={"ffn_channels": ffn.kept})
+        attention = chosen.get(O_PROJ)
+        return keeping(plan, attention.kept, queries) if attention else plan
 
     def halves(self, chosen: Choices) -> Halves:
         """The block pruned along the chosen versions, with their matrices in place."""

@@ -9,7 +9,8 @@ own knobs, with the published defaults). What else its file holds follows from t
 * ``gradients``: ``reads`` and ``score``, on the sums of :mod:`bipline.compression.gradient_sums`;
 * ``search``: ``search``, many passes over the whole model, no sums.
 
-Where it scores the experts of an FFN too, its file says ``EXPERTS = True``.
+Where it scores the experts of an FFN too, its file says ``EXPERTS = True``; where it scores the
+channels of attention, and so query heads too, ``QUERY_HEADS = True``.
 
 ``observe(block, tokens, options) -> sums`` is called once per micro-batch of calibration windows;
 its sums are added. ``score(sums, block, options) -> BlockScores`` turns the sums and the block's
@@ -32,7 +33,7 @@ from bipline.compression.criteria.interface import (
     Tokens,
 )
 from bipline.compression.criteria.needs import Needs
-from bipline.compression.expert_methods import knowing_experts
+from bipline.compression.declared import declaring
 from bipline.compression.options import options_from
 from bipline.model.shapes import ModelShape
 from bipline.settings.method_names import CRITERIA
@@ -92,11 +93,21 @@ def options_of(criterion: str, seed: int = 0, given: Mapping[str, Any] | None = 
 
 def check_scores_experts(criterion: str, shape: ModelShape) -> None:
     """Raise InvalidInput where an FFN has experts and a criterion scores none."""
-    if shape.num_experts and not knowing_experts([criterion], load_criterion):
-        able = knowing_experts(CRITERIA, load_criterion)
+    if shape.num_experts and not declaring("EXPERTS", [criterion], load_criterion):
+        able = declaring("EXPERTS", CRITERIA, load_criterion)
         raise InvalidInput(
             f"criterion {criterion} scores no experts, of which this model's FFNs are made; name "
             f"one that does: {', '.join(able)}"
+        )
+
+
+def check_scores_query_heads(criterion: str) -> None:
+    """Raise InvalidInput where a criterion scores whole attention groups alone."""
+    if not declaring("QUERY_HEADS", [criterion], load_criterion):
+        able = declaring("QUERY_HEADS", CRITERIA, load_criterion)
+        raise InvalidInput(
+            f"criterion {criterion} scores attention groups and no query heads by themselves; "
+            f"those that do: {', '.join(able)}"
         )
 
 

@@ -48,6 +48,7 @@ class FlapOptions(Options):
 
 
 OPTIONS = FlapOptions
+QUERY_HEADS = True
 
 
 def reads(options: FlapOptions) -> frozenset[str]:

@@ -120,7 +120,8 @@ class BlockScores:
     """Importance per attention group ``[num_key_value_heads]`` and per channel ``[f]``.
 
     ``attention_channels`` ``[a]`` are there where a criterion scores the input channels of o_proj
-    before it adds them up: allocations that compare blocks standardise those. Where an FFN has
+    before it adds them up: allocations that compare blocks standardise those, and a query head has
+    the sum of its own. Where an FFN has
     ``experts`` ``[experts]`` these have scores and ``ffn_channels`` has none; ``expert_tokens``
     are the tokens that each of them saw, where windows were run. ``expert_channels``
     ``[experts, f]`` are compared within their expert alone, ``shared_channels`` among what all
@@ -288,6 +289,11 @@ def absolute_product(matrix: Tensor, vector: Tensor) -> Tensor:
     for tile, part in zip(tiles(matrix), vector.split(TILE_ROWS), strict=True):
         total += (part.to(tile) @ tile.abs()).double()
     return total
+
+
+def query_head_sums(channels: Tensor, shape: ModelShape) -> Tensor:
+    """Add the scores of each query head's channels: ``[a] -> [num_key_value_heads, queries]``."""
+    return channels.view(shape.num_key_value_heads, shape.queries_per_group, -1).sum(2)
 
 
 def group_sums(channels: Tensor, shape: ModelShape) -> Tensor:

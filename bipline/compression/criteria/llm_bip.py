@@ -68,6 +68,7 @@ from bipline.compression.criteria.second_moments import (
 NEEDS = MOMENTS
 OPTIONS = Options
 EXPERTS = True
+QUERY_HEADS = True
 SUMS = frozenset({"tokens", "attention_output_squares", "ffn_activation_squares"})
 
 

@@ -71,6 +71,7 @@ from bipline.compression.criteria.slopes import GATE, UP, slopes
 NEEDS = MOMENTS
 OPTIONS = Options
 EXPERTS = True
+QUERY_HEADS = True
 GAINS = ("up_gain_squares", "gate_gain_squares")
 SHARED_GAINS = ("shared_up_gain_squares", "shared_gate_gain_squares")
 SUMS = frozenset(

@@ -27,6 +27,7 @@ from bipline.compression.criteria.needs import WEIGHTS
 NEEDS = WEIGHTS
 OPTIONS = Options
 EXPERTS = True
+QUERY_HEADS = True
 
 
 def reads(options: Options) -> frozenset[str]:

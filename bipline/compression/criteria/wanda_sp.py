@@ -37,6 +37,7 @@ from bipline.model.builds import Sublayer
 NEEDS = MOMENTS
 OPTIONS = Options
 EXPERTS = True
+QUERY_HEADS = True
 SUMS = frozenset({"tokens", "attention_output_squares", "ffn_activation_squares"})
 
 

@@ -19,7 +19,6 @@ from bipline.base.errors import InvalidInput, Refused
 from bipline.model.families import Family, ModelShape, block_axes, block_parts, build_of
 from bipline.model.finite import refuse_not_finite
 from bipline.model.fused import split
-from bipline.model.gating import Gating
 from bipline.model.module_weights import Place, block_places, model_places, module_weights
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.tensor_digests import RunningDigest, TensorDigests
@@ -185,13 +184,6 @@ class Checkpoint:
     def hidden_act(self) -> str:
         """transformers' name of the activation between gate_proj and the product with up_proj."""
         return str(self.config.get(self.family.activation, DEFAULT_ACT))
-
-    @property
-    def gating(self) -> Gating:
-        """What its FFN's gate makes of what its first two matrices put out."""
-        keys = self.family.clamped_gate
-        alpha, limit = (float(self.config[key]) for key in keys) if keys else (0.0, 0.0)
-        return Gating(self.hidden_act, (alpha, limit) if keys else None)
 
     def tensor_header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The safetensors dtype (``BF16``, ...) and the shape of a tensor."""

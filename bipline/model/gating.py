@@ -7,7 +7,9 @@ Most multiply: a(p) q. gpt-oss clamps both to a limit L first, and adds 1 to wha
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,14 @@ class Gating:
 
     hidden_act: str = "silu"
     clamped: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, hidden_act: str, keys: Sequence[str], config: Mapping[str, Any]) -> Gating:
+        """The gate of a model with this config, whose ``keys`` say alpha and the limit, if any."""
+        if not keys:
+            return cls(hidden_act)
+        alpha, limit = (float(config[key]) for key in keys)
+        return cls(hidden_act, (alpha, limit))
 
     def value(self, gate: Tensor, up: Tensor) -> Tensor:
         """What enters down_proj, from what gate and up put out: ``[tokens, f]`` each."""

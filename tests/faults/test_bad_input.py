@@ -128,7 +128,6 @@ def test_unusable_calibration_text(
         ({"samples": 0}, ["samples 0"]),
         ({"samples": 10**6}, ["1000000"]),
         ({"ffn_multiple": 1000}, ["ffn_multiple 1000"]),
-        ({"of_experts": "channels"}, ["of_experts channels", "made of channels", "leave it out"]),
         ({"ffn_multiple": 0}, ["--ffn-multiple 0", "greater than or equal to 1"]),
         ({"plan": "gone.json", "ratio": None}, ["gone.json"]),
         ({"shard_size": 0}, ["--shard-size 0", "greater than or equal to 1"]),

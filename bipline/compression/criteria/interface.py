@@ -109,9 +109,11 @@ class Block:
         """A block of a checkpoint with these weights."""
         held = checkpoint.rms_norm_eps, checkpoint.hidden_act, checkpoint.family.norm
         build, shape = build_of(checkpoint.family), checkpoint.shape.block(index)
+        keys = checkpoint.family.clamped_gate
+        gating = Gating.of(checkpoint.hidden_act, keys, checkpoint.config)
         return cls(
             index, shape, weights, *held, build.norms, build.parallel,
-            gating=checkpoint.gating, transposed_experts=build.transposed_experts,
+            gating=gating, transposed_experts=build.transposed_experts,
         )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from bipline.model.families import block_axes
 from bipline.settings.line import CompensateSettings
 from bipline.storage.directory import atomic_directory
 from bipline.values.plan import BlockPlan, PruningPlan
-from tests.masking import called
-from tests.parted import parted
+from tests.masking import called, layers_of
+from tests.parted import as_built, rows_inside
 from tests.tiny import token_windows
 
 WINDOWS = Windows(token_windows(12, 24, seed=5), "windows", Computing(torch.float64))
@@ -50,7 +50,7 @@ def put_in_place(model: Any, checkpoint: Checkpoint, plan: PruningPlan, held: Co
     """Set the corrected weights and biases of a dense model whose cut groups are silent."""
     for index in held.blocks:
         tensors = {name: held.tensor(index, name) for name in held.shapes(index)}
-        put_in_layer(model.model.layers[index], checkpoint, plan.blocks[index], tensors)
+        put_in_layer(layers_of(model)[index], checkpoint, plan.blocks[index], tensors)
 
 
 @torch.no_grad()
@@ -59,15 +59,15 @@ def put_in_layer(
 ) -> None:
     """Set the corrected weights and biases of one block of a dense model."""
     axes = block_axes(checkpoint.family, checkpoint.config)
-    held = parted(layer, {name: each.data for name, each in layer.named_parameters()})
-    kept = kept_indices(plan, checkpoint.shape)
+    held = {name: each.data for name, each in layer.named_parameters()}
+    kept, inside = kept_indices(plan, checkpoint.shape), rows_inside(checkpoint)
     for name, tensor in tensors.items():
         module, kind = name.rsplit(".", 1)
         if kind == "bias":
             called(layer, checkpoint, module).bias = nn.Parameter(tensor)
             continue
-        places = [
-            kept.get(axis, torch.arange(size))
-            for axis, size in zip(axes[name], held[name].shape, strict=True)
-        ]
-        held[name][torch.meshgrid(*places, indexing="ij")] = tensor
+        rows, columns = (
+            kept.get(axis, torch.arange(checkpoint.shape.axis_size(axis))) for axis in axes[name]
+        )
+        stored, own = inside[name]
+        as_built(checkpoint, stored, held)[own[rows][:, None], columns] = tensor

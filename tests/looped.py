@@ -37,7 +37,7 @@ def check_parts(loop: BlockLoop, windows: Tensor, expected: Tensor) -> None:
         halved, hidden = Halves.of(block).run(hidden), block.run(hidden)
         torch.testing.assert_close(halved, hidden, rtol=0, atol=1e-10)
     for place in range(windows.shape[1]):
-        token = loop.embed(windows[:, place : place + 1])
+        token = loop.embed(windows[:, place : place + 1], place)
         with torch.no_grad():
             for block in loop.blocks():
                 token = loop.forward(block.index, block.weights, token, cache, place)

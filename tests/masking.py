@@ -37,17 +37,18 @@ def silence(model: Any, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -
 
     An expert that goes has the router's logit -inf.
     """
-    for index, (layer, block) in enumerate(zip(model.model.layers, blocks, strict=True)):
-        kept, attention = kept_indices(block, checkpoint.shape.block(index)), layer.self_attn
-        keep_columns(called(layer, checkpoint, O_PROJ).weight, kept["query_heads"])
+    for index, (layer, block) in enumerate(zip(layers_of(model), blocks, strict=True)):
+        kept = kept_indices(block, checkpoint.shape.block(index))
+        keep_columns(matrix(layer, checkpoint, O_PROJ), kept["query_heads"])
         if "experts" in kept:
             keep_inside(layer.mlp, block)
             router = layer.mlp.router if hasattr(layer.mlp, "router") else layer.mlp.gate
             if len(block.experts) < len(router.weight):
                 without_experts(router, kept["experts"])
         else:
-            keep_columns(called(layer, checkpoint, DOWN_PROJ).weight, kept["ffn_channels"])
+            keep_columns(matrix(layer, checkpoint, DOWN_PROJ), kept["ffn_channels"])
         if checkpoint.family.all_heads_norms and block.attention_groups:
+            attention = layer.self_attn
             attention.q_norm = OverKept(attention.q_norm, kept["query_heads"])
             attention.k_norm = OverKept(attention.k_norm, kept["kv_heads"])
 
@@ -58,6 +59,18 @@ def keep_inside(mlp: Any, block: BlockPlan) -> None:
         keep_columns(mlp.experts.down_proj[expert], torch.tensor(channels))
     if block.shared_channels:
         keep_columns(mlp.shared_experts.down_proj.weight, torch.tensor(block.shared_channels))
+
+
+def layers_of(model: Any) -> Any:
+    """The blocks of a model of transformers."""
+    return next(each for each in model.modules() if isinstance(each, nn.ModuleList))
+
+
+def matrix(layer: Any, checkpoint: Checkpoint, name: str) -> Tensor:
+    """A matrix of a block of transformers as its build has it, by its name there: a view."""
+    module = called(layer, checkpoint, name)
+    weight: Tensor = module.weight
+    return weight if isinstance(module, nn.Linear) else weight.T
 
 
 def called(layer: Any, checkpoint: Checkpoint, name: str) -> Any:

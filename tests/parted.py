@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import Tensor
 
-LAST = ("down_proj", "c_proj", "fc2")
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import block_axes, block_parts, family_in
 
 
-def parted(layer: Any, held: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is ``held`` of a block's parameters; fused ones as views of their rows, part by part."""
-    attention = layer.self_attn
-    [last] = [getattr(layer.mlp, name) for name in LAST if hasattr(layer.mlp, name)]
-    ffn = last.in_features
-    output = attention.dense if hasattr(attention, "dense") else attention.o_proj
-    queries = output.in_features
-    values = queries // attention.num_key_value_groups
-    parts = {
-        "self_attn.qkv_proj": {"self_attn.q_proj": queries, "self_attn.k_proj": values,
-                               "self_attn.v_proj": values},
-        "mlp.gate_up_proj": {"mlp.gate_proj": ffn, "mlp.up_proj": ffn},
-        "mlp.c_fc": {"mlp.up_proj": ffn},
-        "mlp.c_proj": {"mlp.down_proj": last.out_features},
-        "self_attn.dense": {"self_attn.o_proj": last.out_features},
-        "mlp.fc1": {"mlp.up_proj": ffn},
-        "mlp.fc2": {"mlp.down_proj": last.out_features},
-    }  # fmt: skip
-    found = {}
-    for name, tensor in held.items():
-        module, _, kind = name.rpartition(".")
+def parted(checkpoint: Checkpoint, held: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is ``held`` of a block's parameters, by the names of its build; as its build has it."""
+    inside = rows_inside(checkpoint)
+    return {name: as_built(checkpoint, stored, held)[rows]
+            for name, (stored, rows) in inside.items() if stored in held}  # fmt: skip
+
+
+def rows_inside(checkpoint: Checkpoint) -> dict[str, tuple[str, Tensor]]:
+    """Of each tensor of a build: the parameter of its class that it lies in, and its rows there."""
+    config, shape = checkpoint.config, checkpoint.shape
+    family = family_in(config)
+    axes, found = block_axes(family, config), {}
+    for stored, parts in block_parts(family, config).items():
+        counts = [shape.axis_size(axes[part][0]) for part in parts]
+        alternate = stored.rpartition(".")[0] in family.by_group
+        groups = shape.num_key_value_heads if alternate else 1
+        rows: dict[str, list[int]] = {part: [] for part in parts}
         first = 0
-        for part, rows in parts.get(module, {module: len(tensor)}).items():
-            found[f"{part}.{kind}"] = tensor[first : first + rows]
-            first += rows
-        assert first == len(tensor)
+        for _ in range(groups):
+            for part, count in zip(parts, counts, strict=True):
+                rows[part] += range(first, first + count // groups)
+                first += count // groups
+        found |= {part: (stored, torch.tensor(rows[part])) for part in parts}
     return found
+
+
+def as_built(checkpoint: Checkpoint, stored: str, held: dict[str, Tensor]) -> Tensor:
+    """A parameter of a block, the outputs of its matrix along the first dimension: a view."""
+    turned = stored.removesuffix(".weight") in family_in(checkpoint.config).transposed
+    return held[stored].T if turned else held[stored]

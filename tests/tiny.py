@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bipline.model.families import families
+from bipline.model.family import spelled
 
 VOCAB_SIZE = 96
 SIZES: dict[str, Any] = {
@@ -142,6 +143,31 @@ PARALLEL_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("phi", GROUPED),
     "phi-tied": ("phi", {**MULTI, "tie_word_embeddings": True, "partial_rotary_factor": 1.0}),
 }  # fmt: skip
+# FFNs without a gate, in classes that hold no fewer heads.
+HEADS_FIXED_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "opt": ("opt", {**MULTI, "activation_function": "gelu"}),
+    "gpt-neox": ("gpt_neox", {**MULTI, "rotary_pct": 0.5, "rotary_emb_base": 500}),
+    "gpt-neox-sequential": (
+        "gpt_neox",
+        {
+            **MULTI,
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "rope_parameters": {
+                "rope_type": "linear",
+                "rope_theta": 900.0,
+                "factor": 2.0,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+    ),
+    "gpt2": ("gpt2", {**MULTI, "scale_attn_weights": False}),
+    "gpt2-wide": (
+        "gpt2",
+        {**MULTI, "intermediate_size": None, "tie_word_embeddings": False},
+    ),
+    "opt-unbiased": ("opt", {**MULTI, "enable_bias": False, "tie_word_embeddings": False}),
+}
 # Mixtures of experts: two of eight for each token.
 EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2}),
@@ -191,7 +217,7 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-CASES = FAMILY_CASES | MORE_CASES | PARALLEL_CASES | EXPERT_CASES
+CASES = FAMILY_CASES | MORE_CASES | PARALLEL_CASES | HEADS_FIXED_CASES | EXPERT_CASES
 # Families of which transformers has a class of the same name.
 WITH_A_CLASS = [name for name, family in sorted(families().items()) if not family.read_as]
 
@@ -199,7 +225,7 @@ WITH_A_CLASS = [name for name, family in sorted(families().items()) if not famil
 def config_of(case: str = "llama-gqa", **changes: Any) -> dict[str, Any]:
     """The config.json of a case, with fields that differ."""
     model_type, different = CASES[case]
-    return {**SIZES, **different, "model_type": model_type, **changes}
+    return spelled({**SIZES, **different, "model_type": model_type, **changes})
 
 
 def tiny_model(
@@ -215,13 +241,13 @@ def tiny_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model_type, different = CASES[case]
-    if model_type == "baichuan":
+    config = config_of(case, **changes)
+    if config["model_type"] == "baichuan":
         tiny_model(directory, "llama-mha", seed, dtype, **changes)
-        return as_baichuan(directory, config_of(case, **changes))
-    config = AutoConfig.for_model(model_type, **{**SIZES, **different, **changes})
+        return as_baichuan(directory, config)
+    made = AutoConfig.for_model(**config)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    model = AutoModelForCausalLM.from_config(made).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             # Fresh biases are zero and fresh norms one: draw them, or half a bug stays hidden.
@@ -244,8 +270,6 @@ def as_baichuan(directory: Path, config: dict[str, Any]) -> Path:
         parts = [tensors.pop(f"{attention}.{name}_proj.weight") for name in "qkv"]
         tensors[f"{attention}.W_pack.weight"] = torch.cat(parts)
     save_file(tensors, file, {"format": "pt"})
-    for key in ("num_key_value_heads", "head_dim"):  # which its class has not
-        del config[key]
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_baichuan.BaiChuanForCausalLM"}
     (directory / "config.json").write_text(json.dumps(config))
     return directory

@@ -21,6 +21,7 @@ from bipline.compression.corrections import Corrections, hold_to_plan
 from bipline.compression.slicing import Slicer
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import build_of, exported_config, with_output_biases
+from bipline.model.family import spelled
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.per_layer.shipping import refuse_tokenizer_code, shipped_files
 from bipline.model.per_layer.stored import stored_config
@@ -298,7 +299,7 @@ def write_config(
 ) -> None:
     """Write config.json with the section that says where the tensors came from."""
     told = origin.model_copy(update={"tensor_digest": tensor_digest})
-    write_json(writer, CONFIG, {**stored_config(config), **told.section()})
+    write_json(writer, CONFIG, {**spelled(stored_config(config)), **told.section()})
 
 
 def declare_content(writer: DirectoryWriter) -> None:

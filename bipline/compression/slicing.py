@@ -20,21 +20,32 @@ from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
 from bipline.model.experts import of_experts, renumbered
 from bipline.model.families import (
     block_axes,
+    block_lying,
     block_parts,
     build_of,
-    family_of,
+    family_in,
     tensor_shapes,
 )
+from bipline.model.fused import part_rows
 from bipline.model.shapes import ModelShape, shape_of
 from bipline.model.writer import TensorSpec
 from bipline.values.plan import BlockPlan, PruningPlan
 
 
 @dataclass(frozen=True)
+class _Corrected:
+    """A correction, and the rows of a tensor that it takes; columns where that is ``turned``."""
+
+    load: Callable[[], Tensor]
+    places: Tensor
+    turned: bool
+
+
+@dataclass(frozen=True)
 class _Target:
     """A tensor of the smaller model: what is read for it, and which parts lie in its rows.
 
-    ``source`` is empty for one that is added. ``corrected`` reads corrections, by their first row.
+    ``source`` is empty for one that is added.
     """
 
     name: str
@@ -42,7 +53,7 @@ class _Target:
     shape: tuple[int, ...]
     rows: Tensor | None = None
     columns: Tensor | None = None
-    corrected: dict[int, Callable[[], Tensor]] = field(default_factory=dict)
+    corrected: list[_Corrected] = field(default_factory=list)
 
 
 class _Source:
@@ -52,7 +63,7 @@ class _Source:
         self.index = index
         self.names = checkpoint.block_names(index)
         self.axes = block_axes(checkpoint.family, checkpoint.config, index)
-        self.firsts = checkpoint.block_firsts(index)
+        self.places = checkpoint.rows_inside(index)
         self.kept = kept_indices(block, checkpoint.shape.block(index))
         named = build_of(checkpoint.family).block_weights
         self.experts = renumbered(named, block.experts)
@@ -60,13 +71,16 @@ class _Source:
         self.channels = of_experts(named, list(map(_indices, block.expert_channels)))
 
     def rows(self, parts: Sequence[str]) -> Tensor | None:
-        """The rows to read of what parts lie in, by their names in the smaller model; all: None."""
+        """The rows to read of what parts lie in, by their names in the smaller model; all: None.
+
+        They ascend.
+        """
         kept = []
         for part in parts:
             lies = self.experts.get(part, part)
             if (inside := self.along(part, self.axes[lies][0])) is not None:
-                kept.append(self.firsts[lies] + inside)
-        return torch.cat(kept) if kept else None
+                kept.append(self.places[lies][inside])
+        return torch.cat(kept).sort().values if kept else None
 
     def along(self, part: str, axis: str) -> Tensor | None:
         """What stays of a tensor along an axis, by its name in the smaller model; None for all."""
@@ -90,7 +104,7 @@ class Slicer:
     ) -> None:
         self.checkpoint = checkpoint
         self._first = next(iter(checkpoint.stored_names(0).values()))
-        self._family, self._config = family_of(str(config["model_type"])), config
+        self._family, self._config = family_in(config), config
         self._shapes = tensor_shapes(self._family, config, shape_of(config))
         self._targets = {
             name: _Target(name, name, shape)
@@ -126,7 +140,7 @@ class Slicer:
         read = self.checkpoint.stream(wanted)
         for target in targets:
             tick()
-            first, corrected = 0, {row: load() for row, load in target.corrected.items()}
+            first, corrected = 0, [(each, each.load()) for each in target.corrected]
             while first < target.shape[0]:
                 # A corrected tensor's source is read too: the plan is held to its digest.
                 piece = next(read)[1] if target.source else self._zeros(target)
@@ -145,22 +159,25 @@ class Slicer:
         axes = block_axes(self._family, self._config, number)
         sizes = shape_of(self._config).block(number)
         fitting = corrections.shapes(index) if corrections else {}
+        lying = block_lying(self._family, self._config, number)
         for name, parts in block_parts(self._family, self._config, number).items():
-            target = self._origin(prefix + name, parts, source, axes[parts[0]])
-            first = 0
-            for part in parts:
-                shape = tuple(map(sizes.axis_size, axes[part]))
+            turned = lying.turned(name)
+            target = self._origin(prefix + name, parts, source, axes[parts[0]], turned)
+            shapes = [tuple(map(sizes.axis_size, axes[part])) for part in parts]
+            places = part_rows([rows for rows, *_ in shapes], lying.groups_of(name))
+            for part, shape, inside in zip(parts, shapes, places, strict=True):
                 if corrections is not None and part in fitting:
                     _check_shape(part, index, fitting.pop(part), shape)
-                    target.corrected[first] = partial(self._correction, corrections, index, part)
-                first += shape[0]
+                    load = partial(self._correction, corrections, index, part)
+                    target.corrected.append(_Corrected(load, inside, turned))
             yield target
         for name, shape in fitting.items():
             _check_shape(name, index, shape, ())
 
     def _origin(
-        self, name: str, parts: tuple[str, ...], source: _Source, axes: tuple[str, ...]
-    ) -> _Target:
+        self, name: str, parts: tuple[str, ...], source: _Source, axes: tuple[str, ...],
+        turned: bool,
+    ) -> _Target:  # fmt: skip
         """Where a tensor of a block comes from: rows and columns of one that is stored."""
         shape = self._shapes[name]
         found = {source.names.get(source.experts.get(part, part), "") for part in parts}
@@ -170,7 +187,9 @@ class Slicer:
         if not stored:
             return _Target(name, "", shape)
         columns = source.along(parts[0], axes[1]) if len(axes) > 1 else None
-        return _Target(name, stored, shape, source.rows(parts), columns)
+        rows = source.rows(parts)
+        kept = (columns, rows) if turned else (rows, columns)
+        return _Target(name, stored, shape, *kept)
 
     def _dtype(self, target: _Target) -> str:
         """Biases that are added are written like the weights of the first block."""
@@ -187,12 +206,14 @@ class Slicer:
         return torch.zeros(target.shape, dtype=TORCH_DTYPES[self._dtype(target)])
 
 
-def _overlaid(piece: Tensor, first: int, corrected: Mapping[int, Tensor]) -> Tensor:
-    """Rows from ``first`` on of a tensor, with the corrections that begin at these of its rows."""
-    for start, rows in corrected.items():
-        begin, end = max(first, start), min(first + len(piece), start + len(rows))
-        if begin < end:
-            piece[begin - first : end - first] = rows[begin - start : end - start]
+def _overlaid(piece: Tensor, first: int, corrected: list[tuple[_Corrected, Tensor]]) -> Tensor:
+    """Rows from ``first`` on of a tensor, with what corrections say of them."""
+    for each, tensor in corrected:
+        if each.turned:
+            piece[:, each.places] = tensor.T[first : first + len(piece)]
+            continue
+        here = (each.places >= first) & (each.places < first + len(piece))
+        piece[each.places[here] - first] = tensor[here]
     return piece
 
 

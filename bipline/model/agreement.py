@@ -20,7 +20,7 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.model.built import build, one_line, saved_tensors
 from bipline.model.checkpoint import Checkpoint, tensor_bytes
-from bipline.model.families import family_of, tensor_shapes, with_blocks
+from bipline.model.families import family_in, tensor_shapes, with_blocks
 from bipline.model.module_weights import Place, model_places, module_weights
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.shapes import PER_LAYER_LISTS, ModelShape, experts_key, shape_of
@@ -78,7 +78,7 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
     queries = min(MOST_QUERIES, shape.queries_per_group)
     heads = groups * queries
     # LLaMA's class wants a multiple of the heads, Helium's what they are together.
-    fixed = family_of(str(config["model_type"])).fixes_heads(config)
+    fixed = family_in(config).fixes_heads(config)
     width = shape.head_dim if fixed else -(-CHANNELS // heads)
     sizes = {
         "num_key_value_heads": groups, "num_attention_heads": heads, "intermediate_size": CHANNELS,
@@ -98,6 +98,8 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
             small[name] = max(small[listed])
     if small.get("sliding_window"):
         small["sliding_window"] = min(LONGEST_SLIDING, small["sliding_window"])
+    if shape.positions:
+        small["max_position_embeddings"] = min(TOKENS, small["max_position_embeddings"])
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         small[name] = None if small.get(name) is None else 0
     return small
@@ -113,7 +115,7 @@ def _few_experts(shape: ModelShape, key: str) -> dict[str, int]:
 
 def _kind(config: Mapping[str, Any], index: int) -> tuple[Any, ...]:
     """What a block has that another may not: its attention's reach, its sublayers, its experts."""
-    listed = family_of(str(config["model_type"])).block_lists
+    listed = family_in(config).block_lists
     kinds = tuple(config[key][index] for key in listed if config.get(key))
     slides = bool(config.get("use_sliding_window")) and index >= config.get("max_window_layers", 0)
     widths = (config.get(each) for each in PER_LAYER_LISTS.values())
@@ -148,7 +150,7 @@ class _Memory:
 def _difference(config: Mapping[str, Any], logits: Logits) -> float:
     """How far the two models' logits lie apart, relative to the largest."""
     drawn, token_ids = _drawn(config)
-    inside = model_places(family_of(str(config["model_type"])), config)
+    inside = model_places(family_in(config), config)
     places = {name: inside.get(name, Place(name)) for name in drawn}
     weights = module_weights(places, drawn.items())
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -165,7 +167,7 @@ def _difference(config: Mapping[str, Any], logits: Logits) -> float:
 def _drawn(config: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
     """Weights of a size that keeps activations near one, and token ids ``[windows, tokens]``."""
     generator = torch.Generator().manual_seed(SEED)
-    shapes = tensor_shapes(family_of(str(config["model_type"])), config, shape_of(config))
+    shapes = tensor_shapes(family_in(config), config, shape_of(config))
     weights = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
@@ -183,5 +185,5 @@ def _checkpoint(config: Mapping[str, Any]) -> Checkpoint:
         )
         for name, held in weights.items()
     }
-    family, shape = family_of(str(config["model_type"])), shape_of(config)
+    family, shape = family_in(config), shape_of(config)
     return Checkpoint(LocalFolder(Path("drawn")), dict(config), family, shape, stored)

@@ -126,7 +126,7 @@ class BlockLoop:
         self.micro_batch = micro_batch
         self.reader = BlockReader(checkpoint, dtype, self.device)
         build = build_of(checkpoint.family)
-        outside = checkpoint.family.named(build.outside_weights)
+        outside = (*checkpoint.family.named(build.outside_weights), *checkpoint.family.outside)
         held = {name: checkpoint.tensor(name) for name in outside if name != build.embedding}
         self.around = Surroundings(checkpoint.config, held, dtype, self.device)
         if checkpoint.multipliers:
@@ -146,16 +146,16 @@ class BlockLoop:
         chunks = token_ids.split(CHUNK_WINDOWS)
         states.fill(lambda number: self.embed(chunks[number]))
 
-    def embed(self, token_ids: Tensor) -> Tensor:
+    def embed(self, token_ids: Tensor, first: int = 0) -> Tensor:
         """Hidden states before the first block: ``[windows, seqlen, hidden_size]``.
 
-        Raises InvalidInput for a token id above the vocabulary, or a window longer than the
-        positions the model knows.
+        So many tokens lie before the ``first`` that is given. Raises InvalidInput for a token id
+        above the vocabulary, or a window longer than the positions the model knows.
         """
-        self.check(token_ids)
+        self.check(token_ids, first)
         used, where = token_ids.unique(return_inverse=True)
         rows = self.checkpoint.rows(build_of(self.checkpoint.family).embedding, used)
-        return self.around.embedded(rows.to(self.device, self.dtype), where.to(self.device))
+        return self.around.embedded(rows.to(self.device, self.dtype), where.to(self.device), first)
 
     def blocks(self, indices: Iterable[int] | None = None) -> Iterator[Block]:
         """The blocks in order, or those of ``indices``; taking the next one overwrites a block."""
@@ -236,7 +236,7 @@ class BlockLoop:
             hidden = block.run(hidden)
         return self.around.logits(hidden, self.output_weight())
 
-    def check(self, token_ids: Tensor) -> None:
+    def check(self, token_ids: Tensor, first: int = 0) -> None:
         """Raise InvalidInput for windows that this model cannot take (see :meth:`embed`)."""
         vocab_size = self.checkpoint.shape.vocab_size
         highest = int(token_ids.max())
@@ -245,11 +245,10 @@ class BlockLoop:
                 f"token id {highest} is above the model's vocabulary of {vocab_size}; "
                 "the tokenizer does not belong to this model"
             )
-        longest = self.around.config.max_position_embeddings
-        if token_ids.shape[1] > longest:
+        longest, seqlen = self.around.config.max_position_embeddings, first + token_ids.shape[1]
+        if seqlen > longest:
             raise InvalidInput(
-                f"seqlen {token_ids.shape[1]} is longer than the model's max_position_embeddings "
-                f"{longest}"
+                f"seqlen {seqlen} is longer than the model's max_position_embeddings {longest}"
             )
 
     def _hook(self, module: nn.Module, seen: Activations) -> list[Any]:

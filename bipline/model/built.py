@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bipline.base.errors import InvalidInput
+from bipline.model.family import spelled
 from bipline.model.per_layer.shipping import own_class
 from bipline.model.shapes import is_per_layer
 
@@ -33,7 +34,8 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     """
     from transformers import AutoConfig
 
-    values = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    said = spelled(config).items()
+    values = {key: value for key, value in said if key not in ("dtype", "torch_dtype")}
     model_type = values.pop("model_type")
     values = deepcopy(values)  # transformers writes into what it is given
     try:

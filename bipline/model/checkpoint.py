@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bipline.base.errors import InvalidInput, Refused
-from bipline.model.families import Family, ModelShape, block_axes, block_parts, build_of
+from bipline.model.families import (
+    Family,
+    ModelShape,
+    block_axes,
+    block_lying,
+    block_parts,
+    build_of,
+)
 from bipline.model.finite import refuse_not_finite
-from bipline.model.fused import split
+from bipline.model.fused import part_rows, split
 from bipline.model.module_weights import Place, block_places, model_places, module_weights
+from bipline.model.naming import Naming
+from bipline.model.rows import inside, runs, tensor_bytes
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.tensor_digests import RunningDigest, TensorDigests
 from bipline.model.wrappers import Nesting
@@ -59,6 +67,7 @@ class Checkpoint:
     expected_digest: str | None = None
     digests: TensorDigests = field(default_factory=TensorDigests, repr=False)
     nesting: Nesting | None = field(default=None, repr=False)
+    naming: Naming = field(default_factory=Naming, repr=False)
 
     @property
     def beside(self) -> frozenset[str]:
@@ -67,7 +76,7 @@ class Checkpoint:
 
     def stored_name(self, name: str) -> str:
         """The name of a tensor, or of one as this model would have it, where it lies."""
-        return self.nesting.stored_name(name) if self.nesting else name
+        return (self.nesting or self.naming).stored_name(name)
 
     def whole_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """The config.json of this model with another config in the place of its own."""
@@ -118,7 +127,7 @@ class Checkpoint:
         rows = torch.empty(shape, dtype=TORCH_DTYPES[stored.dtype])
         width = stored.num_bytes // max(1, stored.shape[0])
         data = tensor_bytes(rows)
-        for first, last, index in _runs(indices.tolist()):
+        for first, last, index in runs(indices.tolist()):
             stored.file.read_into(data[first * width : last * width], stored.offset + index * width)
         refuse_not_finite(rows, name, self.location)
         return rows
@@ -143,9 +152,9 @@ class Checkpoint:
                     yield name, piece
                     continue
                 running.update(tensor_bytes(piece))
-                inside = _inside(kept, first, len(piece))
-                if inside is None or len(inside):
-                    yield name, piece if inside is None else piece.index_select(0, inside)
+                held = inside(kept, first, len(piece))
+                if held is None or len(held):
+                    yield name, piece if held is None else piece.index_select(0, held)
             self._record(current, running)
 
     def _read(
@@ -209,20 +218,22 @@ class Checkpoint:
         axes = block_axes(self.family, self.config, index)
         return {name: shape.axis_size(first) for name, (first, *_) in axes.items()}
 
-    def block_firsts(self, index: int) -> dict[str, int]:
-        """The row of what is stored that each tensor of a block begins at."""
-        rows, firsts = self.block_rows(index), dict[str, int]()
-        for parts in block_parts(self.family, self.config, index).values():
-            sizes = [rows[part] for part in parts]
-            firsts.update(zip(parts, accumulate([0, *sizes[:-1]]), strict=True))
-        return firsts
+    def rows_inside(self, index: int) -> dict[str, torch.Tensor]:
+        """In which rows of what is stored each tensor of a block lies: columns, if transposed."""
+        rows, lying = self.block_rows(index), block_lying(self.family, self.config, index)
+        found: dict[str, torch.Tensor] = {}
+        for name, parts in block_parts(self.family, self.config, index).items():
+            places = part_rows([rows[part] for part in parts], lying.groups_of(name))
+            found.update(zip(parts, places, strict=True))
+        return found
 
     def split(self, index: int, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A block's tensors by their names inside it, as rows of those that its class takes."""
         parts = block_parts(self.family, self.config, index)
         fused = {name: held[name] for name in held if parts.get(name, (name,)) != (name,)}
         others = {name: tensor for name, tensor in held.items() if name not in fused}
-        return others | split(fused, parts, self.block_rows(index))
+        lying = block_lying(self.family, self.config, index)
+        return others | split(fused, parts, self.block_rows(index), lying)
 
     def block_places(self, index: int) -> dict[str, Place]:
         """Where what is stored of a block, by its name inside it, goes in what its class takes."""
@@ -249,7 +260,9 @@ class Checkpoint:
     @property
     def output_name(self) -> str:
         """The tensor that turns hidden states into logits."""
-        return "model.embed_tokens.weight" if self.shape.tie_word_embeddings else "lm_head.weight"
+        build = build_of(self.family)
+        [output] = build.output_weights
+        return build.embedding if self.shape.tie_word_embeddings else output
 
     @property
     def parameters(self) -> int:
@@ -327,24 +340,3 @@ class Checkpoint:
 def widened(values: torch.Tensor) -> torch.Tensor:
     """At least float32: products of bfloat16 values would be rounded before they count."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _inside(kept: torch.Tensor | None, first: int, count: int) -> torch.Tensor | None:
-    """Which of ``count`` rows from ``first`` on are kept, counted from there; None for all."""
-    if kept is None:
-        return None
-    return kept[(kept >= first) & (kept < first + count)] - first
-
-
-def _runs(indices: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Runs of neighbours: ``(first, last, index)``, places in the list and where the run begins."""
-    cuts = [place for place, (a, b) in enumerate(pairwise(indices), start=1) if b != a + 1]
-    for first, last in pairwise([0, *cuts, len(indices)]):
-        if first < last:
-            yield first, last, indices[first]
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview[int]:
-    """The bytes of a tensor in row order, as safetensors stores them."""
-    data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(data)

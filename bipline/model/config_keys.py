@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.model.allowed import Allowed
-from bipline.model.families import Family, family_of
+from bipline.model.families import Family, family_in, family_of
 from bipline.model.per_layer.stored import KEY, listed_widths
 from bipline.model.rope import partial_rotary_factor
 from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer, shape_of
@@ -81,7 +81,7 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(model_type, str):
         raise InvalidInput(f"{where}: model_type is {shown(model_type)}, not a text")
     allowed, family = allowed_keys(model_type), family_of(model_type)
-    config = {family.aliases.get(key, key): value for key, value in config.items()}
+    config = _in_common_words(config, family, where)
     blocks = config.get(KEY) if is_per_layer(config) else None
     if blocks is not None:
         config = {key: value for key, value in config.items() if key != KEY}
@@ -98,6 +98,9 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in ROPE_KEYS:
         if checked.get(key):
             checked[key] = _checked_ropes(key, checked[key], f"{where}: {key}", family)
+    _refuse_unequal(checked, family, where)
+    if family.ffn_times and checked.get("intermediate_size") is None and "hidden_size" in checked:
+        checked["intermediate_size"] = family.ffn_times * checked["hidden_size"]
     _check_together(checked, where)
     checked |= _written_out(checked, family, where)
     return _read_as(checked, family, where) if family.read_as else checked
@@ -110,6 +113,30 @@ def check_around(config: Mapping[str, Any], known: Sequence[str], where: str) ->
     """
     _refuse_named({key: value for key, value in config.items() if key not in known}, where)
     _tell_unknown(where, tuple(sorted(set(config) - set(known) - {SECTION})))
+
+
+def _in_common_words(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """The config under the names that keys have in every family's.
+
+    Raises InvalidInput for a key by such a name where the family's class calls it otherwise.
+    """
+    for key, own in family.spelled.items():
+        if key in config:
+            raise InvalidInput(
+                f"{where}: {key} {shown(config[key])} is called {own} by a {config['model_type']}; "
+                "name it so"
+            )
+    return {family.words.get(key, key): value for key, value in config.items()}
+
+
+def _refuse_unequal(config: dict[str, Any], family: Family, where: str) -> None:
+    """Leave out keys that must say what others do. Raises InvalidInput for one that does not."""
+    for key, other in family.equal_keys.items():
+        if (value := config.pop(key, None)) not in (None, config.get(other)):
+            raise InvalidInput(
+                f"{where}: {key} is {shown(value)}, not {other} {config.get(other)}, which is not "
+                "supported"
+            )
 
 
 def _read_as(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
@@ -209,12 +236,11 @@ def _checked_rope(rope: Mapping[str, Any], where: str, family: Family) -> dict[s
 
 def _check_together(config: Mapping[str, Any], where: str) -> None:
     """What single keys cannot say: sizes that must fit each other."""
-    shape = shape_of(config)
-    if shape.head_dim % 2:
+    shape, family = shape_of(config), family_in(config)
+    if shape.head_dim % 2 and family.turns_heads:
         raise InvalidInput(
             f"{where}: head_dim is {shape.head_dim}, not even, and positions turn pairs"
         )
-    family = family_of(str(config["model_type"]))
     turned = int(shape.head_dim * partial_rotary_factor(config))
     divided = shape.hidden_size % shape.num_attention_heads == 0
     if family.heads_must_divide_hidden_size and not (divided or is_per_layer(config)):
@@ -238,7 +264,7 @@ def _check_together(config: Mapping[str, Any], where: str) -> None:
 
 
 def _check_lists(config: Mapping[str, Any], layers: int, pairs: int, where: str) -> None:
-    for key in family_of(str(config["model_type"])).block_lists:
+    for key in family_in(config).block_lists:
         if config.get(key) is not None and len(config[key]) != layers:
             raise InvalidInput(f"{where}: {key} has not one entry for each of {layers} blocks")
     for key in ROPE_KEYS:

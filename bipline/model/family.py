@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bipline.base.errors import InvalidInput
 from bipline.model.allowed import Allowed
-from bipline.model.builds import Axes, Build, build_named
+from bipline.model.builds import Axes, Build, build_placed
 from bipline.model.rope import rope_type
 
+EMBEDDING = "model.embed_tokens.weight"
 # What the model_type of a model whose blocks differ in width begins with.
 PER_LAYER_PREFIX = "per_layer_"
 
@@ -34,6 +35,13 @@ class Norm(_Table):
 
 
 RMS_NORM = Norm()
+
+
+class Variant(_Table):
+    """What is otherwise where a config says so: some of a family's fields, under their names."""
+
+    where: dict[str, Any]
+    fields: dict[str, Any]
 
 
 class Family(_Table):
@@ -61,6 +69,8 @@ class Family(_Table):
     eager_attention: bool = False
     # Its config says how positions turn for each kind of block.
     rope_by_layer_type: bool = False
+    # How many times as wide as the stream an FFN is where a config says nothing of it.
+    ffn_times: int = 0
     # The key of its config by which all that a sublayer adds to the stream is multiplied.
     output_multiplier: str = ""
     # Its class takes hidden_size for the width of its heads, so that none can go: always, or with
@@ -70,10 +80,21 @@ class Family(_Table):
     # The key of its config that counts the blocks behind the last one that guess later tokens. They
     # are none of the decoder's; transformers leaves them out, and so do we.
     predicting_blocks: str = ""
+    # What full names of a block's tensors begin with, if not as in its build.
+    block_prefix: str = ""
     # Tensors of the build under other names, those that it lacks, and matrices stored as one.
     renamed: dict[str, str] = Field(default_factory=dict)
     without: tuple[str, ...] = ()
     fused: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    # Of these, those whose rows go group by group, and those that lie transposed.
+    by_group: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
+    # Tensors outside of blocks beside those of the build, and what old files hold and no class
+    # reads, by how its name ends.
+    outside: dict[str, Axes] = Field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    # Learned positions have so many rows more than max_position_embeddings; None where none are.
+    rows_before_positions: int | None = None
     # What matrices are called where they lie, if its class calls them otherwise.
     stored: dict[str, str] = Field(default_factory=dict)
     # transformers has no class for it, but one that computes the same, of this family, and other
@@ -84,6 +105,9 @@ class Family(_Table):
     # Other names of keys, keys of every config that its class has not, those whose value its class
     # decides, and what a kind of positions takes in it beside what it takes everywhere.
     aliases: dict[str, str] = Field(default_factory=dict)
+    # What its class calls keys of every config, and keys that may say nothing but another one's.
+    spelled: dict[str, str] = Field(default_factory=dict)
+    equal_keys: dict[str, str] = Field(default_factory=dict)
     lacks_keys: tuple[str, ...] = ()
     written_out: tuple[str, ...] = ()
     rope_takes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -91,6 +115,7 @@ class Family(_Table):
     # config says nothing.
     keys: dict[str, Allowed] = Field(default_factory=dict)
     defaults: dict[str, Any]
+    variants: tuple[Variant, ...] = ()
 
     def has_head_norms(self, config: Mapping[str, Any]) -> bool:
         """Whether a model with this config norms queries and keys inside each head."""
@@ -118,6 +143,16 @@ class Family(_Table):
     def turns(self, share: float) -> bool:
         """Whether its class can turn this share of every head by its position."""
         return share == 1 or "partial_rotary_factor" in self.keys
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The names that keys have in every family's config, by those that its class gives them."""
+        return {**self.aliases, **{own: key for key, own in self.spelled.items()}}
+
+    @property
+    def turns_heads(self) -> bool:
+        """Whether heads are turned by their positions at all."""
+        return "rope_parameters" not in self.lacks_keys
 
     @property
     def block_lists(self) -> list[str]:
@@ -154,6 +189,30 @@ def family_of(model_type: str) -> Family:
     return found
 
 
+@cache
+def _variant(model_type: str, number: int) -> Family:
+    family = family_of(model_type)
+    return Family.model_validate({**family.model_dump(), **family.variants[number].fields})
+
+
+def family_in(config: Mapping[str, Any]) -> Family:
+    """The family of a config whose defaults are written out, as it is for what the config says."""
+    family = family_of(model_type := str(config["model_type"]))
+    for number, variant in enumerate(family.variants):
+        if all(config.get(key) == value for key, value in variant.where.items()):
+            return _variant(model_type, number)
+    return family
+
+
+def spelled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in the words of its class: without keys that this lacks, and under its names."""
+    family = families().get(str(config["model_type"]).removeprefix(PER_LAYER_PREFIX))
+    if family is None:
+        return dict(config)
+    own = {key: value for key, value in config.items() if key not in family.lacks_keys}
+    return {family.spelled.get(key, key): value for key, value in own.items()}
+
+
 def build_of(family: Family) -> Build:
-    """The tensor table a family uses."""
-    return build_named(family.build)
+    """The tensor table a family uses, with the names of its own root."""
+    return build_placed(family.build, family.block_prefix, family.renamed.get(EMBEDDING, ""))

@@ -22,7 +22,13 @@ from bipline.model.built import (
     transformers_config,
 )
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import Family, block_parts, family_of, predicting_prefixes
+from bipline.model.families import (
+    Family,
+    block_parts,
+    build_of,
+    family_in,
+    predicting_prefixes,
+)
 from bipline.model.fused import stored_parts
 from bipline.model.opening import open_checkpoint
 from bipline.storage.folder import Folder
@@ -61,12 +67,14 @@ def load_model(model: Path | Checkpoint, dtype: torch.dtype) -> Any:
 
 def refuse_odd_keys(report: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """Raise InvalidInput for what transformers reports of tensors that do not fit its class."""
+    left_out = predicting_prefixes(checkpoint.family, checkpoint.config)
+    ignored = build_of(checkpoint.family).ignored + checkpoint.family.ignored
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        left_out = predicting_prefixes(checkpoint.family, checkpoint.config)
-        if odd := [str(key) for key in report.get(kind, ()) if not str(key).startswith(left_out)]:
+        found = [key for key in map(str, report.get(kind, ())) if not key.startswith(left_out)]
+        if odd := [key for key in found if not key.endswith(ignored)]:
             first = min(odd)
-            found = f"{kind.replace('_', ' ')} on loading: {first}"
-            raise InvalidInput(f"{checkpoint.location}: {found}")
+            named = f"{kind.replace('_', ' ')} on loading: {first}"
+            raise InvalidInput(f"{checkpoint.location}: {named}")
 
 
 def _loaded(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
@@ -128,7 +136,7 @@ def stored_apart(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
 
 
 def _class_of(checkpoint: Checkpoint) -> Family:
-    return family_of(str(checkpoint.config["model_type"]))
+    return family_in(checkpoint.config)
 
 
 def _parameters(checkpoint: Checkpoint) -> dict[str, Tensor]:

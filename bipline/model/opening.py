@@ -30,11 +30,13 @@ from bipline.model.config_keys import check_around, checked_config, shown
 from bipline.model.families import (
     Family,
     build_of,
+    family_in,
     family_of,
     predicting_prefixes,
     shape_of,
     tensor_shapes,
 )
+from bipline.model.naming import naming_of
 from bipline.model.per_layer.shipping import check_code
 from bipline.model.safetensors_header import StoredTensor, read_header
 from bipline.model.wrappers import TEXT_CONFIG, decoder_config, nesting_of, wrapper_of
@@ -68,14 +70,14 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
     """
     folder = open_folder(location)
     config = read_config(folder)
-    family = _stored_family(folder)
-    ignored = build_of(family).ignored
+    family = _stored_family(folder, config)
+    ignored = build_of(family).ignored + family.ignored
     tensors = {
         name: stored for name, stored in _stored(folder).items() if not name.endswith(ignored)
     }
     tensors = _without_predicting(tensors, config, family, folder.location)
     checkpoint = Checkpoint(folder, config, family, shape_of(config), tensors, expected_digest)
-    checkpoint = _with_its_output(_unwrapped(checkpoint))
+    checkpoint = _with_its_output(_by_class(_unwrapped(checkpoint)))
     _check_tensors(checkpoint)
     if checkpoint.weight_bytes > CACHED_SHARE * free_memory():
         for file in checkpoint.files.values():
@@ -83,11 +85,13 @@ def open_checkpoint(location: Path | str, expected_digest: str | None = None) ->
     return checkpoint
 
 
-def _stored_family(folder: Folder) -> Family:
-    """The family that a folder's tensors are stored as; its class may be another's."""
-    config = _config_of(folder)
-    wrapper = wrapper_of(config)
-    return family_of(wrapper.decoder if wrapper else str(config["model_type"]))
+def _stored_family(folder: Folder, config: dict[str, Any]) -> Family:
+    """The family that a folder's tensors are stored as; its ``config`` may be of another class."""
+    said = _config_of(folder)
+    if wrapper_of(said):
+        return family_in(config)
+    stored = family_of(str(said["model_type"]))
+    return stored if stored.read_as else family_in(config)
 
 
 def _without_predicting(
@@ -118,6 +122,15 @@ def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
     tensors = {names[name]: stored for name, stored in checkpoint.tensors.items()}
     _tell_beside(checkpoint.location, str(config["model_type"]), len(nesting.beside))
     return replace(checkpoint, tensors=tensors, nesting=nesting)
+
+
+def _by_class(checkpoint: Checkpoint) -> Checkpoint:
+    """Tensors by the names of their class, whatever files call them."""
+    known = tensor_shapes(checkpoint.family, checkpoint.config, checkpoint.shape)
+    naming = naming_of(checkpoint.family, known, checkpoint.tensors)
+    own = {naming.stored_name(name): name for name in known}
+    tensors = {own.get(name, name): stored for name, stored in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=tensors, naming=naming)
 
 
 @cache

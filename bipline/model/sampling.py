@@ -83,7 +83,7 @@ def _sampled(
     output = loop.output_weight()
     tokens = opening[:, None]
     for position in positions:
-        hidden = loop.embed(tokens[:, -1:])
+        hidden = loop.embed(tokens[:, -1:], position)
         for block in chain(held, loop.blocks(others) if others else ()):
             hidden = loop.forward(block.index, block.weights, hidden, cache, position)
         chances = loop.token_logits(hidden[:, 0], output).softmax(-1).cpu()

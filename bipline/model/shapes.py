@@ -51,8 +51,9 @@ class ModelShape(_Table):
     either kind. Where an FFN has ``num_experts``, intermediate_size is that of each; beside them
     it may have ``shared_channels``, which every token passes through. The first ``dense_blocks``
     may have no experts, but an FFN of ``dense_channels``. An FFN is made of ``ffn_matrices``: gate,
-    up and down, or up and down alone. ``within_experts`` is no size: it says that what goes is
-    channels of every expert (:meth:`within`).
+    up and down, or up and down alone. ``positions`` are rows of learned positions; 0 for none.
+    ``within_experts`` is no size: it says that what goes is channels of every expert
+    (:meth:`within`).
     """
 
     hidden_size: int
@@ -66,6 +67,7 @@ class ModelShape(_Table):
     num_experts: int = 0
     num_experts_per_tok: int = 0
     ffn_matrices: int = GATED
+    positions: int = 0
     shared_channels: int = 0
     dense_blocks: int = 0
     dense_channels: int = 0
@@ -246,7 +248,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         vocab_size=_size(config, "vocab_size"),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         **_experts(config),
-        ffn_matrices=_ffn_matrices(config),
+        **_of_family(config),
     )
     if shape.num_attention_heads % shape.num_key_value_heads:
         raise InvalidInput(
@@ -256,10 +258,18 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     return _with_widths(shape, config) if is_per_layer(config) else shape
 
 
-def _ffn_matrices(config: Mapping[str, Any]) -> int:
-    """Of how many matrices an FFN is made; no family's ``model_type`` is refused elsewhere."""
+def _of_family(config: Mapping[str, Any]) -> dict[str, int]:
+    """Of how many matrices an FFN is made, and learned positions.
+
+    A ``model_type`` of no family is refused elsewhere.
+    """
     family = families().get(str(config.get("model_type")).removeprefix(PER_LAYER_PREFIX))
-    return GATED if family is None or build_of(family).gated else PLAIN
+    if family is None:
+        return {}
+    found = {"ffn_matrices": GATED if build_of(family).gated else PLAIN}
+    if (before := family.rows_before_positions) is not None:
+        found["positions"] = before + _size(config, "max_position_embeddings")
+    return found
 
 
 def _experts(config: Mapping[str, Any]) -> dict[str, int]:

@@ -9,6 +9,7 @@ and of masks, block by block) is followed, and none of it is written down a seco
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import DynamicCache
 
 from bipline.model.block_reader import Weights
 from bipline.model.built import build
-from bipline.model.families import family_of
+from bipline.model.families import block_lying, build_of, family_in
 from bipline.model.unfused import unfuse
 
 # Shapes of windows whose masks and positions are kept: a pass has at most a few.
@@ -26,8 +27,12 @@ KEPT_SHAPES = 4
 Handed = dict[str, Any]
 
 
+class _Passed(Exception):
+    """Every block was handed its part; what lies behind the last one need not run."""
+
+
 class _StandIn(nn.Module):
-    """In place of a block: keeps what it is handed, and gives no tokens, or what it is told to."""
+    """In place of a block: keeps what it is handed, and gives that on, or what it is told to."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -36,11 +41,17 @@ class _StandIn(nn.Module):
         self.entered: Tensor | None = None
         self.handed: Handed = {}
         self.gives: Tensor | None = None
+        self.is_last = False
+        # What a decoder hands over by place, by the names that its blocks have for it.
+        self._names = list(signature(type(block).forward).parameters)[2:]
 
-    def forward(self, hidden_states: Tensor, **handed: Any) -> Tensor:
-        """No tokens, of which the rest of the decoder makes nothing, unless told otherwise."""
-        self.entered, self.handed = hidden_states, handed
-        return hidden_states[:, :0] if self.gives is None else self.gives
+    def forward(self, hidden_states: Tensor, *placed: Any, **handed: Any) -> Tensor:
+        """What entered, or what it is told to give; of the last one, no more than that it ran."""
+        named = dict(zip(self._names, placed, strict=False))
+        self.entered, self.handed = hidden_states, {**named, **handed}
+        if self.is_last and self.gives is None:
+            raise _Passed
+        return hidden_states if self.gives is None else self.gives
 
     def __getattr__(self, name: str) -> Any:
         """What a decoder reads of its blocks: their kind, say."""
@@ -79,14 +90,16 @@ class Surroundings:
     ) -> None:
         with torch.device("meta"):
             self._model = build(config, dtype).eval()
-        decoder = self._model.get_decoder()
-        self.config = decoder.config
-        self.blocks: list[nn.Module] = list(decoder.layers)
-        for block in self.blocks:
-            unfuse(block, family_of(str(config["model_type"])).fused)
+        self.config, family = self._model.config, family_in(config)
+        place, _, local = build_of(family).block_prefix.removesuffix(".{index}.").rpartition(".")
+        decoder = self._model.get_submodule(place)
+        self.blocks: list[nn.Module] = list(getattr(decoder, local))
+        for index, block in enumerate(self.blocks):
+            unfuse(block, family.fused, block_lying(family, config, index))
         self._stand_ins = [_StandIn(block) for block in self.blocks]
-        decoder.layers = nn.ModuleList(self._stand_ins)
-        embedding = decoder.get_input_embeddings()
+        self._stand_ins[-1].is_last = True
+        setattr(decoder, local, nn.ModuleList(self._stand_ins))
+        embedding = self._model.get_input_embeddings()
         # Rows are numbered anew where they are looked up.
         embedding.padding_idx = None
         [name] = [name for name, each in self._model.named_modules() if each is embedding]
@@ -97,19 +110,14 @@ class Surroundings:
         self._handed: dict[tuple[int, ...], list[Handed]] = {}
 
     @torch.no_grad()
-    def embedded(self, rows: Tensor, places: Tensor) -> Tensor:
+    def embedded(self, rows: Tensor, places: Tensor, first: int = 0) -> Tensor:
         """What enters the first block, ``[windows, seqlen, hidden_size]``.
 
-        ``rows`` are those of the embedding that are needed, ``places`` the row of each token.
+        ``rows`` are those of the embedding that are needed, ``places`` the row of each token; the
+        ``first`` of these has so many before it.
         """
-        held = {self._embedding: rows}
-        output = self._model.get_output_embeddings()
-        if output.bias is not None:
-            # A tied output matrix has as many rows as are given, and a bias must fit it.
-            count = len(rows) if self.config.tie_word_embeddings else len(output.bias)
-            held["lm_head.bias"] = rows.new_zeros(count)
-        _, entered = self._run(held, input_ids=places)
-        return entered
+        past = _Past(first) if first else None
+        return self._passed({self._embedding: rows}, input_ids=places, past_key_values=past)
 
     @torch.no_grad()
     def handed(
@@ -138,27 +146,39 @@ class Surroundings:
         last = self._stand_ins[-1]
         last.gives = hidden if hidden.dim() > 2 else hidden[None]
         try:
-            found, _ = self._run(
-                {"lm_head.weight": output}, inputs_embeds=_blank(last.gives[:, :1])
-            )
+            held = {"lm_head.weight": output}
+            found = self._run(held, inputs_embeds=_blank(last.gives[:, :1]))
         finally:
             last.gives = None
+            self._forget()
         logits: Tensor = found.logits
         return logits.view(*hidden.shape[:-1], -1)
 
     def _record(self, hidden: Tensor, past: _Past | None) -> list[Handed]:
-        self._run({}, inputs_embeds=_blank(hidden), past_key_values=past)
+        self._passed({}, inputs_embeds=_blank(hidden), past_key_values=past)
         return [stand_in.handed for stand_in in self._stand_ins]
 
-    def _run(self, held: Weights, **given: Any) -> tuple[Any, Tensor]:
-        """What the model makes of it with these weights, and what enters its first block."""
-        found = torch.func.functional_call(self._model, held, (), {**given, "use_cache": False})
-        entered, *_ = [each.entered for each in self._stand_ins]
-        for each in self._stand_ins:
-            each.entered = None
+    def _passed(self, held: Weights, **given: Any) -> Tensor:
+        """What enters the first block with these weights, when all were handed their part."""
+        try:
+            self._run(held, **given)
+        except _Passed:
+            entered = self._stand_ins[0].entered
+        else:
+            raise ValueError("the decoder ran without its last block")
+        finally:
+            self._forget()
         if entered is None:
             raise ValueError("the decoder ran without its first block")
-        return found, entered
+        return entered
+
+    def _run(self, held: Weights, **given: Any) -> Any:
+        """What the model makes of it with these weights."""
+        return torch.func.functional_call(self._model, held, (), {**given, "use_cache": False})
+
+    def _forget(self) -> None:
+        for each in self._stand_ins:
+            each.entered = None
 
     @torch.no_grad()
     def _fill_buffers(self, device: torch.device) -> None:

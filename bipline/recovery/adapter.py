@@ -16,7 +16,8 @@ from bipline.settings.recipes import BaLoraRecipe, LoraRecipe, Schedule
 TARGETS = (
     "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj",
     "gate_proj", "up_proj", "gate_up_proj", "down_proj",
-    "dense", "c_fc", "c_proj", "fc1", "fc2",
+    "dense", "c_fc", "c_proj", "fc1", "fc2", "out_proj",
+    "query_key_value", "dense_h_to_4h", "dense_4h_to_h", "c_attn",
 )  # fmt: skip
 # float32 rounding of one merged product against two; relative to the largest logit.
 MERGE_TOLERANCE = 1e-4

@@ -28,7 +28,7 @@ from bipline.compression.prune import (
 )
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
-from bipline.model.families import family_of, tensor_shapes
+from bipline.model.families import family_in, tensor_shapes
 from bipline.model.loading import load_model, stored_apart
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer, tokenizer_of
@@ -262,7 +262,7 @@ def write_merged(
         for name in source.tensors
         for own in apart.get(name, (name,))
     }
-    family = family_of(str(source.config["model_type"]))
+    family = family_in(source.config)
     shapes = tensor_shapes(family, source.config, source.shape)
     specs = [TensorSpec(name, headers[name], shape) for name, shape in shapes.items()]
     dtypes = {name: TORCH_DTYPES[header] for name, header in headers.items()}

@@ -18,7 +18,7 @@ from bipline.compression.prune import adds_biases, pruned_config
 from bipline.delivery.formats.interface import Layout
 from bipline.delivery.formats.registry import check_formats
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import family_of, with_output_biases
+from bipline.model.families import family_in, with_output_biases
 from bipline.model.per_layer.config import per_layer_config
 from bipline.model.shapes import BlockWidths, shape_of
 from bipline.settings.compress import CompressSettings, ExportSettings
@@ -57,7 +57,7 @@ def check_plan(
 
 def outline(checkpoint: Checkpoint, config: dict[str, Any]) -> Checkpoint:
     """A model that is to be made of another one: its config, and the tokenizer; no tensors yet."""
-    family, shape = family_of(str(config["model_type"])), shape_of(config)
+    family, shape = family_in(config), shape_of(config)
     return replace(checkpoint, config=config, family=family, shape=shape, tensors={})
 
 

@@ -23,7 +23,7 @@ from bipline.compression.written import (
     written_tensors,
 )
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import family_of
+from bipline.model.families import family_in
 from bipline.model.safetensors_header import StoredTensor
 from bipline.model.shapes import shape_of
 from bipline.settings.gguf import GgufSettings
@@ -79,7 +79,7 @@ def _gguf_bytes(
         spec.name: StoredTensor(None, spec.dtype, spec.shape, 0, spec.num_bytes)  # type: ignore[arg-type]
         for spec in written_tensors(checkpoint, plan)
     }
-    family, shape = family_of(str(config["model_type"])), shape_of(config)
+    family, shape = family_in(config), shape_of(config)
     smaller = replace(checkpoint, config=config, family=family, shape=shape, tensors=tensors)
     told = dict.fromkeys(("name", "licence", "revision", "base_model", "base_revision"), SOME_TEXT)
     digests = dict.fromkeys(("tensor_digest", "plan_digest", "base_tensor_digest"), SOME_DIGEST)

@@ -49,7 +49,7 @@ def test_the_command_shows_it(
         ("iquestcoder", ("tensors of kind 'gated and sequential'", "docs/adding.md")),
         ("stablelm", ("nearest kind is",)),
         ("llava", ("holds a 'llama'", "LlamaForCausalLM")),
-        ("gpt2", ("nearest kind is",)),
+        ("mpt", ("nearest kind is",)),
         ("clip", ("transformers builds no language model",)),
         ("no\nsuch", ("'no\\nsuch' is not supported",)),
     ],

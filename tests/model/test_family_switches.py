@@ -37,10 +37,12 @@ def another(value: Any) -> list[Any]:
 
 def own_keys(model_type: str) -> dict[str, Any]:
     """What the class itself declares, with what it takes where a config says nothing."""
-    made = AutoConfig.for_model(family_of(model_type).read_as or model_type)
+    family = family_of(model_type)
+    made = AutoConfig.for_model(family.read_as or model_type)
+    sizes = SIZES | {family.spelled.get(key, key) for key in SIZES}
     fields = type(made).__dataclass_fields__
     declared = vars(type(made))["__annotations__"]
-    own = {key: fields[key].default for key in declared if key in fields and key not in SIZES}
+    own = {key: fields[key].default for key in declared if key in fields and key not in sizes}
     aliases = dict(getattr(type(made), "attribute_map", None) or {})
     return {**own, **{alias: own[name] for alias, name in aliases.items() if name in own}}
 
@@ -65,7 +67,7 @@ def followed(config: dict[str, Any], key: str, value: Any) -> bool:
         return False
     family = family_of(str(config["model_type"]))
     if key not in family.written_out:
-        assert checked[family.aliases.get(key, key)] == value
+        assert checked[family.words.get(key, key)] == value
     return True
 
 
@@ -84,7 +86,7 @@ def test_a_switch_is_followed_or_refused(model_type: str) -> None:
     kept = 0
     for key, default in own_keys(model_type).items():
         for value in another(config.get(key, default)):
-            if family.aliases.get(key, key) in allowed:
+            if family.words.get(key, key) in allowed:
                 kept += followed(config, key, value)
                 continue
             checked = checked_config(config, WHERE)

@@ -24,12 +24,20 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import build_of, heads_fixed
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.model.per_layer.classes import PER_LAYER_CLASSES
 from bipline.quality.perplexity import token_losses
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import PruningPlan
 from tests.looped import cached_tolerance, check_parts, sliced_tolerance
 from tests.masking import silence
-from tests.tiny import EXPERT_CASES, MORE_CASES, PARALLEL_CASES, tiny_model, token_windows
+from tests.tiny import (
+    EXPERT_CASES,
+    HEADS_FIXED_CASES,
+    MORE_CASES,
+    PARALLEL_CASES,
+    tiny_model,
+    token_windows,
+)
 
 WINDOWS = token_windows(windows=2, seqlen=20)
 
@@ -37,11 +45,12 @@ WINDOWS = token_windows(windows=2, seqlen=20)
 # A few in the quick tests, the rest in the slow ones.
 QUICK = {
     "granite", "gemma", "olmo", "smollm3", "helium", "gemma2", "olmo2", "mixtral", "qwen3-moe",
-    "phi3", "cohere", "phi", "starcoder2", "nemotron",
+    "phi3", "cohere", "phi", "starcoder2", "nemotron", "opt",
+    "gpt-neox", "gpt2",
 }  # fmt: skip
 ASKED = [
     pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)
-    for case in MORE_CASES | PARALLEL_CASES | EXPERT_CASES
+    for case in MORE_CASES | PARALLEL_CASES | HEADS_FIXED_CASES | EXPERT_CASES
 ]
 # More than experts alone can lose, so that attention loses some; or less, where a token needs half.
 RATIOS = {
@@ -51,6 +60,8 @@ RATIOS = {
     "qwen3-moe-unnormed": 0.3,
     "glm4-moe": 0.3,
 }
+# Less than a narrow FFN alone can lose.
+RATIOS |= dict.fromkeys(HEADS_FIXED_CASES, 0.3)
 
 
 @pytest.fixture(scope="module", params=ASKED)
@@ -153,7 +164,7 @@ def test_blocks_of_widths_of_their_own(
     model: Path, tmp_path: Path, load_as_users_do: Callable[..., Any]
 ) -> None:
     checkpoint = open_checkpoint(model)
-    if checkpoint.shape.num_experts or build_of(checkpoint.family).parallel:
+    if f"per_layer_{checkpoint.config['model_type']}" not in PER_LAYER_CLASSES:
         with pytest.raises(InvalidInput, match=r"no class yet for a .* use the uniform layout"):
             plan_of(checkpoint, ratio=0.2, layout="per-layer", keep_first=1)
         return

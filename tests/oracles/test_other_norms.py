@@ -21,7 +21,7 @@ from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.settings.method_names import CRITERIA
 from tests.compensated import put_in_place, realised
-from tests.masking import silence
+from tests.masking import layers_of, silence
 from tests.observed import SEQLEN, WINDOWS, observed, scores_of, without_columns
 from tests.oracles.test_slicing import random_plan
 from tests.parted import parted
@@ -35,7 +35,7 @@ BEHIND = ("gemma2", "olmo2")
 # Matrices that are stored as one.
 FUSED = ("phi3", "glm")
 # LayerNorms with biases, and no gate.
-PLAIN = ("starcoder2", "nemotron")
+PLAIN = ("starcoder2", "nemotron", "opt", "gpt-neox-sequential", "gpt2")
 OTHERS = (*BEFORE, *BEHIND, "phi3", *PLAIN)
 BIP = ("llm-bip", "llm-bip-glu", "llm-bip-exact", "llm-bip-adjoint")
 GATHERED = ("gate_proj", "up_proj")
@@ -108,9 +108,10 @@ def test_gradients_are_of_what_a_group_adds(other: Path) -> None:
     logits = model(windows).logits[:, :-1]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
     _, scores = scored(other, "llm-pruner", windows=windows)
-    for layer, found in zip(model.model.layers, scores.blocks, strict=True):
+    checkpoint = open_checkpoint(other)
+    for layer, found in zip(layers_of(model), scores.blocks, strict=True):
         moved = {n: each.data * each.grad for n, each in layer.named_parameters()}
-        moved = {name: each.abs() for name, each in parted(layer, moved).items()}
+        moved = {name: each.abs() for name, each in parted(checkpoint, moved).items()}
         expected = moved["mlp.down_proj.weight"].sum(0)
         for name in GATHERED:
             if f"mlp.{name}.weight" in moved:
@@ -135,7 +136,7 @@ def of_rows(moved: dict[str, torch.Tensor], module: str) -> torch.Tensor:
 
 def folded(model: Any) -> Any:
     """A model that adds (m W) x in place of m (W x), which is how corrections are stated."""
-    for layer in model.model.layers:
+    for layer in layers_of(model):
         if (multiplier := getattr(layer, "residual_multiplier", 1.0)) == 1:
             continue
         for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
@@ -154,6 +155,9 @@ COMPENSATED = [
     ("phi3", "obs"), ("phi3-longrope", "least-squares"), ("glm", "obs"),
     ("phi", "obs"), ("cohere", "obs"), ("cohere2", "least-squares"), ("phi-tied", "bias"),
     ("starcoder2", "obs"), ("nemotron", "bias"), ("starcoder2-unbiased", "least-squares"),
+    ("opt", "obs"), ("opt-unbiased", "bias"),
+    ("gpt2", "obs"), ("gpt2-wide", "bias"),
+    ("gpt-neox", "obs"), ("gpt-neox-sequential", "bias"),
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from tests.observed import observed, scores_of, without_columns
 from tests.tiny import tiny_model
 
 
-@pytest.fixture(scope="module", params=["cohere", "cohere2", "phi"])
+@pytest.fixture(scope="module", params=["cohere", "cohere2", "phi", "gpt-neox"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("parallel") / request.param, request.param)
 
@@ -86,7 +86,7 @@ def test_every_criterion_but_searches_prunes_it(
     text = tmp_path / "text.txt"
     text.write_text("Seven yews and some larches were felled on Monday by the river. " * 40)
     api.prune(
-        model, tmp_path / "out", ratio=0.4, criterion=criterion, samples=20, seqlen=16,
+        model, tmp_path / "out", ratio=0.3, criterion=criterion, samples=20, seqlen=16,
         calibration=text, state=tmp_path / "state",
     )  # fmt: skip
     assert read_plan(tmp_path / "out" / PLAN_NAME).blocks

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.prune import prune
@@ -21,6 +22,7 @@ from bipline.storage.manifest import verify_directory
 from bipline.values.recovery import RecoveryRecord
 from tests.compression.test_calibrate import prose
 from tests.conftest import ASSETS
+from tests.masking import layers_of
 from tests.oracles.test_slicing import random_plan
 from tests.tiny import tiny_model, token_windows
 
@@ -133,11 +135,11 @@ def test_merged_adapter_equals_adapter_plus_base(pruned: Path) -> None:
     assert (merged - expected).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("case", ["starcoder2", "phi", "phi3"])
+@pytest.mark.parametrize("case", ["starcoder2", "phi", "phi3", "opt", "gpt-neox", "gpt2"])
 def test_every_matrix_of_a_block_has_an_adapter(case: str, tmp_path: Path) -> None:
     """Whatever its class calls them."""
     model = load_model(tiny_model(tmp_path / "model", case), torch.float32)
-    matrices = [each for each in model.model.layers.modules() if isinstance(each, nn.Linear)]
+    matrices = [each for each in layers_of(model).modules() if isinstance(each, nn.Linear | Conv1D)]
     adapted = with_adapter(model, LoraRecipe())
     assert len([name for name, _ in adapted.named_modules() if name.endswith("lora_A")]) == len(
         matrices

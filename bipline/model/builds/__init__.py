@@ -101,6 +101,13 @@ class Build(BaseModel):
 
 
 @cache
+def build_placed(name: str, block_prefix: str, embedding: str) -> Build:
+    """The build of this name, with blocks and embedding under other names where some are given."""
+    given = {"block_prefix": block_prefix, "embedding": embedding}
+    return build_named(name).model_copy(update={key: v for key, v in given.items() if v})
+
+
+@cache
 def build_named(name: str) -> Build:
     """The build of this name."""
     return Build.model_validate_json((Path(__file__).parent / f"{name}.json").read_bytes())

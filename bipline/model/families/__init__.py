@@ -19,9 +19,10 @@ from bipline.model.family import (
     Family,
     build_of,
     families,
+    family_in,
     family_of,
 )
-from bipline.model.fused import Parts, stored_parts
+from bipline.model.fused import Lying, Parts, stored_parts
 from bipline.model.rope import partial_rotary_factor
 from bipline.model.shapes import (
     PER_LAYER_LISTS,
@@ -70,6 +71,12 @@ def block_parts(family: Family, config: Mapping[str, Any], index: int = 0) -> Pa
     return stored_parts(lies, block_axes(family, config, index))
 
 
+def block_lying(family: Family, config: Mapping[str, Any], index: int = 0) -> Lying:
+    """How what is stored of one block lies."""
+    groups = max(1, shape_of(config).block(index).num_key_value_heads)
+    return Lying(family.by_group, family.transposed, groups)
+
+
 def tensor_shapes(
     family: Family, config: Mapping[str, Any], shape: ModelShape
 ) -> dict[str, tuple[int, ...]]:
@@ -78,12 +85,15 @@ def tensor_shapes(
     Sizes are those in ``shape``.
     """
     build = build_of(family)
-    shapes = {n: _sizes(shape, [axes]) for n, axes in family.named(build.outside_weights).items()}
+    outside = {**family.named(build.outside_weights), **family.outside}
+    shapes = {n: _sizes(shape, [axes]) for n, axes in outside.items()}
     for index in range(shape_of(config).num_hidden_layers):
         prefix = build.block_prefix.format(index=index)
         axes, sizes = block_axes(family, config, index), shape.block(index)
+        lying = block_lying(family, config, index)
         for name, parts in block_parts(family, config, index).items():
-            shapes[prefix + name] = _sizes(sizes, [axes[part] for part in parts])
+            found = _sizes(sizes, [axes[part] for part in parts])
+            shapes[prefix + name] = found[::-1] if lying.turned(name) else found
     if not shape_of(config).tie_word_embeddings:
         shapes.update({n: _sizes(shape, [axes]) for n, axes in build.output_weights.items()})
     return shapes
@@ -138,7 +148,9 @@ def exported_config(
         "head_dim": shape.head_dim,
         "transformers_version": config.get("transformers_version") or transformers.__version__,
     }
-    pruned.pop("_name_or_path", None)  # where the source lay is no property of the model
+    # Where the source lay is no property of the model.
+    for name in ("_name_or_path", *family.lacks_keys):
+        pruned.pop(name, None)
     if family.predicting_blocks:
         pruned[family.predicting_blocks] = 0  # they stay behind
     if model_type == config["model_type"]:
@@ -166,7 +178,7 @@ def with_output_biases(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises InvalidInput where the family's class cannot have them.
     """
-    family = family_of(str(config["model_type"]))
+    family = family_in(config)
     flags = {flag: True for flag, places in family.bias_flags.items() if BIASED & set(places)}
     biased = {**config, **flags}
     if not family.bias_places(biased) >= BIASED:
@@ -195,7 +207,7 @@ def with_blocks(config: Mapping[str, Any], kept_blocks: Sequence[int]) -> dict[s
     """
     layers = shape_of(config).num_hidden_layers
     changed = {**config, "num_hidden_layers": len(kept_blocks)}
-    listed = family_of(str(config["model_type"])).block_lists
+    listed = family_in(config).block_lists
     for name in (*listed, *PER_LAYER_LISTS.values()):
         if config.get(name) is None:
             continue
@@ -235,7 +247,7 @@ def holding_class(config: Mapping[str, Any], num_attention_heads: int) -> str | 
 
 def heads_fixed(config: Mapping[str, Any]) -> bool:
     """Whether no class holds a model with other heads than one with this config has."""
-    family = family_of(str(config["model_type"]))
+    family = family_in(config)
     others = (family_of(name) for name in family.alternatives)
     turned = (each for each in others if each.turns(partial_rotary_factor(config)))
     return all(each.fixes_heads(config) for each in (family, *turned))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bipline.base.errors import InvalidInput
-from bipline.model.families import families, family_of
+from bipline.model.families import families, family_in, family_of
 from bipline.model.per_layer import modeling_per_layer
 from bipline.model.per_layer.stored import KEY
 from bipline.model.shapes import PER_LAYER_PREFIX, is_per_layer
@@ -122,7 +122,7 @@ def shipped_files(config: Mapping[str, Any]) -> dict[str, bytes]:
     if not code:
         return {}
     digests = "\n".join(f"| `{name}` | `{sha256(code[name]).hexdigest()}` |" for name in code)
-    source = family_of(str(config["model_type"])).architecture
+    source = family_in(config).architecture
     return {**code, "README.md": README.format(source=source, digests=digests).encode()}
 
 

@@ -101,13 +101,13 @@ def _of_block(
     checkpoint: Checkpoint, architecture: Architecture, index: int, called: Mapping[str, str]
 ) -> list[Entry]:
     """The tensors of a block; ``called`` are names of the build by those of the class."""
-    firsts, counts = checkpoint.block_firsts(index), checkpoint.block_rows(index)
+    places = checkpoint.rows_inside(index)
     parts: dict[str, list[Part]] = {}
     rotated: set[str] = set()
     for inner, full in checkpoint.block_names(index).items():
         name = called.get(inner, inner)
         target = f"blk.{index}.{_renamed(name, architecture)}"
-        rows = range(firsts[inner], firsts[inner] + counts[inner])
+        rows = range(first := int(places[inner][0]), first + len(places[inner]))
         parts.setdefault(target, []).append(Part(full, rows))
         if architecture.interleaved and name.startswith(ROTATED):
             rotated.add(target)

@@ -66,8 +66,9 @@ def put_in_layer(
         if kind == "bias":
             called(layer, checkpoint, module).bias = nn.Parameter(tensor)
             continue
-        rows, columns = (
+        rows, *columns = (
             kept.get(axis, torch.arange(checkpoint.shape.axis_size(axis))) for axis in axes[name]
         )
         stored, own = inside[name]
-        as_built(checkpoint, stored, held)[own[rows][:, None], columns] = tensor
+        places = own[rows].view(-1, *(1 for _ in columns)), *columns
+        as_built(checkpoint, stored, held)[places] = tensor

@@ -166,6 +166,27 @@ HEADS_FIXED_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt2",
         {**MULTI, "intermediate_size": None, "tie_word_embeddings": False},
     ),
+    "falcon": ("falcon", {**MULTI, "num_key_value_heads": None, "bias": True}),
+    "falcon-new": ("falcon", {**GROUPED, "new_decoder_architecture": True}),
+    "falcon-one-norm": (
+        "falcon",
+        {
+            **SINGLE,
+            "new_decoder_architecture": True,
+            "num_ln_in_parallel_attn": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "falcon-sequential": (
+        "falcon",
+        {
+            **MULTI,
+            "parallel_attn": False,
+            "multi_query": False,
+            "alibi": True,
+            "bias": True,
+        },
+    ),
     "opt-unbiased": ("opt", {**MULTI, "enable_bias": False, "tie_word_embeddings": False}),
 }
 # Mixtures of experts: two of eight for each token.

@@ -35,6 +35,9 @@ MICRO_BATCH_TOKENS = 2048
 # Tokens whose logits exist at once: with a vocabulary of 128k that is 0.26 GB in float32.
 HEAD_TOKENS = 512
 
+# What is added to the stream, which a class may do in place (Falcon's).
+ADDED = ("attention_projected", "ffn_projected", "ffn_output")
+
 Activations = dict[str, Tensor]
 Observer = Callable[[Activations], None]
 
@@ -284,6 +287,7 @@ def _output_hook(name: str, seen: Activations) -> Callable[..., None]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         # An FFN may give its router's scores too.
         given: Tensor = output[0] if isinstance(output, tuple) else output
-        seen[name] = given.detach().flatten(0, -2)
+        flat = given.detach().flatten(0, -2)
+        seen[name] = flat.clone() if name in ADDED else flat
 
     return hook

@@ -98,7 +98,9 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in ROPE_KEYS:
         if checked.get(key):
             checked[key] = _checked_ropes(key, checked[key], f"{where}: {key}", family)
+    family = family_in(checked)
     _refuse_unequal(checked, family, where)
+    checked |= family.set_keys
     if family.ffn_times and checked.get("intermediate_size") is None and "hidden_size" in checked:
         checked["intermediate_size"] = family.ffn_times * checked["hidden_size"]
     _check_together(checked, where)

@@ -67,6 +67,10 @@ class Family(_Table):
     clamped_gate: tuple[str, ...] = ()
     # Its class has no attention but the one that holds every token's weights.
     eager_attention: bool = False
+    # Its class computes attention by code of its own, of which weights are not to be had.
+    own_attention: bool = False
+    # Its blocks give a tuple, what they give to the next one first.
+    gives_tuple: bool = False
     # Its config says how positions turn for each kind of block.
     rope_by_layer_type: bool = False
     # How many times as wide as the stream an FFN is where a config says nothing of it.
@@ -108,6 +112,8 @@ class Family(_Table):
     # What its class calls keys of every config, and keys that may say nothing but another one's.
     spelled: dict[str, str] = Field(default_factory=dict)
     equal_keys: dict[str, str] = Field(default_factory=dict)
+    # What its class computes with in the place of these keys' values.
+    set_keys: dict[str, Any] = Field(default_factory=dict)
     lacks_keys: tuple[str, ...] = ()
     written_out: tuple[str, ...] = ()
     rope_takes: dict[str, tuple[str, ...]] = Field(default_factory=dict)

@@ -49,7 +49,7 @@ class Halves:
 
     Widths are those of the weights: rows of q, k and v, of gate and up may be a selection.
     ``gated``: what enters down_proj is linear in what up_proj gives. ``parallel``: both halves read
-    what enters the block.
+    what enters the block. ``tells_weights``: whether :meth:`attention_weights` can be had.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Halves:
         self._module = module
         build = build_of(loop.checkpoint.family)
         self._norms, self.gated, self.parallel = build.norms, build.gated, build.parallel
+        self.tells_weights = not loop.checkpoint.family.own_attention
         self.index = index
         self.weights: Weights = {
             name: weight.to(loop.device, loop.dtype) for name, weight in weights.items()

@@ -34,7 +34,7 @@ class _Passed(Exception):
 class _StandIn(nn.Module):
     """In place of a block: keeps what it is handed, and gives that on, or what it is told to."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, gives_tuple: bool) -> None:
         super().__init__()
         # Not registered, so that the block's weights are none of the decoder's.
         object.__setattr__(self, "block", block)
@@ -42,16 +42,18 @@ class _StandIn(nn.Module):
         self.handed: Handed = {}
         self.gives: Tensor | None = None
         self.is_last = False
+        self._gives_tuple = gives_tuple
         # What a decoder hands over by place, by the names that its blocks have for it.
         self._names = list(signature(type(block).forward).parameters)[2:]
 
-    def forward(self, hidden_states: Tensor, *placed: Any, **handed: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *placed: Any, **handed: Any) -> Any:
         """What entered, or what it is told to give; of the last one, no more than that it ran."""
         named = dict(zip(self._names, placed, strict=False))
         self.entered, self.handed = hidden_states, {**named, **handed}
         if self.is_last and self.gives is None:
             raise _Passed
-        return hidden_states if self.gives is None else self.gives
+        given = hidden_states if self.gives is None else self.gives
+        return (given, None) if self._gives_tuple else given
 
     def __getattr__(self, name: str) -> Any:
         """What a decoder reads of its blocks: their kind, say."""
@@ -96,7 +98,7 @@ class Surroundings:
         self.blocks: list[nn.Module] = list(getattr(decoder, local))
         for index, block in enumerate(self.blocks):
             unfuse(block, family.fused, block_lying(family, config, index))
-        self._stand_ins = [_StandIn(block) for block in self.blocks]
+        self._stand_ins = [_StandIn(block, family.gives_tuple) for block in self.blocks]
         self._stand_ins[-1].is_last = True
         setattr(decoder, local, nn.ModuleList(self._stand_ins))
         embedding = self._model.get_input_embeddings()

@@ -46,7 +46,7 @@ WINDOWS = token_windows(windows=2, seqlen=20)
 QUICK = {
     "granite", "gemma", "olmo", "smollm3", "helium", "gemma2", "olmo2", "mixtral", "qwen3-moe",
     "phi3", "cohere", "phi", "starcoder2", "nemotron", "opt",
-    "gpt-neox", "gpt2",
+    "gpt-neox", "gpt2", "falcon-new",
 }  # fmt: skip
 ASKED = [
     pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)

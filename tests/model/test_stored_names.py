@@ -22,6 +22,7 @@ WINDOWS = token_windows(windows=2, seqlen=12)
 BUFFERS = {
     "gpt-neox": ("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"),
     "gpt2": ("attn.bias", "attn.masked_bias"),
+    "falcon": ("self_attention.rotary_emb.inv_freq",),
     "opt": (),
     "llama-gqa": ("self_attn.rotary_emb.inv_freq",),
 }

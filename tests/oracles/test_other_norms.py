@@ -156,6 +156,7 @@ COMPENSATED = [
     ("phi", "obs"), ("cohere", "obs"), ("cohere2", "least-squares"), ("phi-tied", "bias"),
     ("starcoder2", "obs"), ("nemotron", "bias"), ("starcoder2-unbiased", "least-squares"),
     ("opt", "obs"), ("opt-unbiased", "bias"),
+    ("falcon", "bias"), ("falcon-new", "obs"), ("falcon-sequential", "obs"),
     ("gpt2", "obs"), ("gpt2-wide", "bias"),
     ("gpt-neox", "obs"), ("gpt-neox-sequential", "bias"),
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from tests.observed import observed, scores_of, without_columns
 from tests.tiny import tiny_model
 
 
-@pytest.fixture(scope="module", params=["cohere", "cohere2", "phi", "gpt-neox"])
+@pytest.fixture(scope="module", params=["cohere", "cohere2", "phi", "gpt-neox", "falcon-new"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("parallel") / request.param, request.param)
 

@@ -25,6 +25,7 @@ from bipline.compression.statistics import empty_statistics
 from bipline.delivery.card import removed_text
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.config_keys import checked_config
 from bipline.model.families import holding_class, tensor_shapes
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
@@ -41,9 +42,7 @@ WINDOWS = token_windows(windows=2, seqlen=20)
 BY_HEADS = {"attention": "query-heads"}
 # Names with several query heads in a group, by whether a class holds the smaller model.
 GROUPED = [
-    case
-    for case in CASES
-    if shape_of({"num_key_value_heads": None, **config_of(case)}).queries_per_group > 1
+    case for case in CASES if shape_of(checked_config(config_of(case), case)).queries_per_group > 1
 ]
 QUICK = {
     "llama-mqa", "llama-gqa-biased", "qwen2-gqa", "qwen3-gqa", "gemma2", "olmo2", "phi3",

@@ -135,7 +135,7 @@ def test_merged_adapter_equals_adapter_plus_base(pruned: Path) -> None:
     assert (merged - expected).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("case", ["starcoder2", "phi", "phi3", "opt", "gpt-neox", "gpt2"])
+@pytest.mark.parametrize("case", ["starcoder2", "phi", "phi3", "opt", "gpt-neox", "gpt2", "falcon"])
 def test_every_matrix_of_a_block_has_an_adapter(case: str, tmp_path: Path) -> None:
     """Whatever its class calls them."""
     model = load_model(tiny_model(tmp_path / "model", case), torch.float32)

@@ -213,6 +213,8 @@ class BlockFit:
             return  # behind a norm the stream is not linear in rows either
         if name == DOWN_PROJ and not pruned.dense.gated:
             return  # nor is an FFN whose rows are read by its activation
+        if name == O_PROJ and not pruned.dense.tells_weights:
+            return  # how an attention mixes rows of v_proj must be known
         entering = partial(_entering, self._learned, name)
         held_out = partial(_entering, [self._held_out.streams], name)
         halves, steps = pruned.halves(self.chosen), options.row_steps

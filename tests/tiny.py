@@ -187,6 +187,7 @@ HEADS_FIXED_CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "bias": True,
         },
     ),
+    "bloom": ("bloom", {**MULTI, "num_attention_heads": 8, "num_key_value_heads": 8}),
     "opt-unbiased": ("opt", {**MULTI, "enable_bias": False, "tie_word_embeddings": False}),
 }
 # Mixtures of experts: two of eight for each token.

@@ -252,7 +252,11 @@ def _check_pairing(
 
 
 def choices_for(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Choices, ...]:
-    """What every block may keep. Raises InvalidInput where none may lose anything."""
+    """What every block may keep by the allocation of the settings.
+
+    Whole blocks may go whatever their class fixes. Raises InvalidInput where none may lose
+    anything.
+    """
     shape, layers = shape_for(checkpoint, settings), checkpoint.shape.num_hidden_layers
     if settings.keep_first + settings.keep_last >= layers:
         raise InvalidInput(
@@ -260,13 +264,19 @@ def choices_for(checkpoint: Checkpoint, settings: AllocateSettings) -> tuple[Cho
             f"{layers} blocks to prune"
         )
     multiple = checked_multiple(shape, settings.ffn_multiple)
-    fixed = heads_fixed(checkpoint.config)
+    by_depth = settings.allocation == DEPTH
+    if checkpoint.family.ffn_fixed and not by_depth:
+        raise InvalidInput(
+            f"{checkpoint.family.architecture} fixes its heads and the width of its FFN, so that "
+            "whole blocks alone can go; use criterion block-influence or block-shapley"
+        )
+    fixed = heads_fixed(checkpoint.config) and not by_depth
     # All heads are alike, so that attention stays where some blocks stay whole for their FFN.
     free = choices_of(shape, multiple, settings.divisible_by, fixed or shape.dense_blocks > 0)
     if heads := by_query_heads(settings):
         check_has_query_heads(checkpoint, settings)
         free = of_query_heads(free, settings.divisible_by)
-    if settings.layout == "uniform":
+    if settings.layout == "uniform" and not by_depth:
         free = held_by_a_class(checkpoint, free)
     if heads:
         check_some_go(checkpoint, free)

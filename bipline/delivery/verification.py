@@ -20,7 +20,7 @@ from bipline.base.machine import free_memory
 from bipline.base.progress import note
 from bipline.delivery.beside_weights import compare_templates
 from bipline.model.block_loop import BlockLoop
-from bipline.model.built import saved_tensors
+from bipline.model.built import longest_window, saved_tensors
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
 from bipline.model.loading import check_generation, load_model
@@ -241,7 +241,7 @@ def _compare_logits(checkpoint: Checkpoint, window: torch.Tensor, actual: torch.
 @torch.no_grad()
 def _compare_greedy(model: Any, window: torch.Tensor) -> None:
     """Greedy decoding with and without the KV cache must give the same tokens."""
-    room = model.config.max_position_embeddings - DECODED_TOKENS
+    room = longest_window(model.config) - DECODED_TOKENS
     prompt = window[:, : max(1, min(PROMPT_TOKENS, room))]
     cached, plain = (decoded(model, prompt, use_cache) for use_cache in (True, False))
     if len(cached) != len(plain) or len(plain) != prompt.shape[1] + DECODED_TOKENS:

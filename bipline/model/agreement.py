@@ -88,6 +88,8 @@ def narrowed(config: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": heads * width, "head_dim": shape.head_dim,
         "vocab_size": VOCABULARY,
     }  # fmt: skip
+    if (family := family_in(config)).ffn_fixed:
+        small["intermediate_size"] = family.ffn_times * heads * width
     if (key := experts_key(config)) is not None:
         small |= _few_experts(shape, key)
     if "moe_intermediate_size" in config:
@@ -172,7 +174,7 @@ def _drawn(config: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
         weights[name] = noise / shape[1] ** 0.5 if len(shape) > 1 else 1 + noise / 5
-    tokens = min(TOKENS, config["max_position_embeddings"])
+    tokens = min(TOKENS, config.get("max_position_embeddings", TOKENS))
     return weights, torch.randint(VOCABULARY, (WINDOWS, tokens), generator=generator)
 
 

@@ -248,8 +248,8 @@ class BlockLoop:
                 f"token id {highest} is above the model's vocabulary of {vocab_size}; "
                 "the tokenizer does not belong to this model"
             )
-        longest, seqlen = self.around.config.max_position_embeddings, first + token_ids.shape[1]
-        if seqlen > longest:
+        longest, seqlen = self.around.longest, first + token_ids.shape[1]
+        if longest is not None and seqlen > longest:
             raise InvalidInput(
                 f"seqlen {seqlen} is longer than the model's max_position_embeddings {longest}"
             )

@@ -16,6 +16,9 @@ from bipline.model.shapes import is_per_layer
 # How transformers runs experts: one after the other, as their class says. Its quicker ways know
 # fewer dtypes.
 EXPERTS = "eager"
+# What models are run on whose positions have no end (ALiBi): what they were trained on, by their
+# authors and lm-eval alike.
+UNBOUNDED = 2048
 
 
 def model_class(config: Mapping[str, Any]) -> Any:
@@ -45,6 +48,11 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     except Exception as error:
         # Its validators raise errors of many types; to whoever wrote the file all mean the same.
         raise InvalidInput(f"config.json is refused: {one_line(error)}") from error
+
+
+def longest_window(made: Any) -> int:
+    """Tokens that a model is run on at most, by transformers' object of its config."""
+    return int(getattr(made, "max_position_embeddings", UNBOUNDED))
 
 
 def build(config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:

@@ -120,15 +120,23 @@ def check_around(config: Mapping[str, Any], known: Sequence[str], where: str) ->
 def _in_common_words(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
     """The config under the names that keys have in every family's.
 
-    Raises InvalidInput for a key by such a name where the family's class calls it otherwise.
+    Raises InvalidInput for a key by such a name where the family's class calls it otherwise, and
+    for two names of one key that say something else each.
     """
     for key, own in family.spelled.items():
-        if key in config:
+        if key in config and key not in family.either:
             raise InvalidInput(
                 f"{where}: {key} {shown(config[key])} is called {own} by a {config['model_type']}; "
                 "name it so"
             )
-    return {family.words.get(key, key): value for key, value in config.items()}
+    common: dict[str, Any] = {}
+    for key, value in config.items():
+        if common.setdefault(name := family.words.get(key, key), value) != value:
+            raise InvalidInput(
+                f"{where}: {key} is {shown(value)}, and by another name {shown(common[name])}; "
+                "remove one of them"
+            )
+    return common
 
 
 def _refuse_unequal(config: dict[str, Any], family: Family, where: str) -> None:

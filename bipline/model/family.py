@@ -69,12 +69,16 @@ class Family(_Table):
     eager_attention: bool = False
     # Its class computes attention by code of its own, of which weights are not to be had.
     own_attention: bool = False
+    # Its sublayers add to the stream themselves: its attention takes that as ``residual``.
+    sublayers_add: bool = False
     # Its blocks give a tuple, what they give to the next one first.
     gives_tuple: bool = False
     # Its config says how positions turn for each kind of block.
     rope_by_layer_type: bool = False
     # How many times as wide as the stream an FFN is where a config says nothing of it.
     ffn_times: int = 0
+    # Its class holds no other width of it, so that whole blocks alone can go.
+    ffn_fixed: bool = False
     # The key of its config by which all that a sublayer adds to the stream is multiplied.
     output_multiplier: str = ""
     # Its class takes hidden_size for the width of its heads, so that none can go: always, or with
@@ -111,6 +115,8 @@ class Family(_Table):
     aliases: dict[str, str] = Field(default_factory=dict)
     # What its class calls keys of every config, and keys that may say nothing but another one's.
     spelled: dict[str, str] = Field(default_factory=dict)
+    # Of these, those that its class takes by either name.
+    either: tuple[str, ...] = ()
     equal_keys: dict[str, str] = Field(default_factory=dict)
     # What its class computes with in the place of these keys' values.
     set_keys: dict[str, Any] = Field(default_factory=dict)

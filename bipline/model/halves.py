@@ -105,7 +105,9 @@ class Halves:
         handle = attention.o_proj.register_forward_pre_hook(
             lambda _module, inputs: seen.append(inputs[0])
         )
-        handed = self._loop.around.handed(self.index, hidden)
+        handed = dict(self._loop.around.handed(self.index, hidden))
+        if self._loop.checkpoint.family.sublayers_add:
+            handed["residual"] = hidden
         try:
             normed, held = self.attention_input(hidden), self._held("self_attn")
             with _queries_per_group(attention, held):

@@ -111,6 +111,11 @@ class Surroundings:
         self._model.load_state_dict(held, strict=False, assign=True)
         self._handed: dict[tuple[int, ...], list[Handed]] = {}
 
+    @property
+    def longest(self) -> int | None:
+        """Positions that the model knows; None where they have no end."""
+        return getattr(self.config, "max_position_embeddings", None)
+
     @torch.no_grad()
     def embedded(self, rows: Tensor, places: Tensor, first: int = 0) -> Tensor:
         """What enters the first block, ``[windows, seqlen, hidden_size]``.

@@ -28,7 +28,7 @@ class _Joined(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """What the parts make of it, one behind the other."""
         found = [getattr(self.owner, name)(inputs) for name in self.names]
-        if hasattr(self.owner, "head_dim"):
+        if hasattr(self.owner, "head_dim") and hasattr(self.owner, "config"):
             self._tell_heads(*(each.shape[-1] for each in found[:2]))
         return in_groups(found, self.groups)
 

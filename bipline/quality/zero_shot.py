@@ -22,7 +22,7 @@ from bipline.base.extras import check, require
 from bipline.base.machine import anonymous_memory
 from bipline.base.progress import note, ticking
 from bipline.model.block_loop import BlockLoop
-from bipline.model.built import transformers_config
+from bipline.model.built import longest_window, transformers_config
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
 from bipline.model.memory import ROOM_BYTES, gigabytes, memory_limit
@@ -120,7 +120,7 @@ def model_questions(
     """
     if not tasks:
         return {}
-    window = transformers_config(checkpoint.config).max_position_embeddings
+    window = longest_window(transformers_config(checkpoint.config))
     asked = Asked(tokenizer, checkpoint.shape.vocab_size, window)
     return task_questions(tasks, asked, protocol)
 
@@ -179,7 +179,7 @@ def _harness(model: Any, tokenizer: Any, batch_size: int) -> Any:
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch_size,
-        max_length=model.config.max_position_embeddings,
+        max_length=longest_window(model.config),
         device=str(model.device),
     )
 

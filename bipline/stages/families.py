@@ -48,6 +48,7 @@ def _row(model_type: str, family: Family) -> FamilyRow:
     build = build_of(family)
     inside = ("expert channels",) if build.has_expert_channels else ()
     cuts = ("experts", *inside) if build.has_experts else ("FFN channels",)
+    cuts = () if family.ffn_fixed else cuts
     run_as = family.read_as or model_type
     per_layer = f"{PER_LAYER_PREFIX}{run_as}" in PER_LAYER_CLASSES
     held = {

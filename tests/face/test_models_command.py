@@ -23,6 +23,7 @@ def test_every_family_is_in_the_table_and_tested() -> None:
     assert {model_type for model_type, _ in CASES.values()} == rows.keys()
     for name, row in rows.items():
         assert ("attention groups" in row.cuts) != families()[name].heads_fixed
+        assert ("FFN channels" in row.cuts or "experts" in row.cuts) != families()[name].ffn_fixed
         assert (row.exports["hf"] == (row.architecture,)) != bool(families()[name].read_as)
         run_as = families()[name].read_as or name
         assert row.exports.get("gguf", ()) == architectures_for(run_as, "per-layer" in row.layouts)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocate import allocate
 from bipline.compression.criteria.interface import Options
-from bipline.compression.prune import check_budget, prune
+from bipline.compression.prune import check_budget, prune, pruned_config
 from bipline.compression.score import compute_scores
 from bipline.compression.statistics import empty_statistics
 from bipline.model.block_loop import BlockLoop
@@ -29,7 +29,8 @@ from bipline.quality.perplexity import token_losses
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import PruningPlan
 from tests.looped import cached_tolerance, check_parts, sliced_tolerance
-from tests.masking import silence
+from tests.masking import layers_of, silence
+from tests.scored import scored
 from tests.tiny import (
     EXPERT_CASES,
     HEADS_FIXED_CASES,
@@ -46,7 +47,7 @@ WINDOWS = token_windows(windows=2, seqlen=20)
 QUICK = {
     "granite", "gemma", "olmo", "smollm3", "helium", "gemma2", "olmo2", "mixtral", "qwen3-moe",
     "phi3", "cohere", "phi", "starcoder2", "nemotron", "opt",
-    "gpt-neox", "gpt2", "falcon-new",
+    "gpt-neox", "gpt2", "falcon-new", "bloom",
 }  # fmt: skip
 ASKED = [
     pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)
@@ -106,6 +107,10 @@ def test_the_loop_computes_what_transformers_does(model: Path) -> None:
 def test_masked_logits_are_those_of_the_sliced_model(model: Path, tmp_path: Path) -> None:
     """Loaded by transformers' stock class and nothing of ours, whole and with a cache."""
     checkpoint = open_checkpoint(model)
+    if checkpoint.family.ffn_fixed:
+        with pytest.raises(InvalidInput, match="whole blocks alone can go"):
+            plan_of(checkpoint)
+        return
     plan = plan_of(checkpoint, RATIOS.get(model.name, 0.4))
     prune(checkpoint, plan, tmp_path / "pruned")
     expected = logits_of(masked(model, checkpoint, plan))
@@ -158,6 +163,37 @@ def test_channels_that_go_from_every_expert(model: Path, tmp_path: Path) -> None
     assert plan.budget.reached_blocks == pytest.approx(reached, abs=1e-12) and reached >= 0.2
     assert cut.parameters == checkpoint.parameters * (1 - plan.budget.reached_total)
     check_budget(checkpoint, plan)
+
+
+@pytest.mark.parametrize("case", sorted(QUICK & HEADS_FIXED_CASES.keys()))
+def test_a_model_without_a_block_is_that_of_transformers_without_it(
+    case: str, tmp_path: Path
+) -> None:
+    """Though its class fixes widths: more may go than an FFN has."""
+    model = tiny_model(tmp_path / "model", case, num_hidden_layers=3)
+    checkpoint = open_checkpoint(model)
+    _, scores = scored(model, "block-influence")
+    plan = allocate(checkpoint, scores, AllocateSettings(ratio=0.66), 0)
+    prune(checkpoint, plan, tmp_path / "pruned")
+    dense = load_model(model, torch.float64)
+    layers, kept = layers_of(dense), set(plan.kept_blocks)
+    assert len(kept) == 1
+    for index in sorted(set(range(3)) - kept, reverse=True):
+        del layers[index]
+    with torch.no_grad():
+        expected = dense(WINDOWS, use_cache=False).logits
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.float64)
+    same(logits_of(plain), expected)
+    same(BlockLoop(open_checkpoint(tmp_path / "pruned"), torch.float64).logits(WINDOWS), expected)
+
+
+def test_a_width_that_a_class_fixes_is_refused(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", "bloom"))
+    with pytest.raises(InvalidInput, match=r"BloomForCausalLM fixes .* use criterion block-infl"):
+        plan_of(checkpoint)
+    plan = plan_of(open_checkpoint(tiny_model(tmp_path / "other", "gpt2-wide")))
+    with pytest.raises(InvalidInput, match="no transformers class holds a bloom with"):
+        pruned_config(checkpoint, plan)
 
 
 def test_blocks_of_widths_of_their_own(

@@ -44,6 +44,15 @@ FALCON: dict[str, Any] = {
     "num_attention_heads": 71, "num_hidden_layers": 32, "parallel_attn": True,
     "torch_dtype": "bfloat16", "vocab_size": 65024,
 }  # fmt: skip
+BLOOM: dict[str, Any] = {
+    "model_type": "bloom", "architectures": ["BloomForCausalLM"], "attention_dropout": 0.0,
+    "apply_residual_connection_post_layernorm": False, "attention_softmax_in_fp32": True,
+    "bias_dropout_fusion": True, "bos_token_id": 1, "eos_token_id": 2, "hidden_dropout": 0.0,
+    "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "masked_softmax_fusion": True,
+    "n_embed": 1024, "n_inner": None, "n_layer": 24, "num_attention_heads": 16,
+    "offset_alibi": 100, "pad_token_id": 3, "pretraining_tp": 1, "seq_length": 2048,
+    "skip_bias_add": True, "unk_token_id": 0, "use_cache": True, "vocab_size": 250880,
+}  # fmt: skip
 WIDE_FALCON = {
     **FALCON, "hidden_size": 8192, "new_decoder_architecture": True, "num_attention_heads": 128,
     "num_kv_heads": 8,
@@ -53,6 +62,7 @@ READ: list[tuple[dict[str, Any], tuple[int, int, int, int], str]] = [
     (OPT, (768, 3072, 12, 12), "plain MLP with LayerNorms, sequential"),
     (GPT2, (768, 3072, 12, 12), "plain MLP with LayerNorms, sequential"),
     (PYTHIA, (512, 2048, 8, 8), "plain MLP with LayerNorms, parallel, each behind its own"),
+    (BLOOM, (1024, 4096, 16, 16), "plain MLP with LayerNorms, sequential"),
     (FALCON, (4544, 18176, 71, 1), "plain MLP with LayerNorms, parallel"),
     (
         WIDE_FALCON,
@@ -82,6 +92,8 @@ def test_sizes_and_kinds(
         ({**OPT, "do_layer_norm_before": False}, "do_layer_norm_before is False, not true"),
         ({**OPT, "intermediate_size": 3072}, "is called ffn_dim by a opt; name it so"),
         ({**GPT2, "scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx is True, not false"),
+        ({**BLOOM, "n_head": 8}, "is 8, and by another name 16; remove one of them"),
+        ({**BLOOM, "slow_but_exact": True}, "slow_but_exact is True, not false"),
         ({**PYTHIA, "partial_rotary_factor": 0.5}, "is called rotary_pct by a gpt_neox"),
         ({**FALCON, "multi_query": False, "num_kv_heads": 8}, "is 8, not num_attention_heads 71"),
     ],

@@ -132,6 +132,11 @@ def exported_config(
     check_holds(shape, ffn_units, num_key_value_heads, kept_blocks)
     config = stock_config(config if kept_blocks is None else with_blocks(config, kept_blocks))
     heads = num_key_value_heads * (queries_per_group or shape.queries_per_group)
+    if family_in(config).ffn_fixed and ffn_units != shape.ffn_units:
+        raise InvalidInput(
+            f"no transformers class holds a {config['model_type']} with {ffn_units} FFN channels; "
+            "whole blocks alone can go"
+        )
     if (model_type := holding_class(config, heads)) is None:
         raise InvalidInput(
             f"no transformers class holds a {config['model_type']} with {heads} heads of "
@@ -148,9 +153,7 @@ def exported_config(
         "head_dim": shape.head_dim,
         "transformers_version": config.get("transformers_version") or transformers.__version__,
     }
-    # Where the source lay is no property of the model.
-    for name in ("_name_or_path", *family.lacks_keys):
-        pruned.pop(name, None)
+    pruned.pop("_name_or_path", None)  # where the source lay is no property of the model
     if family.predicting_blocks:
         pruned[family.predicting_blocks] = 0  # they stay behind
     if model_type == config["model_type"]:

@@ -14,7 +14,7 @@ from bipline.delivery.formats.engines import check_texts
 from bipline.delivery.formats.interface import Layout, Subject, Verification, refuse_nested
 from bipline.delivery.formats.onnx import verification
 from bipline.delivery.formats.onnx.graph import EXTRA, read_origin, write_graph
-from bipline.model.built import transformers_config
+from bipline.model.built import longest_window, transformers_config
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
 from bipline.model.loading import load_model
@@ -118,7 +118,7 @@ def write_beside(subject: Subject, folder: Path) -> None:
 
 def context_length(checkpoint: Checkpoint) -> int:
     """Positions that the model has been made for."""
-    return int(transformers_config(checkpoint.config).max_position_embeddings)
+    return longest_window(transformers_config(checkpoint.config))
 
 
 def check_memory(checkpoint: Checkpoint, settings: OnnxSettings) -> None:

@@ -27,6 +27,7 @@ from bipline.delivery.formats.interface import Subject, Verification
 from bipline.delivery.formats.onnx import engine
 from bipline.delivery.verification import PAGE, decoded, first_difference
 from bipline.model.block_loop import BlockLoop
+from bipline.model.built import longest_window
 from bipline.model.loading import load_model
 from bipline.model.token_ids import token_ids
 from bipline.model.tokenizer import load_tokenizer, tokenizer_of
@@ -118,7 +119,7 @@ def _compared_ids(folder: Path, tokenizer: Any) -> tuple[list[int], bool]:
 
 @torch.no_grad()
 def _expected(model: Any, ids: list[int]) -> Expected:
-    longest = int(model.config.max_position_embeddings)
+    longest = longest_window(model.config)
     prompt = ids[: max(1, min(PROMPT_TOKENS, longest - CONTINUED_TOKENS))]
     count = min(CONTINUED_TOKENS, longest - len(prompt))
     window = ids[: min(WINDOW_TOKENS, longest)]

@@ -21,6 +21,7 @@ from bipline.model.block_loop import HEAD_TOKENS, BlockLoop, micro_batch_of
 from bipline.model.block_reader import block_shapes, place_elements
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.devices import SLOTS
+from bipline.model.families import block_lying
 
 # Of what the machine has free: other processes need some, and the count is an estimate.
 SHARE_OF_AVAILABLE = 0.9
@@ -105,13 +106,21 @@ def pass_need(
         for name in checkpoint.stored_names(index).values()
         if TORCH_DTYPES[checkpoint.tensors[name].dtype] != dtype
     ]
-    places = SLOTS * place_elements(block_shapes(checkpoint)) * size
+    largest = max(_regrouped(checkpoint, index) for index in range(shape.num_hidden_layers))
+    places = SLOTS * (place_elements(block_shapes(checkpoint)) + largest) * size
     return MemoryNeed(
         libraries=anonymous_memory() + ROOM_BYTES if libraries is None else libraries,
         weights=places + max(converted, default=0),
         activations=max(in_block + stream, head * shape.vocab_size * logits) + chunk,
         hidden_states=windows * seqlen * shape.hidden_size * size,
     )
+
+
+def _regrouped(checkpoint: Checkpoint, index: int) -> int:
+    """Elements of a block that are copied, as their rows lie group by group."""
+    lying = block_lying(checkpoint.family, checkpoint.config, index)
+    stored = checkpoint.stored_names(index).items()
+    return sum(checkpoint.tensors[n].elements for name, n in stored if lying.groups_of(name) > 1)
 
 
 def memory_limit(max_memory: int | None) -> int:

@@ -76,7 +76,7 @@ def _put(block: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _linear(matrix: Any) -> nn.Linear:
-    """A matrix without rows: its weights are given anew in each run, as many rows as there are."""
+    """A matrix of one row: its weights are given anew in each run, as many rows as there are."""
     kind = type(matrix) if isinstance(matrix, nn.Linear) else nn.Linear
     inputs = matrix.in_features if isinstance(matrix, nn.Linear) else matrix.nx
-    return kind(inputs, 0, matrix.bias is not None, "meta")
+    return kind(inputs, 1, matrix.bias is not None, "meta")

@@ -264,7 +264,8 @@ def write_merged(
     }
     family = family_in(source.config)
     shapes = tensor_shapes(family, source.config, source.shape)
-    specs = [TensorSpec(name, headers[name], shape) for name, shape in shapes.items()]
+    named = {source.stored_name(name): name for name in shapes}
+    specs = [TensorSpec(lies, headers[name], shapes[name]) for lies, name in named.items()]
     dtypes = {name: TORCH_DTYPES[header] for name, header in headers.items()}
     plan = source.directory / PLAN_NAME
     if plan.is_file():
@@ -275,7 +276,7 @@ def write_merged(
     tensor_digest = write_weights(
         writer,
         specs,
-        lambda names: ((name, merged[name].to(dtypes[name])) for name in names),
+        lambda lie: ((each, merged[named[each]].to(dtypes[named[each]])) for each in lie),
         metadata=origin.metadata(),
     )
     write_config(writer, source.config, origin, tensor_digest)

@@ -22,7 +22,7 @@ from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.values.plan import BlockPlan
 from tests.looped import sliced_tolerance
-from tests.masking import silence
+from tests.masking import layers_of, silence
 from tests.per_layer import plan_of
 from tests.tiny import CASES, tiny_model, token_windows
 
@@ -145,11 +145,19 @@ def _difference(
     """Of logits, the largest: between what was written and the dense model with silent groups."""
     masked = load_model(model, torch.float64)
     silence(masked, checkpoint, blocks)
-    for layer, block in zip(masked.model.layers, blocks, strict=True):
+    for layer, block in zip(layers_of(masked), blocks, strict=True):
         if not (block.attention_groups or block.ffn_channels or block.experts):
-            layer.forward = lambda hidden_states, *_, **__: hidden_states
+            layer.forward = _gives_a_tuple if checkpoint.family.gives_tuple else _gives
     written = load_model(out, torch.float64)
     return float((masked(WINDOWS).logits - written(WINDOWS).logits).abs().max())
+
+
+def _gives(hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    return hidden_states
+
+
+def _gives_a_tuple(hidden_states: torch.Tensor, *_: object, **__: object) -> tuple[object, ...]:
+    return hidden_states, None
 
 
 def page() -> str:

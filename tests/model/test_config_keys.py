@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "architecture as text": ({"architectures": "LlamaForCausalLM"}, "architectures is 'Llama"),
     "no model_type": ({"model_type": None}, "model_type is None, not a text"),
     "model_type of two": ({"model_type": ["llama"]}, r"model_type is \['llama'\]"),
-    "another model_type": ({"model_type": "gpt2"}, "'gpt2' is not supported"),
+    "another model_type": ({"model_type": "mpt"}, "'mpt' is not supported"),
     "a path for a model_type": ({"model_type": "per_layer_../x"}, "is not supported"),
     "weights elsewhere": ({"transformers_weights": "x.safetensors"}, "transformers_weights"),
 }

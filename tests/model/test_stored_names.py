@@ -40,7 +40,8 @@ def as_before(model: Path, case: str) -> str:
     root = f"{prefix.partition('.')[0]}."
     tensors = {name.removeprefix(root): held for name, held in load_file(file).items()}
     for name in BUFFERS[case]:
-        tensors[prefix.removeprefix(root).format(index=0) + name] = torch.ones(1, 1, 4, 4)
+        held = torch.tensor(-1e9) if "masked" in name else torch.ones(1, 1, 4, 4, dtype=torch.bool)
+        tensors[prefix.removeprefix(root).format(index=0) + name] = held
     save_file(tensors, file, {"format": "pt"})
     return root
 

@@ -89,7 +89,7 @@ def checked_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     _tell_unknown(where, tuple(sorted(set(config) - set(allowed) - {SECTION})))
     known = {key: value for key, value in config.items() if key in allowed}
     for key, value in known.items():
-        _check(key, value, allowed[key], where)
+        _check(family.spelled.get(key, key), value, allowed[key], where)
     checked = {**class_defaults(model_type), **known}
     if blocks is not None:
         for key, value in listed_widths(blocks, checked, where).items():

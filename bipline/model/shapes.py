@@ -304,8 +304,10 @@ def _size(config: Mapping[str, Any], name: str, default: int | None = None, leas
     value = config.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or value < least:
+        family = families().get(str(config.get("model_type")))
+        called = family.spelled.get(name, name) if family else name
         raise InvalidInput(
-            f"config.json: {name} is {value!r}, not a whole number of at least {least}"
+            f"config.json: {called} is {value!r}, not a whole number of at least {least}"
         )
     return value
 

@@ -90,6 +90,8 @@ def test_sizes_and_kinds(
     [
         ({**OPT, "word_embed_proj_dim": 512}, "word_embed_proj_dim is 512, not hidden_size 768"),
         ({**OPT, "do_layer_norm_before": False}, "do_layer_norm_before is False, not true"),
+        ({**OPT, "ffn_dim": None}, "ffn_dim is None, not a whole number"),
+        ({**GPT2, "n_embd": "wide"}, "n_embd is 'wide', not a whole number"),
         ({**OPT, "intermediate_size": 3072}, "is called ffn_dim by a opt; name it so"),
         ({**GPT2, "scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx is True, not false"),
         ({**BLOOM, "n_head": 8}, "is 8, and by another name 16; remove one of them"),

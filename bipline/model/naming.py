@@ -35,6 +35,7 @@ def naming_of(family: Family, known: Iterable[str], stored: Collection[str]) -> 
     called = {}
     for name in names:
         module, _, kind = name.rpartition(".")
-        if (found := f"{family.stored.get(module, module)}.{kind}") != name and found in stored:
+        found = f"{family.stored.get(module, module)}.{kind}"
+        if found in stored and name not in stored:
             called[name] = found
     return Naming(root, called)

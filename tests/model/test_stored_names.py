@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from bipline.base.errors import InvalidInput
 from bipline.compression.allocate import allocate
 from bipline.compression.prune import prune
 from bipline.model.block_loop import BlockLoop
@@ -77,3 +78,12 @@ def test_names_without_a_root_are_read_and_kept(case: str, tmp_path: Path) -> No
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(plain(WINDOWS).logits, expected, rtol=0, atol=1e-10)
+
+
+def test_a_tensor_under_both_its_names_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", "gpt-neox")
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "lm_head.weight": tensors["embed_out.weight"].clone()}, file)
+    with pytest.raises(InvalidInput, match=r"tensor embed_out.weight does not belong"):
+        open_checkpoint(model)

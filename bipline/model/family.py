@@ -69,6 +69,8 @@ class Family(_Table):
     eager_attention: bool = False
     # Its class computes attention by code of its own, of which weights are not to be had.
     own_attention: bool = False
+    # It keeps keys and values of earlier tokens once for every query head.
+    caches_queries: bool = False
     # Its sublayers add to the stream themselves: its attention takes that as ``residual``.
     sublayers_add: bool = False
     # Its blocks give a tuple, what they give to the next one first.

@@ -59,7 +59,8 @@ def windows_together(shape: ModelShape, seqlen: int, itemsize: int) -> int:
 
 def cached_bytes(shape: ModelShape, tokens: int, itemsize: int) -> int:
     """Bytes of the keys and values of so many tokens, in all blocks."""
-    width = shape.num_key_value_heads * shape.head_dim
+    heads = shape.num_attention_heads if shape.caches_queries else shape.num_key_value_heads
+    width = heads * shape.head_dim
     return 2 * shape.num_hidden_layers * tokens * width * itemsize
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from bipline.base.errors import InvalidInput
-from bipline.model.family import PER_LAYER_PREFIX, build_of, families
+from bipline.model.family import PER_LAYER_PREFIX, build_of, families, family_in
 
 # Where a per-layer config lists the sizes of every block; 0 where a block lacks the sublayer.
 PER_LAYER_LISTS = {
@@ -52,8 +52,8 @@ class ModelShape(_Table):
     it may have ``shared_channels``, which every token passes through. The first ``dense_blocks``
     may have no experts, but an FFN of ``dense_channels``. An FFN is made of ``ffn_matrices``: gate,
     up and down, or up and down alone. ``positions`` are rows of learned positions; 0 for none.
-    ``within_experts`` is no size: it says that what goes is channels of every expert
-    (:meth:`within`).
+    ``caches_queries``: its class keeps keys and values once for every query head.
+    ``within_experts`` is no size: what goes is channels of every expert (:meth:`within`).
     """
 
     hidden_size: int
@@ -68,6 +68,7 @@ class ModelShape(_Table):
     num_experts_per_tok: int = 0
     ffn_matrices: int = GATED
     positions: int = 0
+    caches_queries: bool = False
     shared_channels: int = 0
     dense_blocks: int = 0
     dense_channels: int = 0
@@ -258,15 +259,16 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     return _with_widths(shape, config) if is_per_layer(config) else shape
 
 
-def _of_family(config: Mapping[str, Any]) -> dict[str, int]:
-    """Of how many matrices an FFN is made, and learned positions.
+def _of_family(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of how many matrices an FFN is made, learned positions, and what a cache keeps.
 
     A ``model_type`` of no family is refused elsewhere.
     """
-    family = families().get(str(config.get("model_type")).removeprefix(PER_LAYER_PREFIX))
-    if family is None:
+    if str(config.get("model_type")).removeprefix(PER_LAYER_PREFIX) not in families():
         return {}
-    found = {"ffn_matrices": GATED if build_of(family).gated else PLAIN}
+    family = family_in(config)
+    found: dict[str, Any] = {"ffn_matrices": GATED if build_of(family).gated else PLAIN}
+    found["caches_queries"] = family.caches_queries
     if (before := family.rows_before_positions) is not None:
         found["positions"] = before + _size(config, "max_position_embeddings")
     return found

@@ -39,6 +39,25 @@ def test_every_token_is_drawn_from_what_the_model_predicts(family_model: Path) -
     assert not drawn.equal(sampled_windows(loop, OPENING, SEQLEN, seed=5))
 
 
+@pytest.mark.parametrize("case", ["opt", "gpt2", "bloom"])
+def test_single_tokens_know_their_place(case: str, tmp_path: Path) -> None:
+    """Positions that are learned, or that attention's scores fall by."""
+    model = tiny_model(tmp_path / "model", case)
+    drawn = sampled_windows(BlockLoop(open_checkpoint(model), torch.float64), OPENING, SEQLEN, 4)
+    assert drawn.equal(by_definition(model, OPENING, seed=4))
+
+
+@pytest.mark.parametrize("case", ["gpt-neox", "falcon", "falcon-new"])
+def test_as_many_bytes_as_a_cache_has(case: str, tmp_path: Path) -> None:
+    """Falcon's class of several KV heads keeps them for every query head."""
+    model = tiny_model(tmp_path / "model", case)
+    built = load_model(model, torch.float64)
+    with torch.no_grad():
+        cache = built(OPENING[None], use_cache=True).past_key_values
+    held = sum(each.keys.nbytes + each.values.nbytes for each in cache.layers)
+    assert sampling.cached_bytes(open_checkpoint(model).shape, len(OPENING), 8) == held
+
+
 def test_a_turn_holds_what_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = BlockLoop(open_checkpoint(tiny_model(tmp_path / "model", "llama-gqa")), torch.float64)
     shape = loop.checkpoint.shape

@@ -35,7 +35,13 @@ SUBLAYER_OF: dict[str, Sublayer] = {O_PROJ: "attention", DOWN_PROJ: "ffn"}
 
 @contextmanager
 def _queries_per_group(attention: Any, held: Weights) -> Iterator[None]:
-    """Tell transformers' module how many query heads each KV head has with these weights."""
+    """Tell transformers' module how many query heads each KV head has with these weights.
+
+    One that fixes its heads has no number of them, and needs none.
+    """
+    if not hasattr(attention, "num_key_value_groups"):
+        yield
+        return
     before = attention.num_key_value_groups
     attention.num_key_value_groups = len(held["q_proj.weight"]) // len(held["k_proj.weight"])
     try:

@@ -25,7 +25,9 @@ from tests.tiny import SCALED_ROPE, tiny_model
 
 pytestmark = pytest.mark.slow
 TEXTS = Path(__file__).parents[2] / "assets" / "texts"
-GELU = ("gemma", "gemma2", "gemma3", "starcoder2", "phi2")
+GELU = (
+    "gemma", "gemma2", "gemma3", "starcoder2", "phi2", "gpt2", "gptneox", "falcon", "bloom",
+)  # fmt: skip
 
 
 def exported(model: Path, out: Path, **settings: Any) -> ExportRecord:
@@ -186,6 +188,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[tuple[int, int]] | None, str
     "StarCoder2": ("starcoder2", {"sliding_window": 128}, [(4, 24)] * 2, "starcoder2"),
     "Nemotron": ("nemotron", {}, [(4, 24)] * 2, "nemotron"),
     "Phi-2": ("phi", {}, [(4, 24)] * 2, "phi2"),
+    "GPT-2": ("gpt2", {"scale_attn_weights": True}, [(4, 24)] * 2, "gpt2"),
+    "GPT-2, an output matrix": ("gpt2-wide", {}, None, "gpt2"),
+    "GPT-NeoX": ("gpt-neox", {}, [(4, 24)] * 2, "gptneox"),
+    "GPT-NeoX, one sublayer behind another": (
+        "gpt-neox-sequential", {"attention_bias": True}, [(4, 24)] * 2, "gptneox",
+    ),
+    "Falcon": ("falcon", {"bias": False}, [(1, 24)] * 2, "falcon"),
+    "Falcon, one norm for groups": ("falcon-one-norm", {}, None, "falcon"),
+    "Falcon, two norms": ("falcon-new", {}, [(4, 24)] * 2, "falcon"),
+    "BLOOM, a block less": ("bloom", {}, [(0, 0), (8, 128)], "bloom"),
 }  # fmt: skip
 
 
@@ -199,11 +211,16 @@ def test_every_family_is_run(name: str, tmp_path: Path) -> None:
     assert record.architecture == architecture
 
 
-EXPERTS = {
+# What llama.cpp takes for given of gpt-oss, and positions that it turns alike.
+PUBLISHED = {
+    "swiglu_alpha": 1.702, "swiglu_limit": 7.0, "head_dim": 8, "rope_parameters": YARN,
+}  # fmt: skip
+EXPERTS: dict[str, tuple[dict[str, Any], str]] = {
     "mixtral": ({}, "llama"),
     "qwen3-moe": ({"attention_bias": False}, "qwen3moe"),
     "glm4-moe": ({}, "glm4moe"),
     "glm4-moe-plain": ({}, "glm4moe"),
+    "gpt-oss": (PUBLISHED, "gpt-oss"),
 }
 
 

@@ -57,6 +57,14 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "StarCoder2 without biases": ("starcoder2-unbiased", {}, "takes use_bias for true, not false"),
     "tied Phi-2": ("phi-tied", {}, "has an output matrix beside"),
     "partly turned Phi-3": ("phi3", {}, "rotates whole heads"),
+    "gpt-oss as published": (
+        "gpt-oss", {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}, "rounds where YaRN begins",
+    ),
+    "another gate of gpt-oss": ("gpt-oss", {}, "takes swiglu_alpha for 1.702, not 1.5"),
+    "Falcon, sequential": ("falcon-sequential", {}, "has no plain MLP with LayerNorms, sequential"),
+    "Falcon with biases": ("falcon-one-norm", {"bias": True}, "falcon reads no bias at"),
+    "unscaled GPT-2": ("gpt2", {}, "takes scale_attn_weights for true, not false"),
+    "OPT": ("opt", {}, "no architecture is known for opt"),
     "Helium": ("helium", {}, "no architecture is known for helium"),
     "small vocabulary": ("llama-gqa", {"vocab_size": 64}, "above the model's vocabulary of 64"),
 }  # fmt: skip

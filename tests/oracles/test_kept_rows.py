@@ -25,6 +25,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.halves import DOWN_PROJ, O_PROJ, V_PROJ, Halves
 from bipline.model.opening import open_checkpoint
 from bipline.values.compensation import Compensation
+from tests.compensated import REPEATED
 from tests.corrections import corrected, narrowed
 from tests.oracles.test_compensation_memory import most_bytes
 from tests.tiny import tiny_model
@@ -233,7 +234,9 @@ def test_held_out_errors_fall(checkpoint: Checkpoint) -> None:
     with_rows, without = (
         sum(
             block.record.error
-            for block in corrected(checkpoint, narrowed(checkpoint), "obs", **each)
+            for block in corrected(
+                checkpoint, narrowed(checkpoint), "obs", REPEATED.token_ids, **each
+            )
         )
         for each in ({}, {"row_steps": 0})
     )

@@ -20,25 +20,27 @@ class _Table(BaseModel):
 class Architecture(_Table):
     """What llama.cpp reads under one name.
 
-    ``interleaved``: rotary pairs are neighbouring rows where transformers has halves, so query and
-    key rows are put in that order. ``biases``: the places where it reads biases. ``rope_factors``:
-    whether it reads a tensor of frequency factors. ``any_head_dim``: whether heads need not make up
-    hidden_size. ``per_block``: whether blocks may differ in width. ``partly_turned``: whether a
-    part of each head may turn. ``activation``: the one of its FFN. ``tied``: whether its output
-    matrix is the embedding; None for either.
+    ``named``: the name, where one name of llama.cpp stands for several; ``build``: the only build
+    whose blocks it has. ``interleaved``: rotary pairs are neighbouring rows where transformers has
+    halves, so query and key rows are put in that order. ``biases``: the places where it reads
+    biases. ``rope_factors``: whether it reads a tensor of frequency factors. ``any_head_dim``:
+    whether heads need not make up hidden_size. ``per_block``: whether blocks may differ in width.
+    ``partly_turned``: whether a part of each head may turn. ``activation``: the one of its FFN.
+    ``tied``: whether its output matrix is the embedding; None for either.
 
     ``renamed``: modules of a block under other names than :data:`bipline.delivery.formats.gguf.
     tensors.INSIDE` has; ``joined``: matrices that are stored one behind the other as one.
     ``numbers``: keys of a config that are written under llama.cpp's, ``always`` those that it takes
-    for granted; ``required``: what a config must say, ``scaled_by_head_dim`` the key that must be
-    head_dim.
+    for granted, ``flags`` those that are written as they are; ``required``: what a config must say,
+    ``scaled_by_head_dim`` the key that must be head_dim.
 
     ``slides``: whether blocks may attend to a window alone, ``slides_with_blocks`` the one number
     of blocks with which they may; ``sliding_theta``: whether those turn by a theta of their own.
-    ``unturned_every``: each so-manieth block turns nothing by its position, and no other.
+    ``unturned_every``: blocks of such a number, and no others, turn nothing by its position.
     """
 
-    name: str = ""
+    named: str = ""
+    build: str = ""
     interleaved: bool = False
     biases: frozenset[str] = frozenset()
     rope_factors: bool = False
@@ -51,12 +53,18 @@ class Architecture(_Table):
     joined: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     numbers: dict[str, str] = Field(default_factory=dict)
     always: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     required: dict[str, Any] = Field(default_factory=dict)
     scaled_by_head_dim: str = ""
     slides: bool = False
     slides_with_blocks: int = 0
     sliding_theta: bool = False
     unturned_every: int = 0
+
+    @property
+    def name(self) -> str:
+        """What llama.cpp calls it."""
+        return self.named
 
 
 class _Architectures(_Table):
@@ -72,10 +80,11 @@ def _table() -> _Architectures:
     return _Architectures.model_validate_json(file.read_bytes())
 
 
-@cache
-def architecture_named(name: str) -> Architecture:
-    """What llama.cpp reads under a name of the table."""
-    return _table().architectures[name].model_copy(update={"name": name})
+def candidates(model_type: str) -> list[Architecture]:
+    """What may hold a family's models, the first that does so first."""
+    table = _table()
+    found = {name: table.architectures[name] for name in table.families.get(model_type, ())}
+    return [each.model_copy(update={"named": each.named or name}) for name, each in found.items()]
 
 
 def known_families() -> tuple[str, ...]:
@@ -84,6 +93,6 @@ def known_families() -> tuple[str, ...]:
 
 
 def architectures_for(model_type: str, per_layer: bool) -> tuple[str, ...]:
-    """The architectures that may hold a family's models, the first that does so first."""
-    names = _table().families.get(model_type, ())
-    return tuple(name for name in names if per_layer or not architecture_named(name).per_block)
+    """The names of those that may hold a family's models, blocks of unequal width too."""
+    found = (each.name for each in candidates(model_type) if per_layer or not each.per_block)
+    return tuple(dict.fromkeys(found))

@@ -8,8 +8,7 @@ from typing import Any
 from bipline.base.errors import InvalidInput
 from bipline.delivery.formats.gguf.architectures import (
     Architecture,
-    architecture_named,
-    architectures_for,
+    candidates,
     known_families,
 )
 from bipline.delivery.formats.gguf.facts import (
@@ -18,6 +17,7 @@ from bipline.delivery.formats.gguf.facts import (
     ZERO_CHANNELS,
     ZERO_GROUPS,
     context_length,
+    longest_context,
     own_widths,
     rope_parameters,
     sliding_window,
@@ -28,6 +28,7 @@ from bipline.delivery.formats.gguf.facts import (
 )
 from bipline.delivery.formats.interface import Layout
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import build_of
 from bipline.model.shapes import PER_LAYER_PREFIX
 
 PLACES = {"attention_input": "q, k and v", "attention_output": "o_proj", "mlp": "the FFN"}
@@ -40,14 +41,15 @@ def architecture_of(checkpoint: Checkpoint) -> tuple[Architecture, Layout]:
 
     Raises InvalidInput, naming what llama.cpp cannot hold and the nearest choice that works.
     """
-    reasons: list[str] = []
+    reasons: dict[str, str] = {}
     for architecture in _candidates(checkpoint):
         reason = _obstacle(architecture, checkpoint)
         if reason is None:
-            notes = _notes(checkpoint, architecture, reasons)
+            others = [text for name, text in reasons.items() if name != architecture.name]
+            notes = _notes(checkpoint, architecture, others)
             return architecture, Layout(architecture.name, tuple(notes))
-        reasons.append(f"{architecture.name} {reason}")
-    raise InvalidInput(f"{checkpoint.location}: llama.cpp's {reasons[-1]}")
+        reasons[architecture.name] = last = f"{architecture.name} {reason}"
+    raise InvalidInput(f"{checkpoint.location}: llama.cpp's {last}")
 
 
 def _candidates(checkpoint: Checkpoint) -> list[Architecture]:
@@ -56,14 +58,14 @@ def _candidates(checkpoint: Checkpoint) -> list[Architecture]:
         known = ", ".join(known_families())
         raise InvalidInput(f"gguf: no architecture is known for {model_type}; known: {known}")
     per_layer = checkpoint.shape.per_layer != ()
-    held = map(architecture_named, architectures_for(model_type, per_layer))
-    found = [each for each in held if each.per_block == per_layer]
+    found = [each for each in candidates(model_type) if each.per_block == per_layer]
     if not found:
         raise InvalidInput(
             f"{checkpoint.location}: llama.cpp holds no {model_type} whose blocks differ in width; "
             "prune with --layout uniform"
         )
-    return found
+    # Of architectures for one kind of block each, what stands in the way of the right one is told.
+    return [each for each in found if each.build in ("", checkpoint.family.build)] or found
 
 
 def _obstacle(architecture: Architecture, checkpoint: Checkpoint) -> str | None:
@@ -90,6 +92,8 @@ def _biases(architecture: Architecture, checkpoint: Checkpoint) -> str | None:
 def _switches(architecture: Architecture, checkpoint: Checkpoint) -> str | None:
     """What it takes as given that a config may say otherwise."""
     shape, config = checkpoint.shape, checkpoint.config
+    if architecture.build not in ("", checkpoint.family.build):
+        return f"has no {build_of(checkpoint.family).kind} blocks; {OTHERWISE}"
     if architecture.activation != checkpoint.hidden_act:
         return f"computes {architecture.activation}, not {checkpoint.hidden_act}; {OTHERWISE}"
     if architecture.tied not in (None, shape.tie_word_embeddings):
@@ -111,7 +115,10 @@ def _said(value: Any) -> str:
 
 
 def _rope(architecture: Architecture, checkpoint: Checkpoint) -> str | None:
-    kind = rope_parameters(checkpoint).get("rope_type", "default")
+    rope = rope_parameters(checkpoint)
+    kind = rope.get("rope_type", "default")
+    if kind == "yarn" and rope.get("truncate") is False:
+        return f"rounds where YaRN begins and ends, which truncate false does not; {OTHERWISE}"
     if turned_share(checkpoint) != 1.0 and not architecture.partly_turned:
         return f"rotates whole heads, not a part of each; {OTHERWISE}"
     if kind not in ROPE_TYPES:
@@ -157,7 +164,7 @@ def _notes(checkpoint: Checkpoint, architecture: Architecture, obstacles: list[s
         reasons = "; ".join(each.split(";")[0] for each in obstacles)
         notes.append(f"written as {name}, which is the same computation: llama.cpp's {reasons}")
     length = context_length(checkpoint, architecture)
-    if length < whole_config(checkpoint).max_position_embeddings:
+    if length < longest_context(checkpoint):
         notes.append(
             f"context of {length} tokens, the sliding window: llama.cpp's {name} does not slide"
         )

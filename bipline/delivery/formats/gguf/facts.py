@@ -12,6 +12,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 # A block with attention and without FFN loses its attention in llama.cpp, which also takes the
 # size of all heads from the first block: zeros, which add nothing, stand in for what is missing.
 ZERO_CHANNELS, ZERO_GROUPS = 8, 1
+ENDLESS = 2048
 
 
 def whole_config(checkpoint: Checkpoint) -> Any:
@@ -21,7 +22,7 @@ def whole_config(checkpoint: Checkpoint) -> Any:
 
 def rope_parameters(checkpoint: Checkpoint, layer_type: str = FULL) -> dict[str, Any]:
     """Type, theta and whatever else the type needs, under transformers' names."""
-    held = dict(whole_config(checkpoint).rope_parameters)
+    held = dict(getattr(whole_config(checkpoint), "rope_parameters", None) or {})
     rope = dict(held[layer_type]) if checkpoint.family.rope_by_layer_type else held
     return _settled(rope, checkpoint.shape.head_dim)
 
@@ -65,9 +66,14 @@ def turned_blocks(checkpoint: Checkpoint) -> list[bool]:
     return [bool(each) for each in turned or [1] * checkpoint.shape.num_hidden_layers]
 
 
+def longest_context(checkpoint: Checkpoint) -> int:
+    """Positions that the model has; where these have no end, those that BLOOM was trained on."""
+    return int(getattr(whole_config(checkpoint), "max_position_embeddings", ENDLESS))
+
+
 def context_length(checkpoint: Checkpoint, architecture: Architecture) -> int:
     """Positions that the file declares: where all would be attended to, no more than a window."""
-    longest = int(whole_config(checkpoint).max_position_embeddings)
+    longest = longest_context(checkpoint)
     window = sliding_window(checkpoint)
     return longest if architecture.slides or window is None else min(longest, window)
 

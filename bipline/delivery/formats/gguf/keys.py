@@ -76,6 +76,8 @@ def add_attention(writer: Any, checkpoint: Checkpoint, architecture: Architectur
     for key, name in architecture.numbers.items():
         if (number := getattr(config, key)) is not None:
             writer.add_float32(f"{architecture.name}.{name}", float(number))
+    for key in architecture.flags:
+        writer.add_bool(f"{architecture.name}.{key}", bool(getattr(config, key)))
     window = sliding_window(checkpoint)
     if architecture.slides and window is not None:
         writer.add_sliding_window(window)
@@ -85,6 +87,8 @@ def add_attention(writer: Any, checkpoint: Checkpoint, architecture: Architectur
 def add_rope(writer: Any, checkpoint: Checkpoint, architecture: Architecture) -> None:
     """Rotary positions; the factors of type llama3 are a tensor of the file."""
     rope = rope_parameters(checkpoint)
+    if "rope_theta" not in rope:  # learned positions, or none
+        return
     kinds = require("gguf", "gguf").RopeScalingType
     writer.add_rope_dimension_count(round(checkpoint.shape.head_dim * turned_share(checkpoint)))
     writer.add_rope_freq_base(float(rope["rope_theta"]))

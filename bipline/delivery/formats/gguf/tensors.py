@@ -17,6 +17,12 @@ from bipline.base.extras import require
 from bipline.base.progress import track
 from bipline.delivery.formats.gguf.architectures import Architecture
 from bipline.delivery.formats.gguf.facts import own_widths, rope_parameters, written_widths
+from bipline.delivery.formats.gguf.rearranged import (
+    HeldBlock,
+    Rearranged,
+    lies_otherwise,
+    rearranged,
+)
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.experts import without_number
 
@@ -24,6 +30,8 @@ OUTSIDE = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
+    "transformer.wpe": "position_embd",
+    "transformer.word_embeddings_layernorm": "token_embd_norm",
 }
 INSIDE = {
     "self_attn.q_proj": "attn_q",
@@ -36,6 +44,10 @@ INSIDE = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
     "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
@@ -66,7 +78,7 @@ class Entry:
 
     def stored_type(self, type_: str) -> Any:
         """Its ``GGMLQuantizationType`` in a file of ``type_``."""
-        return stored_type(self.shape, type_, self.name.endswith(f"{ROUTER}.weight"))
+        return stored_type(self.shape, type_, self.name.endswith((f"{ROUTER}.weight", ".bias")))
 
 
 @dataclass(frozen=True)
@@ -88,8 +100,12 @@ def entries(checkpoint: Checkpoint, architecture: Architecture) -> list[Entry]:
         if module in OUTSIDE:
             rows = range(stored.shape[0])
             listed.append(_stored(checkpoint, f"{OUTSIDE[module]}.{kind}", [Part(name, rows)]))
+    held = HeldBlock(checkpoint)
     for index in range(checkpoint.shape.num_hidden_layers):
-        listed += _of_block(checkpoint, architecture, index, called)
+        if lies_otherwise(checkpoint):
+            listed += _put_in_order(held, architecture, index, called)
+        else:
+            listed += _of_block(checkpoint, architecture, index, called)
     if checkpoint.family.norm.gain == "one_plus_weight":
         listed = [
             _with_gain(each) if each.name.endswith("norm.weight") else each for each in listed
@@ -112,6 +128,22 @@ def _of_block(
         if architecture.interleaved and name.startswith(ROTATED):
             rotated.add(target)
     return [_stored(checkpoint, target, each, target in rotated) for target, each in parts.items()]
+
+
+def _put_in_order(
+    held: HeldBlock, architecture: Architecture, index: int, called: Mapping[str, str]
+) -> list[Entry]:
+    """The tensors of a block that lie otherwise than the file has them."""
+    parts: dict[str, list[Rearranged]] = {}
+    for part in rearranged(held, index):
+        name = called.get(part.name, part.name)
+        parts.setdefault(f"blk.{index}.{_renamed(name, architecture)}", []).append(part)
+    return [_one_after_the_other(target, each) for target, each in parts.items()]
+
+
+def _one_after_the_other(target: str, parts: list[Rearranged]) -> Entry:
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return Entry(target, shape, lambda: (part.read() for part in parts))
 
 
 def _renamed(name: str, architecture: Architecture) -> str:
@@ -215,7 +247,8 @@ def rope_factors(checkpoint: Checkpoint) -> torch.Tensor | None:
 def stored_type(shape: tuple[int, ...], type_: str, exact: bool = False) -> Any:
     """The ``GGMLQuantizationType`` of a tensor of this shape in a file of ``type_``.
 
-    ``exact`` ones are stored as vectors are: what a router says decides which experts run.
+    ``exact`` ones are stored as vectors are: what a router says decides which experts run, and
+    biases of experts are matrices.
     """
     types = require("gguf", "gguf").GGMLQuantizationType
     if len(shape) == 1 or exact:

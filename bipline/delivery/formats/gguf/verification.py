@@ -41,7 +41,7 @@ from bipline.values.export import EngineCheck
 # Largest difference of a log-probability in f32, in nats.
 TOLERANCE = 1e-4
 # What llama.cpp reads off a table in f16, so that f32 is held to the divergence alone.
-FROM_TABLES = ("gelu_pytorch_tanh", "gelu_new")
+FROM_TABLES = ("gelu_pytorch_tanh", "gelu_new", "gelu")
 # Mean divergence in nats from the model with the weights that the file has: what is left is how
 # llama.cpp rounds activations (measured: docs/export.md). A misplaced tensor gives far more.
 DIVERGENCE = 5e-3
@@ -49,8 +49,8 @@ DIVERGENCE = 5e-3
 LEAST_LOG_PROBABILITY = -80.0
 CONTINUED_TOKENS = 16
 CONTEXTS = 8
-# A router, which the file has in f32.
-ROUTER_WEIGHT = "mlp.gate.weight"
+# A router, which the file has in f32, as it has biases.
+ROUTERS = ("mlp.gate.weight", "mlp.router.weight")
 # A few of a matrix's values are rounded at once.
 ROUNDED_VALUES = 1 << 22
 
@@ -191,10 +191,14 @@ def stored_logits(loop: BlockLoop, window: torch.Tensor, type_: str) -> torch.Te
     """Logits of the model with its matrices as the file has them, ``[tokens, vocab_size]``."""
     hidden = _rounded(loop.embed(window), type_)
     for block in loop.blocks():
-        stored = {name: held for name, held in block.weights.items() if name != ROUTER_WEIGHT}
+        stored = {name: held for name, held in block.weights.items() if not _exact(name)}
         block.replace({name: _rounded(tensor, type_) for name, tensor in stored.items()})
         hidden = block.run(hidden)
     return loop.token_logits(hidden[0], _rounded(loop.output_weight(), type_))
+
+
+def _exact(name: str) -> bool:
+    return name in ROUTERS or name.endswith("bias")
 
 
 def _rounded(tensor: torch.Tensor, type_: str) -> torch.Tensor:

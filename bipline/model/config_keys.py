@@ -61,6 +61,8 @@ def allowed_keys(model_type: str) -> dict[str, Allowed]:
     own = table.per_layer if model_type.startswith(PER_LAYER_PREFIX) else {}
     common = {key: v for key, v in table.common.items() if key not in family.lacks_keys}
     common[family.activation] = table.common["hidden_act"]
+    for key in family.never_null:
+        common[key] = common[key].model_copy(update={"null": False})
     return {**common, **flags, **family.keys, **own}
 
 

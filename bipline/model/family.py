@@ -123,6 +123,8 @@ class Family(_Table):
     # What its class computes with in the place of these keys' values.
     set_keys: dict[str, Any] = Field(default_factory=dict)
     lacks_keys: tuple[str, ...] = ()
+    # Keys that every config may leave to its class by a null, but not to this one.
+    never_null: tuple[str, ...] = ()
     written_out: tuple[str, ...] = ()
     rope_takes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     # What its config may say beyond what every family's may, and what its class takes where a

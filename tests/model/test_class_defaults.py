@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from bipline.base.errors import InvalidInput
+from bipline.model.built import build
 from bipline.model.config_keys import allowed_keys, checked_config, class_defaults
 from bipline.model.families import exported_config, family_of, with_output_biases
 from bipline.model.opening import open_checkpoint
+from tests.family_table import case_of
 from tests.tiny import FAMILY_CASES, WITH_A_CLASS, config_of, tiny_model
 
 WHERE = "model/config.json"
@@ -51,6 +56,26 @@ def test_defaults_are_those_of_transformers_classes(family: str) -> None:
         return
     rope = {"rope_theta": theta, "rope_type": "default", "partial_rotary_factor": turned}
     assert {"partial_rotary_factor": 1.0, **made.rope_parameters} == rope
+
+
+@pytest.mark.parametrize("family", WITH_A_CLASS)
+def test_a_null_that_a_config_may_say_is_one_that_the_class_takes(family: str) -> None:
+    config = config_of(case_of(family))
+    for key, allowed in allowed_keys(family).items():
+        if not allowed.null:
+            continue
+        with suppress(InvalidInput):  # of keys that depend on others
+            checked = checked_config({**config, key: None}, WHERE)
+            assert _built(checked), key
+
+
+def _built(config: dict[str, Any]) -> bool:
+    """Whether transformers' class takes a config."""
+    try:
+        with torch.device("meta"):
+            return build(config) is not None
+    except (InvalidInput, TypeError):
+        return False
 
 
 LEFT_OUT = (

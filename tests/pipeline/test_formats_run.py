@@ -11,7 +11,8 @@ from bipline.storage.manifest import verify_directory
 from bipline.values.plan import read_plan
 from tests.pipeline.conftest import Run
 
-pytestmark = pytest.mark.slow
+# In the first run nothing was known yet.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("first")]
 EXPORT = {"formats": ("hf", "gguf"), "gguf": {"type": "q8_0", "windows": 2, "seqlen": 16}}
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from bipline.model.block_loop import BlockLoop
 from bipline.model.halves import Halves
+
+
+def by_the_stock_class(directory: Path) -> Any:
+    """What was written, loaded by transformers and nothing of ours."""
+    # In float64 transformers runs experts by their class's own code alone.
+    plain = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float64, experts_implementation="eager"
+    ).eval()
+    assert type(plain).__module__.startswith("transformers.models.")
+    return plain
 
 
 def cached_tolerance(config: Any) -> float:

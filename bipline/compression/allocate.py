@@ -33,6 +33,7 @@ from bipline.compression.allocation.widths import (
     Widths,
     checked_multiple,
     choices_of,
+    in_model,
     of_query_heads,
     open_choices,
     whole,
@@ -83,7 +84,7 @@ def allocate(
     widths = load_allocation(allocation).widths(problem, options)
     if target:
         widths = target.fitted(choices, widths, alike=settings.layout == UNIFORM)
-    kept = [each.in_model(found) for each, found in zip(choices, widths, strict=True)]
+    kept = in_model(choices, widths)
     return PruningPlan(
         tensor_digest=scores.tensor_digest,
         criterion=scores.criterion,

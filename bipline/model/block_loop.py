@@ -35,7 +35,7 @@ MICRO_BATCH_TOKENS = 2048
 # Tokens whose logits exist at once: with a vocabulary of 128k that is 0.26 GB in float32.
 HEAD_TOKENS = 512
 
-# What is added to the stream, which a class may do in place (Falcon's).
+# What is added to the stream.
 ADDED = ("attention_projected", "ffn_projected", "ffn_output")
 
 Activations = dict[str, Tensor]
@@ -258,6 +258,7 @@ class BlockLoop:
         """Catch the observed tensors of one forward pass, flattened to ``[tokens, width]``."""
         handles = []
         held = dict(module.named_modules())
+        changed = ADDED if self.checkpoint.family.adds_in_place else ()
         for name, (part, side) in self._observed.items():
             if (target := held.get(part)) is None:
                 continue
@@ -265,7 +266,8 @@ class BlockLoop:
                 place = int(side.partition(".")[2] or 0)
                 handles.append(target.register_forward_pre_hook(_input_hook(name, seen, place)))
             else:
-                handles.append(target.register_forward_hook(_output_hook(name, seen)))
+                hook = _output_hook(name, seen, name in changed)
+                handles.append(target.register_forward_hook(hook))
         return handles
 
 
@@ -283,11 +285,11 @@ def _input_hook(name: str, seen: Activations, place: int) -> Callable[..., None]
     return hook
 
 
-def _output_hook(name: str, seen: Activations) -> Callable[..., None]:
+def _output_hook(name: str, seen: Activations, copied: bool) -> Callable[..., None]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         # An FFN may give its router's scores too.
         given: Tensor = output[0] if isinstance(output, tuple) else output
         flat = given.detach().flatten(0, -2)
-        seen[name] = flat.clone() if name in ADDED else flat
+        seen[name] = flat.clone() if copied else flat
 
     return hook

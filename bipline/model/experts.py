@@ -6,8 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from torch import Tensor
+
 # In names of a build and of a family: the number of each expert.
 EXPERT = "{expert}"
+# What the class of some calls the matrices of all experts.
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 T = TypeVar("T")
 Names = Mapping[str, tuple[str, ...]]
 
@@ -20,6 +24,11 @@ def of_each_expert(names: Names, experts: int) -> dict[str, tuple[str, ...]]:
             if EXPERT in name:
                 told[name.format(expert=expert)] = tuple(e.format(expert=expert) for e in held)
     return told
+
+
+def in_turn(stored: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of gates and those of ups, along a last axis where the two lie in turn."""
+    return stored[..., ::2], stored[..., 1::2]
 
 
 def without_number(name: str) -> str:

@@ -73,6 +73,8 @@ class Family(_Table):
     caches_queries: bool = False
     # Its sublayers add to the stream themselves: its attention takes that as ``residual``.
     sublayers_add: bool = False
+    # Its class changes what a sublayer gives while it adds that to the stream.
+    adds_in_place: bool = False
     # Its blocks give a tuple, what they give to the next one first.
     gives_tuple: bool = False
     # Its config says how positions turn for each kind of block.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from bipline.compression.allocate import choices_for
 from bipline.compression.allocation.target import Measure, Target
-from bipline.compression.allocation.widths import Widths
+from bipline.compression.allocation.widths import Widths, in_model
 from bipline.compression.prune import pruned_config
 from bipline.compression.target_format import HF
 from bipline.compression.written import (
@@ -41,9 +42,7 @@ def target_of(checkpoint: Checkpoint, settings: AllocateSettings) -> Target | No
         return None
     (name, most), layout = settings.target, settings.layout
     choices = choices_for(checkpoint, settings)
-
-    def kept(widths: Sequence[Widths]) -> list[Widths]:
-        return [each.in_model(found) for each, found in zip(choices, widths, strict=True)]
+    kept = partial(in_model, choices)
 
     format_, _, type_ = (settings.target_format or HF).partition(":")
     if name == "target_parameters":

@@ -28,7 +28,7 @@ from bipline.model.per_layer.classes import PER_LAYER_CLASSES
 from bipline.quality.perplexity import token_losses
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import PruningPlan
-from tests.looped import cached_tolerance, check_parts, sliced_tolerance
+from tests.looped import by_the_stock_class, cached_tolerance, check_parts, sliced_tolerance
 from tests.masking import layers_of, silence
 from tests.scored import scored
 from tests.tiny import (
@@ -114,11 +114,7 @@ def test_masked_logits_are_those_of_the_sliced_model(model: Path, tmp_path: Path
     plan = plan_of(checkpoint, RATIOS.get(model.name, 0.4))
     prune(checkpoint, plan, tmp_path / "pruned")
     expected = logits_of(masked(model, checkpoint, plan))
-    # In float64 transformers runs experts by their class's own code alone.
-    plain = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "pruned", dtype=torch.float64, experts_implementation="eager"
-    ).eval()
-    assert type(plain).__module__.startswith("transformers.models.")
+    plain = by_the_stock_class(tmp_path / "pruned")
     same(logits_of(plain), expected, sliced_tolerance(plain.config))
     loop = BlockLoop(open_checkpoint(tmp_path / "pruned"), torch.float64)
     same(loop.logits(WINDOWS), logits_of(plain))
@@ -145,10 +141,7 @@ def test_channels_that_go_from_every_expert(model: Path, tmp_path: Path) -> None
     plan = plan_of(checkpoint, 0.2, of_experts="channels")
     prune(checkpoint, plan, tmp_path / "pruned")
     expected = logits_of(masked(model, checkpoint, plan))
-    plain = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "pruned", dtype=torch.float64, experts_implementation="eager"
-    ).eval()
-    assert type(plain).__module__.startswith("transformers.models.")
+    plain = by_the_stock_class(tmp_path / "pruned")
     # As most load it, by the way that transformers runs experts in this dtype.
     usual = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.bfloat16).eval()
     assert bool(logits_of(usual).isfinite().all())

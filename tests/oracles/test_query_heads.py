@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocate import allocate, check_allocation
@@ -34,7 +33,7 @@ from bipline.settings.line import AllocateSettings
 from bipline.values.plan import BlockPlan, Budget, PruningPlan
 from tests.command import run
 from tests.compensated import REPEATED, put_in_place, realised
-from tests.looped import cached_tolerance, sliced_tolerance
+from tests.looped import by_the_stock_class, cached_tolerance, sliced_tolerance
 from tests.masking import silence
 from tests.tiny import CASES, config_of, tiny_model, token_windows
 
@@ -112,10 +111,7 @@ def test_masked_logits_are_those_of_the_sliced_model(case: str, tmp_path: Path) 
     prune(checkpoint, plan, tmp_path / "pruned")
     masked = load_model(source, torch.float64)
     silence(masked, checkpoint, plan.blocks)
-    plain = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "pruned", dtype=torch.float64, experts_implementation="eager"
-    ).eval()
-    assert type(plain).__module__.startswith("transformers.models.")
+    plain = by_the_stock_class(tmp_path / "pruned")
     with torch.no_grad():
         expected, found = masked(WINDOWS).logits, plain(WINDOWS).logits
         known = plain(WINDOWS[:, :9], use_cache=True).past_key_values

@@ -174,6 +174,11 @@ def whole(shape: ModelShape) -> Choices:
     return Choices(shape, (shape.num_key_value_heads,), (shape.ffn_units,))
 
 
+def in_model(choices: Sequence[Choices], widths: Sequence[Widths]) -> list[Widths]:
+    """Widths in the units of these choices as the model counts them, block by block."""
+    return [each.in_model(found) for each, found in zip(choices, widths, strict=True)]
+
+
 def open_choices(choices: Sequence[Choices]) -> tuple[Choices, float]:
     """The choices of the blocks that may lose something, and how many times theirs all weights are.
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from bipline.compression.criteria.interface import Block, Tokens
-
-GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+from bipline.model.experts import DOWN, GATE_UP, in_turn
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Experts:
         """gate_proj and up_proj of one, ``[f, d]`` each."""
         matrix = self.block.weights[GATE_UP][expert]
         if self.block.transposed_experts:
-            return matrix[:, ::2].T, matrix[:, 1::2].T
+            gate, up = in_turn(matrix)
+            return gate.T, up.T
         gate, up = matrix.chunk(2)
         return gate, up
 
@@ -47,7 +47,7 @@ class Experts:
             gate, up = linear(hidden, matrix).chunk(2, dim=-1)
             return gate, up
         found = hidden @ matrix + self.block.weights[f"{GATE_UP}_bias"][expert]
-        return found[:, ::2], found[:, 1::2]
+        return in_turn(found)
 
     def output(self, expert: int, inner: Tensor) -> Tensor:
         """What one adds to the stream, from what enters its down_proj ``[t, f]``."""

@@ -158,6 +158,13 @@ def exported_config(
         pruned[family.predicting_blocks] = 0  # they stay behind
     if model_type == config["model_type"]:
         return pruned
+    return _of_another_class(pruned, config, family)
+
+
+def _of_another_class(
+    pruned: dict[str, Any], config: Mapping[str, Any], family: Family
+) -> dict[str, Any]:
+    """A pruned model's config as ``family`` has it; ``config`` is that of the class before."""
     source = family_of(config["model_type"])
     for name in (*source.bias_flags, *(source.keys.keys() - family.keys.keys())):
         pruned.pop(name, None)

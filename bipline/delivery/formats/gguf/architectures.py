@@ -20,7 +20,7 @@ class _Table(BaseModel):
 class Architecture(_Table):
     """What llama.cpp reads under one name.
 
-    ``named``: the name, where one name of llama.cpp stands for several; ``build``: the only build
+    ``name``: its key, but where one name of llama.cpp stands for several; ``build``: the only build
     whose blocks it has. ``interleaved``: rotary pairs are neighbouring rows where transformers has
     halves, so query and key rows are put in that order. ``biases``: the places where it reads
     biases. ``rope_factors``: whether it reads a tensor of frequency factors. ``any_head_dim``:
@@ -39,7 +39,7 @@ class Architecture(_Table):
     ``unturned_every``: blocks of such a number, and no others, turn nothing by its position.
     """
 
-    named: str = ""
+    name: str = ""
     build: str = ""
     interleaved: bool = False
     biases: frozenset[str] = frozenset()
@@ -61,11 +61,6 @@ class Architecture(_Table):
     sliding_theta: bool = False
     unturned_every: int = 0
 
-    @property
-    def name(self) -> str:
-        """What llama.cpp calls it."""
-        return self.named
-
 
 class _Architectures(_Table):
     """The file: by model_type the architectures that may hold a model, and what each reads."""
@@ -84,7 +79,7 @@ def candidates(model_type: str) -> list[Architecture]:
     """What may hold a family's models, the first that does so first."""
     table = _table()
     found = {name: table.architectures[name] for name in table.families.get(model_type, ())}
-    return [each.model_copy(update={"named": each.named or name}) for name, each in found.items()]
+    return [each.model_copy(update={"name": each.name or name}) for name, each in found.items()]
 
 
 def known_families() -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from bipline.delivery.formats.gguf.facts import (
     ZERO_CHANNELS,
     ZERO_GROUPS,
     context_length,
-    longest_context,
     own_widths,
     rope_parameters,
     sliding_window,
@@ -27,6 +26,7 @@ from bipline.delivery.formats.gguf.facts import (
     written_widths,
 )
 from bipline.delivery.formats.interface import Layout
+from bipline.model.built import longest_window
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import build_of
 from bipline.model.shapes import PER_LAYER_PREFIX
@@ -164,7 +164,7 @@ def _notes(checkpoint: Checkpoint, architecture: Architecture, obstacles: list[s
         reasons = "; ".join(each.split(";")[0] for each in obstacles)
         notes.append(f"written as {name}, which is the same computation: llama.cpp's {reasons}")
     length = context_length(checkpoint, architecture)
-    if length < longest_context(checkpoint):
+    if length < longest_window(whole_config(checkpoint)):
         notes.append(
             f"context of {length} tokens, the sliding window: llama.cpp's {name} does not slide"
         )

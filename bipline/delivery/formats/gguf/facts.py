@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from bipline.delivery.formats.gguf.architectures import Architecture
-from bipline.model.built import transformers_config
+from bipline.model.built import longest_window, transformers_config
 from bipline.model.checkpoint import Checkpoint
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 # A block with attention and without FFN loses its attention in llama.cpp, which also takes the
 # size of all heads from the first block: zeros, which add nothing, stand in for what is missing.
 ZERO_CHANNELS, ZERO_GROUPS = 8, 1
-ENDLESS = 2048
 
 
 def whole_config(checkpoint: Checkpoint) -> Any:
@@ -66,14 +65,9 @@ def turned_blocks(checkpoint: Checkpoint) -> list[bool]:
     return [bool(each) for each in turned or [1] * checkpoint.shape.num_hidden_layers]
 
 
-def longest_context(checkpoint: Checkpoint) -> int:
-    """Positions that the model has; where these have no end, those that BLOOM was trained on."""
-    return int(getattr(whole_config(checkpoint), "max_position_embeddings", ENDLESS))
-
-
 def context_length(checkpoint: Checkpoint, architecture: Architecture) -> int:
     """Positions that the file declares: where all would be attended to, no more than a window."""
-    longest = longest_context(checkpoint)
+    longest = longest_window(whole_config(checkpoint))
     window = sliding_window(checkpoint)
     return longest if architecture.slides or window is None else min(longest, window)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.experts import DOWN, GATE_UP, in_turn
 from bipline.model.families import block_axes, build_of
 
-GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 Change = Callable[[Tensor], Tensor]
 
 
@@ -68,15 +68,13 @@ def _reader(held: HeldBlock, index: int, inner: str, change: Change) -> Callable
 def _changes(inner: str) -> dict[str, Change]:
     """What becomes of a tensor, by the names of what it becomes."""
     module, bias = inner.removesuffix("_bias"), inner.endswith("_bias")
-    kind = "bias" if bias else "weight"
+    kind, lie = ("bias", _same) if bias else ("weight", _turned)
     if module == GATE_UP:
         return {
-            f"mlp.experts.{part}.{kind}": _alternate(first, bias)
-            for first, part in enumerate(("gate_proj", "up_proj"))
+            f"mlp.experts.gate_proj.{kind}": lambda tensor: lie(in_turn(tensor)[0]),
+            f"mlp.experts.up_proj.{kind}": lambda tensor: lie(in_turn(tensor)[1]),
         }
-    if module == DOWN:
-        return {f"{DOWN}.{kind}": _same if bias else _turned}
-    return {inner: _same}
+    return {f"{DOWN}.{kind}": lie} if module == DOWN else {inner: _same}
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -84,11 +82,4 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _turned(tensor: Tensor) -> Tensor:
-    return tensor.transpose(1, 2)
-
-
-def _alternate(first: int, bias: bool) -> Change:
-    """Each second entry along the last axis; of matrices the rows then."""
-    if bias:
-        return lambda tensor: tensor[..., first::2]
-    return lambda tensor: tensor[..., first::2].transpose(1, 2)
+    return tensor.mT

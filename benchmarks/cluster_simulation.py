@@ -41,10 +41,11 @@ class Step:
         for _ in range(self.blocks):
             # A place is free when the block before last was computed.
             begun = max(reads[-1], computes[-PLACES])
-            reads.append(begun + self.read / self.blocks)
-            computes.append(max(computes[-1], reads[-1]) + self.compute / self.blocks)
-            writes = max(writes, computes[-1]) + self.write / self.blocks
-        return max(computes[-1], writes)
+            reads.append(begun + self.read)
+            computes.append(max(computes[-1], reads[-1]) + self.compute)
+            writes = max(writes, computes[-1]) + self.write
+        # Divided once, at the end: a block's share of the shortest times there are would be none.
+        return max(computes[-1], writes) / self.blocks
 
 
 @dataclass(frozen=True)

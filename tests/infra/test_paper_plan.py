@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.cluster_simulation import Nodes, Simulation, Step
@@ -42,6 +42,7 @@ def test_the_page_is_what_the_command_writes() -> None:
     st.lists(st.floats(0, 1e4), min_size=3, max_size=3),
     st.integers(1, 126),
 )
+@example([0.0, 0.0, 5e-324], 2)
 def test_a_step_is_as_long_as_its_slowest_part_and_less_than_all(
     each: list[float], blocks: int
 ) -> None:

@@ -38,6 +38,7 @@ def models(
             (
                 "groups: a KV head with its query heads; channels: of the FFN, or of each expert",
                 "hf: each loads by transformers; onnx: as exported, opened again and compared",
+                "inside another model: gguf and onnx hold the decoder alone, hf all of it",
                 "another model_type: `bipline models NAME` tells the nearest kind; docs/adding.md",
             ),
         )

@@ -270,6 +270,12 @@ class Checkpoint:
         return sum(stored.elements for stored in self.tensors.values())
 
     @property
+    def decoder_parameters(self) -> int:
+        """The same without those of the model that the decoder lies in."""
+        held = self.tensors.items()
+        return sum(stored.elements for name, stored in held if name not in self.beside)
+
+    @property
     def layout_digest(self) -> str:
         """What can be known of the model without reading its weights: config, names and shapes."""
         tensors = {self.stored_name(n): [t.dtype, t.shape] for n, t in self.tensors.items()}

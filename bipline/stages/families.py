@@ -28,7 +28,7 @@ def known_families(model_type: str | None = None) -> Families:
 
 
 def _wrapped(model_type: str) -> FamilyRow:
-    """A model around a decoder: what can go is the decoder's, and it is exported as it is."""
+    """A model around a decoder: what can go is the decoder's, which GGUF holds alone."""
     wrapper = wrappers()[model_type]
     row = _row(wrapper.decoder, family_of(wrapper.decoder))
     return row.model_copy(
@@ -38,7 +38,10 @@ def _wrapped(model_type: str) -> FamilyRow:
             "architecture": wrapper.architecture,
             "layouts": ("uniform",),
             "also": (),
-            "exports": {"hf": (wrapper.architecture,)},
+            "exports": {
+                "hf": (wrapper.architecture,),
+                "gguf": architectures_for(wrapper.decoder, False),
+            },
         }
     )
 

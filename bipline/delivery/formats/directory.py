@@ -74,7 +74,7 @@ def write_format(
         type=str(settings.model_dump().get("type", "")),
         architecture=layout.architecture,
         origin=subject.origin,
-        parameters=checkpoint.parameters,
+        parameters=checkpoint.decoder_parameters,
         file_bytes=sum(each.stat().st_size for each in file.parent.glob(f"{file.name}*")),
         notes=layout.notes,
         check=verification.check,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from bipline.base.errors import InvalidInput
 from bipline.model.checkpoint import Checkpoint
 from bipline.storage.directory import DirectoryWriter
 from bipline.values.export import EngineCheck, Origin, TextCheck
@@ -91,10 +90,13 @@ class Format(Protocol):
         """
 
 
-def refuse_nested(name: str, checkpoint: Checkpoint) -> None:
-    """Raise InvalidInput for a decoder that lies in another model, in a format for it alone."""
-    if checkpoint.nesting:
-        raise InvalidInput(
-            f"{name}: would hold the decoder of a {checkpoint.nesting.config['model_type']} "
-            "without what lies around it; export it as hf alone"
-        )
+def of_the_decoder_alone(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What is told of a file for language models of a decoder that lies in another model."""
+    if checkpoint.nesting is None:
+        return ()
+    beside = checkpoint.nesting.beside
+    around = sorted({name.removeprefix("model.").partition(".")[0] for name in beside})
+    return (
+        f"the decoder of a {checkpoint.nesting.config['model_type']} alone: the {len(beside)} "
+        f"other tensors ({', '.join(around)}) are not in it, so it reads text and no images",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +30,7 @@ from bipline.delivery.formats.gguf.tensors import (
     write_tensors,
 )
 from bipline.delivery.formats.gguf.tokenizer import add_vocabulary, vocabulary_of
-from bipline.delivery.formats.interface import Layout, Subject, Verification, refuse_nested
+from bipline.delivery.formats.interface import Layout, Subject, Verification, of_the_decoder_alone
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.tokenizer import tokenizer_of
 from bipline.settings.gguf import GgufSettings
@@ -49,13 +50,12 @@ class Gguf:
         self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: GgufSettings
     ) -> Layout:
         """See the interface. Raises InvalidInput for a missing extra too."""
-        refuse_nested(self.name, checkpoint)
         extras.check("gguf", "the format gguf")
         architecture, layout = architecture_of(checkpoint)
         tokenizer = tokenizer_of(checkpoint.folder)
         vocabulary_of(tokenizer, checkpoint.shape.vocab_size)
         check_texts(tokenizer, texts, settings, context_length(checkpoint, architecture))
-        return layout
+        return replace(layout, notes=(*of_the_decoder_alone(checkpoint), *layout.notes))
 
     def write(
         self, subject: Subject, writer: DirectoryWriter, folder: str, settings: GgufSettings

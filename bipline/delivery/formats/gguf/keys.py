@@ -115,7 +115,8 @@ def add_origin(writer: Any, checkpoint: Checkpoint, origin: Origin, type_: str) 
     writer.add_name(origin.name)
     writer.add_file_type(library.LlamaFileType[FILE_TYPES[type_]])
     writer.add_quantization_version(library.GGML_QUANT_VERSION)
-    writer.add_size_label(library.size_label(checkpoint.parameters, checkpoint.parameters, 0, 0))
+    parameters = checkpoint.decoder_parameters
+    writer.add_size_label(library.size_label(parameters, parameters, 0, 0))
     if origin.licence:
         writer.add_license(origin.licence)
     for name, value in origin.metadata().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -11,18 +12,21 @@ import torch
 from bipline.base import extras
 from bipline.base.errors import EnvironmentFailure, InvalidInput
 from bipline.delivery.formats.engines import check_texts
-from bipline.delivery.formats.interface import Layout, Subject, Verification, refuse_nested
+from bipline.delivery.formats.interface import Layout, Subject, Verification, of_the_decoder_alone
 from bipline.delivery.formats.onnx import verification
 from bipline.delivery.formats.onnx.graph import EXTRA, read_origin, write_graph
 from bipline.model.built import longest_window, transformers_config
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import tensor_shapes
+from bipline.model.family import spelled
 from bipline.model.loading import load_model
 from bipline.model.memory import available_bytes, gigabytes, memory_limit
-from bipline.model.side_files import is_side_file
+from bipline.model.side_files import PROCESSOR_FILES, is_side_file
 from bipline.model.tokenizer import tokenizer_of
 from bipline.settings.onnx import OnnxSettings
 from bipline.storage.directory import DirectoryWriter
+from bipline.storage.strict_json import parse_object
+from bipline.values.origin import SECTION
 from bipline.values.plan import Layout as PlanLayout
 from bipline.values.resolution import CONFIG
 
@@ -70,13 +74,12 @@ class Onnx:
         self, checkpoint: Checkpoint, texts: Mapping[str, Path], settings: OnnxSettings
     ) -> Layout:
         """See the interface. Raises as :func:`check_memory`, InvalidInput for no extra too."""
-        refuse_nested(self.name, checkpoint)
         extras.check(EXTRA, "the format onnx")
         if checkpoint.shape.num_experts:
             raise InvalidInput(f"onnx: graphs of mixtures of experts are not written; {OTHERWISE}")
         check_memory(checkpoint, settings)
         check_texts(tokenizer_of(checkpoint.folder), texts, settings, context_length(checkpoint))
-        return Layout(str(checkpoint.config["architectures"][0]))
+        return Layout(str(checkpoint.config["architectures"][0]), of_the_decoder_alone(checkpoint))
 
     def write(
         self, subject: Subject, writer: DirectoryWriter, folder: str, settings: OnnxSettings
@@ -105,15 +108,28 @@ class Onnx:
 def write_beside(subject: Subject, folder: Path) -> None:
     """The tokenizer's files as they are, and the config, by which its class is found.
 
-    A config of blocks that differ is of no class that transformers has: none is found by it.
+    A config of blocks that differ is of no class that transformers has: none is found by it. Of a
+    decoder that lies in another model it is the decoder's, and nothing that reads images is there.
     """
     held = subject.checkpoint.folder
     for name in filter(is_side_file, held.names()):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(held.read(name))
+        if subject.checkpoint.nesting is None or name not in PROCESSOR_FILES:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(held.read(name))
     if not subject.checkpoint.shape.per_layer:
         text = subject.config
-        (folder / CONFIG).write_bytes(held.read(CONFIG) if text is None else text.encode())
+        whole = held.read(CONFIG) if text is None else text.encode()
+        (folder / CONFIG).write_bytes(_of_decoder(subject.checkpoint, whole))
+
+
+def _of_decoder(checkpoint: Checkpoint, whole: bytes) -> bytes:
+    """The config of a decoder by itself, with the origin that its model's tells."""
+    if checkpoint.nesting is None:
+        return whole
+    told = parse_object(whole, f"{checkpoint.location}/{CONFIG}", "config", "")
+    origin = {SECTION: told[SECTION]} if SECTION in told else {}
+    config = {**spelled(checkpoint.config), **origin}
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def context_length(checkpoint: Checkpoint) -> int:

@@ -15,7 +15,6 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.allocation import (
     allocation_options,
     check_counts_experts,
-    check_measures,
     load_allocation,
 )
 from bipline.compression.allocation.attention_units import (
@@ -124,7 +123,6 @@ def check_allocation(
         check_scores_query_heads(criterion)
     check_scores_experts(criterion, checkpoint.shape)
     check_counts_experts(allocation, shape_for(checkpoint, settings))
-    check_measures(allocation, checkpoint)
     _check_pairing(allocation, criterion, prunes, settings)
     check_layout(checkpoint, settings.layout)
     if settings.layout == "per-layer":

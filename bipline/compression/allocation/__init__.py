@@ -3,8 +3,8 @@
 Each declares its ``OPTIONS``, whether it runs calibration ``WINDOWS``, and, where it cannot choose
 uniform widths, why it is ``NOT_UNIFORM``. Where it chooses how many experts stay, its file says
 ``EXPERTS = True``, and ``EXPERT_CHANNELS = True`` where it chooses how many channels of every
-expert; where it runs FFNs behind their attention, ``SEQUENTIAL = True``; where query heads may go
-in place of groups, its options are :class:`.attention_units.AttentionOptions`.
+expert; where query heads may go in place of groups, its options are
+:class:`.attention_units.AttentionOptions`.
 ``widths(problem, options)`` gives the counts that every block keeps; which
 groups these are, the scores say.
 """
@@ -20,8 +20,6 @@ from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.declared import declaring
 from bipline.compression.options import BaseOptions, options_from
-from bipline.model.checkpoint import Checkpoint
-from bipline.model.families import build_of
 from bipline.model.shapes import ModelShape
 from bipline.settings.method_names import ALLOCATIONS
 
@@ -72,16 +70,6 @@ def check_counts_experts(name: str, shape: ModelShape) -> None:
             f"allocation {name} cannot say how many experts stay, of which this model's FFNs are "
             f"made; those that can: {', '.join(able)}; auto brings compensated, so name a "
             "criterion there, such as llm-bip"
-        )
-
-
-def check_measures(name: str, checkpoint: Checkpoint) -> None:
-    """Raise InvalidInput where an allocation runs FFNs behind their attention and they are not."""
-    if build_of(checkpoint.family).parallel and getattr(load_allocation(name), "SEQUENTIAL", False):
-        raise InvalidInput(
-            f"allocation {name} measures FFNs behind their attention, and this model has them "
-            "beside each other, which auto does not know either; name a criterion, such as "
-            "--criterion llm-bip-exact"
         )
 
 

@@ -2,7 +2,7 @@
 
 Measured on dense inputs, one block after the other. Channels are taken away in the order of
 their scores, so all counts together cost one pass through down_proj; each number of groups costs
-one pass through the FFN.
+one pass through the FFN, unless that is beside the attention.
 """
 
 from __future__ import annotations
@@ -62,10 +62,9 @@ class _PrunedBlock:
 
     def observe(self, _chunk: int, seen: Activations) -> None:
         """Add one micro-batch's squared errors and squared outputs."""
-        residual = widened(seen["residual"])
-        output = residual + widened(seen["ffn_output"])
+        tokens = Tokens(seen, len(seen["residual"]))
+        output = widened(self._block.between(tokens)) + widened(seen["ffn_output"])
         self._output += float(output.square().sum(dtype=torch.float64))
-        tokens = Tokens(seen, len(residual))
         self._ffn_errors += self._of_channels(tokens)
         self._attention_errors += self._of_groups(tokens)
 
@@ -104,14 +103,16 @@ class _PrunedBlock:
         columns = widened(self._block.weights["self_attn.o_proj.weight"])
         shape = (len(self._groups), -1)
         parts, reads = attention.unflatten(1, shape), columns.unflatten(1, shape)
-        before = self._feed_forward(residual)
+        # A parallel FFN never reads the change.
+        before = None if self._block.parallel else self._feed_forward(residual)
         taken, errors, gone = torch.zeros_like(residual), [], 0
         for count in reversed(self._choices.attention_groups):
             for group in self._groups[gone : len(self._groups) - count].tolist():
                 taken += linear(parts[:, group], reads[:, group])
             gone = len(self._groups) - count
-            change = behind.change(taken)
-            moved = change + self._feed_forward(residual + change) - before if gone else change
+            moved = behind.change(taken)
+            if gone and before is not None:
+                moved = moved + self._feed_forward(residual + moved) - before
             errors.append(moved.square().sum(dtype=torch.float64).cpu())
         return torch.stack(errors[::-1])
 

@@ -1,8 +1,9 @@
 """``compensated``: the widths whose errors are smallest once least squares has made up for them.
 
-e_l(g), e_l(c)  relative squared error behind a half when so many groups or channels stay, chosen
-                and corrected by structured OBS, for all counts in one elimination; where query
-                heads go, one of each group is taken at a time
+e_l(g), e_l(c)  relative squared error behind a half, or where halves are parallel behind the block,
+                when so many groups or channels stay, chosen and corrected by structured OBS, for
+                all counts in one elimination; where query heads go, one of each group is taken at
+                a time
 s_l             how far the model's final stream moves for a little noise there, per share of it
 per-layer       minimise the sum over blocks of a s_l e_l(g_l) + s_l e_l(c_l) under the budget,
                 exactly, for each of the weights a: the FFN behind it makes up for part of what
@@ -70,7 +71,6 @@ class CompensatedOptions(AttentionOptions):
 OPTIONS = CompensatedOptions
 WINDOWS = True
 NOT_UNIFORM = ""
-SEQUENTIAL = True
 
 
 def widths(problem: Problem, options: CompensatedOptions) -> list[Widths]:

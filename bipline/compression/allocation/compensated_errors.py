@@ -30,7 +30,7 @@ def measure_compensated_errors(problem: Problem, ridge: float, every: int = 1) -
     """Errors of every block, or every so many, for its ``choices``; relative to what a half gives.
 
     Token by token the squared error is divided by the mean square of the stream behind the half,
-    as an RMSNorm would; dense inputs, all windows.
+    as an RMSNorm would, or behind the block where halves are parallel; dense inputs, all windows.
     """
     windows = problem.windows
     token_ids = windows.token_ids
@@ -110,9 +110,11 @@ class _Moments:
 
     def observe(self, _chunk: int, seen: Activations) -> None:
         """Add one micro-batch."""
-        residual = widened(seen["residual"])
-        output = residual + widened(seen["ffn_output"])
-        tokens = Tokens(seen, len(residual))
+        tokens = Tokens(seen, len(seen["residual"]))
+        between = widened(self._block.between(tokens))
+        output = between + widened(seen["ffn_output"])
         attention, ffn = (self._block.output_inputs(name, tokens) for name in INPUTS)
-        self.attention.add(attention, token_weights(residual, self._eps))
+        # Of parallel halves nothing reads the stream before both have been added.
+        behind = output if self._block.parallel else between
+        self.attention.add(attention, token_weights(behind, self._eps))
         self.ffn.add(ffn, token_weights(output, self._eps))

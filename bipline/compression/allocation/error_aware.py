@@ -1,6 +1,6 @@
 """``error-aware``: measure what each width costs each block, then solve for the budget (ours).
 
-e_l(g)  error of the block's output when the lowest groups go and g stay, the FFN run again
+e_l(g)  error of the block's output when the lowest groups go and g stay, the FFN behind run again
 e_l(c)  error of the block's output when the lowest channels go and c stay
 error   sum over tokens of ||y' - y||^2 / sum over tokens of ||y||^2, block by block, dense inputs
 widths  minimise the sum over blocks of e_l(g_l) + e_l(c_l) under the budget, exactly (dynamic
@@ -38,7 +38,6 @@ class ErrorAwareOptions(BaseOptions):
 OPTIONS = ErrorAwareOptions
 WINDOWS = True
 NOT_UNIFORM = ""
-SEQUENTIAL = True
 
 
 def widths(problem: Problem, options: ErrorAwareOptions) -> list[Widths]:

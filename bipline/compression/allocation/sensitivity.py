@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.compensation.held_out import difference
+from bipline.model.families import build_of
 from bipline.model.halves import Halves
 
 
@@ -23,6 +24,8 @@ def sensitivities(
 ) -> list[tuple[float, float]]:
     """Of every block: the weights of errors behind its attention and behind its FFN.
 
+    Where these are parallel errors are told behind the block, and weigh alike.
+
     Every block is loaded once: the streams that were disturbed before run beside the dense one,
     2 * layers * samples windows at most.
     """
@@ -30,17 +33,20 @@ def sensitivities(
     token_ids = windows.token_ids[:: max(1, len(windows.token_ids) // samples)][:samples]
     loop = windows.computing.loop(problem.checkpoint)
     generator = torch.Generator().manual_seed(seed)
-    eps = problem.checkpoint.rms_norm_eps
+    eps, parallel = problem.checkpoint.rms_norm_eps, build_of(problem.checkpoint.family).parallel
     dense = loop.embed(token_ids)
     disturbed: list[Tensor] = []
     for block in loop.blocks():
         halves = Halves.of(block)
         disturbed = [halves.run(stream) for stream in disturbed]
         residual = halves.after_attention(dense)
-        disturbed.append(halves.after_ffn(_noisy(residual, share, generator), dense))
+        if not parallel:
+            disturbed.append(halves.after_ffn(_noisy(residual, share, generator), dense))
         dense = halves.after_ffn(residual, dense)
         disturbed.append(_noisy(dense, share, generator))
     moved = [difference(each, dense, eps) / token_ids.numel() / share for each in disturbed]
+    if parallel:
+        return [(each, each) for each in moved]
     return list(zip(moved[::2], moved[1::2], strict=True))
 
 

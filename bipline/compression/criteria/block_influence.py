@@ -57,9 +57,7 @@ def reads(options: InfluenceOptions) -> frozenset[str]:
 
 def observe(block: Block, tokens: Tokens, options: InfluenceOptions) -> Sums:
     """Sums over tokens of every metric, ``[3]``: of the block, its attention, its FFN."""
-    before, middle, update = (tokens[name] for name in ("hidden", "residual", "ffn_output"))
-    if block.parallel:  # the FFN reads what attention reads; its update comes behind all the same
-        middle = before + tokens["attention_projected"]
+    before, middle, update = tokens["hidden"], block.between(tokens), tokens["ffn_output"]
     total = torch.zeros(len(SUMS), 3, dtype=torch.float64, device=before.device)
     for start, between, change in zip(tiles(before), tiles(middle), tiles(update), strict=True):
         end = between + change

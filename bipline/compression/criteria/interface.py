@@ -98,6 +98,15 @@ class Block:
         inputs, norm = tokens[INPUTS[sublayer]], self.norm_behind(sublayer)
         return inputs if norm.gain is None else inputs * self.output_scale(sublayer, tokens)
 
+    def between(self, tokens: Tokens) -> Tensor:
+        """The stream with what attention adds and without what the FFN does, ``[tokens, d]``.
+
+        It is what an FFN behind its attention reads; nothing reads it where they are parallel.
+        """
+        if not self.parallel:
+            return tokens["residual"]
+        return tokens["hidden"] + tokens["attention_projected"]
+
     def output_scale(self, sublayer: Sublayer, tokens: Tokens) -> Tensor:
         """One over the dense root mean square of what enters the norm behind: ``[tokens, 1]``."""
         projected = widened(tokens[PROJECTED[sublayer]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +51,17 @@ def prepared(model: Any, recipe: Schedule) -> Any:
 
 
 def with_adapter(model: Any, recipe: LoraRecipe) -> Any:
-    """The model with LoRA on every projection; the base stays as it is.
+    """The model with LoRA on every projection; the base stays as it is, experts among it.
 
     ``ba-lora`` starts from the weights' principal components (PiSSA), which the base then lacks.
     Raises InvalidInput for a rank that they do not have.
     """
     peft = require("peft", "recover")
     principal = isinstance(recipe, BaLoraRecipe)
-    least = min(
-        min(module.weight.shape)
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in TARGETS
-    )
+    targets = {
+        name: module for name, module in model.named_modules() if name.rpartition(".")[2] in TARGETS
+    }
+    least = min(min(module.weight.shape) for module in targets.values())
     if principal and recipe.rank > least:
         raise InvalidInput(
             f"rank {recipe.rank}: ba-lora starts from principal components, of which the smallest "
@@ -70,25 +71,55 @@ def with_adapter(model: Any, recipe: LoraRecipe) -> Any:
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
-        target_modules=list(TARGETS),
+        # Those that are there: by another name peft would look for experts where this is loaded.
+        target_modules=sorted({name.rpartition(".")[2] for name in targets}),
         task_type="CAUSAL_LM",
         init_lora_weights="pissa" if principal else True,
     )
-    return peft.get_peft_model(model, configuration)
+    with _of_no_kind(model.config):
+        return peft.get_peft_model(model, configuration)
+
+
+@contextmanager
+def _of_no_kind(config: Any) -> Iterator[None]:
+    """A config without its model_type.
+
+    By that peft takes ``gate_proj`` and its like in a mixture for the experts, whose names those
+    were before transformers 5, and never finds what lies beside them.
+    """
+    config.model_type = ""
+    try:
+        yield
+    finally:
+        del config.model_type
 
 
 @torch.no_grad()
-def merged(adapted: Any, windows: Tensor) -> tuple[dict[str, Tensor], float]:
-    """The merged weights in float32, and how far merging moved the logits, of the largest."""
+def merged(adapted: Any, windows: Tensor, routed: bool = False) -> tuple[dict[str, Tensor], float]:
+    """The trained weights, merged, in float32, and how far merging moved the logits.
+
+    That is told as a share of the largest: of the token that was moved the most, but of a mixture's
+    (``routed``) the median token, as rounding may send one to another expert.
+    """
     adapted = in_float32(adapted.to("cpu")).eval()
     windows = windows[:PROOF_WINDOWS]
     expected = adapted(input_ids=windows).logits
+    trained = _trained_names(adapted)
     plain = adapted.merge_and_unload() if hasattr(adapted, "merge_and_unload") else adapted
     actual = plain(input_ids=windows).logits
     largest = max(expected.max(), -expected.min())
     # In place: of a large vocabulary, logits are what would not fit beside the weights.
-    difference = float(actual.sub_(expected).abs_().max() / largest)
-    return plain.state_dict(), difference
+    moved = actual.sub_(expected).abs_().amax(-1)
+    difference = float((moved.median() if routed else moved.max()) / largest)
+    held = plain.state_dict()
+    return {name: held[name] for name in (held if trained is None else trained)}, difference
+
+
+def _trained_names(adapted: Any) -> list[str] | None:
+    """The weights of a plain model that an adapter changes; None where all are trained."""
+    if not hasattr(adapted, "merge_and_unload"):
+        return None
+    return [f"{name}.weight" for name in adapted.base_model.targeted_module_names]
 
 
 def save_adapter(adapted: Any, folder: Path) -> None:

@@ -19,33 +19,23 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check
 from bipline.base.progress import note
-from bipline.compression.prune import (
-    PLAN_NAME,
-    copy_side_files,
-    declared,
-    write_config,
-    write_shipped_files,
-)
 from bipline.model.block_loop import BlockLoop
-from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
-from bipline.model.families import family_in, tensor_shapes
-from bipline.model.loading import load_model, stored_apart
+from bipline.model.checkpoint import Checkpoint
+from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.tokenizer import load_tokenizer, tokenizer_of
-from bipline.model.writer import TensorSpec, write_weights
 from bipline.quality.perplexity import measure_text, text_windows
 from bipline.recovery.adapter import MERGE_TOLERANCE, in_memory, merged, prepared, save_adapter
 from bipline.recovery.examples import Examples, examples_of
 from bipline.recovery.objectives import Teacher
 from bipline.recovery.place import Place, Trained, random_state_kept
 from bipline.recovery.teachers import KeptTeacher, LiveTeacher, keep_predictions
-from bipline.settings.recipes import TAUGHT, DistillRecipe, Schedule
-from bipline.storage.directory import DirectoryWriter, write_text
+from bipline.recovery.written import write_merged
+from bipline.settings.recipes import TAUGHT, DistillRecipe, LoraRecipe, Schedule
+from bipline.storage.directory import DirectoryWriter
 from bipline.storage.documents import read_documents
 from bipline.storage.folder import Folder
-from bipline.values.origin import ModelOrigin
 from bipline.values.paired import PairedDifference, paired_difference
-from bipline.values.plan import read_plan
 from bipline.values.recovery import RecoveryRecord
 
 LAST_GOOD = "last-good"
@@ -74,6 +64,9 @@ def recover(request: Request, place: Place, writer: DirectoryWriter) -> Recovery
     check("recover")
     source, recipe = open_checkpoint(request.pruned), request.recipe
     check_teacher(source, request.dense, recipe)
+    check_adapter(source, request.adapter_out)
+    if left := untrained(source):
+        note(f"recovery: {left}")
     tokenizer = load_tokenizer(request.pruned)
     judge = text_windows(tokenizer, read_documents(request.held_out), recipe.seqlen, "none")
     record, losses = _before(request, source, judge, place)
@@ -123,16 +116,14 @@ def check_inputs(folder: Folder, text: Path | str, held_out: Path | str, recipe:
 def check_teacher(pruned: Checkpoint, dense: Checkpoint | None, recipe: Schedule) -> None:
     """Raise InvalidInput for a dense model that is missing, or has another vocabulary.
 
-    And for a mixture of experts and a decoder inside another model, of which no training is there.
+    And for a recipe that would train all weights of a mixture of experts.
     """
-    if pruned.shape.num_experts:
-        raise InvalidInput("no training of mixtures of experts is there yet; leave recovery out")
-    if pruned.nesting:
-        raise InvalidInput(
-            f"no training of the decoder inside a {pruned.nesting.config['model_type']} is there "
-            "yet; leave recovery out"
-        )
     kind = recipe.model_dump()["kind"]
+    if pruned.shape.num_experts and not isinstance(recipe, LoraRecipe):
+        raise InvalidInput(
+            f"recipe {kind} trains every weight, and of a mixture of experts the router and the "
+            "experts are not trained; take lora, distill or ba-lora"
+        )
     if dense is None:
         if kind in TAUGHT:
             raise InvalidInput(f"recipe {kind} learns from the dense model: give --teacher DENSE")
@@ -150,6 +141,29 @@ def check_teacher(pruned: Checkpoint, dense: Checkpoint | None, recipe: Schedule
         )
 
 
+def check_adapter(pruned: Checkpoint, adapter_out: Path | None) -> None:
+    """Raise InvalidInput for an adapter that is to be kept and that peft would load wrongly."""
+    if adapter_out is not None and pruned.shape.shared_channels:
+        raise InvalidInput(
+            "adapter_out: peft takes adapters of what lies beside the experts of a "
+            f"{pruned.config['model_type']} for those of the experts; use the merged model"
+        )
+
+
+def untrained(pruned: Checkpoint) -> str:
+    """What of a model no recipe trains, in words; empty where there is no such part."""
+    parts = []
+    if pruned.shape.num_experts:
+        parts.append(
+            "experts and routers stay as they are; adapters go on attention and what "
+            "all tokens pass through"
+        )
+    if pruned.nesting:
+        model_type, beside = pruned.nesting.config["model_type"], len(pruned.nesting.beside)
+        parts.append(f"the decoder of a {model_type} is trained; the {beside} other tensors stay")
+    return "; ".join(parts)
+
+
 def _of_dense(dense: Checkpoint | None, judge: Tensor, place: Place) -> float | None:
     if dense is None:
         return None
@@ -160,7 +174,7 @@ def _of_dense(dense: Checkpoint | None, judge: Tensor, place: Place) -> float | 
 def _trained(
     request: Request, source: Checkpoint, tokenizer: Any, place: Place
 ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-    """Fields of the record, and the merged weights in float32 where the training went well."""
+    """Fields of the record, and the trained weights in float32 where the training went well."""
     examples = examples_of(tokenizer, request.text, request.recipe)
     model, trained = _train(request, source, examples, place)
     tokens = trained.steps * request.recipe.batch_size * request.recipe.seqlen
@@ -174,7 +188,7 @@ def _trained(
         return {**found, "reason": said, "last_good_step": step}, None
     if request.adapter_out is not None:
         save_adapter(model, request.adapter_out)
-    weights, difference = merged(model, examples.windows)
+    weights, difference = merged(model, examples.windows, source.shape.num_experts > 0)
     found["merge_difference"] = difference
     if not difference < MERGE_TOLERANCE:
         said = f"merging moved the logits by {difference:.1e} of the largest"
@@ -250,38 +264,3 @@ def keep_last_good(record: RecoveryRecord, place: Place, writer: DirectoryWriter
     for name in LAST_GOOD_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-
-
-def write_merged(
-    source: Checkpoint, merged: dict[str, torch.Tensor], writer: DirectoryWriter
-) -> None:
-    """Write merged weights under the pruned model's names, dtypes and side files."""
-    apart = stored_apart(source)
-    headers = {
-        own: source.tensor_header(name)[0]
-        for name in source.tensors
-        for own in apart.get(name, (name,))
-    }
-    family = family_in(source.config)
-    shapes = tensor_shapes(family, source.config, source.shape)
-    named = {source.stored_name(name): name for name in shapes}
-    specs = [TensorSpec(lies, headers[name], shapes[name]) for lies, name in named.items()]
-    dtypes = {name: TORCH_DTYPES[header] for name, header in headers.items()}
-    plan = source.directory / PLAN_NAME
-    if plan.is_file():
-        write_text(writer.path / PLAN_NAME, plan.read_text(encoding="utf-8"))
-        origin = ModelOrigin.of_plan(read_plan(plan))
-    else:
-        origin = ModelOrigin.of_base(source.tensor_digest)
-    tensor_digest = write_weights(
-        writer,
-        specs,
-        lambda lie: ((each, merged[named[each]].to(dtypes[named[each]])) for each in lie),
-        metadata=origin.metadata(),
-    )
-    write_config(writer, source.config, origin, tensor_digest)
-    copy_side_files(source.folder, writer.path)
-    write_shipped_files(source.config, writer.path)
-    writer.info = declared(
-        source.config, source.shape, source.parameters, len(specs), tensor_digest
-    )

@@ -179,4 +179,6 @@ def check(settings: CompressSettings, checkpoint: Checkpoint | None, thorough: b
     if thorough and checkpoint and not any(place.startswith("hf:") for place in places):
         core.check_inputs(checkpoint.folder, places[0], places[1], recipe)
     steps, tokens = recipe.total_steps, recipe.trained_tokens
-    return [("recover", f"{recipe.kind}, {steps} steps = {tokens:,} tokens")]
+    told = [f"{recipe.kind}, {steps} steps = {tokens:,} tokens"]
+    left = core.untrained(checkpoint) if checkpoint else ""
+    return [("recover", "; ".join([*told, left] if left else told))]

@@ -20,7 +20,7 @@ from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.model.shard_digests import digest_shards
 from bipline.model.tokenizer import load_tokenizer
-from bipline.recovery.recover import write_merged
+from bipline.recovery.written import write_merged
 from bipline.storage.directory import atomic_directory
 from tests.model.refusals import refusal
 from tests.oracles.test_slicing import random_plan

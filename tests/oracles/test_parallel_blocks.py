@@ -118,7 +118,7 @@ def test_noise_behind_the_last_block_weighs_both_halves_alike(model: Path) -> No
     assert weights[-1][0] == pytest.approx(1, rel=0.1)
 
 
-@pytest.mark.parametrize("effort", ["quick", "balanced"])
+@pytest.mark.parametrize("effort", ["quick", pytest.param("balanced", marks=pytest.mark.slow)])
 def test_auto_prunes_it_and_tells_what_it_did(
     model: Path, effort: str, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bipline.compression.slicing import kept_indices
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.families import build_of
 from bipline.model.halves import DOWN_PROJ, O_PROJ
 from bipline.values.plan import BlockPlan
 from tests.routed import without_experts
@@ -41,7 +42,7 @@ def silence(model: Any, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -
         kept = kept_indices(block, checkpoint.shape.block(index))
         keep_columns(matrix(layer, checkpoint, O_PROJ), kept["query_heads"])
         if "experts" in kept:
-            keep_inside(layer.mlp, block)
+            keep_inside(layer.mlp, checkpoint, block)
             router = layer.mlp.router if hasattr(layer.mlp, "router") else layer.mlp.gate
             if len(block.experts) < len(router.weight):
                 without_experts(router, kept["experts"])
@@ -53,10 +54,12 @@ def silence(model: Any, checkpoint: Checkpoint, blocks: tuple[BlockPlan, ...]) -
             attention.k_norm = OverKept(attention.k_norm, kept["kv_heads"])
 
 
-def keep_inside(mlp: Any, block: BlockPlan) -> None:
+def keep_inside(mlp: Any, checkpoint: Checkpoint, block: BlockPlan) -> None:
     """Zero what the channels that go from experts, and from what all share, add."""
+    from_the_right = build_of(checkpoint.family).transposed_experts
     for expert, channels in zip(block.experts, block.expert_channels, strict=False):
-        keep_columns(mlp.experts.down_proj[expert], torch.tensor(channels))
+        down = mlp.experts.down_proj[expert]
+        keep_columns(down.T if from_the_right else down, torch.tensor(channels))
     if block.shared_channels:
         keep_columns(mlp.shared_experts.down_proj.weight, torch.tensor(block.shared_channels))
 

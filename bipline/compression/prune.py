@@ -169,11 +169,6 @@ def check_expert_channels(checkpoint: Checkpoint) -> None:
             "of_experts channels: the FFNs of this model are made of channels and not of experts; "
             "leave it out"
         )
-    if not build_of(checkpoint.family).has_expert_channels:
-        raise InvalidInput(
-            f"of_experts channels: experts of a {checkpoint.config['model_type']} lie as one, gate "
-            "and up in turn, of which whole ones can go; leave it out"
-        )
 
 
 def _check_ffn(block: BlockPlan, held: ModelShape, index: int) -> None:

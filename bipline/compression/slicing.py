@@ -42,10 +42,24 @@ class _Corrected:
 
 
 @dataclass(frozen=True)
+class _Inside:
+    """What stays of a tensor of all experts, of each its own: ``indices`` along ``axis``."""
+
+    axis: int
+    indices: Tensor
+
+    def of(self, piece: Tensor, first: int) -> Tensor:
+        """That of the experts that stay from the ``first`` on, as many as there are here."""
+        kept = self.indices[first : first + len(piece)]
+        sizes = [len(kept), *(-1 if axis == self.axis else 1 for axis in range(1, piece.dim()))]
+        return piece.take_along_dim(kept.view(sizes), self.axis)
+
+
+@dataclass(frozen=True)
 class _Target:
     """A tensor of the smaller model: what is read for it, and which parts lie in its rows.
 
-    ``source`` is empty for one that is added.
+    ``source`` is empty for one that is added; ``inside`` is of a tensor of all experts.
     """
 
     name: str
@@ -53,6 +67,7 @@ class _Target:
     shape: tuple[int, ...]
     rows: Tensor | None = None
     columns: Tensor | None = None
+    inside: _Inside | None = None
     corrected: list[_Corrected] = field(default_factory=list)
 
 
@@ -69,6 +84,7 @@ class _Source:
         self.experts = renumbered(named, block.experts)
         # By what the tensors of experts are called now, as they are in what is sliced.
         self.channels = of_experts(named, list(map(_indices, block.expert_channels)))
+        self.of_each = _indices_of_each(block)
 
     def rows(self, parts: Sequence[str]) -> Tensor | None:
         """The rows to read of what parts lie in, by their names in the smaller model; all: None.
@@ -87,6 +103,13 @@ class _Source:
         if axis == "ffn_channels" and part in self.channels:
             return self.channels[part]
         return self.kept.get(axis)
+
+    def inside(self, axes: tuple[str, ...]) -> _Inside | None:
+        """What stays of a tensor of all experts within each; None for all of it."""
+        if axes[0] != "experts":
+            return None
+        found = ((place, self.of_each.get(axis)) for place, axis in enumerate(axes))
+        return next((_Inside(place, kept) for place, kept in found if kept is not None), None)
 
 
 class Slicer:
@@ -146,6 +169,8 @@ class Slicer:
                 piece = next(read)[1] if target.source else self._zeros(target)
                 if target.columns is not None:
                     piece = piece.index_select(1, target.columns)
+                if target.inside is not None:
+                    piece = target.inside.of(piece, first)
                 yield target.name, _overlaid(piece, first, corrected)
                 first += len(piece)
         for _ in read:  # until the last digest is taken
@@ -189,7 +214,7 @@ class Slicer:
         columns = source.along(parts[0], axes[1]) if len(axes) > 1 else None
         rows = source.rows(parts)
         kept = (columns, rows) if turned else (rows, columns)
-        return _Target(name, stored, shape, *kept)
+        return _Target(name, stored, shape, *kept, inside=source.inside(axes))
 
     def _dtype(self, target: _Target) -> str:
         """Biases that are added are written like the weights of the first block."""
@@ -246,6 +271,18 @@ def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, Tensor]:
         "heads": heads,
         ffn: _indices(block.ffn_units),
     }
+
+
+def _indices_of_each(block: BlockPlan) -> dict[str, Tensor]:
+    """Kept indices by axis within every expert that stays, ``[experts, kept]``; none for all.
+
+    Gate and up of a channel lie in turn (:func:`bipline.model.experts.in_turn`).
+    """
+    if not block.expert_channels:
+        return {}
+    channels = torch.tensor(block.expert_channels, dtype=torch.int64)
+    pairs = torch.stack([2 * channels, 2 * channels + 1], -1).flatten(1)
+    return {"ffn_channels": channels, "gate_up_channels": pairs}
 
 
 def _indices(kept: Sequence[int]) -> Tensor:

@@ -49,9 +49,8 @@ def _wrapped(model_type: str) -> FamilyRow:
 def _row(model_type: str, family: Family) -> FamilyRow:
     groups = () if family.heads_fixed else ("attention groups",)
     build = build_of(family)
-    inside = ("expert channels",) if build.has_expert_channels else ()
-    cuts = ("experts", *inside) if build.has_experts else ("FFN channels",)
-    cuts = () if family.ffn_fixed else cuts
+    ffn = ("experts", "expert channels") if build.has_experts else ("FFN channels",)
+    cuts = () if family.ffn_fixed else ffn
     run_as = family.read_as or model_type
     per_layer = f"{PER_LAYER_PREFIX}{run_as}" in PER_LAYER_CLASSES
     held = {

@@ -239,6 +239,22 @@ def test_a_mixture_without_some_experts_is_run(case: str, type_: str, tmp_path: 
     assert record.architecture == architecture
 
 
+@pytest.mark.parametrize("case", ["qwen3-moe", "gpt-oss"])
+def test_a_mixture_of_narrower_experts_is_run(case: str, tmp_path: Path) -> None:
+    """Each with channels of its own, and one expert less."""
+    changes, architecture = EXPERTS[case]
+    checkpoint = open_checkpoint(tiny(tmp_path / "model", case, hidden_size=64, **changes))
+    draw, experts = random.Random(0), (0, 1, 2, 4, 5, 6, 7)
+    channels = range(checkpoint.shape.intermediate_size)
+    inside = tuple(tuple(sorted(draw.sample(channels, 16))) for _ in experts)
+    some = kept([0, 1, 3], []).model_copy(update={"experts": experts, "expert_channels": inside})
+    blocks = [some] * checkpoint.shape.num_hidden_layers
+    prune(checkpoint, plan_of(checkpoint, blocks, "uniform"), tmp_path / "pruned")
+    assert open_checkpoint(tmp_path / "pruned").shape.intermediate_size == 16
+    record = exported(tmp_path / "pruned", tmp_path / "out")
+    assert record.architecture == architecture
+
+
 @pytest.mark.parametrize("case", ["qwen2-gqa", "seed-oss-gqa", "llama-gqa-biased", "phi3-mha"])
 def test_a_per_layer_model_of_every_family_is_run(case: str, tmp_path: Path) -> None:
     model = tiny(tmp_path / "model", case)

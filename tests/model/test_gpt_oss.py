@@ -21,6 +21,7 @@ from bipline.model.gating import Gating
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint, read_config
 from bipline.settings.line import AllocateSettings
+from tests.per_layer import kept, plan_of
 from tests.tiny import tiny_model, token_windows
 
 # What openai/gpt-oss-20b says beside its sizes, but for its quantisation.
@@ -93,12 +94,33 @@ def test_sinks_go_with_their_heads(model: Path, tmp_path: Path) -> None:
     for index, block in enumerate(plan.blocks):
         prefix, experts = f"model.layers.{index}", list(block.experts)
         heads = [2 * group + each for group in block.attention_groups for each in range(2)]
-        for name, kept in (
+        for name, stays in (
             ("self_attn.sinks", heads), ("mlp.router.bias", experts),
             ("mlp.experts.gate_up_proj", experts), ("mlp.experts.down_proj_bias", experts),
         ):  # fmt: skip
             source = checkpoint.tensor(f"{prefix}.{name}")
-            assert pruned.tensor(f"{prefix}.{name}").equal(source[kept]), name
+            assert pruned.tensor(f"{prefix}.{name}").equal(source[stays]), name
+
+
+def test_each_expert_keeps_the_channels_of_its_own(model: Path, tmp_path: Path) -> None:
+    """Gate and up of a channel, their biases and its row of down_proj, of experts that stay."""
+    checkpoint, experts = open_checkpoint(model), (1, 2, 3, 5, 6)
+    inside = tuple(tuple(sorted({(expert + 5 * n) % 40 for n in range(8)})) for expert in experts)
+    some = kept([0, 1, 2, 3], []).model_copy(update={"experts": experts, "expert_channels": inside})
+    prune(checkpoint, plan_of(checkpoint, [some, some], "uniform"), tmp_path / "pruned")
+    pruned = open_checkpoint(tmp_path / "pruned")
+    held = [checkpoint.block_weights(1), pruned.block_weights(1)]
+    names = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
+    for name in names:
+        source, found = (each[f"mlp.experts.{name}"] for each in held)
+        for place, (expert, channels) in enumerate(zip(experts, inside, strict=True)):
+            pairs = [2 * channel + each for channel in channels for each in (0, 1)]
+            expected = source[expert]
+            if name.startswith("gate_up"):
+                expected = expected[..., pairs]
+            elif name == "down_proj":
+                expected = expected[list(channels)]
+            assert found[place].equal(expected), (name, expert)
 
 
 def test_the_usual_way_to_load_what_is_left_runs_it(model: Path, tmp_path: Path) -> None:

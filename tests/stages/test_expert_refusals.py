@@ -18,7 +18,7 @@ from bipline.model.opening import open_checkpoint
 from bipline.model.shapes import shape_of
 from bipline.recovery.recover import check_teacher
 from bipline.settings.onnx import OnnxSettings
-from bipline.settings.recipes import LoraRecipe
+from bipline.settings.recipes import FullRecipe, LoraRecipe
 from tests.tiny import config_of, tiny_model
 
 ABLE = {
@@ -138,8 +138,9 @@ def test_formats_and_training_that_know_no_experts_say_so(model: Path) -> None:
     checkpoint = open_checkpoint(model)
     with pytest.raises(InvalidInput, match="onnx: graphs of mixtures of experts"):
         Onnx().check(checkpoint, {}, OnnxSettings())
-    with pytest.raises(InvalidInput, match="no training of mixtures of experts"):
-        check_teacher(checkpoint, None, LoraRecipe())
+    with pytest.raises(InvalidInput, match="recipe full trains every weight, and of a mixture"):
+        check_teacher(checkpoint, None, FullRecipe())
+    check_teacher(checkpoint, None, LoraRecipe())
 
 
 @pytest.mark.parametrize(

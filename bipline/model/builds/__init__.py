@@ -68,13 +68,8 @@ class Build(BaseModel):
 
     @property
     def has_experts(self) -> bool:
-        """Whether its FFN has experts, whole ones of which go."""
+        """Whether its FFN has experts, whole ones of which go, or as many channels of each."""
         return bool(self.stacked) or self.transposed_experts
-
-    @property
-    def has_expert_channels(self) -> bool:
-        """Whether channels of every expert can go: where each lies by itself."""
-        return bool(self.stacked)
 
     @property
     def gated(self) -> bool:

@@ -22,21 +22,21 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import silently
 from bipline.model.block_loop import Block, BlockLoop, predicted
 from bipline.model.block_reader import Weights
+from bipline.model.experts import DOWN, SHARED_DOWN
 from bipline.model.families import ModelShape
 from bipline.model.gradients import Parameters, block_gradients
 
 ATTENTION_READER = "self_attn.o_proj.weight"
 FFN_READER = "mlp.down_proj.weight"
-SHARED_READER = "mlp.shared_experts.down_proj.weight"
 # What adds to the residual stream, by sublayer: with all of it zero the stream passes unchanged.
 OUTPUTS = {
     "attention": (ATTENTION_READER, "self_attn.o_proj.bias"),
     "ffn": (
         FFN_READER,
         "mlp.down_proj.bias",
-        "mlp.experts.down_proj",
-        "mlp.experts.down_proj_bias",
-        SHARED_READER,
+        DOWN,
+        f"{DOWN}_bias",
+        SHARED_DOWN,
     ),
 }
 

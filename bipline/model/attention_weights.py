@@ -15,7 +15,7 @@ from bipline.model.block_reader import Weights
 
 NAME = "bipline_attention_weights"
 # What a family may do to the scores that is not done here.
-OTHER = ("s_aux", "softcap")
+OTHER = ("softcap",)
 
 
 @torch.no_grad()
@@ -42,15 +42,28 @@ def attention_weights(module: Any, held: Weights, normed: Tensor, options: Any) 
 
 def _weights(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float,
-    **more: Any,
+    s_aux: Tensor | None = None, **more: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """An attention function of transformers that gives weights, and in place of outputs queries."""
+    """An attention function of transformers that gives weights, and in place of outputs queries.
+
+    ``s_aux`` are sinks, one score for each head, whose shares go to no token.
+    """
     if other := [name for name in OTHER if more.get(name) is not None]:
         raise NotImplementedError(f"{type(module).__name__}: attention with {', '.join(other)}")
     grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
     scores = (grouped @ key.mT * scaling).view(*query.shape[:3], key.shape[2])
-    unseen = _later(scores) if mask is None else mask.logical_not()
-    return query.transpose(1, 2), scores.masked_fill_(unseen, -torch.inf).softmax(-1)
+    scores.masked_fill_(_unseen(scores, mask), -torch.inf)
+    if s_aux is None:
+        return query.transpose(1, 2), scores.softmax(-1)
+    sinks = s_aux.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return query.transpose(1, 2), torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+
+
+def _unseen(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """What a mask hides: where it is false, or where it is to be added and not 0."""
+    if mask is None:
+        return _later(scores)
+    return mask.logical_not() if mask.dtype == torch.bool else mask != 0
 
 
 def _later(scores: Tensor) -> Tensor:

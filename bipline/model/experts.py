@@ -6,12 +6,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 # In names of a build and of a family: the number of each expert.
 EXPERT = "{expert}"
 # What the class of some calls the matrices of all experts.
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+# Of what all tokens pass through beside experts.
+SHARED_GATE = "mlp.shared_experts.gate_proj.weight"
+SHARED_UP = "mlp.shared_experts.up_proj.weight"
+SHARED_DOWN = "mlp.shared_experts.down_proj.weight"
+# What down_proj of one is called where each lies by itself.
+OWN_DOWN = f"mlp.experts.{EXPERT}.down_proj.weight"
 T = TypeVar("T")
 Names = Mapping[str, tuple[str, ...]]
 
@@ -57,3 +64,31 @@ def renumbered(names: Iterable[str], kept: Sequence[int]) -> dict[str, str]:
         if EXPERT in name
         for place, expert in enumerate(kept)
     }
+
+
+def kept_of_class(
+    name: str, matrix: Tensor, experts: Sequence[int], channels: Sequence[Sequence[int]]
+) -> Tensor:
+    """What stays of a tensor of all experts, ``[experts, ...]``, which lies as most classes have it.
+
+    ``experts`` stay, and of each of them these ``channels``; none listed: all of them.
+    """
+    held = matrix[torch.tensor(experts, device=matrix.device)]
+    if not channels:
+        return held
+    places = torch.tensor(channels, device=matrix.device)
+    if name == DOWN:
+        return held.gather(2, places[:, None].expand(-1, held.shape[1], -1))
+    rows = torch.cat([places, places + held.shape[1] // 2], 1)
+    return held.gather(1, rows[:, :, None].expand(-1, -1, held.shape[2]))
+
+
+def in_class(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a block with the down_proj of every expert as their class has them; others stay.
+
+    Those of experts are all there, or none of them is.
+    """
+    told = {name: tensor for name, tensor in tensors.items() if without_number(name) == name}
+    if each := len(tensors) - len(told):
+        told[DOWN] = torch.stack([tensors[OWN_DOWN.format(expert=one)] for one in range(each)])
+    return told

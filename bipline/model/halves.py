@@ -22,7 +22,10 @@ from bipline.model.attention_weights import attention_weights
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
 from bipline.model.builds import Sublayer
+from bipline.model.experts import DOWN
 from bipline.model.families import build_of
+from bipline.model.gating import Gating
+from bipline.model.mixture import Mixture
 
 O_PROJ = "self_attn.o_proj"
 V_PROJ = "self_attn.v_proj"
@@ -86,6 +89,11 @@ class Halves:
         return self._loop.checkpoint.rms_norm_eps
 
     @property
+    def hidden_size(self) -> int:
+        """How wide the stream is."""
+        return self._loop.checkpoint.shape.hidden_size
+
+    @property
     def head_dim(self) -> int:
         """Rows of v_proj that are one head's."""
         return self._loop.checkpoint.shape.head_dim
@@ -98,7 +106,21 @@ class Halves:
     @property
     def has_ffn(self) -> bool:
         """Whether there is an FFN half."""
-        return f"{DOWN_PROJ}.weight" in self.weights
+        return f"{DOWN_PROJ}.weight" in self.weights or self.has_experts
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the FFN half has experts, and no down_proj of its own."""
+        return DOWN in self.weights
+
+    @property
+    def mixture(self) -> Mixture:
+        """The FFN of a block with experts."""
+        checkpoint = self._loop.checkpoint
+        keys, config = checkpoint.family.clamped_gate, checkpoint.config
+        gating = Gating.of(checkpoint.hidden_act, keys, config)
+        transposed = build_of(checkpoint.family).transposed_experts
+        return Mixture(self._module.mlp, self.weights, transposed, gating)
 
     def attention_input(self, hidden: Tensor) -> Tensor:
         """What enters q_proj, k_proj and v_proj, like ``hidden``."""
@@ -190,8 +212,16 @@ class Halves:
         """The block's output from the residual stream after attention and what enters the block."""
         if not self.has_ffn:
             return residual
-        inputs = self.ffn_activation(self.ffn_reads(residual, hidden))
+        reads = self.ffn_reads(residual, hidden)
+        if self.has_experts:
+            return residual + self.experts_output(reads)
+        inputs = self.ffn_activation(reads)
         return residual + self.added(DOWN_PROJ, self.project(DOWN_PROJ, inputs))
+
+    def experts_output(self, residual: Tensor) -> Tensor:
+        """What an FFN of experts adds to the stream, from the stream that it reads."""
+        normed = self.ffn_input(residual)
+        return self.mixture.output(normed.flatten(0, -2)).view_as(residual)
 
     def ffn_reads(self, residual: Tensor, hidden: Tensor) -> Tensor:
         """What the FFN reads: the stream after attention, or in a parallel block before it."""

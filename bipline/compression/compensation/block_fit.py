@@ -17,14 +17,16 @@ from torch import Tensor
 from bipline.compression.compensation.candidates import Candidate, Sublayer, uncorrected
 from bipline.compression.compensation.collecting import Collector
 from bipline.compression.compensation.drawn_windows import WEIGHED
-from bipline.compression.compensation.fitting import chosen_groups, fitted
+from bipline.compression.compensation.expert_fit import ExpertSquares, fit_experts
+from bipline.compression.compensation.fitting import chosen_groups, fitted, recorded
 from bipline.compression.compensation.held_out import HeldOut
 from bipline.compression.compensation.input_maps import fitted_map
 from bipline.compression.compensation.kept_rows import fitted_rows
 from bipline.compression.compensation.norms_behind import HeadShares, importance_of
 from bipline.compression.compensation.options import PUBLISHED, CompensationOptions
 from bipline.compression.compensation.streams import Batch, Streams, attention_half
-from bipline.compression.compensation.versions import Choices, PrunedBlock
+from bipline.compression.compensation.trials import Trials
+from bipline.compression.compensation.versions import EXPERTS, Choices, PrunedBlock
 from bipline.compression.criteria.interface import Block
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
 from bipline.values.compensation import Compensation, SublayerRecord
@@ -94,14 +96,14 @@ class BlockFit:
         self.records[O_PROJ] = self.records[O_PROJ].model_copy(update=told)
 
     def correct_ffn(self) -> None:
-        """Fit down_proj and up_proj behind the attention half as it was chosen.
+        """Fit down_proj and up_proj behind the attention half as it was chosen, or all experts.
 
         Moves the dense streams behind the block.
         """
         for streams in self._learned:
             streams.advance_ffn(self.pruned.dense)
-        ffn = self._sublayers.get(DOWN_PROJ)
-        if ffn is None:
+        ffn, experts = self._sublayers.get(DOWN_PROJ), self.pruned.dense.has_experts
+        if ffn is None and not experts:
             return
         pruned = self.pruned
         before = attention_half(
@@ -110,6 +112,9 @@ class BlockFit:
         for streams in self._all:
             streams.pass_attention(before)
         del before
+        if ffn is None:
+            self._fit_experts()
+            return
         if self._stays(ffn):
             self._leave(ffn, self._held_out.ffn_errors)
             return
@@ -122,12 +127,32 @@ class BlockFit:
         del collecting
         self._fit_rows(ffn, errors)
 
+    @property
+    def ffn_record(self) -> SublayerRecord | None:
+        """What was done to the FFN: to its down_proj, or to those of all its experts."""
+        return self.records.get(EXPERTS) or self.records.get(DOWN_PROJ)
+
     def give_up(self) -> None:
         """Leave the block as it was pruned."""
         self.chosen = self.plain
         for streams in self._all:
             streams.give_up_attention()
         self.records = {name: record.uncorrected() for name, record in self.records.items()}
+
+    def _fit_experts(self) -> None:
+        """Fit the down_projs of all experts together, where errors fall by it."""
+        pruned, options = self.pruned, self._options
+        half, sublayer = pruned.experts_half(), pruned.experts_sublayer()
+        tried = Trials(partial(self._held_out.expert_errors, half), uncorrected(sublayer))
+        if pruned.loses_experts or options.whole_matrices:
+            entering = partial(_entering, self._learned, DOWN_PROJ)
+            given = options.sequential, self._room
+            fit_experts(
+                ExpertSquares(half, pruned.dense, entering, *given), sublayer, options, tried
+            )
+        self.records[EXPERTS] = recorded(tried, sublayer)
+        if tried.chosen.compensation != "none":
+            self.chosen[EXPERTS] = tried.chosen
 
     def _stays(self, sublayer: Sublayer) -> bool:
         """Whether a matrix loses nothing and is not to make up for the drift either."""

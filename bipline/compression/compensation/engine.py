@@ -37,9 +37,13 @@ from bipline.compression.compensation.versions import PrunedBlock
 from bipline.compression.computing import Computing
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.halves import DOWN_PROJ, O_PROJ
+from bipline.model.halves import O_PROJ
 from bipline.values.compensation import COMPENSATIONS, LADDER, BlockRecord, Compensation
 from bipline.values.plan import BlockPlan, PruningPlan
+
+
+# What corrects the experts of a mixture too.
+OF_EXPERTS: tuple[Compensation, ...] = ("least-squares",)
 
 
 class Progress(Protocol):
@@ -116,10 +120,10 @@ def check_compensation(
 ) -> None:
     """Raise InvalidInput for what can be seen to fail before any work (see :func:`compensate`)."""
     check_known(compensation)
-    if checkpoint.shape.num_experts:
+    if checkpoint.shape.num_experts and compensation not in OF_EXPERTS:
         raise InvalidInput(
             f"compensation {compensation} is of o_proj and of one down_proj a block, and this "
-            "model's FFNs are made of experts; use compensation none"
+            f"model's FFNs are made of experts; use compensation {', '.join(OF_EXPERTS)}"
         )
     if (compensation, options.bias) == ("bias", "off"):
         raise InvalidInput("compensation bias with the option bias=off has nothing to correct")
@@ -196,7 +200,7 @@ class _Engine:
         record = BlockRecord(
             index=pruned.index,
             attention=fit.records.get(O_PROJ),
-            ffn=fit.records.get(DOWN_PROJ),
+            ffn=fit.ffn_record,
             error_without=without,
             error=error,
         )

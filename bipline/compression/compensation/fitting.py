@@ -50,15 +50,19 @@ def fitted(
             _FITS[each](sublayer, moments, options, tried)
             if tried.chosen.compensation != "none":
                 break
+    return tried.chosen, recorded(tried, sublayer)
+
+
+def recorded(tried: Trials, sublayer: Sublayer) -> SublayerRecord:
+    """The record of the versions that were measured."""
     chosen = tried.chosen
-    record = SublayerRecord(
+    return SublayerRecord(
         form=chosen.compensation,
         ridge=chosen.ridge,
         beta=chosen.beta,
         replaced=len(set(chosen.kept) - set(sublayer.kept)),
         errors=tried.by_compensation,
     )
-    return chosen, record
 
 
 def _ladder(compensation: Compensation) -> tuple[Compensation, ...]:

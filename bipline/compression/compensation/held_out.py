@@ -17,6 +17,7 @@ from bipline.compression.compensation.candidates import Candidate
 from bipline.compression.compensation.streams import Batch, Streams
 from bipline.model.checkpoint import widened
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.model.mixture import product
 
 Outputs = Callable[[Batch], Iterable[Tensor]]
 
@@ -53,6 +54,22 @@ class HeldOut:
             inputs = reader.ffn_activation(batch.reads)
             for version in versions:
                 yield batch.adds_to + self._dense.added(DOWN_PROJ, applied(version, inputs))
+
+        return self._errors(outputs, between=True)
+
+    def expert_errors(self, reader: Halves, versions: Sequence[Candidate]) -> list[float]:
+        """Errors of versions of the wide matrix behind the experts of ``reader``.
+
+        It reads what the streams' attention half left between.
+        """
+        mixture = reader.mixture
+
+        def outputs(batch: Batch) -> Iterable[Tensor]:
+            hidden = reader.ffn_input(batch.reads).flatten(0, 1)
+            parts = list(mixture.parts(hidden))
+            for version in versions:
+                given = product(parts, version.weight.to(hidden), len(hidden))
+                yield batch.adds_to + given.view_as(batch.reads)
 
         return self._errors(outputs, between=True)
 

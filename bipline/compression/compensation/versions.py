@@ -21,13 +21,17 @@ from bipline.compression.slicing import kept_indices
 from bipline.model.block_loop import Block
 from bipline.model.block_reader import Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
+from bipline.model.experts import DOWN, OWN_DOWN, SHARED_DOWN, in_class, kept_of_class
 from bipline.model.families import block_axes, build_of
 from bipline.model.halves import DOWN_PROJ, O_PROJ, SUBLAYER_OF, Halves
+from bipline.model.mixture import ExpertColumns
 from bipline.model.shapes import ModelShape
 from bipline.values.plan import BlockPlan
 
 # The chosen version of each matrix, by the matrix's name inside the block.
 Choices = dict[str, Candidate]
+# In the place of such a name: the wide matrix of an FFN of experts (see ExpertColumns).
+EXPERTS = "mlp.experts"
 
 
 class PrunedBlock:
@@ -74,7 +78,7 @@ class PrunedBlock:
         whole = self._plan.model_copy(update={"ffn_channels": self._all_channels})
         plan = keeping(whole, version.kept, self._shape.queries_per_group)
         there = self._sliced(plan, {**self.dense.weights, **self._changed})
-        return self.dense.changed({**there, **_tensors({O_PROJ: version})})
+        return self.dense.changed({**there, **self._tensors({O_PROJ: version})})
 
     @property
     def _shape(self) -> ModelShape:
@@ -109,6 +113,48 @@ class PrunedBlock:
             kept_by_run=kept_by_run(self._plan, shape) if attention else (),
             importance=None,
             intercept=bias == "on" or (bias == "auto" and held is not None),
+        )
+
+    @property
+    def loses_experts(self) -> bool:
+        """Whether experts of this block go, or channels of all of them."""
+        kept = len(self._plan.experts) == self._shape.num_experts
+        return not kept or bool(self._plan.expert_channels)
+
+    def experts_half(self) -> Halves:
+        """The FFN of the experts, and of their channels, that stay, with their weights as they are.
+
+        The router decides among these.
+        """
+        there = self.dense.weights.items()
+        ffn = {name: held for name, held in there if not name.startswith("self_attn.")}
+        return self.dense.changed(self._sliced(self._plan, ffn))
+
+    def experts_sublayer(self) -> Sublayer:
+        """The wide matrix of what stays of all experts, all of whose columns stay."""
+        device, columns = self.dense.weights[DOWN].device, self._expert_columns
+        names = (DOWN, f"{DOWN}_bias", SHARED_DOWN)
+        held = {name: self._source[name] for name in names if name in self._source}
+        stored = OWN_DOWN.format(expert=0)
+        return Sublayer(
+            name=EXPERTS,
+            weight=columns.wide(self._sliced(self._plan, held)).to(device),
+            bias=None,
+            dtype=self._stored_dtype(DOWN if columns.biased else stored),
+            width=1,
+            kept=tuple(range(columns.total)),
+            importance=None,
+            intercept=False,
+        )
+
+    @property
+    def _expert_columns(self) -> ExpertColumns:
+        plan, shape = self._plan, self._shape
+        return ExpertColumns(
+            experts=len(plan.experts),
+            channels=plan.channels_per_expert or shape.intermediate_size,
+            biased=build_of(self._checkpoint.family).transposed_experts,
+            shared=len(plan.shared_channels) or shape.shared_channels,
         )
 
     def reader(self, columns: str) -> Halves:
@@ -149,7 +195,7 @@ class PrunedBlock:
         name = _weight(ROWS_OF[columns])
         checkpoint = self._checkpoint
         axis = block_axes(checkpoint.family, checkpoint.config, self.index)[name][0]
-        places = kept_indices(self.plan_of(chosen), checkpoint.shape)[axis].to(change.device)
+        places = kept_indices(self.plan_of(chosen), self._shape)[axis].to(change.device)
         rows = self._changed.get(name, self._source[name]).to(change, copy=True)
         rows.index_add_(0, places, change)
         return {**self._changed, name: rows.to(self._dtype(ROWS_OF[columns]))}
@@ -165,44 +211,53 @@ class PrunedBlock:
     def halves(self, chosen: Choices) -> Halves:
         """The block pruned along the chosen versions, with their matrices in place."""
         there = self._sliced(self.plan_of(chosen), {**self.dense.weights, **self._changed})
-        return self.dense.changed({**there, **_tensors(chosen)})
+        return self.dense.changed({**there, **in_class(self._tensors(chosen))})
 
     def corrected(self, plan: BlockPlan, tensors: Weights) -> Halves:
         """The block along what was realised of the plan, with corrected tensors in place."""
-        return self.dense.changed({**self._sliced(plan, self.dense.weights), **tensors})
+        return self.dense.changed({**self._sliced(plan, self.dense.weights), **in_class(tensors)})
 
     def tensors(self, chosen: Choices) -> Weights:
         """The matrices and biases of versions that are not the source's own, on the CPU."""
         corrected = {
             name: version for name, version in chosen.items() if version.compensation != "none"
         }
-        tensors = {**self._sliced(self.plan_of(chosen), self._changed), **_tensors(corrected)}
+        tensors = {**self._sliced(self.plan_of(chosen), self._changed), **self._tensors(corrected)}
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     def _sliced(self, plan: BlockPlan, weights: Weights) -> Weights:
         """What a plan keeps of some of the block's weights, by their names in it."""
         checkpoint = self._checkpoint
-        absent = build_of(checkpoint.family).absent(*plan.widths)
-        kept = kept_indices(plan, checkpoint.shape)
+        absent = build_of(checkpoint.family).absent(*plan.widths, bool(self._shape.num_experts))
+        kept = kept_indices(plan, self._shape)
         axes = block_axes(checkpoint.family, checkpoint.config, self.index)
         return {
             name: _selected(weight, axes[name], kept)
+            if name in axes
+            # What a class alone has: the matrices of all experts as one.
+            else kept_of_class(name, weight, plan.experts, plan.expert_channels)
             for name, weight in weights.items()
             if not name.startswith(absent)
         }
 
+    def _tensors(self, chosen: Choices) -> Weights:
+        """The matrices and biases of versions, by the names that they lie under on disk."""
+        tensors: Weights = {}
+        for name, version in chosen.items():
+            if name == EXPERTS:
+                tensors |= self._expert_columns.stored(version.weight)
+            else:
+                tensors[_weight(name)] = version.weight
+            if version.bias is not None:
+                tensors[_bias(name)] = version.bias
+        return tensors
+
     def _dtype(self, name: str) -> torch.dtype:
-        full = self._checkpoint.block_names(self.index)[_weight(name)]
+        return self._stored_dtype(_weight(name))
+
+    def _stored_dtype(self, name: str) -> torch.dtype:
+        full = self._checkpoint.block_names(self.index)[name]
         return TORCH_DTYPES[self._checkpoint.tensors[full].dtype]
-
-
-def _tensors(chosen: Choices) -> Weights:
-    tensors = {}
-    for name, version in chosen.items():
-        tensors[_weight(name)] = version.weight
-        if version.bias is not None:
-            tensors[_bias(name)] = version.bias
-    return tensors
 
 
 def _selected(weight: Tensor, axes: tuple[str, ...], kept: dict[str, Tensor]) -> Tensor:

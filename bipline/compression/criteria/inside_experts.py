@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bipline.compression.criteria.experts import Experts
 from bipline.compression.criteria.interface import Block, BlockScores, Sums, root_mean_square
-from bipline.compression.criteria.second_moments import SHARED_DOWN
+from bipline.model.experts import SHARED_DOWN
 
 
 def expert_columns(block: Block, of_columns: Callable[[Tensor], Tensor]) -> Tensor:

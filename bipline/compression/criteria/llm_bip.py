@@ -59,11 +59,8 @@ from bipline.compression.criteria.interface import (
     root_mean_square,
 )
 from bipline.compression.criteria.needs import MOMENTS
-from bipline.compression.criteria.second_moments import (
-    SHARED_DOWN,
-    SHARED_UP,
-    second_moments,
-)
+from bipline.compression.criteria.second_moments import second_moments
+from bipline.model.experts import SHARED_DOWN, SHARED_UP
 
 NEEDS = MOMENTS
 OPTIONS = Options

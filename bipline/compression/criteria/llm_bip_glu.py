@@ -60,13 +60,9 @@ from bipline.compression.criteria.llm_bip import (
     through_ffn,
 )
 from bipline.compression.criteria.needs import MOMENTS
-from bipline.compression.criteria.second_moments import (
-    SHARED_DOWN,
-    SHARED_GATE,
-    SHARED_UP,
-    second_moments,
-)
+from bipline.compression.criteria.second_moments import second_moments
 from bipline.compression.criteria.slopes import GATE, UP, slopes
+from bipline.model.experts import SHARED_DOWN, SHARED_GATE, SHARED_UP
 
 NEEDS = MOMENTS
 OPTIONS = Options

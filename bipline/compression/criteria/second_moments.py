@@ -20,11 +20,6 @@ from bipline.compression.criteria.interface import (
     tiles,
 )
 
-# What all tokens pass through beside experts.
-SHARED_GATE = "mlp.shared_experts.gate_proj.weight"
-SHARED_UP = "mlp.shared_experts.up_proj.weight"
-SHARED_DOWN = "mlp.shared_experts.down_proj.weight"
-
 
 def second_moments(block: Block, tokens: Tokens) -> Sums:
     """Tokens seen, and sums of squares of the inputs of o_proj ``[a]`` and down_proj ``[f]``.

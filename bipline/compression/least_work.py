@@ -50,7 +50,9 @@ def compensation_operations(
     maps = sequential and record.options.get("input_maps", False)
     streams = (2 if sequential else 1) * (fitted + record.held_out_tokens)
     forward = forward_operations(shape, (streams + record.generated_tokens) // seqlen, seqlen)
-    moments = shape.num_hidden_layers * moments_operations(shape, fitted, sequential, maps)
+    # First blocks without experts beside others with some stay whole.
+    blocks = shape.num_hidden_layers - shape.dense_blocks
+    moments = blocks * moments_operations(shape, fitted, sequential, maps)
     rows, steps = 0.0, record.options.get("row_steps", 0)
     for kept, block in zip(plan.blocks, record.blocks, strict=True):
         works = rows_operations(shape, *kept.widths, fitted, steps, kept.queries_per_group)

@@ -69,7 +69,7 @@ def renumbered(names: Iterable[str], kept: Sequence[int]) -> dict[str, str]:
 def kept_of_class(
     name: str, matrix: Tensor, experts: Sequence[int], channels: Sequence[Sequence[int]]
 ) -> Tensor:
-    """What stays of a tensor of all experts, ``[experts, ...]``, which lies as most classes have it.
+    """What stays of a tensor of all experts, ``[experts, ...]``, as most classes have it.
 
     ``experts`` stay, and of each of them these ``channels``; none listed: all of them.
     """

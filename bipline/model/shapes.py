@@ -180,6 +180,13 @@ class ModelShape(_Table):
             self.intermediate_size * self.channel_weights
         )
 
+    @property
+    def token_channels(self) -> int:
+        """FFN channels that one token passes through in a block: not those of every expert."""
+        if not self.num_experts:
+            return self.intermediate_size
+        return self.num_experts_per_tok * self.intermediate_size + self.shared_channels
+
     def axis_size(self, axis: str) -> int:
         """The length of a named axis in rows or columns."""
         sizes = {

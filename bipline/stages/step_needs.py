@@ -185,7 +185,8 @@ class MakingEstimates:
         if options.sequential and name in WEIGHED:
             allocate = settings.allocate
             measured = allocate.allocation == "compensated"
-            whole = measured and attention_stays(shape, self._ratio, allocate.layout)
+            stays = measured and attention_stays(shape, self._ratio, allocate.layout)
+            whole = stays or bool(shape.num_experts)  # of which experts go first
             return sequential_operations(
                 shape, name, options, self.samples, seqlen, self._ratio, whole
             )

@@ -41,7 +41,6 @@ from bipline.model.halves import O_PROJ
 from bipline.values.compensation import COMPENSATIONS, LADDER, BlockRecord, Compensation
 from bipline.values.plan import BlockPlan, PruningPlan
 
-
 # What corrects the experts of a mixture too.
 OF_EXPERTS: tuple[Compensation, ...] = ("least-squares",)
 

@@ -55,16 +55,16 @@ def fit_experts(
     """
     first, *others = sorted(options.ridge_factors, key=lambda each: abs(math.log(each)))
     ridge, drifts = options.ridge * first, squares.drift is not None
-    own, *drift = squares.solve(ridge)
+    own, drift = squares.solve(ridge)
     tried.measure(
-        corrected(sublayer, "least-squares", sublayer.kept, own, *(drift or [None]), ridge, beta)
+        corrected(sublayer, "least-squares", sublayer.kept, own, drift, ridge, beta)
         for beta in (options.betas if drifts else (None,))
     )
     del own, drift  # before the next ones are solved for
     [beta] = tried.betas("least-squares", options) if drifts else (None,)
     for each in others:
         ridge = options.ridge * each
-        [whole] = squares.solve(ridge, beta or 0.0)
+        whole = squares.blended(ridge, beta or 0.0)
         version = corrected(sublayer, "least-squares", sublayer.kept, whole, None, ridge)
         tried.measure([replace(version, beta=beta)])
         del whole, version
@@ -107,16 +107,27 @@ class ExpertSquares:
         self.drift: Tensor | None = torch.zeros_like(self._own) if sequential else None
         self._add_up(dense)
 
-    def solve(self, ridge: float, share: float | None = None) -> list[Correction]:
-        """D of own, and of the drift where there is one; of own + share * drift, if one is given.
+    def solve(self, ridge: float) -> tuple[Correction, Correction | None]:
+        """D of own and, where there is one, of the drift.
 
         ``ridge`` is lambda as a share of the mean diagonal of the squares.
         """
+        if self.drift is None:
+            return self._correction(self._solved(self._own, ridge)), None
+        found = self._solved(torch.cat([self._own, self.drift]), ridge)
+        own, drift = found.split(len(self._own))
+        return self._correction(own), self._correction(drift)
+
+    def blended(self, ridge: float, share: float) -> Correction:
+        """D of own and a share of the drift together."""
         drift = self.drift
-        if share is None:
-            right = self._own if drift is None else torch.cat([self._own, drift])
-        else:
-            right = self._own if drift is None else self._own + share * drift
+        right = self._own if drift is None else self._own + share * drift
+        return self._correction(self._solved(right, ridge))
+
+    def _correction(self, weight: Tensor) -> Correction:
+        return Correction(weight, weight.new_zeros(len(weight)))
+
+    def _solved(self, right: Tensor, ridge: float) -> Tensor:
         lift = ridge * self._mean_square()
         for moments in self._moments:
             moments.factor(lift)
@@ -124,9 +135,7 @@ class ExpertSquares:
         def apply(direction: Tensor) -> Tensor:
             return self._applied(direction).add_(direction, alpha=lift)
 
-        found = conjugate_gradients(right, apply, self._preconditioned, self._steps)
-        bias = found.new_zeros(len(self._own))
-        return [Correction(each, bias) for each in found.split(len(self._own))]
+        return conjugate_gradients(right, apply, self._preconditioned, self._steps)
 
     def _mean_square(self) -> float:
         diagonals = [moments.diagonal for moments in self._moments]

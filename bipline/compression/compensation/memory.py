@@ -18,6 +18,8 @@ COMPUTING_BYTES = 4
 STRIPS = 6
 # Directions and sides of conjugate gradients, and what a pass adds to one of them.
 ROW_VECTORS = 8
+# What is solved for of all experts, and vectors of conjugate gradients, beside their product.
+EXPERT_VECTORS = 8
 # Versions of a matrix: those that are measured together, the best so far and what the plan gives;
 # beside one that is widened to the computing dtype to be applied.
 VERSIONS = VERSIONS_TOGETHER + 2
@@ -44,7 +46,7 @@ def compensation_bytes(
         return 0
     sizes = _Sizes(shape, compensation, options, weight_bytes, computing_bytes, ratio)
     # Moments of down_proj's inputs are taken when those of o_proj's are used up.
-    attention, ffn = sizes.first_fit(sizes.o_proj), sizes.first_fit(sizes.down_proj)
+    attention, ffn = sizes.first_fit(sizes.o_proj), sizes.ffn_fit
     if not options.sequential:
         return max(attention, ffn)
     # Behind the pruned attention half, of which there is a copy.
@@ -61,7 +63,7 @@ def compensation_bytes(
         changed = sizes.values
     stages = [computing_bytes * changed + max(attention, maps), ffn + half]
     if options.row_steps:
-        stages += [sizes.rows_fit + half, sizes.second_fit + half]
+        stages += [each + half for each in sizes.rows_fits]
     return weight_bytes * changed + max(stages)
 
 
@@ -113,18 +115,46 @@ class _Sizes:
         return max(self._solving(columns, VERSIONS), eliminated) + self._held(columns)
 
     @property
-    def second_fit(self) -> int:
-        """down_proj again behind other rows of up_proj; its version without them is there too."""
-        changed = (self.weight_bytes + self.computing_bytes) * self.outputs * self.down_proj
-        fit = self._solving(self.down_proj, SECOND_VERSIONS) + self._held(self.down_proj)
-        return changed + fit
+    def ffn_fit(self) -> int:
+        """down_proj of an FFN, or those of all experts."""
+        if not self.shape.num_experts:
+            return self.first_fit(self.down_proj)
+        dense = self.first_fit(self.shape.dense_channels) if self.options.whole_matrices else 0
+        return max(dense, self._experts)
 
     @property
-    def rows_fit(self) -> int:
-        """The kept rows of up_proj, beside what stays of the FFN."""
+    def rows_fits(self) -> tuple[int, int]:
+        """Rows of up_proj, or of v_proj where there are experts, and the matrix behind again."""
+        if self.shape.num_experts:
+            rows = self.values // self.outputs
+            return self._rows(rows, 2 * rows + 2 * self.o_proj), self._second(self.o_proj)
         there = self._there(self.down_proj)
-        kept = 3 * self.computing_bytes * self.outputs * there
-        return rows_bytes(there, self.outputs, self.products) + kept
+        return self._rows(there, 3 * there), self._second(self.down_proj)
+
+    def _second(self, columns: int) -> int:
+        """A matrix again behind other rows; its version without them is there too."""
+        changed = (self.weight_bytes + self.computing_bytes) * self.outputs * columns
+        return changed + self._solving(columns, SECOND_VERSIONS) + self._held(columns)
+
+    def _rows(self, rows: int, kept: int) -> int:
+        """The kept rows, beside so many rows and columns that stay of the sublayer."""
+        there = self.computing_bytes * self.outputs * kept
+        return rows_bytes(rows, self.outputs, self.products) + there
+
+    @property
+    def _experts(self) -> int:
+        """All experts: their moments, vectors of conjugate gradients, versions, what stays of them.
+
+        A bias counts as a column. Inputs that are held are no part of it.
+        """
+        shape, sides = self.shape, 2 if self.options.sequential else 1
+        own, shared = shape.intermediate_size + 1, shape.shared_channels
+        weights = self.outputs * (shape.num_experts * own + shared)
+        moments = shape.num_experts * triangles_bytes(own) + triangles_bytes(shared)
+        solving = self.products * EXPERT_VECTORS * sides + 3 * self.weight_bytes
+        measuring = self.products * (2 * sides + 3) + self.weight_bytes * VERSIONS
+        there = shape.ffn_matrices * self.computing_bytes
+        return moments + weights * (max(solving, measuring + self.computing_bytes) + there)
 
     def _there(self, columns: int) -> int:
         return columns - int(self.ratio * columns)
@@ -176,8 +206,22 @@ def moments_operations(shape: ModelShape, tokens: int, sequential: bool, maps: b
 
     ``maps`` says whether those of what attention reads are among them.
     """
-    columns = [shape.num_attention_heads * shape.head_dim, shape.intermediate_size]
+    columns = [shape.num_attention_heads * shape.head_dim]
+    if not shape.num_experts:
+        columns.append(shape.intermediate_size)
     if maps:
         columns.append(shape.hidden_size)
     drift = 2 * shape.hidden_size if sequential else 0
-    return sum(tokens * n * (n + drift) for n in columns)
+    return sum(tokens * n * (n + drift) for n in columns) + _of_experts(shape, tokens, drift)
+
+
+def _of_experts(shape: ModelShape, tokens: int, drift: int) -> int:
+    """The same of every expert over the tokens that it sees, and of what all tokens share.
+
+    What is gone is not of the same inputs: it is a side of its own.
+    """
+    if not shape.num_experts:
+        return 0
+    own, shared = shape.intermediate_size, shape.shared_channels
+    sides = 2 * shape.hidden_size + drift
+    return tokens * (shape.num_experts_per_tok * own * (own + sides) + shared * (shared + sides))

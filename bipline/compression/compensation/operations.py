@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bipline.compression.compensation.expert_fit import STEPS
 from bipline.compression.compensation.memory import moments_operations, rows_operations
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.trials import VERSIONS_TOGETHER
@@ -44,15 +45,17 @@ class Work:
         """The share of the FFN that is cut."""
         if not self.whole_attention:
             return self.ratio
-        channels = self.shape.intermediate_size * self.shape.channel_weights
-        return min(1.0, self.ratio * self.shape.block_weights / channels)
+        shape = self.shape
+        ffn = shape.block_weights - shape.num_key_value_heads * shape.group_weights
+        return min(1.0, self.ratio * shape.block_weights / ffn)
 
     @property
     def columns(self) -> list[tuple[int, float]]:
         """The columns of each matrix that is fitted, with the share of them that is cut."""
         attention = self.output_columns, 0.0 if self.whole_attention else self.ratio
-        ffn = self.shape.intermediate_size, self.ffn_ratio
-        return [attention, ffn] if self.fits_attention else [ffn]
+        # Experts are not solved for by a factor of all that there is.
+        ffn = [] if self.shape.num_experts else [(self.shape.intermediate_size, self.ffn_ratio)]
+        return [attention, *ffn] if self.fits_attention else ffn
 
     @property
     def moments(self) -> float:
@@ -107,6 +110,9 @@ def operations_of(work: Work) -> Operations:
         # A map of what attention reads, as wide as the stream.
         found["factors"] += work.shape.hidden_size**3 / 3
         found["solves"] += 2.0 * work.shape.hidden_size**3
+    if work.shape.num_experts:
+        for part, operations in _experts(work).items():
+            found[part] += operations
     found |= {"passes": _passes(work), "held-out windows": _measuring(work)}
     if work.options.row_steps:
         for part, operations in _rows(work).items():
@@ -129,15 +135,34 @@ def _fit(work: Work, columns: int, ratio: float) -> Operations:
     }
 
 
+def _experts(work: Work) -> Operations:
+    """All experts: factors of each one's moments, and steps of conjugate gradients.
+
+    With the first ridge both sides are solved for, with the others what is blended of them.
+    """
+    shape, ridges = work.shape, len(work.options.ridge_factors)
+    own, shared = shape.intermediate_size, shape.shared_channels
+    cubes = shape.num_experts * own**3 + shared**3
+    squares = shape.num_experts * own**2 + shared**2
+    step = 4.0 * work.fitted * shape.token_channels + 2.0 * squares
+    return {
+        "factors": ridges * cubes / 3,
+        "solves": (1 + ridges) * STEPS * shape.hidden_size * step,
+    }
+
+
 def _rows(work: Work) -> Operations:
     """Kept rows of v_proj and up_proj, and both matrices fitted again with one ridge."""
     shape, kept = work.shape, 1 - work.ffn_ratio
-    hidden, channels = shape.hidden_size, shape.intermediate_size
+    hidden, channels = shape.hidden_size, shape.token_channels
     groups = round((1 - work.ratio) * shape.num_key_value_heads)
     steps = work.options.row_steps
     found = dict.fromkeys(("factors", "sides", "solves"), 0.0)
     values, ffn_rows = rows_operations(shape, groups, round(kept * channels), work.fitted, steps)
-    found["kept rows"] = ffn_rows + (values if work.fits_attention else 0.0)
+    found["kept rows"] = values if work.fits_attention else 0.0
+    if shape.num_experts:  # their rows stay
+        return {"kept rows": found["kept rows"]}
+    found["kept rows"] += ffn_rows
     found["moments"] = work.moments
     for columns, ratio in work.columns:
         there = round((1 - ratio) * columns)
@@ -159,7 +184,7 @@ def _rows(work: Work) -> Operations:
 
 def _passes(work: Work) -> float:
     """Both streams through the block: dense, to o_proj's and down_proj's inputs, and pruned."""
-    hidden, channels = work.shape.hidden_size, work.shape.intermediate_size
+    hidden, channels = work.shape.hidden_size, work.shape.token_channels
     first, second = work.before_attention, hidden * work.output_columns
     block = first + second + work.shape.channel_weights * channels
     kept = 1 - work.ratio
@@ -171,7 +196,7 @@ def _passes(work: Work) -> float:
 
 def _measuring(work: Work) -> float:
     """Versions of both matrices on held-out windows, with inputs made anew for every few."""
-    hidden, channels = work.shape.hidden_size, work.shape.intermediate_size
+    hidden, channels = work.shape.hidden_size, work.shape.token_channels
     betas, other_ridges = len(work.options.betas), len(work.options.ridge_factors) - 1
     versions, kept = 1 + betas + other_ridges, 1 - work.ratio
     rounds = 1 + -(-betas // VERSIONS_TOGETHER) + other_ridges

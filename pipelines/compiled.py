@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check_all
-from bipline.compression.auto import settled_settings
 from bipline.face.named_places import COMPILED
 from bipline.settings.compress import CompressSettings
 from bipline.settings.stack import StackSettings
 from bipline.settings.stack_file import StackFile, load_stack
+from bipline.stages.settled import settled
 from bipline.storage.directory import write_text
 from bipline.storage.stage_key import PROJECT_ROOT
 from pipelines.local_stack import isolated
@@ -49,7 +49,7 @@ def compile_compress(settings: CompressSettings, stack: str | None, out: Path) -
     check_all(("pipeline", "kubeflow"), "--compile")
     file = load_stack(stack_file(stack or USUAL), filled=False)
     config = kubeflow_config(file)
-    settings, _ = settled_settings(settings)
+    settings, _ = settled(settings)
     with TemporaryDirectory(prefix="bipline-compile-") as folder, isolated(Path(folder)):
         package = Path(folder) / "compress.yaml"
         steps = compile_pipeline("compress", settings, config, package)

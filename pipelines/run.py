@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
-from bipline.compression.auto import settled_settings
 from bipline.delivery.notices import about
 from bipline.delivery.registries.mlflow_run import Tracking
 from bipline.delivery.registries.mlflow_service import (
@@ -35,6 +34,7 @@ from bipline.settings.compress import CompressSettings, PromoteSettings
 from bipline.settings.notify import NotifySettings
 from bipline.settings.stack import WHERE, StackSettings
 from bipline.settings.sweep import SweepSettings
+from bipline.stages.settled import settled
 from bipline.storage.locks import locked
 from bipline.storage.store import StoredGone
 from bipline.values.audit import RegistryAudit
@@ -54,7 +54,7 @@ def run_compress(settings: CompressSettings) -> RunSummary:
 
     Raises what the failing stage raised, so that an error keeps its exit code.
     """
-    settings, reason = settled_settings(settings)
+    settings, reason = settled(settings)
     if reason:
         note(reason)
     return RunSummary(**_run("compress", settings))

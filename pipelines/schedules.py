@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from bipline.base.addresses import without_secrets
 from bipline.base.errors import BiplineError, EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
-from bipline.compression.auto import settled_settings
 from bipline.settings.compress import CompressSettings
 from bipline.settings.cron import next_time
 from bipline.settings.notify import VARIABLE, NotifySettings
 from bipline.settings.stack import StackSettings
+from bipline.stages.settled import settled
 from bipline.values.schedule import RunSchedule, RunSchedules
 from pipelines.own_stack import answering, own_stack
 from pipelines.remote import placed_options
@@ -43,7 +43,7 @@ def schedule_compress(settings: CompressSettings, cron: str, name: str) -> RunSc
     Raises InvalidInput where it cannot, EnvironmentFailure where it did not take it: then ZenML
     keeps none.
     """
-    settings, reason = settled_settings(settings)
+    settings, reason = settled(settings)
     if reason:
         note(reason)
     if settings.notify.webhook is not None:

@@ -18,7 +18,13 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note, ticking
 from bipline.comparison.folder import MODELS, comparison_folder
 from bipline.comparison.grid import combinations, refusal_of
-from bipline.comparison.inputs import Inputs, check_windows, comparison_of, with_samples
+from bipline.comparison.inputs import (
+    Inputs,
+    check_windows,
+    comparison_of,
+    mixtures_of,
+    with_samples,
+)
 from bipline.comparison.pool import Perform, Task, performing, processes_for, threads_for
 from bipline.comparison.rows import (
     RowInputs,
@@ -52,7 +58,9 @@ def compare(
     Raises InvalidInput before any work where the grid or the inputs can be seen to fail, or when
     another process works in ``out``; EnvironmentFailure when a worker or the disk fails.
     """
-    rows = combinations(settings, list(inputs.models), list(inputs.calibrations))
+    rows = combinations(
+        settings, list(inputs.models), list(inputs.calibrations), mixtures_of(inputs)
+    )
     if jobs < 1:
         raise InvalidInput(f"jobs {jobs}: must be at least 1")
     if jobs > 1 and settings.evaluate.protocol.speed:

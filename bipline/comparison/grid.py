@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import product
 from math import prod
 from typing import Any
@@ -20,10 +20,14 @@ MOST_ROWS = 10_000
 
 
 def combinations(
-    settings: ComparisonSettings, models: Sequence[str], calibrations: Sequence[str]
+    settings: ComparisonSettings,
+    models: Sequence[str],
+    calibrations: Sequence[str],
+    mixtures: Collection[str] = (),
 ) -> list[Combination]:
     """Every combination of the axes, models outermost and seeds innermost.
 
+    ``mixtures`` are the models whose FFNs have experts, for which ``auto`` chooses other parts.
     Raises InvalidInput for an axis that holds a thing twice or an unknown one, and where there is
     no criterion.
     """
@@ -39,7 +43,7 @@ def combinations(
             layout=layout,
             ratio=ratio,
             seed=seed,
-            **dict(settle(method, layout, settings.effort)[0]),
+            **dict(settle(method, layout, settings.effort, model in mixtures)[0]),
             **settings.allocate.model_dump(),
         )
         for model, calibration, method, layout, ratio, seed in product(*axes)

@@ -92,6 +92,12 @@ def resolve_inputs(
     )
 
 
+def mixtures_of(inputs: Inputs) -> list[str]:
+    """The models whose FFNs have experts, by their names."""
+    opened = {name: open_checkpoint(each.model.location) for name, each in inputs.models.items()}
+    return [name for name, checkpoint in opened.items() if checkpoint.shape.num_experts]
+
+
 def with_samples(
     settings: ComparisonSettings, inputs: Inputs, rows: Sequence[Combination]
 ) -> ComparisonSettings:

@@ -10,13 +10,17 @@ from bipline.settings.sweep import Selection, SweepSettings
 from bipline.stages import evaluate, resolve
 from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_of
 from bipline.stages.resolve import known_checkpoint
+from bipline.stages.settled import has_experts
 from bipline.values.combination import Combination
 
 
 def sweep_rows(settings: SweepSettings) -> list[Combination]:
     """The rows of a sweep. Raises InvalidInput for a grid that can be seen to fail."""
-    calibration = "+".join(settings.calibrate.texts)
-    return combinations(settings, [short_name(settings.model)], [calibration])
+    calibration, name = "+".join(settings.calibrate.texts), short_name(settings.model)
+    rows = combinations(settings, [name], [calibration])
+    if any(row.alias for row in rows) and has_experts(settings.model):
+        return combinations(settings, [name], [calibration], [name])
+    return rows
 
 
 def sources_of(settings: SweepSettings) -> CompressSettings:

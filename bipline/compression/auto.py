@@ -18,7 +18,7 @@ from bipline.compression.efforts import of_effort
 from bipline.compression.target_format import with_target_format
 from bipline.settings.line import USUAL_EFFORT, Effort, LineSettings
 from bipline.storage.directory import occupied
-from bipline.values.combination import NONE, Choice, Method
+from bipline.values.combination import NONE, UNIFORM, Choice, Method
 
 AUTO = "auto"
 CHOSEN = Method(
@@ -27,23 +27,33 @@ CHOSEN = Method(
     compensation=Choice(name="obs"),
     alias=AUTO,
 )
+# A mixture's: no experts are known to compensated and to obs.
+OF_EXPERTS = CHOSEN.model_copy(
+    update={"allocation": Choice(name=UNIFORM), "compensation": Choice(name="least-squares")}
+)
 REASON = (
     "auto: {} scores, {} splits, {} corrects; chosen by the perplexity that was left on two models "
     "(docs/auto.md)"
+)
+REASON_OF_EXPERTS = (
+    "auto: {} scores, {} splits, {} corrects; of a mixture of experts, which compensated and obs "
+    "do not know (docs/auto.md)"
 )
 
 Line = TypeVar("Line", bound=LineSettings)
 
 
-def settle(method: Method, layout: str, effort: Effort = USUAL_EFFORT) -> tuple[Method, str]:
+def settle(
+    method: Method, layout: str, effort: Effort = USUAL_EFFORT, experts: bool = False
+) -> tuple[Method, str]:
     """The method with every part named, and why; the reason is empty unless ``auto`` chose.
 
     An effort sets options of the parts that know it. What auto stands for may differ between the
-    layouts; so far it does not.
+    layouts; so far it does not. ``experts``: whether the model is a mixture of them.
     Raises InvalidInput for a part that is unknown, for an option that it does not have, and for
     options of a criterion that ``auto`` chooses.
     """
-    usual = _usual(method.criterion)
+    usual = _usual(method.criterion, experts)
     allocation = method.allocation or usual.allocation
     compensation = method.compensation or usual.compensation
     assert allocation and compensation  # noqa: S101
@@ -58,20 +68,22 @@ def settle(method: Method, layout: str, effort: Effort = USUAL_EFFORT) -> tuple[
     settled = of_effort(settled, layout, effort)
     if usual.alias is None:
         return settled, ""
-    return settled, REASON.format(settled.criterion.name, allocation.name, compensation.name)
+    reason = REASON_OF_EXPERTS if experts else REASON
+    return settled, reason.format(settled.criterion.name, allocation.name, compensation.name)
 
 
-def settled_settings(settings: Line) -> tuple[Line, str]:
+def settled_settings(settings: Line, experts: bool = False) -> tuple[Line, str]:
     """The same for settings; where nothing is scored, ``auto`` brings nothing with it.
 
     Raises InvalidInput as :func:`settle` does.
     """
-    method, reason = settle(method_of(settings), settings.allocate.layout, settings.effort)
+    layout = settings.allocate.layout
+    method, reason = settle(method_of(settings, experts), layout, settings.effort, experts)
     settled = _with_method(settings, method)
     return settled.model_copy(update={"allocate": with_target_format(settled)}), reason
 
 
-def method_of(settings: LineSettings) -> Method:
+def method_of(settings: LineSettings, experts: bool = False) -> Method:
     """What is scored, allocated and compensated by, as settings name it."""
     score, allocate, compensate = settings.score, settings.allocate, settings.compensate
     criterion = Choice(name=score.criterion, options=score.criterion_option)
@@ -81,7 +93,7 @@ def method_of(settings: LineSettings) -> Method:
     def choice(name: str | None, options: dict[str, Any], part: str) -> Choice | None:
         """None where nothing is named; options alone are of the part that is used then."""
         if name is None and options:
-            name = getattr(_usual(criterion), part).name
+            name = getattr(_usual(criterion, experts), part).name
         return None if name is None else Choice(name=name, options=options)
 
     return Method(
@@ -104,7 +116,7 @@ def applies(settings: LineSettings) -> bool:
     return not allocate.budget_is_given and occupied(Path(corrections))
 
 
-def _usual(criterion: Choice) -> Method:
+def _usual(criterion: Choice, experts: bool) -> Method:
     """The method where only a criterion is named. Raises InvalidInput for an unknown one."""
     if criterion.name not in (AUTO, *CRITERIA):
         known = ", ".join((AUTO, *sorted(CRITERIA)))
@@ -115,7 +127,7 @@ def _usual(criterion: Choice) -> Method:
         return Method(criterion=criterion, allocation=allocation, compensation=Choice(name=NONE))
     if criterion.options:
         raise InvalidInput("criterion auto has no options of its own; name a criterion to set them")
-    return CHOSEN
+    return OF_EXPERTS if experts else CHOSEN
 
 
 def _with_method(settings: Line, method: Method) -> Line:

@@ -25,8 +25,6 @@ PER_LAYER_LISTS = {
 GATED, PLAIN = 3, 2
 # What a config calls the number of an FFN's experts, which is there where it has some.
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
-
-
 # Channels of every expert stay in multiples of this: transformers runs experts by a grouped product
 # (torch.nn.functional.grouped_mm), whose rows must be multiples of 16 bytes, two bytes a number.
 EXPERT_MULTIPLE = 8

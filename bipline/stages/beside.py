@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bipline.base.errors import EnvironmentFailure, InvalidInput
 from bipline.base.progress import note
-from bipline.compression.auto import applies, settled_settings
+from bipline.compression.auto import applies
 from bipline.compression.workers import Workers, joined_workers
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
@@ -25,6 +25,7 @@ from bipline.stages import line
 from bipline.stages.forecast import forecast
 from bipline.stages.resolve import glance, known_checkpoint, resolve_model, resolve_texts
 from bipline.stages.result import prune_summary
+from bipline.stages.settled import settled
 from bipline.stages.stage import Context, StageReport
 from bipline.stages.targets import with_ratio
 from bipline.storage.directory import copy_directory, occupied, refuse_occupied, write_text
@@ -123,7 +124,7 @@ def _checked(settings: LineSettings, out: Path) -> tuple[LineSettings, Checkpoin
         raise InvalidInput(
             "give --ratio (a share between 0 and 1), --target-parameters, --target-size or --plan"
         )
-    settings, reason = settled_settings(settings)
+    settings, reason = settled(settings)
     checkpoint = known_checkpoint(settings.model)
     line.check_stages(settings, checkpoint)
     if not settings.texts and (reader := line.runs_windows(settings)):

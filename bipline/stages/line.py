@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from bipline.compression.allocate import needs_windows
-from bipline.compression.auto import applies, settled_settings
+from bipline.compression.auto import applies
 from bipline.model.checkpoint import Checkpoint
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import AllocateSettings, CompensateSettings, LineSettings
@@ -28,6 +28,7 @@ from bipline.stages import (
     resolve,
     score,
 )
+from bipline.stages.settled import settled
 from bipline.stages.stage import Context, Lines
 from bipline.storage.store import Handle
 from bipline.values.fitted_text import beside_plan
@@ -110,7 +111,7 @@ def check(settings: LineSettings, thorough: bool = False) -> Lines:
 
     ``thorough`` reads and tokenises the texts too, as the stages themselves would at once.
     """
-    settings, reason = settled_settings(settings)
+    settings, reason = settled(settings)
     lines = [("method", reason)] if reason else []
     return lines + check_stages(settings, resolve.known_checkpoint(settings.model), thorough)
 

@@ -320,7 +320,7 @@ def step_needs(
     settings: CompressSettings, checkpoint: Checkpoint, rates: Rates, gpu: bool = False
 ) -> dict[str, StepNeed]:
     """What each step of a run needs, at these rates; ``gpu`` says whether there is one to use."""
-    settled, _ = settled_settings(settings)
+    settled, _ = settled_settings(settings, bool(checkpoint.shape.num_experts))
     return Estimates(settled, checkpoint, rates, gpu).needs()
 
 

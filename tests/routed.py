@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bipline.model.checkpoint import Checkpoint
+from bipline.values.plan import BlockPlan, PruningPlan
+from tests.per_layer import plan_of
+
 
 class _Routed(torch.Tensor):
     """A router's matrix whose products have -inf at the experts that are gone."""
@@ -50,3 +54,46 @@ def with_unused_expert(model: Path, expert: int) -> Path:
             rows[places[1]], rows[places[3]] = -rows[places[0]], -rows[places[2]]
     save_file(held, path, {"format": "pt"})
     return model
+
+
+def kept_of_experts(checkpoint: Checkpoint, ways: str) -> PruningPlan:
+    """A plan that loses an attention group and ``whole`` experts, or ``channels`` of all of them.
+
+    Blocks without experts keep their FFN.
+    """
+    blocks = []
+    for index in range(checkpoint.shape.num_hidden_layers):
+        shape = checkpoint.shape.block(index)
+        groups = range(max(1, shape.num_key_value_heads - 1))
+        units = range(shape.num_experts or shape.intermediate_size)
+        if shape.num_experts and ways == "whole":
+            units = range(1, 1 + max(shape.num_experts_per_tok, shape.num_experts // 2))
+        block = BlockPlan.keeping(groups, units, bool(shape.num_experts))
+        if shape.num_experts and ways == "channels":
+            most, count = shape.intermediate_size, 8
+            each = [tuple(range(most - count - e % 2, most - e % 2)) for e in units]
+            shared = tuple(range(2, 2 + shape.shared_experts * count))
+            inside = {"expert_channels": tuple(each), "shared_channels": shared}
+            block = block.model_copy(update=inside)
+        blocks.append(block)
+    return plan_of(checkpoint, blocks, "uniform")
+
+
+@torch.no_grad()
+def put_experts(layer: Any, plan: BlockPlan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Set the corrected matrices of experts in a block of transformers; those that are left."""
+    rest = dict(tensors)
+    held = layer.mlp.experts if plan.experts else None
+    if (shared := rest.pop("mlp.shared_experts.down_proj.weight", None)) is not None:
+        matrix = layer.mlp.shared_experts.down_proj.weight
+        matrix[:, list(plan.shared_channels or range(matrix.shape[1]))] = shared
+    if "mlp.experts.down_proj" in rest:
+        held.down_proj[list(plan.experts)] = rest.pop("mlp.experts.down_proj")
+        held.down_proj_bias[list(plan.experts)] = rest.pop("mlp.experts.down_proj_bias")
+    for place, expert in enumerate(plan.experts):
+        matrix = rest.pop(f"mlp.experts.{place}.down_proj.weight", None)
+        if matrix is not None:
+            every = range(held.down_proj.shape[2])
+            channels = plan.expert_channels[place] if plan.expert_channels else every
+            held.down_proj[expert][:, list(channels)] = matrix
+    return rest

@@ -61,13 +61,23 @@ def test_a_criterion_scores_experts_or_names_those_that_do(criterion: str) -> No
     ("given", "said"),
     [
         ({"criterion": "flap"}, "criterion flap scores no experts"),
-        ({"criterion": "auto"}, "allocation compensated .* auto brings .* name a criterion"),
+        (
+            {"criterion": "auto", "allocation": "compensated"},
+            "allocation compensated .* uniform; with auto name .* least-squares",
+        ),
+        ({"criterion": "auto", "compensation": "obs"}, "use compensation least-squares"),
+        ({"criterion": "auto", "layout": "per-layer"}, "use the uniform layout"),
         *(
             ({"allocation": each}, f"allocation {each} cannot say how many experts stay")
             for each in sorted(set(ALLOCATIONS) - {"uniform", "standardized", "depth"})
         ),
         ({"compensation": "bias"}, "compensation bias is of o_proj and of one down_proj"),
-        ({"compensation": "least-squares"}, "use compensation none"),
+        ({"compensation": "slimgpt"}, "use compensation least-squares"),
+        (
+            {"compensation": "least-squares", "compensation_option": {"bias": "on"}, "samples": 22},
+            "MixtralForCausalLM has no bias at o_proj",
+        ),
+        ({"compensation": "least-squares"}, "experts that see 2 of 8 tokens .* least 22 samples"),
         ({"layout": "per-layer"}, "use the uniform layout"),
         ({"ratio": 0.8}, "each token passes through 2 experts"),
         ({"ffn_multiple": 8}, "of this model whole experts go"),

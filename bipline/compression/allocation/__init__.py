@@ -68,8 +68,8 @@ def check_counts_experts(name: str, shape: ModelShape) -> None:
         able = declaring("EXPERTS", ALLOCATIONS, load_allocation)
         raise InvalidInput(
             f"allocation {name} cannot say how many experts stay, of which this model's FFNs are "
-            f"made; those that can: {', '.join(able)}; auto brings compensated, so name a "
-            "criterion there, such as llm-bip"
+            f"made; those that can: {', '.join(able)}; with auto name one of them, and "
+            "compensation least-squares"
         )
 
 

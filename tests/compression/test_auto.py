@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.allocation import ALLOCATIONS
+from bipline.compression.allocation import ALLOCATIONS, check_counts_experts
 from bipline.compression.auto import AUTO, CHOSEN, method_of, settle, settled_settings
-from bipline.compression.criteria import CRITERIA
+from bipline.compression.criteria import CRITERIA, check_scores_experts
+from bipline.model.shapes import shape_of
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import LineSettings
 from bipline.values.combination import Choice, Method
 from bipline.values.compensation import COMPENSATIONS
 from tests.command import contents, run
 from tests.compression.test_calibrate import prose
+from tests.tiny import config_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +47,24 @@ def test_auto_stands_for_known_parts_and_says_why(layout: str) -> None:
     page = (ROOT / "docs" / "auto.md").read_text(encoding="utf-8")
     assert all(f"`{part}`" in page for part in names)
     assert settle(method, layout) == (method, "")
+
+
+def test_for_a_mixture_auto_stands_for_parts_that_know_experts() -> None:
+    method, reason = settle(Method(criterion=Choice(name=AUTO)), "uniform", experts=True)
+    assert method.label == "auto/llm-bip-glu/uniform/least-squares"
+    assert "llm-bip-glu scores, uniform splits, least-squares corrects; of a mixture" in reason
+    shape = shape_of(config_of("mixtral"))
+    for within in (False, True):
+        check_scores_experts(method.criterion.name, shape.within(within))
+        check_counts_experts("uniform", shape.within(within))
+    named, _ = settle(Method.parse("auto//none"), "uniform", experts=True)
+    assert named.label == "auto/llm-bip-glu/uniform/none"
+    given = line(compensate={"compensation_option": {"ridge": 0.1}})
+    settled, told = settled_settings(given, experts=True)
+    assert settled.compensate.compensation == "least-squares"
+    assert settled.compensate.compensation_option == {"ridge": 0.1}
+    assert told == reason
+    assert settled_settings(settled) == (settled, "")
 
 
 def test_what_is_named_stays_as_named() -> None:

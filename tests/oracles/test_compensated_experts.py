@@ -175,6 +175,25 @@ def test_halves_run_experts_as_their_class_does(case: str, opened: Checkpoint) -
         hidden = expected
 
 
+@pytest.mark.parametrize("case", ["gpt-oss", "gpt-oss-plain"])
+@torch.no_grad()
+def test_attention_weights_beside_sinks_mix_values_as_attention_does(opened: Checkpoint) -> None:
+    """Of windows longer than those that slide, so that masks hide more than later tokens."""
+    loop = BlockLoop(opened, torch.float64)
+    hidden = loop.embed(token_windows(windows=2, seqlen=20))
+    for block in loop.blocks():
+        halves = Halves.of(block)
+        normed = halves.attention_input(hidden)
+        held = (halves.weights.get(f"self_attn.v_proj.{name}") for name in ("weight", "bias"))
+        values = torch.nn.functional.linear(normed, *held)
+        weights = halves.attention_weights(normed)
+        each = values.unflatten(2, (-1, halves.head_dim)).transpose(1, 2)
+        mixed = weights @ each.repeat_interleave(weights.shape[1] // each.shape[1], 1)
+        found = mixed.transpose(1, 2).flatten(2)
+        torch.testing.assert_close(found, halves.attention_output(hidden), rtol=0, atol=1e-10)
+        assert float(weights.sum(-1).max()) < 1, "sinks take their share"
+
+
 @pytest.mark.parametrize(("case", "ways"), MARKED)
 def test_a_corrected_model_is_sliced_as_masked_and_errors_never_rise(
     case: str, ways: str, opened: Checkpoint, tmp_path: Path

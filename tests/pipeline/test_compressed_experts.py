@@ -32,21 +32,25 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("case", "of", "kept"),
+    ("case", "of", "criterion", "kept"),
     [
-        ("mixtral", "whole", [6, 6]),
-        ("glm4-moe", "whole", [0, 5, 5]),
-        ("glm4-moe", "channels", [0, 16, 16]),
+        ("mixtral", "whole", "auto", [6, 6]),
+        ("glm4-moe", "whole", "llm-bip", [0, 5, 5]),
+        ("glm4-moe", "channels", "auto", [0, 16, 16]),
     ],
     ids=["mixtral", "glm4-moe", "channels"],
 )
 def test_a_mixture_of_experts_becomes_a_registered_package(
-    case: str, of: str, kept: list[int], folder: Path, tmp_path: Path
+    case: str, of: str, criterion: str, kept: list[int], folder: Path, tmp_path: Path
 ) -> None:
-    """Of the second the first block has no experts; of the third channels of every expert go."""
+    """Of the second the first block has no experts; of the third channels of every expert go.
+
+    By ``auto`` they are compensated too.
+    """
     mixture, most = drawn(tmp_path, case), max(kept)
     sections = {
-        "score": {"criterion": "llm-bip"}, "allocate": {"ratio": 0.2, "of_experts": of},
+        "calibrate": {"samples": 24, "seqlen": 16},
+        "score": {"criterion": criterion}, "allocate": {"ratio": 0.2, "of_experts": of},
         "recover": {},
         "promote": {"name": case, "alias": "production", "gate": "lenient"},
     }  # fmt: skip
@@ -57,6 +61,7 @@ def test_a_mixture_of_experts_becomes_a_registered_package(
     package = Path(summary.package.location)
     assert verify_directory(package).digest == summary.package.digest
     plan = read_plan(package / "pruning_plan.json")
+    assert plan.compensation == ("least-squares" if criterion == "auto" else "none")
     units = [block.told_widths[1] if block.experts else 0 for block in plan.blocks]
     assert units == kept
     name, held = ("experts", 8) if of == "whole" else ("expert_channels", 24)
@@ -83,17 +88,22 @@ def test_a_comparison_tells_the_experts_of_every_row(
 ) -> None:
     outcome = command(
         capfd, "compare", mixture, "--out", tmp_path / "out", "--ratios", "0.2,0.6",
-        "--criteria", "auto,llm-bip,magnitude", "--samples", "20", "--seqlen", "16",
+        "--criteria", "auto,llm-bip,magnitude", "--samples", "24", "--seqlen", "16",
         "--calibration", folder / "calibration.txt", "--text", f"held={folder / 'held-out.txt'}",
         "--json", tmp_path / "compared.json",
     )  # fmt: skip
     assert outcome.code == 0
     table = [line.split() for line in outcome.output.splitlines()]
     assert ["dense", "74,400", "8"] in [line[:3] for line in table]
-    rows = {tuple(line[:2]): line[4:6] for line in table if line[1:2] == ["uniform"]}
-    assert {name for name, _ in rows} == {"llm-bip,", "magnitude,"}
-    assert "refused: auto (llm-bip-glu, compensated, obs), ratio 0.2, 0.6" in outcome.output
+    assert "refused" not in outcome.output
     compared = json.loads((tmp_path / "compared.json").read_text("utf-8"))
+    methods = {
+        tuple(row["combination"][part]["name"] for part in ("criterion", "compensation"))
+        for row in compared["rows"]
+    }
+    # The first is what auto stands for.
+    corrected = ("llm-bip-glu", "least-squares")
+    assert methods == {corrected, ("llm-bip", "none"), ("magnitude", "none")}
     found = {
         (row["combination"]["ratio"], row["measured"]["experts"]["after"])
         for row in compared["rows"]

@@ -112,22 +112,16 @@ class ExpertSquares:
 
         ``ridge`` is lambda as a share of the mean diagonal of the squares.
         """
-        if self.drift is None:
-            return self._correction(self._solved(self._own, ridge)), None
-        found = self._solved(torch.cat([self._own, self.drift]), ridge)
-        own, drift = found.split(len(self._own))
-        return self._correction(own), self._correction(drift)
+        own = self._solved(self._own, ridge)
+        return own, None if self.drift is None else self._solved(self.drift, ridge)
 
     def blended(self, ridge: float, share: float) -> Correction:
         """D of own and a share of the drift together."""
         drift = self.drift
         right = self._own if drift is None else self._own + share * drift
-        return self._correction(self._solved(right, ridge))
+        return self._solved(right, ridge)
 
-    def _correction(self, weight: Tensor) -> Correction:
-        return Correction(weight, weight.new_zeros(len(weight)))
-
-    def _solved(self, right: Tensor, ridge: float) -> Tensor:
+    def _solved(self, right: Tensor, ridge: float) -> Correction:
         lift = ridge * self._mean_square()
         for moments in self._moments:
             moments.factor(lift)
@@ -135,7 +129,8 @@ class ExpertSquares:
         def apply(direction: Tensor) -> Tensor:
             return self._applied(direction).add_(direction, alpha=lift)
 
-        return conjugate_gradients(right, apply, self._preconditioned, self._steps)
+        weight = conjugate_gradients(right, apply, self._preconditioned, self._steps)
+        return Correction(weight, weight.new_zeros(len(weight)))
 
     def _mean_square(self) -> float:
         diagonals = [moments.diagonal for moments in self._moments]

@@ -18,8 +18,8 @@ COMPUTING_BYTES = 4
 STRIPS = 6
 # Directions and sides of conjugate gradients, and what a pass adds to one of them.
 ROW_VECTORS = 8
-# What is solved for of all experts, and vectors of conjugate gradients, beside their product.
-EXPERT_VECTORS = 8
+# Of all experts: a side, and vectors of conjugate gradients, a product of two among them.
+EXPERT_VECTORS = 7
 # Versions of a matrix: those that are measured together, the best so far and what the plan gives;
 # beside one that is widened to the computing dtype to be applied.
 VERSIONS = VERSIONS_TOGETHER + 2
@@ -147,12 +147,13 @@ class _Sizes:
 
         A bias counts as a column. Inputs that are held are no part of it.
         """
-        shape, sides = self.shape, 2 if self.options.sequential else 1
+        shape, drift = self.shape, int(self.options.sequential)
         own, shared = shape.intermediate_size + 1, shape.shared_channels
         weights = self.outputs * (shape.num_experts * own + shared)
         moments = shape.num_experts * triangles_bytes(own) + triangles_bytes(shared)
-        solving = self.products * EXPERT_VECTORS * sides + 3 * self.weight_bytes
-        measuring = self.products * (2 * sides + 3) + self.weight_bytes * VERSIONS
+        # Beside the drift's side there is the solution of the other.
+        solving = self.products * (EXPERT_VECTORS + 2 * drift) + 3 * self.weight_bytes
+        measuring = self.products * (4 + 2 * drift) + self.weight_bytes * VERSIONS
         there = shape.ffn_matrices * self.computing_bytes
         return moments + weights * (max(solving, measuring + self.computing_bytes) + there)
 

@@ -11,7 +11,8 @@ With x the input, H = E[x x^T], mu = E[x] and lambda = ridge * mean(diag H):
                    SlimGPT, 2412.18110) instead of by the plan's scores; as many of them
 
 Where one does not lower the error on windows it was not fitted on, the next simpler one is fitted.
-Behind both regressions the rows before a matrix are fitted too (kept_rows). One file a subject:
+Behind both regressions the rows before a matrix are fitted too (kept_rows), and of a mixture
+the down_projs of all experts together by ``least-squares`` (expert_fit). One file a subject:
 moments, closed forms, OBS selection, versions of a matrix and their fitting, errors on held-out
 windows, streams, engine; then checks of what is asked, and the realised plan.
 """

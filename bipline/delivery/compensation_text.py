@@ -17,6 +17,9 @@ IDEAS: dict[str, str] = {
     "slimgpt": "groups were chosen again, and the weights that stay corrected in closed form, as "
     "published (SlimGPT, arXiv 2412.18110).",
 }
+OF_EXPERTS = (
+    " The down_projs of a block's experts are one matrix here, solved for by conjugate gradients."
+)
 HEADER = ["Block", "Attention", "FFN", "Error without", "Error with"]
 
 
@@ -26,8 +29,9 @@ def compensation_lines(plan: PruningPlan) -> list[str]:
     if record is None:
         return [f"compensation `{plan.compensation}`: {IDEAS[plan.compensation]}"]
     order = "in order, towards the dense model" if record.options["sequential"] else "each alone"
+    experts = OF_EXPERTS if any(block.experts for block in plan.blocks) else ""
     return [
-        f"compensation `{plan.compensation}`, blocks {order}: {IDEAS[plan.compensation]}",
+        f"compensation `{plan.compensation}`, blocks {order}: {IDEAS[plan.compensation]}{experts}",
         f"matrices took {counts_text(record.counts())}; "
         "error of all blocks on held-out calibration windows "
         f"{record.error_without:.4f} without and {record.error:.4f} with it ({_tokens(record)})",

@@ -64,6 +64,8 @@ def test_a_mixture_of_experts_becomes_a_registered_package(
     assert plan.compensation == ("least-squares" if criterion == "auto" else "none")
     units = [block.told_widths[1] if block.experts else 0 for block in plan.blocks]
     assert units == kept
+    told = "experts are one matrix here" in (package / "README.md").read_text("utf-8")
+    assert told == (criterion == "auto")
     name, held = ("experts", 8) if of == "whole" else ("expert_channels", 24)
     for page in ("README.md", "report.html"):
         assert f"{most} of {held}" in (package / page).read_text("utf-8"), page

@@ -124,22 +124,27 @@ class _Sizes:
 
     @property
     def rows_fits(self) -> tuple[int, int]:
-        """Rows of up_proj, or of v_proj where there are experts, and the matrix behind again."""
-        if self.shape.num_experts:
-            rows = self.values // self.outputs
-            return self._rows(rows, 2 * rows + 2 * self.o_proj), self._second(self.o_proj)
+        """Rows of up_proj, or of v_proj alone where there are experts, and the matrix behind."""
+        if not self.shape.num_experts:
+            return self.rows_fit, self.second_fit
+        heads = self.outputs * self.o_proj
+        rows = rows_bytes(self.values // self.outputs, self.outputs, self.products)
+        again = (self.weight_bytes + self.computing_bytes) * heads + self.first_fit(self.o_proj)
+        return rows + self.computing_bytes * (self.inputs + heads), again
+
+    @property
+    def second_fit(self) -> int:
+        """down_proj again behind other rows of up_proj; its version without them is there too."""
+        changed = (self.weight_bytes + self.computing_bytes) * self.outputs * self.down_proj
+        fit = self._solving(self.down_proj, SECOND_VERSIONS) + self._held(self.down_proj)
+        return changed + fit
+
+    @property
+    def rows_fit(self) -> int:
+        """The kept rows of up_proj, beside what stays of the FFN."""
         there = self._there(self.down_proj)
-        return self._rows(there, 3 * there), self._second(self.down_proj)
-
-    def _second(self, columns: int) -> int:
-        """A matrix again behind other rows; its version without them is there too."""
-        changed = (self.weight_bytes + self.computing_bytes) * self.outputs * columns
-        return changed + self._solving(columns, SECOND_VERSIONS) + self._held(columns)
-
-    def _rows(self, rows: int, kept: int) -> int:
-        """The kept rows, beside so many rows and columns that stay of the sublayer."""
-        there = self.computing_bytes * self.outputs * kept
-        return rows_bytes(rows, self.outputs, self.products) + there
+        kept = 3 * self.computing_bytes * self.outputs * there
+        return rows_bytes(there, self.outputs, self.products) + kept
 
     @property
     def _experts(self) -> int:

@@ -31,6 +31,7 @@ from tests.compensated import put_in_layer, realised
 from tests.corrections import corrected, draw
 from tests.masking import layers_of, silence
 from tests.oracles.test_expert_scores import added, firsts_of, inner, transposed
+from tests.per_layer import plan_of
 from tests.routed import kept_of_experts, put_experts, without_experts
 from tests.tiny import EXPERT_CASES, tiny_model, token_windows
 
@@ -263,6 +264,21 @@ def test_experts_that_all_stay_are_fitted_only_where_that_is_asked_for(opened: C
         )  # fmt: skip
         tried = ["least-squares" in each.record.ffn.errors for each in found if each.record.ffn]
         assert tried == [asked, asked]
+
+
+@pytest.mark.parametrize("case", ["mixtral"])
+def test_a_block_that_goes_has_nothing_to_correct(opened: Checkpoint) -> None:
+    blocks = kept_of_experts(opened, "none").blocks
+    gone = blocks[0].model_copy(update={"attention_groups": (), "experts": ()})
+    plan = plan_of(opened, [gone, blocks[1]], "uniform")
+    first, second = corrected(
+        opened, plan, "least-squares", WINDOWS.token_ids, generated_windows=0.0
+    )
+    assert not first.tensors
+    assert first.record.attention is None
+    assert first.record.ffn is None
+    assert first.record.error == first.record.error_without
+    assert second.record.error <= second.record.error_without
 
 
 @pytest.mark.parametrize("case", ["mixtral"])

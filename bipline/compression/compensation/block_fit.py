@@ -102,8 +102,8 @@ class BlockFit:
         """
         for streams in self._learned:
             streams.advance_ffn(self.pruned.dense)
-        ffn, experts = self._sublayers.get(DOWN_PROJ), self.pruned.dense.has_experts
-        if ffn is None and not experts:
+        ffn = self._sublayers.get(DOWN_PROJ)
+        if ffn is None and not self.pruned.keeps_experts:
             return
         pruned = self.pruned
         before = attention_half(

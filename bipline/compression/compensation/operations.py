@@ -114,7 +114,7 @@ def operations_of(work: Work) -> Operations:
         for part, operations in _experts(work).items():
             found[part] += operations
     found |= {"passes": _passes(work), "held-out windows": _measuring(work)}
-    if work.options.row_steps:
+    if work.options.row_steps and not work.shape.num_experts:  # whose rows stay
         for part, operations in _rows(work).items():
             found[part] = found.get(part, 0.0) + operations
     return found
@@ -154,15 +154,12 @@ def _experts(work: Work) -> Operations:
 def _rows(work: Work) -> Operations:
     """Kept rows of v_proj and up_proj, and both matrices fitted again with one ridge."""
     shape, kept = work.shape, 1 - work.ffn_ratio
-    hidden, channels = shape.hidden_size, shape.token_channels
+    hidden, channels = shape.hidden_size, shape.intermediate_size
     groups = round((1 - work.ratio) * shape.num_key_value_heads)
     steps = work.options.row_steps
     found = dict.fromkeys(("factors", "sides", "solves"), 0.0)
     values, ffn_rows = rows_operations(shape, groups, round(kept * channels), work.fitted, steps)
-    found["kept rows"] = values if work.fits_attention else 0.0
-    if shape.num_experts:  # their rows stay
-        return {"kept rows": found["kept rows"]}
-    found["kept rows"] += ffn_rows
+    found["kept rows"] = ffn_rows + (values if work.fits_attention else 0.0)
     found["moments"] = work.moments
     for columns, ratio in work.columns:
         there = round((1 - ratio) * columns)

@@ -116,6 +116,11 @@ class PrunedBlock:
         )
 
     @property
+    def keeps_experts(self) -> bool:
+        """Whether the plan keeps experts of this block."""
+        return bool(self._plan.experts)
+
+    @property
     def loses_experts(self) -> bool:
         """Whether experts of this block go, or channels of all of them."""
         kept = len(self._plan.experts) == self._shape.num_experts

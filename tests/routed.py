@@ -88,7 +88,11 @@ def put_experts(layer: Any, plan: BlockPlan, tensors: dict[str, Tensor]) -> dict
         matrix = layer.mlp.shared_experts.down_proj.weight
         matrix[:, list(plan.shared_channels or range(matrix.shape[1]))] = shared
     if "mlp.experts.down_proj" in rest:
-        held.down_proj[list(plan.experts)] = rest.pop("mlp.experts.down_proj")
+        found = rest.pop("mlp.experts.down_proj")
+        for place, expert in enumerate(plan.experts):
+            every = range(held.down_proj.shape[1])
+            channels = plan.expert_channels[place] if plan.expert_channels else every
+            held.down_proj[expert][list(channels)] = found[place]
         held.down_proj_bias[list(plan.experts)] = rest.pop("mlp.experts.down_proj_bias")
     for place, expert in enumerate(plan.experts):
         matrix = rest.pop(f"mlp.experts.{place}.down_proj.weight", None)

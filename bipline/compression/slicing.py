@@ -42,7 +42,7 @@ class _Corrected:
 
 
 @dataclass(frozen=True)
-class _Inside:
+class Inside:
     """What stays of a tensor of all experts, of each its own: ``indices`` along ``axis``."""
 
     axis: int
@@ -67,7 +67,7 @@ class _Target:
     shape: tuple[int, ...]
     rows: Tensor | None = None
     columns: Tensor | None = None
-    inside: _Inside | None = None
+    inside: Inside | None = None
     corrected: list[_Corrected] = field(default_factory=list)
 
 
@@ -84,7 +84,7 @@ class _Source:
         self.experts = renumbered(named, block.experts)
         # By what the tensors of experts are called now, as they are in what is sliced.
         self.channels = of_experts(named, list(map(_indices, block.expert_channels)))
-        self.of_each = _indices_of_each(block)
+        self.of_each = indices_of_each(block)
 
     def rows(self, parts: Sequence[str]) -> Tensor | None:
         """The rows to read of what parts lie in, by their names in the smaller model; all: None.
@@ -104,12 +104,9 @@ class _Source:
             return self.channels[part]
         return self.kept.get(axis)
 
-    def inside(self, axes: tuple[str, ...]) -> _Inside | None:
+    def inside(self, axes: tuple[str, ...]) -> Inside | None:
         """What stays of a tensor of all experts within each; None for all of it."""
-        if axes[0] != "experts":
-            return None
-        found = ((place, self.of_each.get(axis)) for place, axis in enumerate(axes))
-        return next((_Inside(place, kept) for place, kept in found if kept is not None), None)
+        return inside_of(axes, self.of_each)
 
 
 class Slicer:
@@ -273,7 +270,18 @@ def kept_indices(block: BlockPlan, shape: ModelShape) -> dict[str, Tensor]:
     }
 
 
-def _indices_of_each(block: BlockPlan) -> dict[str, Tensor]:
+def inside_of(axes: Sequence[str], of_each: Mapping[str, Tensor]) -> Inside | None:
+    """What stays of a tensor of all experts within each, by :func:`indices_of_each`; None for all.
+
+    ``axes`` are the tensor's.
+    """
+    if axes[0] != "experts":
+        return None
+    found = ((place, of_each.get(axis)) for place, axis in enumerate(axes))
+    return next((Inside(place, kept) for place, kept in found if kept is not None), None)
+
+
+def indices_of_each(block: BlockPlan) -> dict[str, Tensor]:
     """Kept indices by axis within every expert that stays, ``[experts, kept]``; none for all.
 
     Gate and up of a channel lie in turn (:func:`bipline.model.experts.in_turn`).

@@ -39,14 +39,13 @@ TOKEN_IDS = token_windows(windows=2, seqlen=12)
 # Each there twice, so that what is fitted bears out on what is held out.
 WINDOWS = Windows(token_windows(10, 24, seed=5).repeat(2, 1), "twice", Computing(torch.float64))
 BLOCK, RIDGE = 1, 0.02
-# Both ways of cutting, in every kind of mixture; channels of gpt-oss's experts stay.
+# Both ways of cutting, in every kind of mixture.
 CUTS = [
     (case, ways)
     for case in ("mixtral", "qwen3-moe", "glm4-moe", "gpt-oss")
     for ways in ("whole", "channels")
-    if (case, ways) != ("gpt-oss", "channels")
 ]
-FEW = [("mixtral", "channels"), ("glm4-moe", "whole"), ("gpt-oss", "whole")]
+FEW = [("mixtral", "channels"), ("glm4-moe", "whole"), ("gpt-oss", "channels")]
 MARKED = [pytest.param(*cut, marks=() if cut in FEW else pytest.mark.slow) for cut in CUTS]
 
 
@@ -212,7 +211,9 @@ def test_a_corrected_model_is_sliced_as_masked_and_errors_never_rise(
         put_in_layer(layers_of(masked)[index], opened, plan.blocks[index], rest)
     assert any("experts" in name for name in fitted)
     # Of gpt-oss too, whose attention has sinks: rows of v_proj behind its attention weights.
-    assert {"self_attn.o_proj.weight", "self_attn.v_proj.weight"} <= fitted
+    # Where its experts lose channels held-out windows do not bear these out.
+    rows = {"self_attn.v_proj.weight"} if (case, ways) != ("gpt-oss", "channels") else set()
+    assert {"self_attn.o_proj.weight"} | rows <= fitted
     with torch.no_grad():
         expected = load_model(tmp_path / "out", torch.float64)(TOKEN_IDS).logits
         found = masked(TOKEN_IDS).logits

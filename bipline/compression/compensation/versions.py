@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from bipline.compression.compensation.kept_rows import ROWS_OF
 from bipline.compression.compensation.norms_behind import HeadShares
 from bipline.compression.criteria.interface import Block as CriteriaBlock
 from bipline.compression.criteria.norms import RmsNorm
-from bipline.compression.slicing import kept_indices
+from bipline.compression.slicing import indices_of_each, inside_of, kept_indices
 from bipline.model.block_loop import Block
 from bipline.model.block_reader import Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
@@ -234,10 +236,10 @@ class PrunedBlock:
         """What a plan keeps of some of the block's weights, by their names in it."""
         checkpoint = self._checkpoint
         absent = build_of(checkpoint.family).absent(*plan.widths, bool(self._shape.num_experts))
-        kept = kept_indices(plan, self._shape)
+        kept, of_each = kept_indices(plan, self._shape), indices_of_each(plan)
         axes = block_axes(checkpoint.family, checkpoint.config, self.index)
         return {
-            name: _selected(weight, axes[name], kept)
+            name: _selected(weight, axes[name], kept, of_each)
             if name in axes
             # What a class alone has: the matrices of all experts as one.
             else kept_of_class(name, weight, plan.experts, plan.expert_channels)
@@ -265,10 +267,13 @@ class PrunedBlock:
         return TORCH_DTYPES[self._checkpoint.tensors[full].dtype]
 
 
-def _selected(weight: Tensor, axes: tuple[str, ...], kept: dict[str, Tensor]) -> Tensor:
+def _selected(weight: Tensor, axes: tuple[str, ...], kept: Weights, of_each: Weights) -> Tensor:
+    """What is kept along a tensor's axes, and within each of the experts that stay."""
     for dimension, axis in enumerate(axes):
         if axis in kept:
             weight = weight.index_select(dimension, kept[axis].to(weight.device))
+    if (inside := inside_of(axes, of_each)) is not None:
+        weight = replace(inside, indices=inside.indices.to(weight.device)).of(weight, 0)
     return weight
 
 

@@ -70,7 +70,7 @@ def told_places(settings: CompressSettings, pools: tuple[NodePool, ...]) -> list
     if checkpoint is None:
         return []
     if not pools:
-        dtype = torch_dtype(settings.compute.dtype)
+        dtype = torch_dtype(settings.compute.named_dtype)
         rates = usual_rates(checkpoint.shape, dtype)
         needs = step_needs(settings, checkpoint, rates)
         return [(name, f"{need}, about {duration(need.seconds)}") for name, need in needs.items()]

@@ -48,6 +48,7 @@ from steps.stage import (
     context,
     evaluated_at,
     run_lineage,
+    settled_context,
     stage_summary,
     step_runs,
     tracking_uri,
@@ -118,7 +119,8 @@ def score(
     calibration: Handle | None = None,
 ) -> Annotated[Handle, "statistics"]:
     """Score every attention group and FFN channel."""
-    return line.score.score(context(compute, seed), model.model, calibration, settings)
+    here = settled_context(compute, seed, model, calibration)
+    return line.score.score(here, model.model, calibration, settings)
 
 
 @cached_by(f"{__name__}.allocate_fingerprint")
@@ -131,9 +133,8 @@ def allocate(
     calibration: Handle | None = None,
 ) -> Annotated[PruningPlan, "plan"]:
     """Choose what every block keeps; allocations that measure run the calibration windows."""
-    return line.allocate.allocate(
-        context(compute, seed), model.model, calibration, statistics, settings
-    )
+    here = settled_context(compute, seed, model, calibration)
+    return line.allocate.allocate(here, model.model, calibration, statistics, settings)
 
 
 @step(enable_cache=False)
@@ -177,9 +178,8 @@ def compensate(
     seed: int,
 ) -> tuple[Annotated[PruningPlan, "realised_plan"], Annotated[Handle, "corrections"]]:
     """Correct the weights that stay, block by block; killed, it goes on after the last block."""
-    plan, corrections = line.compensate.compensate(
-        context(compute, seed), model.model, calibration, plan, settings
-    )
+    here = settled_context(compute, seed, model, calibration)
+    plan, corrections = line.compensate.compensate(here, model.model, calibration, plan, settings)
     return plan, _needed(corrections)
 
 

@@ -12,7 +12,7 @@ from bipline.storage.store import Handle
 from bipline.values.partial_evaluation import PartialEvaluation
 from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import Resolution
-from steps.stage import Parameter, cached_by, context
+from steps.stage import Parameter, cached_by, context, settled_context
 
 
 @cached_by("steps.line.score_fingerprint")
@@ -25,7 +25,8 @@ def score_part(
     index: int,
 ) -> Annotated[Handle, "partial_statistics"]:
     """The sums of one part of the calibration windows: parts run wherever there is room."""
-    return score.score_part(context(compute, seed), model.model, calibration, settings, index)
+    here = settled_context(compute, seed, model, calibration)
+    return score.score_part(here, model.model, calibration, settings, index)
 
 
 @cached_by("steps.line.score_fingerprint")
@@ -38,7 +39,8 @@ def reduce_scores(
     seed: int,
 ) -> Annotated[Handle, "statistics"]:
     """Add the parts' sums in chunk order and score: the bits of a single pass."""
-    return score.reduce_scores(context(compute, seed), model.model, calibration, parts, settings)
+    here = settled_context(compute, seed, model, calibration)
+    return score.reduce_scores(here, model.model, calibration, parts, settings)
 
 
 @cached_by("steps.line.evaluate_fingerprint")

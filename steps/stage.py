@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -23,9 +24,11 @@ from zenml.models import PipelineRunResponse, StepRunResponse
 import materializers  # noqa: F401  (its import tells ZenML how our types are stored)
 from bipline.settings.base import tuples
 from bipline.settings.line import ComputeSettings
+from bipline.stages.precision import settled
 from bipline.stages.stage import Context, StageReport, ended_at
-from bipline.storage.store import Store, open_store
+from bipline.storage.store import Handle, Store, open_store
 from bipline.values.lineage import RunLineage, StageLineage
+from bipline.values.resolution import Resolution
 from bipline.values.summary import StageStatus, StageSummary
 
 Value = TypeVar("Value")
@@ -53,6 +56,17 @@ def tracking_uri() -> str | None:
 def context(compute: ComputeSettings | None = None, seed: int = 0) -> Context:
     """What a step hands to its stage; what the stage tells is logged as the step's metadata."""
     return Context(store(), compute or ComputeSettings(), seed, report=_log)
+
+
+def settled_context(
+    compute: ComputeSettings, seed: int, model: Resolution, calibration: Handle | None
+) -> Context:
+    """The same for a stage that runs windows, with its dtype named; logged where auto chose it."""
+    here = context(compute, seed)
+    quiet = settled(replace(here, report=lambda report: None), model.model, calibration)
+    if quiet.dtype_choice:
+        log_metadata({"dtype": quiet.dtype_choice.dtype, "dtype_reason": quiet.dtype_choice.reason})
+    return replace(quiet, report=here.report)
 
 
 def cached_by(fingerprint: str) -> Any:

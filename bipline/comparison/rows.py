@@ -27,6 +27,7 @@ from bipline.stages.compensate import compensate
 from bipline.stages.evaluate import STAGE as EVALUATE
 from bipline.stages.evaluate import evaluate, evaluate_dense
 from bipline.stages.line import runs_windows
+from bipline.stages.precision import settled
 from bipline.stages.prune import STAGE as PRUNE
 from bipline.stages.prune import prune
 from bipline.stages.score import score
@@ -127,7 +128,7 @@ def score_rows(
 
     A member whose needs the sums of another meet runs no pass of its own.
     """
-    found: list[Handle] = []
+    context, found = settled(context, given.model, calibration), list[Handle]()
     for member in family:
         lenders = [other for other in found if other.kind != REFUSAL]
         try:
@@ -156,6 +157,8 @@ def dense_record(context: Context, given: Resolution, protocol: Protocol) -> Eva
 def is_measured(context: Context, row: RowInputs, keep: Path | None = None) -> bool:
     """Whether all of a row's outcome lies in the Store, and its model where it is to be kept."""
     kept = keep is None or keep.is_dir()
+    with silently():
+        context = settled(context, row.given.model, row.calibration)
     return kept and all(
         context.store.find(stage.name, key) for stage, key in row.keys(context).items()
     )
@@ -176,6 +179,8 @@ def measure_row(context: Context, row: RowInputs, keep: Path | None = None) -> O
         return Outcome(refusal=str(row.statistics.info["reason"]))
     told = context.store.read_cost("score", row.statistics.key) or {}
     scored = Cost.model_validate({name: told[name] for name in told if name != ENDED})
+    with silently():
+        context = settled(context, row.given.model, row.calibration)
     keys, reports = row.keys(context), list[StageReport]()
     with silently(), context.store.work(STAGE.name, f"line-{keys[STAGE]}") as work:
         # What the row's stages make lies in a store of its own, and goes when the row is done.

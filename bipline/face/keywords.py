@@ -51,11 +51,16 @@ def comparison_settings(given: Mapping[str, Any]) -> ComparisonSettings:
     if not grid.get("criteria") and not grid.get("methods"):
         grid["criteria"] = COMPARED if grid.get("criteria") is None else ()
     protocol = {name: rest.pop(name) for name in rest.keys() & OF_PROTOCOL}
-    protocol |= {"seqlen": rest.pop("evaluation_seqlen", None), "dtype": rest.get("dtype")}
+    protocol |= {"seqlen": rest.pop("evaluation_seqlen", None), "dtype": _named_dtype(rest)}
     values = sectioned(rest)
     protocol = {name: value for name, value in protocol.items() if value is not None}
     values |= {"grid": grid, "evaluate": {"protocol": protocol}}
     return validated(ComparisonSettings, values)
+
+
+def _named_dtype(given: Mapping[str, Any]) -> Any:
+    """What models are measured in: as was given, or the usual for what pruning alone settles."""
+    return None if given.get("dtype") == "auto" else given.get("dtype")
 
 
 def named_texts(texts: Mapping[str, Place] | None) -> dict[str, str]:

@@ -18,6 +18,7 @@ import torch
 
 from bipline.model.block_loop import BlockLoop, micro_batch_of
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.devices import CPU
 from bipline.model.shapes import ModelShape
 from bipline.storage.folder import forget_cached
 from bipline.storage.synced_file import SyncedFile
@@ -27,6 +28,8 @@ SAMPLE_BYTES = 256 << 20
 READ_BYTES = 8 << 20
 QUICK_TOKENS = 2048
 USUAL_DISK = 4e8
+# Gives seconds.
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,23 @@ def measure_rates(loop: BlockLoop, seqlen: int, folder: Path) -> Rates:
 
 def usual_rates(shape: ModelShape, dtype: torch.dtype) -> Rates:
     """What this machine computes at one product of the model, and a usual disk: for an estimate."""
-    values = torch.ones(QUICK_TOKENS, shape.hidden_size, dtype=dtype)
-    weight = torch.ones(shape.intermediate_size, shape.hidden_size, dtype=dtype)
-    torch.nn.functional.linear(values, weight)
-    seconds = _best(lambda: torch.nn.functional.linear(values, weight))
-    return Rates(USUAL_DISK, USUAL_DISK, 2.0 * values.numel() * shape.intermediate_size / seconds)
+    return Rates(USUAL_DISK, USUAL_DISK, product_rate(shape, dtype, CPU))
+
+
+def product_rate(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of one product of the model's own sizes: hidden size by FFN width.
+
+    On a CPU by the time of its processors, so that others' work beside it does not count.
+    """
+    sizes = shape.hidden_size, shape.intermediate_size
+    clock = time.perf_counter if device.type == "cuda" else _processor_time
+    seconds = _product_seconds(dtype, device, QUICK_TOKENS, *sizes, clock=clock)
+    return 2.0 * QUICK_TOKENS * sizes[0] * sizes[1] / seconds
+
+
+def _processor_time() -> float:
+    """Seconds that each of torch's threads has computed: those of the clock, were they alone."""
+    return time.process_time() / torch.get_num_threads()
 
 
 def read_rate(checkpoint: Checkpoint) -> float:
@@ -123,31 +138,37 @@ def compute_rate(loop: BlockLoop, tokens: int) -> float:
     counts = [1, 2, 1, shape.ffn_matrices - 1, 1]
     seconds, operations = 0.0, 0.0
     for (inputs, outputs), count in zip(sizes, counts, strict=True):
-        seconds += count * _product_seconds(loop, tokens, inputs, outputs)
+        seconds += count * _product_seconds(loop.dtype, loop.device, tokens, inputs, outputs)
         operations += count * 2.0 * tokens * inputs * outputs
     return operations / seconds
 
 
 @torch.no_grad()
-def _product_seconds(loop: BlockLoop, tokens: int, inputs: int, outputs: int) -> float:
-    options = {"dtype": loop.dtype, "device": loop.device}
-    values = torch.ones(tokens, inputs, **options)  # type: ignore[call-overload]
-    weight = torch.ones(outputs, inputs, **options)  # type: ignore[call-overload]
+def _product_seconds(
+    dtype: torch.dtype, device: torch.device, tokens: int, inputs: int, outputs: int,
+    clock: Clock = time.perf_counter,
+) -> float:  # fmt: skip
+    values = torch.ones(tokens, inputs, dtype=dtype, device=device)
+    weight = torch.ones(outputs, inputs, dtype=dtype, device=device)
 
     def product() -> None:
         torch.nn.functional.linear(values, weight)
-        if loop.device.type == "cuda":
-            torch.cuda.synchronize(loop.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     product()
-    return _best(product)
+    return _best(product, clock=clock)
 
 
-def _best(work: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+def _best(
+    work: Callable[[], object],
+    before: Callable[[], object] = lambda: None,
+    clock: Clock = time.perf_counter,
+) -> float:
     best = float("inf")
     for _ in range(REPEATS):
         before()
-        start = time.perf_counter()
+        start = clock()
         work()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return best

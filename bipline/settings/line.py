@@ -33,6 +33,8 @@ from bipline.settings.method_names import ALLOCATIONS, CRITERIA
 RatioOf = Literal["blocks", "total"]
 Layout = Literal["uniform", "per-layer"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
+# What computes may also be told; a record names what it was computed in.
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float64"]
 CompensationName = Literal["none", "bias", "least-squares", "obs", "osscar", "slimgpt"]
 OfExperts = Literal["whole", "channels"]
 Effort = Literal["quick", "balanced", "best"]
@@ -244,8 +246,10 @@ class ComputeSettings(Settings):
     device: str = Field(
         default="auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N"
     )
-    dtype: DtypeName = Field(
-        default="float32", description="compute dtype of forward passes: float32 or bfloat16"
+    dtype: ComputeDtype = Field(
+        default="float32",
+        description="compute dtype of forward passes: float32, bfloat16, or auto, the quicker of "
+        "them that keeps the same groups, by a measured second",
     )
     max_memory: ByteCount | None = Field(
         default=None, description="most memory to use, such as 2.5GB; null is what is free"
@@ -256,6 +260,11 @@ class ComputeSettings(Settings):
     processes: int = Field(
         default=1, ge=1, description="processes that share the calibration windows when scoring"
     )
+
+    @property
+    def named_dtype(self) -> DtypeName:
+        """The dtype by name: float32 for auto, where no stage that runs windows settles it."""
+        return "float32" if self.dtype == "auto" else self.dtype
 
 
 class LineSettings(Settings):

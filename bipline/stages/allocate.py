@@ -43,6 +43,9 @@ def allocate(
     checkpoint = context.opened(model)
     target, settings = target_of(checkpoint, settings), with_ratio(checkpoint, settings)
     computing = context.computing if windows else None
+    # A plan tells what was chosen for it, and not where the user named it.
+    chosen = context.dtype_choice.told if context.dtype_choice else None
+    asked |= {"told": chosen} if chosen else {}
     key = STAGE.key(
         inputs, {**asked, "options": options}, computing, (CORE, allocation_module(name))
     )
@@ -50,7 +53,8 @@ def allocate(
     def produce(work: Path) -> PruningPlan:
         scores = load_statistics(context.store.open(statistics))[1]
         run = windows_of(context, checkpoint, windows) if windows else None
-        return core.allocate(checkpoint, scores, settings, context.seed, run, target)
+        plan = core.allocate(checkpoint, scores, settings, context.seed, run, target)
+        return plan.model_copy(update={"notes": (*plan.notes, chosen)}) if chosen else plan
 
     return STAGE.value(context, key, PruningPlan, produce)
 

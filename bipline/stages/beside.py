@@ -135,7 +135,9 @@ def _checked(settings: LineSettings, out: Path) -> tuple[LineSettings, Checkpoin
     if checkpoint:
         _check_disk(settings, checkpoint, out)
         if line.runs_windows(settings) and choose_device(settings.compute.device).type == "cpu":
-            note(f"effort {settings.effort}: {forecast(settings, checkpoint)}")
+            told = f"effort {settings.effort}: {forecast(settings, checkpoint)}"
+            auto = settings.compute.dtype == "auto"
+            note(f"{told} in float32, less where dtype auto takes bfloat16" if auto else told)
     return settings, checkpoint
 
 

@@ -69,10 +69,11 @@ def recover_to(
         stage.check_processes(recipe, workers.count)
         inputs = _resolved(places)
         _check(inputs, recipe)
-        note(f"device {device}, dtype {compute.dtype}")
+        note(f"device {device}, dtype {compute.named_dtype}")
         if workers.leads:
             return _led(places, inputs, recipe, compute, workers)
-        _help(inputs.request(recipe, _dense(inputs)), device, torch_dtype(compute.dtype), workers)
+        dtype = torch_dtype(compute.named_dtype)
+        _help(inputs.request(recipe, _dense(inputs)), device, dtype, workers)
     return None
 
 

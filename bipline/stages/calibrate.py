@@ -121,6 +121,6 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
             checkpoint.folder, mix, samples, section.seqlen, settings.seed,
             settings.compute.max_memory,
         )  # fmt: skip
-        BlockLoop(checkpoint, torch_dtype(settings.compute.dtype)).check(drawn.token_ids)
+        BlockLoop(checkpoint, torch_dtype(settings.compute.named_dtype)).check(drawn.token_ids)
     tokens = samples * section.seqlen
     return [("calibrate", f"{samples} windows of {section.seqlen} tokens = {tokens:,} tokens")]

@@ -39,7 +39,7 @@ def forecast(
 
     The rate of products is measured where none is given.
     """
-    rates = rates or usual_rates(checkpoint.shape, torch_dtype(settings.compute.dtype))
+    rates = rates or usual_rates(checkpoint.shape, torch_dtype(settings.compute.named_dtype))
     estimates = MakingEstimates(
         settings, checkpoint, rates, libraries=LIBRARIES, around=0.0
     ).making()

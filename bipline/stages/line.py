@@ -22,6 +22,7 @@ from bipline.stages import (
     compensate,
     evaluate,
     export,
+    precision,
     promote,
     prune,
     recover,
@@ -33,6 +34,7 @@ from bipline.stages.stage import Context, Lines
 from bipline.storage.store import Handle
 from bipline.values.fitted_text import beside_plan
 from bipline.values.plan import PruningPlan
+from bipline.values.precision import DtypeChoice
 from bipline.values.resolution import ResolvedModel, ResolvedText
 
 # In the order of the path; the first six make the smaller model.
@@ -44,11 +46,12 @@ MAKING = 6
 
 @dataclass(frozen=True)
 class Smaller:
-    """What the line makes, by which plan, on which windows if any."""
+    """What the line makes, by which plan, on which windows if any, and what chose their dtype."""
 
     model: Handle
     plan: PruningPlan
     calibration: Handle | None
+    dtype_choice: DtypeChoice | None = None
 
 
 def smaller(
@@ -67,6 +70,7 @@ def smaller(
         calibration = calibrate.calibrate(
             context, model, texts, settings.calibrate, [settings.compensate], evaluation
         )
+    context = precision.settled(context, model, calibration)
     if not context.workers.leads:
         if not applies(settings):
             score.help_to_score(context, model, calibration, settings.score)
@@ -84,7 +88,7 @@ def smaller(
     if settings.allocate.plan:
         fitted.append(beside_plan(Path(settings.allocate.plan)))
     pruned = prune.prune(context, model, plan, corrections, settings.prune, fitted)
-    return Smaller(pruned, plan, calibration)
+    return Smaller(pruned, plan, calibration, context.dtype_choice)
 
 
 def planned(

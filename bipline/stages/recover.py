@@ -113,7 +113,7 @@ def recovered(
 
 def _computing(context: Context) -> dict[str, str]:
     """What of the machine's use decides the bytes; several processes add up in another order."""
-    computing = {"device": context.device.type, "dtype": context.compute.dtype}
+    computing = {"device": context.device.type, "dtype": context.compute.named_dtype}
     if context.workers.count > 1:
         computing["processes"] = str(context.workers.count)
     return computing
@@ -143,7 +143,7 @@ def _keep_refused(
 def place_of(context: Context, work: Path) -> Place:
     """Where a training of this context runs; its checkpoints lie in the work directory."""
     workers = context.workers
-    dtype = torch_dtype(context.compute.dtype)
+    dtype = torch_dtype(context.compute.named_dtype)
     return Place(work / "training", context.device, dtype, workers.rank, workers.count)
 
 

@@ -62,6 +62,7 @@ def prune_summary(
         block_parameters=BeforeAfter(before=blocks, after=blocks - removed),
         ratio={**plan.budget.model_dump(), "reached": plan.budget.reached},
         notes=plan.notes,
+        dtype_choice=made.dtype_choice,
         seconds=Seconds(stage=seconds, total=round(sum(seconds.values()), 3)),
         peak_rss_bytes=peak.resident,
         peak_anonymous_bytes=peak.anonymous,
@@ -94,6 +95,7 @@ def _floor(
 ) -> dict[str, Any]:
     """The floor of every stage that took ``long`` enough, and the rates it follows from."""
     seqlen, compute = settings.calibrate.seqlen, settings.compute
+    dtype = made.dtype_choice.dtype if made.dtype_choice else compute.named_dtype
     windows = made.calibration.info["samples"] if made.calibration and scored else 0
     written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     works = least_work(checkpoint, made.plan, settings.score.criterion, windows, seqlen, written)
@@ -102,7 +104,7 @@ def _floor(
         return {"floor_seconds": None, "floor_seconds_by_stage": {}, "rates": {}}
     note("measuring this machine's rates, for the floor")
     device = choose_device(compute.device)
-    loop = BlockLoop(checkpoint, torch_dtype(compute.dtype), device, compute.micro_batch)
+    loop = BlockLoop(checkpoint, torch_dtype(dtype), device, compute.micro_batch)
     rates = measure_rates(loop, seqlen, out.absolute().parent)
     floors = {stage: round(work.seconds(rates), 3) for stage, work in works.items()}
     return {

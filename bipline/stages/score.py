@@ -227,6 +227,8 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     if samples is not None:
         check_windows(section.criterion, options, samples)
     text = f"{section.criterion} in {compute.dtype}"
+    if compute.dtype == "auto":
+        text = f"{section.criterion} in float32, or bfloat16 where it is quicker and keeps the same"
     if checkpoint is not None:
         samples = samples_of(checkpoint, settings.calibrate, [settings.compensate])
         operations = 2 * checkpoint.shape.linear_weights * samples * settings.calibrate.seqlen

@@ -30,6 +30,7 @@ from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.stage_key import code_digest, numerics, stage_key
 from bipline.storage.store import Handle, Store
 from bipline.values.comparison import Cost
+from bipline.values.precision import DtypeChoice
 from bipline.values.reading import read_value
 from bipline.values.resolution import ResolvedModel
 
@@ -61,6 +62,7 @@ class StageReport:
 class Context:
     """What all stages of a run share: the Store, how windows are run, the seed, who works.
 
+    ``dtype_choice`` is what dtype auto was settled by (:mod:`.precision`), None where it was named.
     ``report`` is called after every stage. ``downloads`` is where remote sources are kept,
     ``checkpoints`` what was opened so far, by identity.
     """
@@ -72,6 +74,7 @@ class Context:
     downloads: Path = Path(".bipline/downloads")
     report: Callable[[StageReport], None] = field(default=lambda report: None)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict, repr=False)
+    dtype_choice: DtypeChoice | None = None
 
     @cached_property
     def device(self) -> torch.device:

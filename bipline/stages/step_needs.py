@@ -158,7 +158,7 @@ class MakingEstimates:
         settings = self.settings
         drawn = self.samples, settings.calibrate.seqlen
         need = pass_need(
-            self.checkpoint, torch_dtype(settings.compute.dtype), drawn, False,
+            self.checkpoint, torch_dtype(settings.compute.named_dtype), drawn, False,
             settings.compute.micro_batch, self.libraries,
         )  # fmt: skip
         operations = passes * forward_operations(self.checkpoint.shape, *drawn)
@@ -281,7 +281,7 @@ class Estimates(MakingEstimates):
     def _recovery(self) -> StepNeed:
         """The whole model, its activations and logits, and the adapter with AdamW's moments."""
         recipe, shape = self.settings.recover.recipe, self.checkpoint.shape
-        size = torch_dtype(self.settings.compute.dtype).itemsize
+        size = torch_dtype(self.settings.compute.named_dtype).itemsize
         tokens = recipe.batch_size // recipe.accumulation * recipe.seqlen
         share = self.smaller / self.checkpoint.weight_bytes
         weights = int(self.checkpoint.parameters * share * size)

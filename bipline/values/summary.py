@@ -7,6 +7,7 @@ from typing import Any, Literal
 from bipline.storage.store import Handle
 from bipline.values.frozen import Frozen
 from bipline.values.plan import PruningPlan
+from bipline.values.precision import DtypeChoice
 from bipline.values.promotion import OtherRegistry
 from bipline.values.record import EvaluationRecord
 from bipline.values.recovery import RecoveryRecord
@@ -44,8 +45,8 @@ class PruneSummary(Frozen):
     """What ``bipline prune`` made: sizes, ratio, seconds beside their floor, memory in bytes.
 
     ``widths`` are attention groups and FFN channels by block, ``query_heads`` those that each group
-    keeps where some of them went; ``floor_seconds`` is None where no
-    stage took long enough to measure one, or an earlier run did a part.
+    keeps where some of them went, ``dtype_choice`` what dtype auto chose; ``floor_seconds`` is None
+    where no stage took long enough to measure one, or an earlier run did a part.
     """
 
     schema_version: Literal[2] = PRUNE_SCHEMA_VERSION
@@ -63,6 +64,7 @@ class PruneSummary(Frozen):
     block_parameters: BeforeAfter
     ratio: dict[str, Any]
     notes: tuple[str, ...]
+    dtype_choice: DtypeChoice | None = ADDED
     seconds: Seconds
     peak_rss_bytes: int
     peak_anonymous_bytes: int

@@ -70,6 +70,7 @@ class Request:
     folder: Path
     layout: str = "uniform"
     compensation: str = "none"
+    dtype: str = "float32"
 
     @property
     def store(self) -> Path:
@@ -85,7 +86,7 @@ class Request:
             summary = bipline.prune(
                 self.model, self.folder / out, calibration=self.text("calibration"), ratio=RATIO,
                 samples=SAMPLES, seqlen=SEQLEN, layout=self.layout, criterion="llm-bip-glu",
-                compensation=self.compensation, store=store and str(store),
+                compensation=self.compensation, store=store and str(store), dtype=self.dtype,
                 state=self.folder / "state",
             )  # fmt: skip
         assert summary.digest == asked.digests["prune"]
@@ -111,6 +112,7 @@ class Request:
             "score": {"criterion": "llm-bip-glu"},
             "allocate": {"ratio": RATIO, "layout": self.layout},
             "compensate": {"compensation": self.compensation},
+            "compute": {"dtype": self.dtype},
             "evaluate": {"protocol": {"seqlen": SEQLEN}},
             "promote": {"name": "tiny"},
         }
@@ -145,7 +147,8 @@ class Request:
             bipline.compare(
                 self.model, self.folder / out, calibration=[self.text("calibration")],
                 texts={"held-out": self.text("held-out")}, samples=SAMPLES, seqlen=SEQLEN,
-                evaluation_seqlen=SEQLEN, state=self.folder / "state", keep=True, **self.grid,
+                evaluation_seqlen=SEQLEN, state=self.folder / "state", keep=True, dtype=self.dtype,
+                **self.grid,
             )  # fmt: skip
         return asked
 

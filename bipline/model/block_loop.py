@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from bipline.base.allocator import keep_freed_memory
 from bipline.base.errors import InvalidInput
 from bipline.model.agreement import check_agreement
 from bipline.model.block_reader import BlockReader, Weights
@@ -121,6 +122,7 @@ class BlockLoop:
         device: str | torch.device = "cpu",
         micro_batch: int | None = None,
     ) -> None:
+        keep_freed_memory()
         where = f"{checkpoint.location}/config.json"
         check_agreement(checkpoint.config, lambda small, ids: BlockLoop(small).logits(ids), where)
         self.checkpoint = checkpoint

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import repeat
 
 import torch
 
@@ -93,7 +94,7 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
         return second_moments(block, tokens) | _through_experts(block, tokens)
     outputs = [tokens[name] for name in ("up", "gate")[: 1 + block.gated]]
     behind = block.norm_behind("ffn").gain is not None
-    scale = block.output_scale("ffn", tokens) if behind else outputs[0].new_ones(len(outputs[0]), 1)
+    scale = block.output_scale("ffn", tokens) if behind else None
     up_gain, gate_gain = _gains(outputs, scale, block.hidden_act)
     return {
         **second_moments(block, tokens),
@@ -121,7 +122,7 @@ def _through_experts(block: Block, tokens: Tokens) -> Sums:
     sums = {"up_gain_squares": gains[0], "gate_gain_squares": gains[1]}
     if shape.shared_channels:
         outputs = [tokens["shared_up"], tokens["shared_gate"]]
-        found = _gains(outputs, like.new_ones(len(like), 1), block.hidden_act)
+        found = _gains(outputs, None, block.hidden_act)
         sums |= dict(zip(SHARED_GAINS, found, strict=True))
     return sums | {"inverse_norms": _inverse_norms(block, tokens)}
 
@@ -135,17 +136,19 @@ def score(sums: Sums, block: Block, options: Options) -> BlockScores:
 
 
 def _gains(
-    outputs: Sequence[torch.Tensor], scale: torch.Tensor, hidden_act: str
+    outputs: Sequence[torch.Tensor], scale: torch.Tensor | None, hidden_act: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums over tokens of squared slopes in up_proj's and gate_proj's outputs: ``[f]`` each.
 
     ``outputs`` are these, ``[tokens, f]``; without a gate its sum is zero. All are scaled token by
-    token, ``[tokens, 1]``.
+    token, ``[tokens, 1]``, where there is a scale.
     """
-    totals = scale.new_zeros(2, outputs[0].shape[1], dtype=torch.float64)
-    for factor, *parts in zip(tiles(scale), *map(tiles, outputs), strict=True):
+    totals = outputs[0].new_zeros(2, outputs[0].shape[1], dtype=torch.float64)
+    scales = repeat(None) if scale is None else tiles(scale)
+    for factor, *parts in zip(scales, *map(tiles, outputs), strict=False):
         for total, slope in zip(totals, slopes(hidden_act, *parts).values(), strict=False):
-            total += column_sums(slope.mul_(factor).square_())
+            scaled = slope if factor is None else slope.mul_(factor)
+            total += column_sums(scaled.square_())
     return totals[0], totals[1]
 
 

@@ -2,8 +2,8 @@
 
 score = bytes read + operations of the forward pass; prune = kept bytes read + bytes written and
 flushed. The sums are of times one after the other, so work that overlaps can come close to them.
-Every rate is the best of five, at the block's own shapes, dtype and threads; the page cache is
-dropped before a read is timed, and a write counts when it is on the disk.
+Every rate is the best of five, at the block's own shapes, dtype and threads; a read is timed around
+the page cache, and a write counts when it is on the disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bipline.model.block_loop import BlockLoop, micro_batch_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import CPU
 from bipline.model.shapes import ModelShape
-from bipline.storage.folder import forget_cached
+from bipline.storage.folder import LocalFile, forget_cached
 from bipline.storage.synced_file import SyncedFile
 
 REPEATS = 5
@@ -93,11 +93,18 @@ def _processor_time() -> float:
 
 
 def read_rate(checkpoint: Checkpoint) -> float:
-    """Bytes a second from the model's largest shard, with its pages dropped where it is local."""
+    """Bytes a second from the model's largest shard: from the disk, whatever is in the page cache.
+
+    Where it is local it is read around that cache; where the file system has no such reading its
+    pages are dropped before.
+    """
     file = max(checkpoint.files.values(), key=lambda each: each.size)
     amount = min(SAMPLE_BYTES, file.size)
     buffer = memoryview(bytearray(READ_BYTES))
     local = hasattr(checkpoint.folder, "path")
+    if local:  # opened anew: the model's own reading stays as it is
+        file = LocalFile(checkpoint.directory / file.name)
+        file.avoid_cache()
 
     def read() -> None:
         for start in range(0, amount, READ_BYTES):

@@ -34,24 +34,54 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine does at best: bytes a second, and operations a second."""
+    """What this machine does at best: bytes a second, and operations a second.
+
+    ``wide`` is of products in float32, for what is multiplied in no narrower dtype whatever windows
+    are run in; None where that makes no difference.
+    """
 
     read: float
     write: float
     compute: float
+    wide: float | None = None
+
+    @property
+    def in_float32(self) -> float:
+        """Operations a second of products in float32."""
+        return self.compute if self.wide is None else self.wide
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Floating-point operations: all of them, and those among them that are never narrower."""
+
+    all: float = 0.0
+    wide: float = 0.0
+
+    def __add__(self, other: Counted) -> Counted:
+        return Counted(self.all + other.all, self.wide + other.wide)
+
+    def times(self, count: float) -> Counted:
+        """So many of the same."""
+        return Counted(self.all * count, self.wide * count)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage has to do at least: bytes read and written, floating-point operations."""
+    """What a stage has to do at least: bytes read and written, floating-point operations.
+
+    ``wide`` are those of the operations that are in float32 at least.
+    """
 
     read: int = 0
     written: int = 0
     operations: float = 0
+    wide: float = 0
 
     def seconds(self, rates: Rates) -> float:
         """The floor of this work in seconds."""
-        return self.read / rates.read + self.written / rates.write + self.operations / rates.compute
+        computing = (self.operations - self.wide) / rates.compute + self.wide / rates.in_float32
+        return self.read / rates.read + self.written / rates.write + computing
 
 
 def forward_operations(shape: ModelShape, windows: int, seqlen: int) -> float:
@@ -73,7 +103,10 @@ def measure_rates(loop: BlockLoop, seqlen: int, folder: Path) -> Rates:
 
 def usual_rates(shape: ModelShape, dtype: torch.dtype) -> Rates:
     """What this machine computes at one product of the model, and a usual disk: for an estimate."""
-    return Rates(USUAL_DISK, USUAL_DISK, product_rate(shape, dtype, CPU))
+    compute = product_rate(shape, dtype, CPU)
+    narrow = dtype.itemsize < torch.float32.itemsize
+    wide = product_rate(shape, torch.float32, CPU) if narrow else None
+    return Rates(USUAL_DISK, USUAL_DISK, compute, wide)
 
 
 def product_rate(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> float:

@@ -1,12 +1,16 @@
 """Forecast: the time and memory that making a smaller model takes, told before it starts.
 
 The same estimates that a compress run tells of its steps, with one product of the model's own
-measured on this machine for the rate; a machine that is busy with other work takes longer.
+measured on this machine for the rate, in processor time. So the time is what the machine takes that
+does nothing else; what it takes at its present load is told beside it.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+
+import torch
 
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
@@ -19,17 +23,26 @@ from bipline.stages.step_needs import MEBIBYTE, MakingEstimates
 LIBRARIES = 400 * MEBIBYTE
 # Seconds of starting and importing, and of what small files take.
 STARTING = 6.0
+# Less than this a machine's own unrest makes.
+TOLD_FROM = 1.5
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of all stages together, and the bytes of memory of the one that needs most."""
+    """Seconds of all stages together, and the bytes of memory of the one that needs most.
+
+    ``slowed`` is how many times as long others' work on this machine makes it.
+    """
 
     seconds: float
     memory: int
+    slowed: float = 1.0
 
     def __str__(self) -> str:
-        return f"about {duration(self.seconds)} and {gigabytes(self.memory)} of memory"
+        told = f"about {duration(self.seconds)}"
+        if self.slowed > TOLD_FROM:
+            told += f" ({duration(self.slowed * self.seconds)} beside what else runs here now)"
+        return f"{told} and {gigabytes(self.memory)} of memory"
 
 
 def forecast(
@@ -44,9 +57,14 @@ def forecast(
         settings, checkpoint, rates, libraries=LIBRARIES, around=0.0
     ).making()
     needs = [need for _, need in estimates]
-    return Forecast(
-        STARTING + sum(need.seconds for need in needs), max(need.memory for need in needs)
-    )
+    seconds = STARTING + sum(need.seconds for need in needs)
+    return Forecast(seconds, max(need.memory for need in needs), slowed())
+
+
+def slowed() -> float:
+    """How many times as long this process takes at the machine's load of the last minute."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1.0, (os.getloadavg()[0] + torch.get_num_threads()) / (cores or 1))
 
 
 def duration(seconds: float) -> str:

@@ -23,7 +23,7 @@ from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.criteria import needs_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
-from bipline.model.floor import Rates, Work, forward_operations
+from bipline.model.floor import Counted, Rates, Work, forward_operations
 from bipline.model.memory import pass_need
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import AllocateSettings, DtypeName, LineSettings
@@ -57,8 +57,9 @@ TOKEN_BYTES = 4
 USUAL_CHOICES = 4
 # Files of any step: records, logs, pages.
 FILES = 4 * MEBIBYTE
-# How far from the floor the work is on small shapes, where products are not all there is.
-OVER_FLOOR = 1.5
+# What is no product (norms, activations, copies) takes this share of the products' time in float32,
+# and as long in bfloat16, where only products are quicker: benchmarks.forecasts.
+BESIDE_PRODUCTS = 0.4
 # Passes that a training step comes to: forward, back to what every product was given and, where
 # all weights are trained, to the weights too.
 ADAPTER_TRAINED, ALL_TRAINED = 2, 3
@@ -142,9 +143,13 @@ class MakingEstimates:
         operations = allocation_operations(
             self.checkpoint.shape, section, self._ratio, self.samples, seqlen
         )
-        work = Work(read=self.checkpoint.weight_bytes, operations=operations)
         memory = need.memory - self.libraries - CUDA * self.gpu
-        return self._computing(work, memory, need.disk - FILES)
+        return self._computing(self._reading(operations), memory, need.disk - FILES)
+
+    def _reading(self, counted: Counted) -> Work:
+        """All weights, and operations on them."""
+        read = self.checkpoint.weight_bytes
+        return Work(read=read, operations=counted.all, wide=counted.wide)
 
     @property
     def _ratio(self) -> float:
@@ -173,12 +178,12 @@ class MakingEstimates:
         need = self._pass(streams)
         beside = checks.needed_bytes(self.checkpoint, section, self.samples, seqlen)
         hidden = need.disk - FILES
-        work = Work(read=self.checkpoint.weight_bytes, operations=self._fitting(options))
+        work = self._reading(self._fitting(options))
         # One of the streams is kept between a block's halves too.
         memory = need.memory - self.libraries - CUDA * self.gpu + beside + streams * hidden
         return self._computing(work, memory, (streams + 1) * hidden + self.checkpoint.weight_bytes)
 
-    def _fitting(self, options: CompensationOptions) -> float:
+    def _fitting(self, options: CompensationOptions) -> Counted:
         """Operations of the passes, and of what is fitted on what they give."""
         settings, shape = self.settings, self.checkpoint.shape
         name, seqlen = settings.compensate.chosen, settings.calibrate.seqlen
@@ -193,7 +198,8 @@ class MakingEstimates:
         streams = 2 if options.sequential else 1
         moments = moments_operations(shape, self.samples * seqlen, options.sequential, False)
         passes = streams * forward_operations(shape, self.samples, seqlen)
-        return passes + shape.num_hidden_layers * moments
+        wide = float(shape.num_hidden_layers * moments)
+        return Counted(passes + wide, wide)
 
     def _computing(self, work: Work, memory: int, disk: int = 0) -> StepNeed:
         """A step that runs the model: on a GPU where there is one, which then holds the same."""
@@ -202,10 +208,11 @@ class MakingEstimates:
 
     def _need(self, work: Work | None = None, disk: int = 0, memory: int = 0) -> StepNeed:
         work = work or Work()
+        beside = BESIDE_PRODUCTS * work.operations / self.rates.in_float32
         return StepNeed(
             memory=self.libraries + memory,
             disk=FILES + disk,
-            seconds=self.around + OVER_FLOOR * work.seconds(self.rates),
+            seconds=self.around + work.seconds(self.rates) + beside,
             operations=work.operations,
             read=work.read,
             written=work.written,

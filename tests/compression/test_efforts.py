@@ -25,7 +25,8 @@ from bipline.face.keywords import comparison_settings
 from bipline.model.floor import Rates
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import AllocateSettings, LineSettings
-from bipline.stages.forecast import forecast
+from bipline.stages.forecast import STARTING, Forecast, forecast, slowed
+from bipline.stages.step_needs import BESIDE_PRODUCTS
 from bipline.values.combination import Method
 from bipline.values.plan import BlockPlan
 from tests.command import run
@@ -168,7 +169,7 @@ def test_operations_of_an_allocation(reference: Path, layout: Any, tried: int) -
     with OperationCounter() as counter, sdpa_kernel(SDPBackend.MATH):
         compensated.widths(problem, options)
     section = AllocateSettings(allocation="compensated", allocation_option=given, layout=layout)
-    said = allocation_operations(checkpoint.shape, section, ratio, 16, 128)
+    said = allocation_operations(checkpoint.shape, section, ratio, 16, 128).all
     assert said / 1.5 <= counter.total <= said * 1.5, said / counter.total
 
 
@@ -178,3 +179,22 @@ def _scores(checkpoint: Any) -> Any:
     from bipline.compression.statistics import empty_statistics
 
     return compute_scores(checkpoint, empty_statistics(checkpoint), "random", Options())
+
+
+def test_what_is_never_narrower_is_as_slow_in_bfloat16(reference: Path) -> None:
+    """Products of moments, and what is no product, take as long in either dtype."""
+    checkpoint = open_checkpoint(reference)
+    settings, _ = settled_settings(line("quick", allocate={"ratio": 0.2}))
+    slow, quick = Rates(1e9, 1e9, 1e11), Rates(1e9, 1e9, 1e20, 1e11)
+    both = [forecast(settings, checkpoint, rates).seconds - STARTING for rates in (slow, quick)]
+    assert BESIDE_PRODUCTS / (1 + BESIDE_PRODUCTS) < both[1] / both[0] < 0.8
+
+
+def test_a_busy_machine_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (7.0, 0.0, 0.0))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert slowed() == 4.0
+    busy = Forecast(90.0, 2 * 10**9, slowed())
+    assert str(busy) == "about 90 s (6 min beside what else runs here now) and 2.00 GB of memory"
+    assert str(Forecast(90.0, 2 * 10**9)) == "about 90 s and 2.00 GB of memory"

@@ -8,14 +8,14 @@ from bipline.compression.allocation import allocation_options, compensated
 from bipline.compression.allocation.trial import fewer, trial_options
 from bipline.compression.compensation.memory import moments_operations
 from bipline.compression.compensation.operations import attention_stays, sequential_operations
-from bipline.model.floor import forward_operations
+from bipline.model.floor import Counted, forward_operations
 from bipline.model.shapes import ModelShape
 from bipline.settings.line import AllocateSettings
 
 
 def allocation_operations(
     shape: ModelShape, settings: AllocateSettings, ratio: float, samples: int, seqlen: int
-) -> float:
+) -> Counted:
     """Operations of an allocation; ``ratio`` is a share of the blocks' linear weights.
 
     Of ``compensated`` they are counted part by part; another one is taken for a single pass over
@@ -23,27 +23,29 @@ def allocation_operations(
     """
     options: Any = allocation_options(str(settings.allocation), 0, settings.allocation_option)
     if not isinstance(options, compensated.OPTIONS):
-        return forward_operations(shape, samples, seqlen)
+        return Counted(forward_operations(shape, samples, seqlen))
     few = min(samples, fewer(shape, seqlen, options.windows))
     per_layer = settings.layout == "per-layer"
     blocks = [shape.block(index) for index in range(shape.num_hidden_layers)]
     # In the uniform layout no width is measured that no split has.
     gone = 1.0 if per_layer else min(1.0, 1.5 * ratio)
-    total = forward_operations(shape, few, seqlen)
+    total = Counted(forward_operations(shape, few, seqlen))
     measured = blocks if per_layer else blocks[:: options.every]
-    total += sum(_errors(block, few * seqlen, gone) for block in measured)
+    errors = sum(_errors(block, few * seqlen, gone) for block in measured)
+    total += Counted(errors, errors)
     # Where attention stays, no other split has come near.
     whole = attention_stays(shape, ratio, settings.layout)
     tried = 1 if whole and options.margin < 2 else min(options.tried, shape.num_key_value_heads)
     if per_layer:
         # Streams that were disturbed before run through every block that follows.
         probes = min(options.probes, few) if options.weighed else 0
-        total += len(blocks) * forward_operations(shape, probes, seqlen)
+        total += Counted(len(blocks) * forward_operations(shape, probes, seqlen))
         if options.tried > 1:  # those by errors alone and the best uniform ones too
             tried = min(options.tried, len(options.attention_weights)) * options.weighed + 2
     if tried > 1:
         each = trial_options(options.ridge)
-        total += tried * sequential_operations(shape, "obs", each, few, seqlen, ratio, whole)
+        trial = sequential_operations(shape, "obs", each, few, seqlen, ratio, whole)
+        total += trial.times(tried)
     return total
 
 

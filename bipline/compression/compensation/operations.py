@@ -13,11 +13,14 @@ from bipline.compression.compensation.expert_fit import STEPS
 from bipline.compression.compensation.memory import moments_operations, rows_operations
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.trials import VERSIONS_TOGETHER
+from bipline.model.floor import Counted
 from bipline.model.shapes import ModelShape
 
 # Floating-point operations by part.
 Operations = dict[str, float]
 OBS_PARTS = ("inverse", "elimination", "start of OBS")
+# In float32 at least, whatever windows are run in.
+WIDE_PARTS = (*OBS_PARTS, "factors", "sides", "solves", "moments")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Work:
 def sequential_operations(
     shape: ModelShape, name: str, options: CompensationOptions, samples: int, seqlen: int,
     ratio: float, whole_attention: bool = False,
-) -> float:  # fmt: skip
+) -> Counted:  # fmt: skip
     """Operations of all blocks for so many calibration windows, those that are drawn among them.
 
     The parts of OBS are there for ``obs`` alone. See :class:`Work` for the rest.
@@ -88,12 +91,14 @@ def sequential_operations(
     drawn = 1 + options.random_windows + options.generated_windows
     fitted = round((samples - held) * drawn)
     written = round((samples - held) * options.generated_windows) * seqlen
-    total = 2.0 * written * shape.linear_weights
+    total = Counted(2.0 * written * shape.linear_weights)
     for index in range(shape.num_hidden_layers):
         tokens = fitted * seqlen, held * seqlen
         block = Work(shape.block(index), ratio, *tokens, options, whole_attention)
         found = operations_of(block)
-        total += sum(each for part, each in found.items() if name == "obs" or part not in OBS_PARTS)
+        done = {part: n for part, n in found.items() if name == "obs" or part not in OBS_PARTS}
+        wide = sum(each for part, each in done.items() if part in WIDE_PARTS)
+        total += Counted(sum(done.values()), wide)
     return total
 
 

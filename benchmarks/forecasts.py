@@ -1,0 +1,197 @@
+"""What ``bipline prune`` tells before it starts, beside what it then took: time and memory.
+
+    .venv/bin/python -m benchmarks.forecasts [--only 'smollm2-135m quick bfloat16']
+    .venv/bin/python -m benchmarks.forecasts --tables     # what was measured, into RESULTS.md
+
+What a run took is processor time of one thread, of the whole process, and what is told follows from
+rates that are taken in processor time just before it: neither waits for others' work, so the two
+can be compared on a busy machine, where wall seconds say nothing. What is told is computed anew for
+the table, by the rates of the run. A run is a line of ``benchmarks/forecasts.jsonl`` as soon as it
+is there; a line goes where it is to be measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import machine
+from benchmarks.processes import run
+from benchmarks.tables import Table
+from bipline.compression.auto import settled_settings
+from bipline.model.devices import CPU, torch_dtype
+from bipline.model.floor import USUAL_DISK, Rates, product_rate
+from bipline.model.opening import open_checkpoint
+from bipline.settings.line import LineSettings
+from bipline.stages.forecast import forecast
+
+ROOT = Path(__file__).parents[1]
+LINES = ROOT / "benchmarks" / "forecasts.jsonl"
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+OUT = ROOT / "build" / "benchmarks" / "forecasts"
+BEGIN, END = "<!-- forecasts: begin -->", "<!-- forecasts: end -->"
+RATIO, SAMPLES, SEQLEN = 0.2, 128, 128
+DTYPES = ("float32", "bfloat16")
+SCRIPT = "import json, sys, bipline; bipline.prune(**json.loads(sys.argv[1]))"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One ``bipline prune`` by ``auto``, uniform."""
+
+    model: str
+    effort: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """As ``--only`` takes it."""
+        return f"{self.model} {self.effort} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model lies, and the text that it is calibrated on."""
+
+    model: Path
+    text: Path
+
+
+def places(data: Path) -> dict[str, Place]:
+    """The models, by name; SmolLM2 is there where ``benchmarks.real`` has fetched it."""
+    assets = ROOT / "assets"
+    return {
+        "reference-llm": Place(assets / "reference-llm", assets / "texts" / "calibration.txt"),
+        "smollm2-135m": Place(
+            ROOT / "build" / "models" / "smollm2-135m", data / "text" / "wikitext2.valid.tokens.txt"
+        ),
+    }
+
+
+def runs() -> list[Run]:
+    """All of them, the quick ones first."""
+    models, efforts = ("reference-llm", "smollm2-135m"), ("quick", "balanced")
+    return [Run(model, effort, d) for effort in efforts for model in models for d in DTYPES[::-1]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is not known yet, and write the table of all that is."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", action="append", default=[], metavar="RUN")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--tables", action="store_true", help="run nothing")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    found = places(given.data)
+    known = {line["run"] for line in lines()}
+    for each in [] if given.tables else runs():
+        if each.name not in known and (not given.only or each.name in given.only):
+            print(each.name, flush=True)
+            measure(each, found[each.model])
+    write_table(list(lines()), found)
+
+
+def measure(asked: Run, place: Place) -> None:
+    """One run in a process of its own, as a line."""
+    shape, out = open_checkpoint(place.model).shape, OUT / asked.name.replace(" ", "-")
+    shutil.rmtree(out, ignore_errors=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    told, facts = out.with_suffix(".json"), machine(OUT)
+    rates = {name: product_rate(shape, torch_dtype(name), CPU) for name in DTYPES}
+    asking = {
+        "model": str(place.model), "out": str(out), "calibration": str(place.text),
+        "json_file": str(told), "ratio": RATIO, "samples": SAMPLES, "seqlen": SEQLEN,
+        "effort": asked.effort, "dtype": asked.dtype, "device": "cpu", "state": str(OUT / "state"),
+    }  # fmt: skip
+    before, start = _children(), time.perf_counter()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    run([sys.executable, "-c", SCRIPT, json.dumps(asking)])
+    value = {
+        "run": asked.name,
+        **asdict(asked),
+        "rates": rates,
+        "processor_seconds": round(_children() - before, 1),
+        "wall_seconds": round(time.perf_counter() - start, 1),
+        "peak_anonymous_bytes": json.loads(told.read_text("utf-8"))["peak_anonymous_bytes"],
+        "machine": {name: facts[name] for name in ("date", "processor", "torch", "load_before")},
+    }
+    with LINES.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def lines() -> Iterator[dict[str, Any]]:
+    """What was measured, a run each."""
+    if LINES.is_file():
+        yield from map(json.loads, LINES.read_text(encoding="utf-8").splitlines())
+
+
+def write_table(found: Sequence[dict[str, Any]], where: dict[str, Place]) -> None:
+    """Put the table between the markers of RESULTS.md."""
+    text = RESULTS.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{RESULTS}: has no markers {BEGIN} and {END}")
+    RESULTS.write_text(f"{before}{BEGIN}\n{table(found, where)}\n{END}{after}", encoding="utf-8")
+
+
+def table(found: Sequence[dict[str, Any]], where: dict[str, Place]) -> str:
+    """The table in Markdown, and what it was measured on."""
+    columns = (
+        "run", "told, s", "processor s", "told / took", "told, GB", "peak, GB", "told / peak",
+    )  # fmt: skip
+    rows = [_row(line, where[line["model"]]) for line in found if line["model"] in where]
+    known = {line["run"] for line in found}
+    missing = [each.name for each in runs() if each.name not in known]
+    parts = [Table("", columns, tuple(rows)).markdown()]
+    if missing:
+        parts.append(f"Not run: {'; '.join(missing)}.")
+    told = sorted({line["machine"]["processor"] for line in found})
+    loads = [line["machine"]["load_before"] for line in found] or [0.0]
+    parts.append(
+        f"One thread of {', '.join(told)}, load before a run {min(loads)} to {max(loads)} on "
+        f"{os.cpu_count()} cores."
+    )
+    return "\n\n".join(parts)
+
+
+def _row(line: dict[str, Any], place: Place) -> tuple[str, ...]:
+    settings = LineSettings.model_validate(
+        {
+            "model": str(place.model), "texts": {"calibration": str(place.text)},
+            "effort": line["effort"], "compute": {"dtype": line["dtype"], "device": "cpu"},
+            "allocate": {"ratio": RATIO}, "calibrate": {"samples": SAMPLES, "seqlen": SEQLEN},
+        }
+    )  # fmt: skip
+    settings, _ = settled_settings(settings)
+    rates = line["rates"]
+    told = forecast(
+        settings,
+        open_checkpoint(place.model),
+        Rates(USUAL_DISK, USUAL_DISK, rates[line["dtype"]], rates["float32"]),
+    )
+    took, peak = line["processor_seconds"], line["peak_anonymous_bytes"]
+    return (
+        line["run"], f"{told.seconds:.0f}", f"{took:.0f}", f"{told.seconds / took:.2f}",
+        f"{told.memory / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{told.memory / peak:.2f}",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

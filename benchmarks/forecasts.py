@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.processes import run
-from benchmarks.tables import Table
+from benchmarks.tables import Table, write_between
 from bipline.compression.auto import settled_settings
 from bipline.model.devices import CPU, torch_dtype
 from bipline.model.floor import USUAL_DISK, Rates, product_rate
@@ -40,7 +40,6 @@ ROOT = Path(__file__).parents[1]
 LINES = ROOT / "benchmarks" / "forecasts.jsonl"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 OUT = ROOT / "build" / "benchmarks" / "forecasts"
-BEGIN, END = "<!-- forecasts: begin -->", "<!-- forecasts: end -->"
 RATIO, SAMPLES, SEQLEN = 0.2, 128, 128
 DTYPES = ("float32", "bfloat16")
 SCRIPT = "import json, sys, bipline; bipline.prune(**json.loads(sys.argv[1]))"
@@ -99,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if each.name not in known and (not given.only or each.name in given.only):
             print(each.name, flush=True)
             measure(each, found[each.model])
-    write_table(list(lines()), found)
+    write_between(RESULTS, "forecasts", table(list(lines()), found))
 
 
 def measure(asked: Run, place: Place) -> None:
@@ -139,16 +138,6 @@ def lines() -> Iterator[dict[str, Any]]:
     """What was measured, a run each."""
     if LINES.is_file():
         yield from map(json.loads, LINES.read_text(encoding="utf-8").splitlines())
-
-
-def write_table(found: Sequence[dict[str, Any]], where: dict[str, Place]) -> None:
-    """Put the table between the markers of RESULTS.md."""
-    text = RESULTS.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{RESULTS}: has no markers {BEGIN} and {END}")
-    RESULTS.write_text(f"{before}{BEGIN}\n{table(found, where)}\n{END}{after}", encoding="utf-8")
 
 
 def table(found: Sequence[dict[str, Any]], where: dict[str, Place]) -> str:

@@ -7,21 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_rows import MEASURES, SPEED, TASKS, rows
-from benchmarks.tables import NOTHING, Table
+from benchmarks.tables import NOTHING, Table, write_between
 
-BEGIN, END = "<!-- real: begin -->", "<!-- real: end -->"
 MADE = "made"
 Lines = Sequence[dict[str, Any]]
 
 
 def write_results(lines: Lines, results: Path) -> None:
     """Put the table between the markers of RESULTS.md, with what is not measured yet."""
-    text = results.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{results}: has no markers {BEGIN} and {END}")
-    results.write_text(f"{before}{BEGIN}\n{told(lines)}\n{END}{after}", encoding="utf-8")
+    write_between(results, "real", told(lines))
 
 
 def told(lines: Lines) -> str:

@@ -38,6 +38,8 @@ SHAPES: dict[str, dict[str, int]] = {
                        "num_hidden_layers": 126, "vocab_size": 128256},
     "narrow-1b": {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
                   "num_key_value_heads": 16, "num_hidden_layers": 32, "vocab_size": 32000},
+    "smollm2-135m": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+                     "num_key_value_heads": 3, "num_hidden_layers": 30, "vocab_size": 49152},
     "small": {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8,
               "num_key_value_heads": 4, "num_hidden_layers": 8, "vocab_size": 4096},
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -71,3 +72,13 @@ def gigabytes_text(size: float) -> str:
 def percent_text(share: float) -> str:
     """A share as a percentage."""
     return f"{share:.1%}"
+
+
+def write_between(page: Path, name: str, text: str) -> None:
+    """Put a text between the markers of this name on a page. Raises ValueError without them."""
+    begin, end = (f"<!-- {name}: {side} -->" for side in ("begin", "end"))
+    before, first, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, last, after = rest.partition(end)
+    if not (first and last):
+        raise ValueError(f"{page}: has no markers {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

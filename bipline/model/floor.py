@@ -115,12 +115,12 @@ def product_rate(shape: ModelShape, dtype: torch.dtype, device: torch.device) ->
     On a CPU by the time of its processors, so that others' work beside it does not count.
     """
     sizes = shape.hidden_size, shape.intermediate_size
-    clock = time.perf_counter if device.type == "cuda" else _processor_time
+    clock = time.perf_counter if device.type == "cuda" else processor_time
     seconds = _product_seconds(dtype, device, QUICK_TOKENS, *sizes, clock=clock)
     return 2.0 * QUICK_TOKENS * sizes[0] * sizes[1] / seconds
 
 
-def _processor_time() -> float:
+def processor_time() -> float:
     """Seconds that each of torch's threads has computed: those of the clock, were they alone."""
     return time.process_time() / torch.get_num_threads()
 
@@ -166,7 +166,7 @@ def write_rate(folder: Path) -> float:
         path.unlink(missing_ok=True)
 
 
-def compute_rate(loop: BlockLoop, tokens: int) -> float:
+def compute_rate(loop: BlockLoop, tokens: int, clock: Clock = time.perf_counter) -> float:
     """Operations a second of the widest block's projections for this many tokens."""
     shape = loop.checkpoint.shape
     attention = shape.num_attention_heads * shape.head_dim
@@ -178,7 +178,8 @@ def compute_rate(loop: BlockLoop, tokens: int) -> float:
     counts = [1, 2, 1, shape.ffn_matrices - 1, 1]
     seconds, operations = 0.0, 0.0
     for (inputs, outputs), count in zip(sizes, counts, strict=True):
-        seconds += count * _product_seconds(loop.dtype, loop.device, tokens, inputs, outputs)
+        taken = _product_seconds(loop.dtype, loop.device, tokens, inputs, outputs, clock=clock)
+        seconds += count * taken
         operations += count * 2.0 * tokens * inputs * outputs
     return operations / seconds
 

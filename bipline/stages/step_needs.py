@@ -97,7 +97,7 @@ class MakingEstimates:
         if settings.compensate.chosen != "none":
             yield "compensate", self._compensation()
         smaller = self.smaller
-        yield "prune", self._need(Work(read=smaller, written=smaller), smaller, PIECES)
+        yield "prune", self._need(Work(read=smaller, written=smaller), smaller, _pieces(smaller))
 
     def _between(self) -> Iterator[tuple[str, StepNeed]]:
         """What a driver does between plan and corrections."""
@@ -107,7 +107,8 @@ class MakingEstimates:
         section = self.settings.score
         passes = needs_of(section.criterion).passes
         if not reads_windows(section):
-            yield "score", self._need(Work(read=self.checkpoint.weight_bytes), FILES, PIECES)
+            work = Work(read=self.checkpoint.weight_bytes)
+            yield "score", self._need(work, FILES, _pieces(work.read))
         elif section.parts == 1:
             yield "score", self._pass(passes)
         else:
@@ -148,8 +149,7 @@ class MakingEstimates:
 
     def _reading(self, counted: Counted) -> Work:
         """All weights, and operations on them."""
-        read = self.checkpoint.weight_bytes
-        return Work(read=read, operations=counted.all, wide=counted.wide)
+        return Work(self.checkpoint.weight_bytes, 0, counted.all, counted.wide)
 
     @property
     def _ratio(self) -> float:
@@ -166,8 +166,7 @@ class MakingEstimates:
             self.checkpoint, torch_dtype(settings.compute.named_dtype), drawn, False,
             settings.compute.micro_batch, self.libraries,
         )  # fmt: skip
-        operations = passes * forward_operations(self.checkpoint.shape, *drawn)
-        work = Work(read=self.checkpoint.weight_bytes, operations=operations)
+        work = self._reading(Counted(passes * forward_operations(self.checkpoint.shape, *drawn)))
         return self._computing(work, need.total - self.libraries, need.hidden_states)
 
     def _compensation(self) -> StepNeed:
@@ -178,10 +177,10 @@ class MakingEstimates:
         need = self._pass(streams)
         beside = checks.needed_bytes(self.checkpoint, section, self.samples, seqlen)
         hidden = need.disk - FILES
-        work = self._reading(self._fitting(options))
         # One of the streams is kept between a block's halves too.
         memory = need.memory - self.libraries - CUDA * self.gpu + beside + streams * hidden
-        return self._computing(work, memory, (streams + 1) * hidden + self.checkpoint.weight_bytes)
+        work = self._reading(self._fitting(options))
+        return self._computing(work, memory, (streams + 1) * hidden + work.read)
 
     def _fitting(self, options: CompensationOptions) -> Counted:
         """Operations of the passes, and of what is fitted on what they give."""
@@ -197,9 +196,8 @@ class MakingEstimates:
             )
         streams = 2 if options.sequential else 1
         moments = moments_operations(shape, self.samples * seqlen, options.sequential, False)
-        passes = streams * forward_operations(shape, self.samples, seqlen)
         wide = float(shape.num_hidden_layers * moments)
-        return Counted(passes + wide, wide)
+        return Counted(streams * forward_operations(shape, self.samples, seqlen) + wide, wide)
 
     def _computing(self, work: Work, memory: int, disk: int = 0) -> StepNeed:
         """A step that runs the model: on a GPU where there is one, which then holds the same."""
@@ -329,6 +327,11 @@ def step_needs(
     """What each step of a run needs, at these rates; ``gpu`` says whether there is one to use."""
     settled, _ = settled_settings(settings, bool(checkpoint.shape.num_experts))
     return Estimates(settled, checkpoint, rates, gpu).needs()
+
+
+def _pieces(size: int) -> int:
+    """Bytes of what is read ahead and written of so many."""
+    return min(PIECES, 2 * size)
 
 
 def _size(source: str) -> int:

@@ -164,6 +164,22 @@ def test_a_row_of_compare_is_what_prune_makes(
     assert kept is not None and row.keys["precision"] == made.keys["precision"]
 
 
+@pytest.mark.slow
+def test_a_pipeline_finds_what_prune_chose(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "SAME", 0.0)
+    rates(monkeypatch, 4.0)
+    for seed, name in enumerate(("calibration", "held-out"), start=1):
+        write_text(tmp_path / f"{name}.txt", seed)
+    request = Request(str(llama), tmp_path, "uniform", "least-squares", dtype="auto")
+    made = request.pruned("out", request.store)
+    rates(monkeypatch, 1.0)
+    found = request.compressed()
+    assert found.line == made.line and "precision" not in found.made
+    assert found.digests["prune"] == made.digests["prune"]
+
+
 def test_models_are_measured_in_a_dtype_by_name() -> None:
     """What auto is settled by is of pruning alone."""
     grid = {"criteria": ("random",), "ratios": (0.2,)}

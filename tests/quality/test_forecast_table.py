@@ -19,7 +19,7 @@ def test_told_beside_taken() -> None:
     text = forecasts.table([LINE], forecasts.places(Path("data")))
     row = text.splitlines()[2]
     # With products that take no time a run is its start, and reading at the usual disk's rate.
-    assert row.startswith(f"| reference-llm quick float32 | {STARTING:.0f} | 12 | 0.5")
+    assert row.startswith(f"| reference-llm quick float32 | {STARTING:.0f} | 12 | 0.6")
     assert " | 0.50 | " in row
     assert "Not run: reference-llm quick bfloat16; " in text
     assert "One thread of One, load before a run 1.5 to 1.5" in text

@@ -18,6 +18,7 @@ from bipline.compression.criteria.interface import BlockScores
 from bipline.compression.windows import Windows
 from bipline.face.keywords import comparison_settings
 from bipline.model.opening import open_checkpoint
+from bipline.stages import line
 from bipline.storage.manifest import read_manifest
 from bipline.storage.store import open_store
 from bipline.values.plan import read_plan
@@ -135,6 +136,27 @@ def test_auto_is_the_dtype_that_it_names(tmp_path: Path, monkeypatch: pytest.Mon
     assert (asked.made, asked.passes) == ([], 0)
     assert again.dtype_choice == auto.dtype_choice
     assert contents(tmp_path / "again") == contents(tmp_path / "auto")
+
+
+def test_an_interrupted_run_keeps_its_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In OUT.work, beside what was computed by it; another measurement later changes no byte."""
+    tiny_model(tmp_path / "model", "llama-gqa")
+    write_text(tmp_path / "a.txt", 1)
+    monkeypatch.setattr(precision, "SAME", 0.0)
+    rates(monkeypatch, 4.0)
+    pruned(tmp_path, "whole", "auto")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(line.allocate, "allocate", interrupt)
+        pruned(tmp_path, "out", "auto")
+    rates(monkeypatch, 1.0)
+    assert pruned(tmp_path, "out", "auto").dtype_choice.dtype == "bfloat16"
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_where_no_window_is_run_nothing_is_measured(

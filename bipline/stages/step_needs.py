@@ -104,11 +104,10 @@ class MakingEstimates:
         yield from ()
 
     def _scoring(self) -> Iterator[tuple[str, StepNeed]]:
-        section = self.settings.score
+        section, size = self.settings.score, self.checkpoint.weight_bytes
         passes = needs_of(section.criterion).passes
         if not reads_windows(section):
-            work = Work(read=self.checkpoint.weight_bytes)
-            yield "score", self._need(work, FILES, _pieces(work.read))
+            yield "score", self._need(self._reading(Counted()), FILES, _pieces(size))
         elif section.parts == 1:
             yield "score", self._pass(passes)
         else:

@@ -5,7 +5,8 @@
 A whole model of 135 M parameters takes the better part of an hour; a few blocks tell what a change
 of ``obs`` does to its cost. Every block keeps its first groups and channels, which are then chosen
 again.
-Before and after are measured by running this in a checkout of each.
+Options of ``obs`` are set by ``--option``. Before and after are measured by running this in a
+checkout of each.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bipline.model.opening import open_checkpoint
 from bipline.storage.folder import LocalFolder
 from bipline.values.plan import BlockPlan, Budget, PruningPlan
 
-SAMPLES, SEQLEN = 128, 128
+SEQLEN = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,15 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--groups", type=int, required=True)
     parser.add_argument("--channels", type=int, required=True)
     parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
     asked = parser.parse_args(arguments)
     import_libraries()
     checkpoint, options, computing = (
         open_checkpoint(asked.model),
-        CompensationOptions(),
+        CompensationOptions.model_validate(dict(each.split("=", 1) for each in asked.option)),
         Computing(),
     )
     folder = LocalFolder(asked.model)
-    windows = calibrate.calibrate(folder, [(asked.text, 1.0)], SAMPLES, SEQLEN, 0).token_ids
+    windows = calibrate.calibrate(folder, [(asked.text, 1.0)], asked.samples, SEQLEN, 0).token_ids
     before = time.process_time()
     divided = divided_with_drawn(computing.loop(checkpoint), windows, "obs", options)
     print(f"drawn windows: {time.process_time() - before:.1f} s", flush=True)

@@ -28,7 +28,8 @@ CORRECTIONS: dict[Effort, Options] = {
     },
     "balanced": {},
     "best": {
-        "row_steps": 16, "random_windows": 1.0, "generated_windows": 1.0, "whole_matrices": True,
+        "row_steps": 16, "activated_rows": True, "whole_matrices": True,
+        "random_windows": 1.0, "generated_windows": 1.0,
     },
 }  # fmt: skip
 # Where groups are chosen again, scores decide nothing, and these cost no pass.

@@ -26,10 +26,12 @@ from bipline.model.experts import DOWN
 from bipline.model.families import build_of
 from bipline.model.gating import Gating
 from bipline.model.mixture import Mixture
+from bipline.model.slopes import slopes
 
 O_PROJ = "self_attn.o_proj"
 V_PROJ = "self_attn.v_proj"
 UP_PROJ = "mlp.up_proj"
+GATE_PROJ = "mlp.gate_proj"
 DOWN_PROJ = "mlp.down_proj"
 # What families call the activation of an FFN.
 ACTIVATIONS = ("act_fn", "activation_fn", "act")
@@ -99,6 +101,11 @@ class Halves:
         return self._loop.checkpoint.shape.head_dim
 
     @property
+    def activated(self) -> str:
+        """The matrix whose outputs the FFN's activation reads."""
+        return GATE_PROJ if self.gated else UP_PROJ
+
+    @property
     def has_attention(self) -> bool:
         """Whether there is an attention half."""
         return f"{O_PROJ}.weight" in self.weights
@@ -161,9 +168,20 @@ class Halves:
         """What up_proj's outputs are multiplied with, from what enters gate_proj."""
         return self._activated(self._in_ffn("gate_proj", normed))
 
+    def slopes(self, name: str, normed: Tensor) -> Tensor:
+        """How far what enters down_proj moves with what up_proj or gate_proj gives.
+
+        ``normed`` is what enters these; ``[windows, seqlen, channels]``.
+        """
+        act = self._loop.checkpoint.hidden_act
+        return slopes(act, **self.behind_norm(normed))[f"{name}.weight"]
+
     def up_and_gate(self, residual: Tensor) -> dict[str, Tensor]:
         """Outputs of up_proj, and of gate_proj if any: ``[windows, seqlen, channels]`` each."""
-        normed = self.ffn_input(residual)
+        return self.behind_norm(self.ffn_input(residual))
+
+    def behind_norm(self, normed: Tensor) -> dict[str, Tensor]:
+        """The same, from what enters up_proj."""
         names = ("up", "gate")[: 1 + self.gated]
         return {name: self._in_ffn(f"{name}_proj", normed) for name in names}
 

@@ -28,7 +28,7 @@ from bipline.compression.compensation.streams import Batch, Streams, attention_h
 from bipline.compression.compensation.trials import Trials
 from bipline.compression.compensation.versions import EXPERTS, Choices, PrunedBlock
 from bipline.compression.criteria.interface import Block
-from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.model.halves import DOWN_PROJ, O_PROJ, UP_PROJ, V_PROJ, Halves
 from bipline.values.compensation import Compensation, SublayerRecord
 
 # Errors of versions of a matrix behind what a block makes before it.
@@ -90,7 +90,7 @@ class BlockFit:
             self._shares = shares if self._gains_help(attention, shares) else None
         self._fix(attention, collecting, errors)
         del collecting
-        self._fit_rows(attention, errors)
+        self._fit_rows(V_PROJ, attention, errors)
         factors = self._put_gains(self.chosen[O_PROJ].kept)
         told = {"input_beta": beta, "norm_factors": tuple(factors.values()) or None}
         self.records[O_PROJ] = self.records[O_PROJ].model_copy(update=told)
@@ -125,7 +125,10 @@ class BlockFit:
         errors = self._held_out.ffn_errors
         self._fix(ffn, collecting, errors)
         del collecting
-        self._fit_rows(ffn, errors)
+        if pruned.dense.gated:
+            self._fit_rows(UP_PROJ, ffn, errors)
+        if self._options.activated_rows:
+            self._fit_rows(pruned.dense.activated, ffn, errors)
 
     @property
     def ffn_record(self) -> SublayerRecord | None:
@@ -228,7 +231,7 @@ class BlockFit:
         pruned.read(pruned.mapped(linear_map, best) if best else {})
         return best
 
-    def _fit_rows(self, sublayer: Sublayer, errors: ErrorsBehind) -> None:
+    def _fit_rows(self, rows: str, sublayer: Sublayer, errors: ErrorsBehind) -> None:
         """Fit the rows that stay before a matrix, and it behind them, where errors fall by it."""
         options, pruned, name = self._options, self.pruned, sublayer.name
         first, simpler = self.chosen[name], self.records[name]
@@ -236,15 +239,13 @@ class BlockFit:
             return
         if pruned.dense.normed_behind:
             return  # behind a norm the stream is not linear in rows either
-        if name == DOWN_PROJ and not pruned.dense.gated:
-            return  # nor is an FFN whose rows are read by its activation
         if name == O_PROJ and not pruned.dense.tells_weights:
             return  # how an attention mixes rows of v_proj must be known
         entering = partial(_entering, self._learned, name)
         held_out = partial(_entering, [self._held_out.streams], name)
         halves, steps = pruned.halves(self.chosen), options.row_steps
-        change = fitted_rows(halves, name, entering, options.ridge, steps, self._room, held_out)
-        without = pruned.read(pruned.with_rows(self.chosen, name, change))
+        change = fitted_rows(halves, rows, entering, options.ridge, steps, self._room, held_out)
+        without = pruned.read(pruned.with_rows(self.chosen, rows, change))
         del halves, change
         collecting = self._collecting(name)
         collecting.take(entering())

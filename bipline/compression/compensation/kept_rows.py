@@ -1,4 +1,4 @@
-"""Kept rows: up_proj and v_proj of what stays take over from what is gone.
+"""Kept rows: up_proj, v_proj and gate_proj of what stays take over from what is gone.
 
 Behind gates that stay as they are an FFN is linear in up_proj (one without a gate is not, and its
 rows stay), and behind attention weights that
@@ -11,6 +11,10 @@ f   what the sublayer gives with D in the place of these rows, and no biases:
 n   what the rows read in the pruned stream, behind the norm
 e   what the corrected sublayer still leaves of the dense model's stream
 w   a token's weight (see token_weights)
+
+In what its activation reads, gate_proj or an up_proj without a gate, an FFN is linear for small
+changes alone. There f is what the derivative makes of D, and the squares that decide how many steps
+are taken go through the activation itself.
 
 The columns are fitted again behind the new rows: a sweep of alternating least squares over both
 matrices. The smaller model has not one weight more (ours). D has so many unknowns that no matrix
@@ -36,10 +40,10 @@ from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.row_maps import row_map
 from bipline.compression.compensation.streams import Batch
 from bipline.compression.compensation.triangles import Triangles
-from bipline.model.halves import DOWN_PROJ, O_PROJ, UP_PROJ, V_PROJ, Halves
+from bipline.model.halves import DOWN_PROJ, GATE_PROJ, O_PROJ, UP_PROJ, V_PROJ, Halves
 
-# Whose rows are fitted, by the matrix whose columns were.
-ROWS_OF = {O_PROJ: V_PROJ, DOWN_PROJ: UP_PROJ}
+# The matrix whose columns read what rows put out.
+READER_OF = {V_PROJ: O_PROJ, UP_PROJ: DOWN_PROJ, GATE_PROJ: DOWN_PROJ}
 
 # The pruned stream at the sublayer and what the dense stream is behind it: all micro-batches but
 # the first so many, at every call.
@@ -48,21 +52,21 @@ Batches = Callable[[int], Iterator[Batch]]
 
 def fitted_rows(
     pruned: Halves,
-    columns: str,
+    rows: str,
     batches: Batches,
     ridge: float,
     steps: int,
     room: float = math.inf,
     held_out: Batches | None = None,
 ) -> Tensor:
-    """D ``[rows, hidden_size]`` for the rows behind the matrix ``columns``, o_proj or down_proj.
+    """D ``[rows, hidden_size]`` for the ``rows`` of v_proj, up_proj or gate_proj.
 
     ``pruned`` is the block as corrected so far. ``ridge`` is lambda as a share of the mean
     diagonal of what the squares are in D; ``steps`` those of conjugate gradients, fewer where the
     squares on ``held_out`` no longer fall. What does not change between steps is held within
     ``room`` bytes and made again beyond; the rows are the same.
     """
-    return _Problem(pruned, columns, batches, room).solve(ridge, steps, held_out)
+    return _Problem(pruned, rows, batches, room).solve(ridge, steps, held_out)
 
 
 @dataclass(frozen=True)
@@ -82,27 +86,32 @@ class _Part:
         return _Part(self.read.to(dtype), self.factors.to(dtype))
 
 
+# What torch calls products of bfloat16 that processors of x86 have.
+NARROW_PRODUCTS = ("amx_bf16", "avx512_bf16")
+
+
 def quickest(rows: Tensor) -> torch.dtype:
-    """The dtype of a step's products: bfloat16 for float32 where the processor has tiles for it.
+    """The dtype of a step's products: bfloat16 for float32 where the processor multiplies it itself.
 
     There its products are several times as quick. What is summed over tokens stays in float32, and
     a direction that is off by a thousandth is as good a direction.
     """
-    tiles = rows.device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
-    return torch.bfloat16 if tiles and rows.dtype == torch.float32 else rows.dtype
+    able = rows.device.type == "cpu" and rows.dtype == torch.float32
+    found = torch.cpu.get_capabilities() if able else {}
+    return torch.bfloat16 if any(found.get(name) for name in NARROW_PRODUCTS) else rows.dtype
 
 
 class _Problem:
     """The squares' products with a D, from parts that are held as far as there is room."""
 
-    def __init__(self, pruned: Halves, columns: str, batches: Batches, room: float) -> None:
-        self._pruned, self._columns, self._batches = pruned, columns, batches
-        self._rows = pruned.weights[f"{ROWS_OF[columns]}.weight"]
-        self._matrix = pruned.weights[f"{columns}.weight"]
+    def __init__(self, pruned: Halves, rows: str, batches: Batches, room: float) -> None:
+        self._pruned, self._name, self._batches = pruned, rows, batches
+        self._rows = pruned.weights[f"{rows}.weight"]
+        self._matrix = pruned.weights[f"{READER_OF[rows]}.weight"]
         self._products = torch.promote_types(self._rows.dtype, torch.float32)
         self._quick = quickest(self._rows)
         self._quick_matrix = self._matrix.to(self._quick)
-        self._map, self._room = row_map(pruned, columns), room
+        self._map, self._room = row_map(pruned, rows), room
         self._held: list[_Part] = []
 
     def solve(self, ridge: float, steps: int, held_out: Batches | None) -> Tensor:
@@ -126,12 +135,11 @@ class _Problem:
 
     def _squares(self, held_out: Batches, change: Tensor) -> float:
         """What the squares are with a D on windows that it was not fitted on."""
-        total, rows = 0.0, change.to(self._rows)
+        total, rows = 0.0, self._rows + change.to(self._rows)
         for batch in held_out(0):
             weights = self._weights(batch.target)
             part = self._part(batch.reads, weights)
-            given = linear(self._map.inputs(part.factors, linear(part.read, rows)), self._matrix)
-            left = self._left(part, batch, weights.sqrt()).sub_(given)
+            left = self._left(part, batch, weights.sqrt(), rows)
             total += float(left.square().sum(dtype=torch.float64))
         return total
 
@@ -142,7 +150,7 @@ class _Problem:
         for batch in self._batches(0):
             weights = self._weights(batch.target)
             part = self._part(batch.reads, weights)
-            left = self._left(part, batch, weights.sqrt())
+            left = self._left(part, batch, weights.sqrt(), self._rows)
             sums.add(part.read.flatten(0, 1), weights.flatten())
             scales += self._scales(part, weights)
             part = part.to(self._quick)
@@ -166,7 +174,7 @@ class _Problem:
 
     def _part(self, entering: Tensor, weights: Tensor) -> _Part:
         halves = self._pruned
-        attention = self._columns == O_PROJ
+        attention = self._name == V_PROJ
         read = halves.attention_input(entering) if attention else halves.ffn_input(entering)
         return _Part(read, self._map.factors(read, weights.sqrt()))
 
@@ -181,13 +189,13 @@ class _Problem:
         outputs = self._map.outputs(part.factors, linear(side, self._quick_matrix.T))
         return (outputs.flatten(0, 1).T @ part.read.flatten(0, 1)).to(self._products)
 
-    def _left(self, part: _Part, batch: Batch, roots: Tensor) -> Tensor:
-        """e, weighed."""
+    def _left(self, part: _Part, batch: Batch, roots: Tensor, rows: Tensor) -> Tensor:
+        """e with these rows, weighed."""
         biases = self._pruned.weights
-        outputs = linear(part.read, self._rows, biases.get(f"{ROWS_OF[self._columns]}.bias"))
-        given = linear(self._map.inputs(part.factors, outputs), self._matrix)
+        outputs = linear(part.read, rows, biases.get(f"{self._name}.bias"))
+        given = linear(self._map.present(part.read, roots, part.factors, outputs), self._matrix)
         left = batch.target - batch.adds_to
-        if (bias := biases.get(f"{self._columns}.bias")) is not None:
+        if (bias := biases.get(f"{READER_OF[self._name]}.bias")) is not None:
             left -= bias
         return left.mul_(roots).sub_(given)
 

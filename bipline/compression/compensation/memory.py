@@ -135,7 +135,9 @@ class _Sizes:
     @property
     def second_fit(self) -> int:
         """down_proj again behind other rows of up_proj; its version without them is there too."""
-        changed = (self.weight_bytes + self.computing_bytes) * self.outputs * self.down_proj
+        matrices = 1 + self.options.activated_rows
+        each = (self.weight_bytes + self.computing_bytes) * self.outputs * self.down_proj
+        changed = matrices * each
         fit = self._solving(self.down_proj, SECOND_VERSIONS) + self._held(self.down_proj)
         return changed + fit
 

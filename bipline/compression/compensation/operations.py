@@ -64,8 +64,16 @@ class Work:
     def moments(self) -> float:
         """Operations of the matrices' moments."""
         total = moments_operations(self.shape, self.fitted, True, False)
-        unfitted = self.output_columns * (self.output_columns + 2 * self.shape.hidden_size)
-        return float(total - (0 if self.fits_attention else self.fitted * unfitted))
+        unfitted = 0.0 if self.fits_attention else self._moments_of(self.output_columns)
+        return total - unfitted
+
+    @property
+    def ffn_moments(self) -> float:
+        """Those of down_proj's inputs alone."""
+        return self._moments_of(self.shape.intermediate_size)
+
+    def _moments_of(self, columns: int) -> float:
+        return float(self.fitted * columns * (columns + 2 * self.shape.hidden_size))
 
     @property
     def output_columns(self) -> int:
@@ -157,22 +165,26 @@ def _experts(work: Work) -> Operations:
 
 
 def _rows(work: Work) -> Operations:
-    """Kept rows of v_proj and up_proj, and both matrices fitted again with one ridge."""
-    shape, kept = work.shape, 1 - work.ffn_ratio
+    """Kept rows of v_proj and up_proj, and both matrices fitted again with one ridge.
+
+    And those that an activation reads, where they are fitted too, with down_proj once more.
+    """
+    shape, kept, ffn_fits = work.shape, 1 - work.ffn_ratio, 1 + work.options.activated_rows
     hidden, channels = shape.hidden_size, shape.intermediate_size
     groups = round((1 - work.ratio) * shape.num_key_value_heads)
     steps = work.options.row_steps
     found = dict.fromkeys(("factors", "sides", "solves"), 0.0)
     values, ffn_rows = rows_operations(shape, groups, round(kept * channels), work.fitted, steps)
-    found["kept rows"] = ffn_rows + (values if work.fits_attention else 0.0)
-    found["moments"] = work.moments
-    for columns, ratio in work.columns:
+    found["kept rows"] = ffn_fits * ffn_rows + (values if work.fits_attention else 0.0)
+    found["moments"] = work.moments + (ffn_fits - 1) * work.ffn_moments
+    fits = [*work.columns, *work.columns[-1:] * (ffn_fits - 1)]
+    for columns, ratio in fits:
         there = round((1 - ratio) * columns)
         found["factors"] += there**3 / 3
         found["sides"] += 2.0 * hidden * (columns - there) * there
         found["solves"] += 2 * 2.0 * hidden * there**2
     first, second = work.before_attention, hidden * work.output_columns
-    inputs = shape.channel_weights * channels + (first + second) * work.fits_attention
+    inputs = ffn_fits * shape.channel_weights * channels + (first + second) * work.fits_attention
     found["passes"] = 2.0 * work.fitted * inputs
     # As it is, and with two shares of the drift.
     attention = 3 * (kept * second + shape.channel_weights * channels) + 2 * first
@@ -180,7 +192,8 @@ def _rows(work: Work) -> Operations:
     # And before the first step and behind every one, with the rows as they are then.
     attention += (1 + steps) * (first + kept * second)
     ffn += (1 + steps) * kept * shape.channel_weights * channels
-    found["held-out windows"] = 2.0 * work.held * (attention * work.fits_attention + ffn)
+    total = attention * work.fits_attention + ffn_fits * ffn
+    found["held-out windows"] = 2.0 * work.held * total
     return found
 
 

@@ -15,7 +15,6 @@ from bipline.compression.compensation.kept_heads import (
     kept_of,
     width_of,
 )
-from bipline.compression.compensation.kept_rows import ROWS_OF
 from bipline.compression.compensation.norms_behind import HeadShares
 from bipline.compression.criteria.interface import Block as CriteriaBlock
 from bipline.compression.criteria.norms import RmsNorm
@@ -194,18 +193,18 @@ class PrunedBlock:
             for name in READERS
         }
 
-    def with_rows(self, chosen: Choices, columns: str, change: Tensor) -> Weights:
-        """What is put in place, with a change of the rows behind the kept ``columns`` added.
+    def with_rows(self, chosen: Choices, rows: str, change: Tensor) -> Weights:
+        """What is put in place, with a change of what stays of the ``rows`` of a matrix added.
 
         ``change`` is ``[rows, hidden_size]``; the sum is in the dtype it is written in.
         """
-        name = _weight(ROWS_OF[columns])
+        name = _weight(rows)
         checkpoint = self._checkpoint
         axis = block_axes(checkpoint.family, checkpoint.config, self.index)[name][0]
         places = kept_indices(self.plan_of(chosen), self._shape)[axis].to(change.device)
-        rows = self._changed.get(name, self._source[name]).to(change, copy=True)
-        rows.index_add_(0, places, change)
-        return {**self._changed, name: rows.to(self._dtype(ROWS_OF[columns]))}
+        whole = self._changed.get(name, self._source[name]).to(change, copy=True)
+        whole.index_add_(0, places, change)
+        return {**self._changed, name: whole.to(self._dtype(rows))}
 
     def plan_of(self, chosen: Choices) -> BlockPlan:
         """The plan with the groups, or query heads, and channels that the chosen versions keep."""

@@ -45,9 +45,9 @@ from bipline.compression.criteria.interface import (
 )
 from bipline.compression.criteria.llm_bip_exact import channel_moments, channel_scores
 from bipline.compression.criteria.needs import TOKENS
-from bipline.compression.criteria.slopes import slopes
 from bipline.model.builds import Sublayer
 from bipline.model.checkpoint import widened
+from bipline.model.slopes import slopes
 
 NEEDS = TOKENS
 

@@ -62,8 +62,8 @@ from bipline.compression.criteria.llm_bip import (
 )
 from bipline.compression.criteria.needs import MOMENTS
 from bipline.compression.criteria.second_moments import second_moments
-from bipline.compression.criteria.slopes import GATE, UP, slopes
 from bipline.model.experts import SHARED_DOWN, SHARED_GATE, SHARED_UP
+from bipline.model.slopes import GATE, UP, slopes
 
 NEEDS = MOMENTS
 OPTIONS = Options

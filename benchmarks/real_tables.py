@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real_rows import MEASURES, SPEED, TASKS, rows
+from benchmarks.real_rows import DENSE, MEASURES, SPEED, TASKS, rows
+from benchmarks.real_tasks import mean_accuracy, mean_change
 from benchmarks.tables import NOTHING, Table, write_between
 
 MADE = "made"
@@ -28,7 +29,7 @@ def told(lines: Lines) -> str:
     there = [name for name in listed if any(row == name for row, _ in found)]
     table = Table("", columns, tuple(_row(name, shown, found) for name in there))
     missing = [name for name in listed if name not in there]
-    parts = [table.markdown()]
+    parts = [table.markdown(), *_tasks(there, found)]
     if missing:
         parts.append(f"Not run: {'; '.join(missing)}.")
     unmeasured = [each for each in MEASURES if each not in shown]
@@ -38,6 +39,24 @@ def told(lines: Lines) -> str:
     if unmeasured:
         parts.append(f"Measured for no row: {'; '.join(unmeasured)}.")
     return "\n\n".join(parts)
+
+
+def _tasks(there: Sequence[str], found: dict[tuple[str, str], Any]) -> list[str]:
+    """A table of zero-shot accuracies, where there are any."""
+    answered = {name: found[name, TASKS] for name in there if (name, TASKS) in found}
+    if not answered:
+        return []
+    names = list(next(iter(answered.values())))
+    lines = []
+    for row, answers in answered.items():
+        shares = [f"{100 * each.count('1') / len(each):.1f}" for each in answers.values()]
+        told = NOTHING
+        if row != DENSE and DENSE in answered:
+            change, reach = mean_change(answered[DENSE], answers)
+            told = f"{100 * change:+.1f} ± {100 * reach:.1f}"
+        lines.append((row, *shares, f"{100 * mean_accuracy(answers):.1f}", told))
+    columns = ("row", *names, "mean", "change (95 %)")
+    return [Table("", columns, tuple(lines)).markdown()]
 
 
 def _row(name: str, texts: Sequence[str], found: dict[tuple[str, str], Any]) -> tuple[str, ...]:

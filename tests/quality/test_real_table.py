@@ -10,6 +10,7 @@ import typer.main
 from benchmarks import real
 from benchmarks.real_rows import DENSE, FIRST, MEASURES, METHODS, RECOVERY, rows
 from benchmarks.real_tables import told, write_results
+from benchmarks.real_tasks import answers_of, mean_accuracy, mean_change
 from bipline.face.cli import application
 
 BEGIN, END = "<!-- real: begin -->", "<!-- real: end -->"
@@ -75,3 +76,27 @@ def test_a_figure_that_is_there_is_not_measured_again(
 def test_a_row_that_is_not_there_is_one_line() -> None:
     with pytest.raises(SystemExit, match="error: no row nothing; rows: dense; "):
         real.main(["--only", "nothing"])
+
+
+def test_a_change_of_accuracy_is_of_pairs() -> None:
+    before = {"piqa": "1100", "boolq": "1111"}
+    change, reach = mean_change(before, {"piqa": "1000", "boolq": "1111"})
+    assert change == pytest.approx(-0.125)
+    # One question of four was lost: a spread of a half, over two tasks.
+    assert reach == pytest.approx(1.96 * 0.25 / 2, rel=1e-3)
+    assert mean_change(before, before) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="answers to"):
+        mean_change(before, {"piqa": "1000"})
+
+
+def test_answers_are_by_the_likelihood_that_a_task_is_read_by() -> None:
+    items = [{"choice": 0, "choice_norm": 1, "gold": 1}, {"choice": 2, "choice_norm": 0, "gold": 2}]
+    value = {
+        "tasks": {"piqa": {"acc_norm": 0.5}, "boolq": {"acc_norm": None}},
+        "items": {"tasks": {"piqa": items, "boolq": items}},
+    }
+    answers = answers_of(value)
+    assert answers == {"piqa": "10", "boolq": "01"}
+    assert mean_accuracy(answers) == 0.5
+    lines = [{"row": row, "measure": "tasks", "value": answers} for row in ("dense", "osscar")]
+    assert "| osscar | 50.0 | 50.0 | 50.0 | +0.0 ± 0.0 |" in told(lines)

@@ -91,7 +91,7 @@ NARROW_PRODUCTS = ("amx_bf16", "avx512_bf16")
 
 
 def quickest(rows: Tensor) -> torch.dtype:
-    """The dtype of a step's products: bfloat16 for float32 where the processor multiplies it itself.
+    """The dtype of a step's products: bfloat16 for float32 where a processor multiplies it itself.
 
     There its products are several times as quick. What is summed over tokens stays in float32, and
     a direction that is off by a thousandth is as good a direction.

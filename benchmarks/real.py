@@ -40,7 +40,8 @@ ALL, MADE = "all", "made"
 # Of every task the first so many.
 QUESTIONS = 200
 TASK_NAMES = "arc_easy,arc_challenge,boolq,hellaswag,openbookqa,piqa,winogrande"
-RECOVERY_TEXTS = ("novels.calibration.txt", "tinystories.valid.txt")
+# What is trained on, of the kind that the rows are calibrated on, and what decides.
+RECOVERY_TEXTS = ("wikitext2.valid.tokens.txt", "novel.hound.txt")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,9 +116,10 @@ class Bench:
     def _recover(self, row: Row, told: Path) -> None:
         [base] = [each for each in rows() if each.name == row.base]
         self._make(base)
+        source = self.model if base.name == DENSE else self.place(base)
         train, judge = (self.data / "text" / name for name in RECOVERY_TEXTS)
         _, seconds = timed(
-            "recover", self.place(base), "--text", train, "--judge", judge, "--out",
+            "recover", source, *row.flags, "--text", train, "--judge", judge, "--out",
             self.place(row), "--json", told, "--state", OUT / "state",
         )  # fmt: skip
         append(row, MADE, {"processor_seconds": seconds})

@@ -31,20 +31,25 @@ METHODS: dict[str, tuple[str, ...]] = {
     "auto best": ("--effort", "best"),
 }  # fmt: skip
 FIRST = ("llm-bip-glu", "wanda-sp", "osscar", "auto quick", "auto balanced")
-DENSE, RECOVERY = "dense", "auto balanced, recovered"
+DENSE = "dense"
 OTHER_RATIOS = ("0.1", "0.3", "0.5")
 OTHERWISE = ("wanda-sp", "osscar", "auto quick", "auto balanced")
 # More windows than the other rows are calibrated on.
 LONGER = (("auto quick", 512), ("osscar, auto's widths", 512), ("auto balanced", 256))
-DIFFERING = ("flap", "auto quick", "auto balanced")
+DIFFERING = ("flap", "osscar", "auto quick", "auto balanced")
+# Ratios of rows whose blocks differ, with the uniform row that theirs is held to.
+DIFFERING_RATIOS = ("0.2", "0.35")
+# What is trained on, and how: 0.3 M tokens.
+TRAINED, RECIPES = (DENSE, "llm-bip-glu", "auto quick"), ("lora", "distill")
+TRAINING = ("--tokens", "299008", "--dtype", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Row:
     """One model: the flags of ``bipline prune`` that make it; none for the dense one.
 
-    ``base`` is the row whose model is trained on, for a recovered one; ``samples`` are the windows
-    of calibration.
+    ``base`` is the row whose model is trained on, for a recovered one, whose flags are of ``bipline
+    recover``; ``samples`` are the windows of calibration.
     """
 
     name: str
@@ -84,15 +89,33 @@ def rows() -> list[Row]:
     ]
     for ratio in OTHER_RATIOS:
         found += [Row(f"{n}, {ratio}", _flags(METHODS[n], ratio, UNIFORM)) for n in OTHERWISE]
+    for ratio in DIFFERING_RATIOS:
+        found += _differing(ratio)
+    for name, samples in LONGER:
+        flags = _flags(METHODS[name], "0.2", UNIFORM)
+        found.append(Row(f"{name}, {samples} windows", flags, samples=samples))
+    found += [
+        Row(f"{base}, {recipe}", ("--recipe", recipe, *TRAINING), base=base)
+        for base in TRAINED
+        for recipe in RECIPES
+    ]
+    return found
+
+
+def _differing(ratio: str) -> list[Row]:
+    """Rows whose blocks differ, each method with its best allocation there."""
+    told, found = "" if ratio == "0.2" else f", {ratio}", []
     for name in DIFFERING:
         flags = METHODS[name]
         if name == "flap":
             flags = (*flags, "--allocation", "standardized")
-        found.append(Row(f"{name}, per-layer", _flags(flags, "0.2", PER_LAYER)))
-    for name, samples in LONGER:
-        flags = _flags(METHODS[name], "0.2", UNIFORM)
-        found.append(Row(f"{name}, {samples} windows", flags, samples=samples))
-    return [*found, Row(RECOVERY, base="auto balanced")]
+        if name == "osscar":
+            flags = (*flags, "--allocation", "compensated", "--allocation-option", "tried=1")
+        found.append(Row(f"{name}, per-layer{told}", _flags(flags, ratio, PER_LAYER)))
+    if told:
+        names = ("osscar, auto's widths", "auto quick", "auto balanced")
+        found += [Row(f"{name}{told}", _flags(METHODS[name], ratio, UNIFORM)) for name in names]
+    return found
 
 
 def _flags(flags: tuple[str, ...], ratio: str, layout: str) -> tuple[str, ...]:

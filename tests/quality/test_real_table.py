@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 from benchmarks import real
-from benchmarks.real_rows import DENSE, FIRST, MEASURES, METHODS, RECOVERY, rows
+from benchmarks.real_rows import DENSE, FIRST, MEASURES, METHODS, rows
 from benchmarks.real_tables import told, write_results
 from benchmarks.real_tasks import answers_of, mean_accuracy, mean_change
 from bipline.face.cli import application
@@ -29,10 +29,13 @@ def test_rows_are_told_apart_and_have_flags_of_prune() -> None:
     assert len({row.name for row in every}) == len(every)
     assert {row.name for row in every if row.first} == {DENSE, *FIRST}
     assert set(METHODS) < {row.name for row in every}
-    command = typer.main.get_command(application()).commands["prune"]  # type: ignore[attr-defined]
-    flags = {option for each in command.params for option in each.opts}
-    assert {word for row in every for word in row.flags if word.startswith("--")} <= flags
-    assert all(row.flags or row.name in (DENSE, RECOVERY) for row in every)
+    commands = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
+    for row in every:
+        command = commands["recover" if row.base else "prune"]
+        flags = {option for each in command.params for option in each.opts}
+        assert {word for word in row.flags if word.startswith("--")} <= flags
+        assert row.flags or row.name == DENSE
+    assert {row.base for row in every} - {""} <= {row.name for row in every}
 
 
 def test_the_table_shows_what_is_there_and_names_what_is_not(tmp_path: Path) -> None:

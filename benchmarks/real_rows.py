@@ -14,6 +14,11 @@ BIAS = ("--compensation", "bias", "--compensation-option", "sequential=false")
 AUTO_WIDTHS = (
     "--allocation", "compensated", "--allocation-option", "tried=1",
 )  # fmt: skip
+# obs with neither random nor generated windows; it chooses again whatever scores say.
+UNDRAWN = (
+    "--criterion", "magnitude", "--allocation", "compensated", "--compensation", "obs",
+    "--compensation-option", "random_windows=0", "--compensation-option", "generated_windows=0",
+)  # fmt: skip
 METHODS: dict[str, tuple[str, ...]] = {
     "llm-bip-glu": ("--criterion", "llm-bip-glu"),
     "llm-bip": ("--criterion", "llm-bip"),
@@ -29,13 +34,18 @@ METHODS: dict[str, tuple[str, ...]] = {
     "auto quick": ("--effort", "quick"),
     "auto balanced": ("--effort", "balanced"),
     "auto best": ("--effort", "best"),
+    "auto balanced, none drawn": ("--effort", "balanced", *UNDRAWN),
+    "auto best, none drawn": ("--effort", "best", *UNDRAWN),
 }  # fmt: skip
 FIRST = ("llm-bip-glu", "wanda-sp", "osscar", "auto quick", "auto balanced")
 DENSE = "dense"
 OTHER_RATIOS = ("0.1", "0.3", "0.5")
 OTHERWISE = ("wanda-sp", "osscar", "auto quick", "auto balanced")
 # More windows than the other rows are calibrated on.
-LONGER = (("auto quick", 512), ("osscar, auto's widths", 512), ("auto balanced", 256))
+LONGER = (
+    ("osscar, auto's widths", 512), ("auto quick", 512), ("auto balanced, none drawn", 512),
+    ("auto best, none drawn", 512), ("auto balanced", 256),
+)  # fmt: skip
 DIFFERING = ("flap", "osscar", "auto quick", "auto balanced")
 # Ratios of rows whose blocks differ, with the uniform row that theirs is held to.
 DIFFERING_RATIOS = ("0.2", "0.35")
@@ -71,10 +81,11 @@ class Text:
 
 TEXTS = (
     Text("wikitext2, 60 kB", "wikitext2.test.raw.txt", 128, 60_000),
-    Text("wikitext2", "wikitext2.test.raw.txt"),
-    Text("wikitext2, 2048", "wikitext2.test.raw.txt", 2048),
-    Text("novel", "novel.treasure-island.txt"),
-    Text("novel, 2048", "novel.treasure-island.txt", 2048),
+    Text("wikitext2, 2048", "wikitext2.test.raw.txt", 2048, 120_000),
+    Text("novel", "novel.treasure-island.txt", 128, 120_000),
+    Text("novel, 2048", "novel.treasure-island.txt", 2048, 120_000),
+    Text("whole wikitext2", "wikitext2.test.raw.txt"),
+    Text("whole novel", "novel.treasure-island.txt"),
 )
 FIRST_TEXT = TEXTS[0].name
 TASKS, SPEED = "tasks", "speed"

@@ -15,12 +15,12 @@ from bipline.face.cli import application
 
 BEGIN, END = "<!-- real: begin -->", "<!-- real: end -->"
 LINES = [
-    {"row": DENSE, "measure": "wikitext2", "value": {"value": 53.71}},
+    {"row": DENSE, "measure": "novel", "value": {"value": 53.71}},
     {"row": "auto quick", "measure": "made", "value": {
         "processor_seconds": 190.4, "peak_anonymous_bytes": 9e8, "told": "3 min and 0.75 GB",
         "parameters": 112_949_568, "widths": [[3, 1120]],
     }},
-    {"row": "auto quick", "measure": "wikitext2", "value": {"value": 77.42}},
+    {"row": "auto quick", "measure": "novel", "value": {"value": 77.42}},
 ]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_the_table_shows_what_is_there_and_names_what_is_not(tmp_path: Path) -> 
     text = told(LINES)
     first, _, dense, quick, *_ = text.splitlines()
     assert first == (
-        "| row | groups / channels | M parameters | wikitext2 | processor s | told | GB |"
+        "| row | groups / channels | M parameters | novel | processor s | told | GB |"
     )
     assert dense == "| dense | - | - | 53.71 | - | - | - |"
     assert quick == "| auto quick | 3 / 1120 | 112.9 | 77.42 | 190 | 3 min and 0.75 GB | 0.90 |"

@@ -185,6 +185,7 @@ def test_blocks_of_any_width(tmp_path: Path, compensation: Compensation, sequent
             "self_attn.k_proj.weight": (keys, shape.hidden_size),
             "self_attn.v_proj.weight": (keys, shape.hidden_size),
             "mlp.up_proj.weight": (channels, shape.hidden_size),
+            "mlp.gate_proj.weight": (channels, shape.hidden_size),
         }
         for name, tensor in correction.tensors.items():
             if name.endswith("weight"):

@@ -221,7 +221,8 @@ def fitted_matrices(blocks: list[Any]) -> set[str]:
 def test_fitted_rows_are_among_the_corrections_and_as_many_as_the_plan_keeps(
     checkpoint: Checkpoint,
 ) -> None:
-    blocks = corrected(checkpoint, narrowed(checkpoint), "obs", input_maps=False)
+    options = {"input_maps": False, "activated_rows": False}
+    blocks = corrected(checkpoint, narrowed(checkpoint), "obs", **options)
     fitted = fitted_matrices(blocks)
     assert fitted
     held = {f"{block.record.index} {name}" for block in blocks for name in block.tensors}

@@ -41,9 +41,7 @@ def test_rows_are_told_apart_and_have_flags_of_prune() -> None:
 def test_the_table_shows_what_is_there_and_names_what_is_not(tmp_path: Path) -> None:
     text = told(LINES)
     first, _, dense, quick, *_ = text.splitlines()
-    assert first == (
-        "| row | groups / channels | M parameters | novel | processor s | told | GB |"
-    )
+    assert first == ("| row | groups / channels | M parameters | novel | processor s | told | GB |")
     assert dense == "| dense | - | - | 53.71 | - | - | - |"
     assert quick == "| auto quick | 3 / 1120 | 112.9 | 77.42 | 190 | 3 min and 0.75 GB | 0.90 |"
     assert "Not run: llm-bip-glu; " in text and "; auto quick; " not in text

@@ -125,10 +125,11 @@ class BlockFit:
         errors = self._held_out.ffn_errors
         self._fix(ffn, collecting, errors)
         del collecting
-        if pruned.dense.gated:
-            self._fit_rows(UP_PROJ, ffn, errors)
-        if self._options.activated_rows:
-            self._fit_rows(pruned.dense.activated, ffn, errors)
+        for _ in range(self._options.row_sweeps):
+            if pruned.dense.gated:
+                self._fit_rows(UP_PROJ, ffn, errors)
+            if self._options.activated_rows:
+                self._fit_rows(pruned.dense.activated, ffn, errors)
 
     @property
     def ffn_record(self) -> SublayerRecord | None:

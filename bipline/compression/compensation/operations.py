@@ -167,12 +167,14 @@ def _experts(work: Work) -> Operations:
 def _rows(work: Work) -> Operations:
     """Kept rows of v_proj and up_proj, and both matrices fitted again with one ridge.
 
-    And those that an activation reads, where they are fitted too, with down_proj once more.
+    Those of the FFN in every sweep, and those that an activation reads, each with down_proj once
+    more.
     """
-    shape, kept, ffn_fits = work.shape, 1 - work.ffn_ratio, 1 + work.options.activated_rows
+    shape, kept, options = work.shape, 1 - work.ffn_ratio, work.options
+    ffn_fits = options.row_sweeps * (1 + options.activated_rows)
     hidden, channels = shape.hidden_size, shape.intermediate_size
     groups = round((1 - work.ratio) * shape.num_key_value_heads)
-    steps = work.options.row_steps
+    steps = options.row_steps
     found = dict.fromkeys(("factors", "sides", "solves"), 0.0)
     values, ffn_rows = rows_operations(shape, groups, round(kept * channels), work.fitted, steps)
     found["kept rows"] = ffn_fits * ffn_rows + (values if work.fits_attention else 0.0)

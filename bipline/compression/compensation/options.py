@@ -38,7 +38,7 @@ class CompensationOptions(Options):
     and up_proj that stay, in at most so many steps of conjugate gradients, where and as far as the
     held-out windows say so; 0 for none;
     ``activated_rows``: those of gate_proj too, or of an up_proj without a gate, by the activation's
-    derivative;
+    derivative; ``row_sweeps``: how often the FFN's rows, and down_proj behind them, are fitted;
     ``whole_matrices``: whether a matrix that loses nothing is corrected for the drift too;
     ``held_out``: share of the windows that nothing is fitted on;
     ``random_windows``: as many windows of random tokens, as a share of those that are fitted on,
@@ -53,7 +53,8 @@ class CompensationOptions(Options):
     betas: Numbers = (0.0, 0.25, 0.5, 1.0)
     input_maps: bool = True
     row_steps: int = Field(4, ge=0)
-    activated_rows: bool = False
+    activated_rows: bool = True
+    row_sweeps: int = Field(1, ge=1)
     whole_matrices: bool = False
     bias: Literal["auto", "on", "off"] = "auto"
     held_out: float = Field(0.1, gt=0, lt=1)

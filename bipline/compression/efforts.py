@@ -28,7 +28,7 @@ CORRECTIONS: dict[Effort, Options] = {
     },
     "balanced": {},
     "best": {
-        "row_steps": 16, "row_sweeps": 4, "whole_matrices": True,
+        "row_steps": 8, "row_sweeps": 4, "whole_matrices": True,
         "random_windows": 1.0, "generated_windows": 1.0,
     },
 }  # fmt: skip

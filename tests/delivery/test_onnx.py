@@ -75,6 +75,14 @@ def test_what_memory_does_not_hold_is_refused_before_any_work(
         check(small, max_memory=5 * 10**7)
 
 
+@pytest.mark.parametrize("case", ["mixtral", "qwen3-moe", "glm4-moe", "gpt-oss"])
+def test_mixtures_of_experts_are_taken(case: str, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", case, dtype=torch.float32)
+    assert check(model) == open_checkpoint(model).config["architectures"][0]
+    with pytest.raises(InvalidInput, match=r"0\.73 GB .* max_memory is 0\.10 GB; .*gguf"):
+        check(model, max_memory=10**8)
+
+
 def test_memory_is_counted_for_a_model_that_is_not_there_yet(small: Path) -> None:
     checkpoint = open_checkpoint(small)
     config = {**checkpoint.config, "vocab_size": 10**10}

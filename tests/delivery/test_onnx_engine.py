@@ -1,8 +1,9 @@
-"""ONNX Runtime runs what was written: blocks of unequal width, a sliding window, a package."""
+"""ONNX Runtime runs what was written: unequal blocks, a sliding window, experts, a package."""
 
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,19 @@ from bipline.base.errors import Refused
 from bipline.compression.prune import prune
 from bipline.delivery.export import PackageContents
 from bipline.delivery.formats.interface import Subject
+from bipline.delivery.formats.onnx.graph import NEW, PAST, ROWS
 from bipline.delivery.formats.onnx.verification import verify
 from bipline.delivery.vouching import verify as verify_package
+from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.settings.onnx import OnnxSettings
 from bipline.storage.manifest import verify_directory
 from bipline.values.export import ExportRecord
+from bipline.values.plan import BlockPlan
 from tests.delivery.conftest import altered, write
 from tests.gguf_tokenizers import KINDS, VOCAB_SIZE, save
-from tests.per_layer import LAYERS, mixed_blocks, plan_of
+from tests.per_layer import LAYERS, kept, mixed_blocks, plan_of
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -53,8 +57,10 @@ def run(session: Any, ids: torch.Tensor, past: list[Any] | None = None) -> tuple
 
 
 def same_as_transformers(model: Path, file: Path) -> None:
-    """Any batch, any length, in any pieces: transformers' logits."""
+    """Any batch, any length, in any pieces: transformers' logits, of experts by its own loop."""
     session, whole = session_of(file), load_model(model, torch.float32)
+    if open_checkpoint(model).shape.num_experts:
+        whole.set_experts_implementation("eager")
     draw = torch.Generator().manual_seed(0)
     for rows, tokens, first in ((1, 1, 1), (3, 40, 7), (2, 90, 89)):
         ids = torch.randint(0, VOCAB_SIZE, (rows, tokens), generator=draw)
@@ -132,6 +138,66 @@ def test_a_window_slides_beyond_its_length(tmp_path: Path) -> None:
         save(KINDS["gpt-2"](), model), tmp_path / "out", format="onnx", state=tmp_path / "state"
     )
     same_as_transformers(model, tmp_path / "out" / "model.onnx")
+
+
+def experts_hit(model: Path, ids: torch.Tensor) -> set[tuple[str, int]]:
+    """Which experts of which blocks the tokens pass through."""
+    hit, whole = set[tuple[str, int]](), load_model(model, torch.float32)
+    for name, module in whole.named_modules():
+        if name.endswith(".experts"):
+            module.register_forward_pre_hook(
+                lambda _, given, name=name: hit.update(
+                    (name, each) for each in given[1].unique().tolist()
+                )
+            )
+    with torch.no_grad():
+        whole(ids)
+    return hit
+
+
+def experts_of(checkpoint: Checkpoint, index: int, ways: str) -> BlockPlan:
+    """A block that keeps three groups, and some experts, or 16 channels of seven of them."""
+    shape = checkpoint.shape.block(index)
+    if not shape.num_experts:
+        return kept([0, 1, 3], list(range(shape.intermediate_size)))
+    few = kept([0, 1, 3], [])
+    if ways == "whole":
+        return few.model_copy(update={"experts": (0, 2, 3, 5, 7)})
+    draw, experts = random.Random(index), (0, 1, 2, 4, 5, 6, 7)
+    channels = range(shape.intermediate_size)
+    inside = tuple(tuple(sorted(draw.sample(channels, 16))) for _ in experts)
+    return few.model_copy(update={"experts": experts, "expert_channels": inside})
+
+
+@pytest.mark.parametrize(
+    ("case", "ways"),
+    [
+        ("mixtral", "dense"),
+        ("mixtral", "channels"),
+        ("qwen3-moe", "channels"),
+        ("glm4-moe", "whole"),
+        ("gpt-oss", "whole"),
+        ("gpt-oss", "channels"),
+    ],
+)
+def test_tokens_take_experts_that_the_traced_ones_did_not(
+    case: str, ways: str, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path / "dense", case, dtype=torch.float32, vocab_size=VOCAB_SIZE)
+    checkpoint = open_checkpoint(save(KINDS["gpt-2"](), model))
+    if ways != "dense":
+        layers = range(checkpoint.shape.num_hidden_layers)
+        blocks = [experts_of(checkpoint, index, ways) for index in layers]
+        model = tmp_path / "pruned"
+        prune(checkpoint, plan_of(checkpoint, blocks, "uniform"), model)
+    record = bipline.export(model, tmp_path / "out", format="onnx", state=tmp_path / "state")
+    assert 0 < record.check.largest_difference < 1e-4
+    assert record.architecture == checkpoint.config["architectures"][0]
+    same_as_transformers(model, tmp_path / "out" / "model.onnx")
+    ids = torch.randint(0, VOCAB_SIZE, (2, 90), generator=torch.Generator().manual_seed(0))
+    traced = torch.ones(ROWS, PAST + NEW, dtype=torch.long)
+    others = {block for block, _ in experts_hit(model, ids) - experts_hit(model, traced)}
+    assert len(others) == checkpoint.shape.num_hidden_layers - checkpoint.shape.dense_blocks
 
 
 def test_a_package_holds_it_and_verify_reads_it(contents: PackageContents, tmp_path: Path) -> None:

@@ -12,12 +12,10 @@ import pytest
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation import ALLOCATIONS
 from bipline.compression.criteria import CRITERIA, check_scores_experts
-from bipline.delivery.formats.onnx.format import Onnx
 from bipline.face import api
 from bipline.model.opening import open_checkpoint
 from bipline.model.shapes import shape_of
 from bipline.recovery.recover import check_teacher
-from bipline.settings.onnx import OnnxSettings
 from bipline.settings.recipes import FullRecipe, LoraRecipe
 from tests.tiny import config_of, tiny_model
 
@@ -144,10 +142,8 @@ def test_a_plan_of_channels_is_of_channels_that_are_there(
         pruned("again", plan=str(tmp_path / "changed.json"))
 
 
-def test_formats_and_training_that_know_no_experts_say_so(model: Path) -> None:
+def test_training_that_knows_no_experts_says_so(model: Path) -> None:
     checkpoint = open_checkpoint(model)
-    with pytest.raises(InvalidInput, match="onnx: graphs of mixtures of experts"):
-        Onnx().check(checkpoint, {}, OnnxSettings())
     with pytest.raises(InvalidInput, match="recipe full trains every weight, and of a mixture"):
         check_teacher(checkpoint, None, FullRecipe())
     check_teacher(checkpoint, None, LoraRecipe())

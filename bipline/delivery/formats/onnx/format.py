@@ -75,8 +75,6 @@ class Onnx:
     ) -> Layout:
         """See the interface. Raises as :func:`check_memory`, InvalidInput for no extra too."""
         extras.check(EXTRA, "the format onnx")
-        if checkpoint.shape.num_experts:
-            raise InvalidInput(f"onnx: graphs of mixtures of experts are not written; {OTHERWISE}")
         check_memory(checkpoint, settings)
         check_texts(tokenizer_of(checkpoint.folder), texts, settings, context_length(checkpoint))
         return Layout(str(checkpoint.config["architectures"][0]), of_the_decoder_alone(checkpoint))

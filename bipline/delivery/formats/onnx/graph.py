@@ -24,6 +24,10 @@ EXTRA = "onnx"
 DATA_SUFFIX = ".data"
 ROWS, PAST, NEW = 2, 3, 2
 LONGEST_REASON = 300
+# transformers' way to run experts that is right for every routing once it is traced: the exporter
+# writes one product for each expert, with whichever tokens pass through it. Its classes' own loop
+# would be traced for the experts that the few tokens here happen to hit.
+EXPERTS = "grouped_mm"
 # Dimensions of the inputs by name; the symbols that torch finds for them have names of its own.
 DIMENSIONS = {
     "input_ids": ("batch", "tokens"),
@@ -40,6 +44,8 @@ def write_graph(model: Any, file: Path, metadata: Mapping[str, str]) -> None:
     """
     library = require("transformers.exporters.exporter_onnx", EXTRA)
     model.requires_grad_(False)
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation(EXPERTS)
     inputs = _inputs(model)
     sizes = torch.export.Dim.AUTO
     shapes: dict[str, Any] = {name: {0: sizes, 1: sizes} for name in DIMENSIONS}

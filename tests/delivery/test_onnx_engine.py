@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,15 @@ from bipline.delivery.formats.interface import Subject
 from bipline.delivery.formats.onnx.graph import NEW, PAST, ROWS
 from bipline.delivery.formats.onnx.verification import verify
 from bipline.delivery.vouching import verify as verify_package
-from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
 from bipline.settings.onnx import OnnxSettings
 from bipline.storage.manifest import verify_directory
 from bipline.values.export import ExportRecord
-from bipline.values.plan import BlockPlan
 from tests.delivery.conftest import altered, write
 from tests.gguf_tokenizers import KINDS, VOCAB_SIZE, save
-from tests.per_layer import LAYERS, kept, mixed_blocks, plan_of
+from tests.per_layer import LAYERS, mixed_blocks, plan_of
+from tests.routed import kept_of_experts
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -155,28 +153,14 @@ def experts_hit(model: Path, ids: torch.Tensor) -> set[tuple[str, int]]:
     return hit
 
 
-def experts_of(checkpoint: Checkpoint, index: int, ways: str) -> BlockPlan:
-    """A block that keeps three groups, and some experts, or 16 channels of seven of them."""
-    shape = checkpoint.shape.block(index)
-    if not shape.num_experts:
-        return kept([0, 1, 3], list(range(shape.intermediate_size)))
-    few = kept([0, 1, 3], [])
-    if ways == "whole":
-        return few.model_copy(update={"experts": (0, 2, 3, 5, 7)})
-    draw, experts = random.Random(index), (0, 1, 2, 4, 5, 6, 7)
-    channels = range(shape.intermediate_size)
-    inside = tuple(tuple(sorted(draw.sample(channels, 16))) for _ in experts)
-    return few.model_copy(update={"experts": experts, "expert_channels": inside})
-
-
 @pytest.mark.parametrize(
     ("case", "ways"),
     [
         ("mixtral", "dense"),
         ("mixtral", "channels"),
-        ("qwen3-moe", "channels"),
+        ("qwen3-moe", "whole"),
         ("glm4-moe", "whole"),
-        ("gpt-oss", "whole"),
+        ("glm4-moe", "channels"),
         ("gpt-oss", "channels"),
     ],
 )
@@ -186,10 +170,8 @@ def test_tokens_take_experts_that_the_traced_ones_did_not(
     model = tiny_model(tmp_path / "dense", case, dtype=torch.float32, vocab_size=VOCAB_SIZE)
     checkpoint = open_checkpoint(save(KINDS["gpt-2"](), model))
     if ways != "dense":
-        layers = range(checkpoint.shape.num_hidden_layers)
-        blocks = [experts_of(checkpoint, index, ways) for index in layers]
         model = tmp_path / "pruned"
-        prune(checkpoint, plan_of(checkpoint, blocks, "uniform"), model)
+        prune(checkpoint, kept_of_experts(checkpoint, ways), model)
     record = bipline.export(model, tmp_path / "out", format="onnx", state=tmp_path / "state")
     assert 0 < record.check.largest_difference < 1e-4
     assert record.architecture == checkpoint.config["architectures"][0]

@@ -24,9 +24,9 @@ EXTRA = "onnx"
 DATA_SUFFIX = ".data"
 ROWS, PAST, NEW = 2, 3, 2
 LONGEST_REASON = 300
-# transformers' way to run experts that is right for every routing once it is traced: the exporter
-# writes one product for each expert, with whichever tokens pass through it. Its classes' own loop
-# would be traced for the experts that the few tokens here happen to hit.
+# transformers' way to run experts that the exporter writes for every routing: one product for each
+# expert, with whichever tokens pass through it. The classes' own loop over the experts that were
+# hit cannot be traced, and `batched_mm` gathers matrices anew for each token of a prompt.
 EXPERTS = "grouped_mm"
 # Dimensions of the inputs by name; the symbols that torch finds for them have names of its own.
 DIMENSIONS = {

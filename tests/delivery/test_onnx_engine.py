@@ -157,9 +157,7 @@ def experts_hit(model: Path, ids: torch.Tensor) -> set[tuple[str, int]]:
     ("case", "ways"),
     [
         ("mixtral", "dense"),
-        ("mixtral", "channels"),
         ("qwen3-moe", "whole"),
-        ("glm4-moe", "whole"),
         ("glm4-moe", "channels"),
         ("gpt-oss", "channels"),
     ],

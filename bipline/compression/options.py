@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from bipline.base.errors import InvalidInput
 
@@ -13,7 +20,7 @@ from bipline.base.errors import InvalidInput
 class BaseOptions(BaseModel):
     """What a criterion or an allocation may be told. ``seed`` is for what is drawn."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     seed: int = 0
 
@@ -28,11 +35,14 @@ def _split(value: Any) -> Any:
 
 
 def _positive(value: tuple[float, ...]) -> tuple[float, ...]:
-    if not value or min(value) <= 0:
-        raise ValueError("must be positive numbers")
+    if not value or min(value) <= 0 or max(value) > MOST_NUMBER:
+        raise ValueError(f"must be positive numbers of at most {MOST_NUMBER:g}")
     return value
 
 
+# Far more, times what it is a share of, would leave float32.
+MOST_NUMBER = 1e6
+PositiveNumber = Annotated[float, Field(gt=0, le=MOST_NUMBER)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
 PositiveNumbers = Annotated[Numbers, AfterValidator(_positive)]
 

@@ -10,23 +10,20 @@ project's choice. Inside a block, heads and channels lose the same share, as wit
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.shares import filled, scaled_to_budget
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.criteria import options_of
-from bipline.compression.options import BaseOptions
+from bipline.compression.options import BaseOptions, PositiveNumber
 from bipline.compression.score import score_model
 
 
 class BlockInfluenceOptions(BaseOptions):
     """How evenly blocks lose: high temperatures are uniform, low ones cut single blocks."""
 
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    temperature: PositiveNumber = 0.1
 
 
 OPTIONS = BlockInfluenceOptions

@@ -44,7 +44,7 @@ from bipline.compression.allocation.sensitivity import sensitivities
 from bipline.compression.allocation.split import uniform_candidates
 from bipline.compression.allocation.trial import fewer_windows, of_least_left
 from bipline.compression.allocation.widths import Widths
-from bipline.compression.options import PositiveNumbers
+from bipline.compression.options import PositiveNumber, PositiveNumbers
 
 
 class CompensatedOptions(AttentionOptions):
@@ -60,9 +60,9 @@ class CompensatedOptions(AttentionOptions):
     windows: Annotated[int, Field(ge=1)] = 32
     probes: Annotated[int, Field(ge=1)] = 16
     noise: Annotated[float, Field(gt=0, le=1)] = 0.02
-    ridge: Annotated[float, Field(gt=0)] = 1e-2
+    ridge: PositiveNumber = 1e-2
     tried: Annotated[int, Field(ge=1)] = 2
-    margin: Annotated[float, Field(ge=1)] = 1.25
+    margin: Annotated[PositiveNumber, Field(ge=1)] = 1.25
     every: Annotated[int, Field(ge=1)] = 1
     attention_weights: PositiveNumbers = (1.0, 0.5)
     weighed: bool = True

@@ -32,7 +32,7 @@ from bipline.compression.allocation.soft_masks import SoftMask
 from bipline.compression.allocation.split import uniform_of_share
 from bipline.compression.allocation.widths import Choices, Widths
 from bipline.compression.masks import ATTENTION_READER, masked
-from bipline.compression.options import BaseOptions
+from bipline.compression.options import BaseOptions, PositiveNumber
 from bipline.model.block_loop import Block
 from bipline.model.hidden_states import HiddenStates
 
@@ -41,8 +41,8 @@ class LearnedOptions(BaseOptions):
     """How long and how fast it learns, and how strictly the budget is held meanwhile."""
 
     steps: Annotated[int, Field(ge=1)] = 48
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    penalty: Annotated[float, Field(gt=0)] = 5.0
+    learning_rate: PositiveNumber = 0.05
+    penalty: PositiveNumber = 5.0
     samples: Annotated[int, Field(ge=1)] = 64
 
 

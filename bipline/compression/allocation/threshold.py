@@ -31,7 +31,7 @@ from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.shares import filled, scaled_to_budget
 from bipline.compression.allocation.split import uniform_of_share
 from bipline.compression.allocation.widths import Choices, Widths
-from bipline.compression.options import BaseOptions
+from bipline.compression.options import BaseOptions, PositiveNumber
 
 # A sublayer whose learned share is 1 still takes part where the budget leaves no other way.
 LEAST_LOSS = 1e-6
@@ -41,8 +41,8 @@ class ThresholdOptions(BaseOptions):
     """The budget in tokens that run forward and backward, the rate, and the final penalty."""
 
     tokens: Annotated[int, Field(ge=1)] = DEFAULT_TOKENS
-    learning_rate: Annotated[float, Field(gt=0)] = LEARNING_RATE
-    final_lambda: Annotated[float, Field(gt=0)] = FINAL_LAMBDA
+    learning_rate: PositiveNumber = LEARNING_RATE
+    final_lambda: PositiveNumber = FINAL_LAMBDA
 
 
 OPTIONS = ThresholdOptions

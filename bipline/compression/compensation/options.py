@@ -7,7 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from bipline.compression.criteria.interface import Options
-from bipline.compression.options import Numbers, PositiveNumbers
+from bipline.compression.options import Numbers, PositiveNumber, PositiveNumbers
+
+# Of one fit: held-out windows stop it long before.
+MOST_STEPS = 1000
 
 
 class SlimGptOptions(Options):
@@ -22,7 +25,7 @@ class SlimGptOptions(Options):
 class OsscarOptions(SlimGptOptions):
     """``ridge`` is its damping, as a share of the mean of H's diagonal."""
 
-    ridge: float = Field(1e-2, gt=0)
+    ridge: PositiveNumber = 1e-2
 
 
 class CompensationOptions(Options):
@@ -47,14 +50,14 @@ class CompensationOptions(Options):
     model's own text. 0 for none.
     """
 
-    ridge: float = Field(1e-2, gt=0)
+    ridge: PositiveNumber = 1e-2
     ridge_factors: PositiveNumbers = (0.1, 1.0, 10.0)
     sequential: bool = True
     betas: Numbers = (0.0, 0.25, 0.5, 1.0)
     input_maps: bool = True
-    row_steps: int = Field(4, ge=0)
+    row_steps: int = Field(4, ge=0, le=MOST_STEPS)
     activated_rows: bool = True
-    row_sweeps: int = Field(1, ge=1)
+    row_sweeps: int = Field(1, ge=1, le=MOST_STEPS)
     whole_matrices: bool = False
     bias: Literal["auto", "on", "off"] = "auto"
     held_out: float = Field(0.1, gt=0, lt=1)

@@ -46,6 +46,7 @@ from bipline.compression.criteria.search import (
     cosine,
 )
 from bipline.compression.masks import ATTENTION_READER, FFN_READER, Masks, check, masked, top_masks
+from bipline.compression.options import PositiveNumber
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
 from bipline.model.families import ModelShape
@@ -62,10 +63,10 @@ class BiLevelOptions(SearchOptions):
     """
 
     weights: Literal["frozen", "lora"] = "lora"
-    rank: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=0.01, gt=0)
-    weight_learning_rate: float = Field(default=0.1, gt=0)
-    gamma: float = Field(default=10.0, gt=0)
+    rank: int = Field(default=8, ge=1, le=1 << 16)
+    learning_rate: PositiveNumber = 0.01
+    weight_learning_rate: PositiveNumber = 0.1
+    gamma: PositiveNumber = 10.0
     tokens: int = Field(default=200_000, ge=1)
 
 

@@ -51,6 +51,7 @@ from bipline.compression.criteria.search import (
     cosine,
 )
 from bipline.compression.masks import Masks, check, masked_losses
+from bipline.compression.options import PositiveNumber
 
 NEEDS = SEARCH
 # The e of the formula, as in the code.
@@ -68,8 +69,8 @@ class PolicyGradientOptions(SearchOptions):
     """
 
     samples: int = Field(default=2, ge=2)
-    attention_learning_rate: float = Field(default=0.06, gt=0)
-    ffn_learning_rate: float = Field(default=2e-3, gt=0)
+    attention_learning_rate: PositiveNumber = 0.06
+    ffn_learning_rate: PositiveNumber = 2e-3
     baseline_window: int = Field(default=5, ge=1)
     standardise: Literal["block", "model"] = "block"
 

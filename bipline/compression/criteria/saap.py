@@ -29,6 +29,7 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.criteria.interface import Block, BlockScores, Options, Sums
 from bipline.compression.criteria.needs import GRADIENTS
 from bipline.compression.gradient_sums import by_kind, names_of, with_mean_one
+from bipline.compression.options import MOST_NUMBER
 from bipline.model.hidden_states import CHUNK_WINDOWS
 
 NEEDS = GRADIENTS
@@ -37,7 +38,7 @@ NEEDS = GRADIENTS
 class SaapOptions(Options):
     """``fluctuation``: how much the standard deviation over chunks counts; 0 leaves it out."""
 
-    fluctuation: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    fluctuation: float = Field(default=1.0, ge=0, le=MOST_NUMBER)
 
     @property
     def least_windows(self) -> int:

@@ -1,4 +1,4 @@
-"""One block's fit: o_proj and v_proj, then down_proj and up_proj behind what was chosen.
+"""One block's fit: o_proj and v_proj, then down_proj and the FFN's rows behind what was chosen.
 
 A matrix is fitted and compared, then the rows before it and the matrix behind them once more. What
 is chosen is fixed before the next one's inputs are taken.
@@ -43,7 +43,7 @@ class BlockFit:
 
     ``fitted`` are the streams of the calibration's windows, ``drawn`` those of others: their dense
     stream enters the block, and is moved on by :meth:`correct_attention` and :meth:`correct_ffn`.
-    ``room`` is what may be held in bytes for kept rows to be fitted sooner.
+    ``room`` is what may be held in bytes for kept rows and experts to be fitted sooner.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class BlockFit:
         self.records[O_PROJ] = self.records[O_PROJ].model_copy(update=told)
 
     def correct_ffn(self) -> None:
-        """Fit down_proj and up_proj behind the attention half as it was chosen, or all experts.
+        """Fit down_proj and the rows before it behind the attention half as it was chosen, or experts.
 
         Moves the dense streams behind the block.
         """

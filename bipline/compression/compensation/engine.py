@@ -2,7 +2,7 @@
 
 Of every block the attention half comes first. Its o_proj is fitted, compared and fixed, then v_proj
 and o_proj behind it; only then are the FFN's inputs collected, with attention pruned and corrected,
-and down_proj and up_proj fitted.
+and down_proj and the rows before it fitted.
 Sequentially, inputs come from the blocks pruned before and targets from the dense model, so that
 a block also corrects what those before it left (methods 5.5; Tyr-the-Pruner, arXiv 2503.09657,
 finds this decisive). Otherwise every block is fitted on the dense model's own stream.
@@ -61,7 +61,8 @@ class BlockCorrection:
 
     ``tensors`` are by their names inside the block: ``self_attn.o_proj.weight`` and
     ``mlp.down_proj.weight`` with the kept columns alone, biases, and with the kept rows q_proj,
-    k_proj and v_proj where what they read is mapped, v_proj and up_proj where they were fitted;
+    k_proj and v_proj where what they read is mapped, v_proj, up_proj and gate_proj where they were
+    fitted;
     all in the source's dtype. Those of a sublayer that stays as it is are not among them.
     """
 

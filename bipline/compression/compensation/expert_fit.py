@@ -21,7 +21,7 @@ by conjugate gradients; each expert's own moments precondition them (ours).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,7 +33,7 @@ from bipline.compression.compensation.closed_forms import ROWS_TOGETHER, Correct
 from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.streams import Batch
+from bipline.compression.compensation.streams import Batch, Batches
 from bipline.compression.compensation.trials import Trials
 from bipline.compression.compensation.triangles import Triangles
 from bipline.model.halves import Halves
@@ -41,9 +41,6 @@ from bipline.model.mixture import Part, product
 
 # Steps of conjugate gradients: the held-out error of the solution falls little behind these.
 STEPS = 12
-# The pruned stream at the FFN and what the dense stream is behind it: all micro-batches but the
-# first so many, at every call.
-Batches = Callable[[int], Iterator[Batch]]
 
 
 def fit_experts(

@@ -1,7 +1,6 @@
 """Kept rows: up_proj, v_proj and gate_proj of what stays take over from what is gone.
 
-Behind gates that stay as they are an FFN is linear in up_proj (one without a gate is not, and its
-rows stay), and behind attention weights that
+Behind gates that stay as they are an FFN is linear in up_proj, and behind attention weights that
 stay as they are attention is linear in v_proj. So their rows can be fitted by least squares, as
 the columns of down_proj and o_proj are:
 
@@ -25,7 +24,7 @@ tokens of products that are written out (:mod:`.row_maps`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,16 +37,12 @@ from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
 from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.row_maps import row_map
-from bipline.compression.compensation.streams import Batch
+from bipline.compression.compensation.streams import Batch, Batches
 from bipline.compression.compensation.triangles import Triangles
 from bipline.model.halves import DOWN_PROJ, GATE_PROJ, O_PROJ, UP_PROJ, V_PROJ, Halves
 
 # The matrix whose columns read what rows put out.
 READER_OF = {V_PROJ: O_PROJ, UP_PROJ: DOWN_PROJ, GATE_PROJ: DOWN_PROJ}
-
-# The pruned stream at the sublayer and what the dense stream is behind it: all micro-batches but
-# the first so many, at every call.
-Batches = Callable[[int], Iterator[Batch]]
 
 
 def fitted_rows(

@@ -37,9 +37,9 @@ class CompensationOptions(Options):
     ``bias``: on, off, or auto: where the source has one, and for ``bias`` everywhere;
     ``input_maps``: with ``sequential``, least-squares and obs also take the drift out of what
     q_proj, k_proj and v_proj read, as far as the held-out windows say;
-    ``row_steps``: with ``sequential``, least-squares and obs also fit the rows of v_proj
-    and up_proj that stay, in at most so many steps of conjugate gradients, where and as far as the
-    held-out windows say so; 0 for none;
+    ``row_steps``: with ``sequential``, least-squares and obs also fit the rows of v_proj and,
+    beside a gate, of up_proj that stay, in at most so many steps of conjugate gradients, where and
+    as far as the held-out windows say so; 0 for none;
     ``activated_rows``: those of gate_proj too, or of an up_proj without a gate, by the activation's
     derivative; ``row_sweeps``: how often the FFN's rows, and down_proj behind them, are fitted;
     ``whole_matrices``: whether a matrix that loses nothing is corrected for the drift too;

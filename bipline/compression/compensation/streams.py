@@ -64,6 +64,11 @@ class Batch(NamedTuple):
     target: Tensor
 
 
+# What enters a half of the pruned block and should come of it: all micro-batches but the first so
+# many, at every call.
+Batches = Callable[[int], Iterator[Batch]]
+
+
 class Streams:
     """Hidden states of some windows, in the dense model and in another stream beside it.
 

@@ -96,7 +96,7 @@ class BlockFit:
         self.records[O_PROJ] = self.records[O_PROJ].model_copy(update=told)
 
     def correct_ffn(self) -> None:
-        """Fit down_proj and the rows before it behind the attention half as it was chosen, or experts.
+        """Fit down_proj and the rows before it, or experts, behind the attention half as chosen.
 
         Moves the dense streams behind the block.
         """

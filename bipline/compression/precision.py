@@ -48,7 +48,8 @@ KINDS = {
 def choose_dtype(checkpoint: Checkpoint, windows: Windows) -> DtypeChoice:
     """float32, or bfloat16 where it is quicker and keeps the same groups.
 
-    Raises InvalidInput where activations are not finite.
+    Raises InvalidInput where activations are not finite or the user's limit of memory is too low,
+    and EnvironmentFailure where what is free is too little.
     """
     device = windows.computing.device
     rates = {
@@ -73,9 +74,10 @@ def kept_shares(checkpoint: Checkpoint, windows: Windows) -> dict[str, float]:
 def _scores(
     checkpoint: Checkpoint, windows: Windows, few: int, dtype: TriedDtype
 ) -> Sequence[BlockScores]:
-    own = windows.computing
+    own, token_ids = windows.computing, windows.token_ids[:few]
     computing = Computing(torch_dtype(dtype), own.device, own.micro_batch)
-    tried = replace(windows, token_ids=windows.token_ids[:few], computing=computing)
+    fitting = computing.within(own.max_memory, checkpoint, token_ids)
+    tried = replace(windows, token_ids=token_ids, computing=fitting)
     return score_model(checkpoint, tried, CRITERION, options_of(CRITERION))[1].blocks
 
 

@@ -48,7 +48,10 @@ def settled(context: Context, model: ResolvedModel, calibration: Handle | None) 
 def _chosen(context: Context, model: ResolvedModel, calibration: Handle) -> DtypeChoice:
     def produce(work: Path) -> DtypeChoice:
         drawn = load_calibration(context.store.open(calibration))
-        computing = Computing(device=context.device, micro_batch=context.compute.micro_batch)
+        asked = context.compute
+        computing = Computing(
+            device=context.device, micro_batch=asked.micro_batch, max_memory=asked.max_memory
+        )
         windows = Windows(drawn.token_ids, drawn.digest, computing)
         return core.choose_dtype(context.opened(model), windows)
 

@@ -38,6 +38,5 @@ class DtypeChoice(Frozen):
     def reason(self) -> str:
         """The choice and why, in a line."""
         text = f"dtype auto: {self.dtype}; bfloat16 takes products {self.quicker:.1f} times as fast"
-        shares = " and ".join(f"{100 * share:.2f} %" for share in self.kept.values())
-        kinds = " and ".join(self.kept)
-        return f"{text}, and keeps {shares} of the {kinds} that float32 keeps" if shares else text
+        shares = ", ".join(f"{100 * share:.2f} % of {kind}" for kind, share in self.kept.items())
+        return f"{text}; of what float32 keeps it keeps {shares}" if shares else text

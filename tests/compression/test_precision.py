@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bipline
+from bipline.base.errors import InvalidInput
 from bipline.compression import precision
 from bipline.compression.computing import Computing
 from bipline.compression.criteria.interface import BlockScores
@@ -101,6 +102,16 @@ def test_a_dtype_keeps_what_it_keeps(llama: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(precision, "score_model", turned)
     assert precision.kept_shares(checkpoint, windows())["FFN channels"] < 0.5
+
+
+def test_the_trial_keeps_to_the_limit_of_memory(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates(monkeypatch, 4.0)
+    monkeypatch.setattr(precision, "score_model", lambda *_: pytest.fail("scored"))
+    limited = replace(windows(), computing=Computing(max_memory=1))
+    with pytest.raises(InvalidInput, match="--max-memory"):
+        precision.choose_dtype(open_checkpoint(llama), limited)
 
 
 GIVEN: dict[str, Any] = {

@@ -60,8 +60,8 @@ class MemoryNeed:
 
 
 def gigabytes(size: int) -> str:
-    """A size as users read it."""
-    return f"{size / 1e9:.2f} GB"
+    """A size as users read it: in megabytes where it is no hundredth of a gigabyte."""
+    return f"{size / 1e6:.2f} MB" if size < 1e7 else f"{size / 1e9:.2f} GB"
 
 
 def memory_need(loop: BlockLoop, token_ids: torch.Tensor, logits: bool) -> MemoryNeed:

@@ -226,5 +226,5 @@ def test_a_choice_tells_why() -> None:
     slow = DtypeChoice(dtype="float32", rates={**rates_of, "bfloat16": 1e11})
     assert slow.reason == "dtype auto: float32; bfloat16 takes products 1.0 times as fast"
     quick = DtypeChoice(dtype="bfloat16", rates=rates_of, kept={"FFN channels": 0.9984})
-    assert quick.reason.endswith("4.5 times as fast, and keeps 99.84 % of the FFN channels that "
-                                 "float32 keeps")  # fmt: skip
+    assert quick.reason.endswith("4.5 times as fast; of what float32 keeps it keeps 99.84 % of FFN "
+                                 "channels")  # fmt: skip

@@ -114,7 +114,7 @@ def test_a_model_larger_than_memory_is_not_sampled(
     told: list[str] = []
     monkeypatch.setattr(samples, "note", told.append)
     assert continued({"dense": contents.dense}) == ()
-    assert told == ["no samples of text: the dense model takes 0.00 GB in float32"]
+    assert told == ["no samples of text: the dense model takes 0.53 MB in float32"]
 
 
 def part(name: str, contents: PackageContents) -> str:

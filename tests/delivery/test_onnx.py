@@ -140,7 +140,7 @@ def test_a_missing_library_is_told(small: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (["--format", "onnx", "--type", "q8_0"], "--type 'q8_0': input should be 'f32'"),
         (["--format", "onnx", "--max-memory", "lots"], "'lots' is not a size"),
-        (["--format", "onnx", "--max-memory", "1MB"], "max_memory is 0.00 GB"),
+        (["--format", "onnx", "--max-memory", "1MB"], "max_memory is 1.00 MB"),
         (["--format", "gguf", "--max-memory", "1GB"], "unknown key 'max_memory'"),
         (["--format", "onx"], "known: gguf, onnx"),
     ],

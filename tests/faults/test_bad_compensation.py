@@ -51,7 +51,7 @@ def prune(capfd: pytest.CaptureFixture[str], llama: Path, tmp_path: Path) -> Pru
         ({"samples": 1}, ("at least 2 samples", "1 given")),
         ({"samples": 3}, ("it needs 80", "at least 6 samples of seqlen 16")),
         ({"calibration": None}, ("compensation obs needs --calibration",)),
-        ({"max_memory": "10kB"}, ("compensation obs needs", "limit of")),
+        ({"max_memory": "10kB"}, ("compensation obs needs", "limit of 0.01 MB")),
     ],
 )
 def test_refused_before_any_work(

@@ -46,6 +46,8 @@ def recover(
         raise InvalidInput(f"recipe {recipe!r} is unknown; known: {', '.join(RECIPES)}")
     given = given_values(settings)
     compute = validated(ComputeSettings, {n: given.pop(n) for n in COMPUTE if n in given})
+    if compute.dtype == "auto":
+        raise InvalidInput("--dtype 'auto' is for calibration windows; give the dtype to train in")
     chosen = validated(RECIPES[recipe], given)
     sources = {"--teacher": teacher, "--text": text, "--judge": judge}
     written = {"--out": out, "--adapter-out": adapter_out}

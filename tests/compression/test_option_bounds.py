@@ -15,9 +15,12 @@ from bipline.settings.method_names import ALLOCATIONS, CRITERIA
 
 
 def _kinds() -> Iterator[type[BaseOptions]]:
-    yield from (load_criterion(name).OPTIONS for name in CRITERIA)
-    yield from (load_allocation(name).OPTIONS for name in ALLOCATIONS)
-    yield from (CompensationOptions, *PUBLISHED.values())
+    for criterion in CRITERIA:
+        yield load_criterion(criterion).OPTIONS
+    for allocation in ALLOCATIONS:
+        yield load_allocation(allocation).OPTIONS
+    yield CompensationOptions
+    yield from PUBLISHED.values()
 
 
 NUMBERS = sorted(

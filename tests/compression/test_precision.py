@@ -228,3 +228,10 @@ def test_a_choice_tells_why() -> None:
     quick = DtypeChoice(dtype="bfloat16", rates=rates_of, kept={"FFN channels": 0.9984})
     assert quick.reason.endswith("4.5 times as fast; of what float32 keeps it keeps 99.84 % of FFN "
                                  "channels")  # fmt: skip
+
+
+def test_a_training_alone_has_nothing_to_choose_by(llama: Path, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt", 1)
+    with pytest.raises(InvalidInput, match="--dtype 'auto'"):
+        bipline.recover(llama, tmp_path / "out", text=text, judge=text, dtype="auto")
+    assert not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bipline.base.errors import InvalidInput
 from bipline.base.extras import check
-from bipline.base.progress import note
+from bipline.base.progress import note, silently
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
@@ -227,7 +227,9 @@ def _judged(
     written: Path, judge: Tensor, before: Sequence[float], record: RecoveryRecord, place: Place
 ) -> dict[str, Any]:
     """Fields of the record: what the held-out text says of what was written."""
-    loop = BlockLoop(open_checkpoint(written), device=place.device)
+    with silently():  # what opening tells was told of the model that was pruned
+        checkpoint = open_checkpoint(written)
+    loop = BlockLoop(checkpoint, device=place.device)
     try:
         after, losses = measure_text(loop, judge, "held-out text after recovery")
     except InvalidInput as error:  # weights that overflow

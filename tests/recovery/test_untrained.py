@@ -207,3 +207,4 @@ def test_the_command_says_what_stays(
         )  # fmt: skip
     model_type = open_checkpoint(model).nesting.config["model_type"]
     assert any(f"the decoder of a {model_type} is trained" in line for line in told)
+    assert not any(".partial" in line for line in told)  # a folder that is the run's own

@@ -54,8 +54,12 @@ def compensation_operations(
     blocks = shape.num_hidden_layers - shape.dense_blocks
     moments = blocks * moments_operations(shape, fitted, sequential, maps)
     rows, steps = 0.0, record.options.get("row_steps", 0)
+    # Records of before these options had one sweep, and rows of up_proj alone.
+    sweeps = record.options.get("row_sweeps", 1)
+    ffn_fits = sweeps * (1 + record.options.get("activated_rows", False))
     for kept, block in zip(plan.blocks, record.blocks, strict=True):
         works = rows_operations(shape, *kept.widths, fitted, steps, kept.queries_per_group)
-        for sublayer, work in zip((block.attention, block.ffn), works, strict=True):
-            rows += work if sublayer and sublayer.rows_fitted else 0
+        fits = ((block.attention, 1), (block.ffn, ffn_fits))
+        for (sublayer, count), work in zip(fits, works, strict=True):
+            rows += count * work if sublayer and sublayer.rows_fitted else 0
     return forward + moments + rows

@@ -42,7 +42,8 @@ def test_a_fit_of_experts_takes_what_is_predicted(
         **wide,
     )
     checkpoint = open_checkpoint(model)
-    options = CompensationOptions(sequential=sequential, row_steps=0, input_maps=False)
+    few = {"ridge_factors": (1.0,), "betas": (0.0, 1.0)}
+    options = CompensationOptions(sequential=sequential, row_steps=0, input_maps=False, **few)
     plan = kept_of_experts(checkpoint, "none").blocks[1]
     block = BlockLoop(checkpoint, torch.float32).block(1)
     pruned = PrunedBlock(checkpoint, block, plan)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import machine
+from benchmarks.measured import add_line, read_lines, told_of_machine
 from benchmarks.real import timed
 from benchmarks.real_rows import METHODS
 from benchmarks.tables import NOTHING, Table, write_between
@@ -100,11 +100,8 @@ class Bench:
                 "--seqlen", "128", "--out", place, "--state", OUT / "state",
             )  # fmt: skip
         losses = self._losses(dense if name == DENSE else place)
-        facts = machine(OUT)
-        kept = {key: facts[key] for key in ("date", "processor", "load_before") if key in facts}
-        line = told | {"processor_seconds": seconds, "losses": losses, "machine": kept}
-        with LINES.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        found = {"processor_seconds": round(seconds, 1), "losses": losses}
+        add_line(LINES, told | found | {"machine": told_of_machine(OUT)})
 
     def _losses(self, model: Path) -> Losses:
         """Of every window of a text its mean NLL, to six digits."""
@@ -137,9 +134,7 @@ def share_error(dense: Tensor, peer: Tensor, own: Tensor) -> float:
 
 def lines() -> Iterator[dict[str, Any]]:
     """The figures there are, one a line."""
-    if LINES.is_file():
-        for line in LINES.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
+    return read_lines(LINES)
 
 
 def table(known: Sequence[dict[str, Any]]) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -26,8 +25,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import machine
-from benchmarks.processes import run
+from benchmarks.measured import add_line, read_lines, told_of_machine
+from benchmarks.processes import children_seconds, run
 from benchmarks.tables import Table, write_between
 from bipline.compression.auto import settled_settings
 from bipline.model.devices import CPU, torch_dtype
@@ -106,38 +105,31 @@ def measure(asked: Run, place: Place) -> None:
     shape, out = open_checkpoint(place.model).shape, OUT / asked.name.replace(" ", "-")
     shutil.rmtree(out, ignore_errors=True)
     OUT.mkdir(parents=True, exist_ok=True)
-    told, facts = out.with_suffix(".json"), machine(OUT)
+    told, facts = out.with_suffix(".json"), told_of_machine(OUT)
     rates = {name: product_rate(shape, torch_dtype(name), CPU) for name in DTYPES}
     asking = {
         "model": str(place.model), "out": str(out), "calibration": str(place.text),
         "json_file": str(told), "ratio": RATIO, "samples": SAMPLES, "seqlen": SEQLEN,
         "effort": asked.effort, "dtype": asked.dtype, "device": "cpu", "state": str(OUT / "state"),
     }  # fmt: skip
-    before, start = _children(), time.perf_counter()
+    before, start = children_seconds(), time.perf_counter()
     os.environ["OMP_NUM_THREADS"] = "1"
     run([sys.executable, "-c", SCRIPT, json.dumps(asking)])
     value = {
         "run": asked.name,
         **asdict(asked),
         "rates": rates,
-        "processor_seconds": round(_children() - before, 1),
+        "processor_seconds": round(children_seconds() - before, 1),
         "wall_seconds": round(time.perf_counter() - start, 1),
         "peak_anonymous_bytes": json.loads(told.read_text("utf-8"))["peak_anonymous_bytes"],
-        "machine": {name: facts[name] for name in ("date", "processor", "torch", "load_before")},
+        "machine": facts,
     }
-    with LINES.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value) + "\n")
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    add_line(LINES, value)
 
 
 def lines() -> Iterator[dict[str, Any]]:
     """What was measured, a run each."""
-    if LINES.is_file():
-        yield from map(json.loads, LINES.read_text(encoding="utf-8").splitlines())
+    return read_lines(LINES)
 
 
 def table(found: Sequence[dict[str, Any]], where: dict[str, Place]) -> str:

@@ -45,6 +45,12 @@ def run(command: Sequence[str], data_limit: int | None = None) -> Finished:
     return Finished(seconds, finished.stdout)
 
 
+def children_seconds() -> float:
+    """Processor seconds of all processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _limiting(data_limit: int | None) -> Callable[[], None] | None:
     if data_limit is None:
         return None

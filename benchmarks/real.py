@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
-from benchmarks.processes import run
+from benchmarks.measured import add_line, read_lines, told_of_machine
+from benchmarks.processes import children_seconds, run
 from benchmarks.real_rows import DENSE, FIRST_TEXT, MEASURES, SPEED, TASKS, TEXTS, Row, Text, rows
 from benchmarks.real_tables import write_results
 from benchmarks.real_tasks import answers_of
@@ -153,30 +152,20 @@ class Bench:
 
 def timed(command: str, *arguments: object) -> tuple[str, float]:
     """What ``bipline`` printed, and the processor seconds that it took."""
-    before = _children()
+    before = children_seconds()
     finished = run([sys.executable, "-m", "bipline", command, *map(str, arguments)])
-    return finished.printed, _children() - before
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return finished.printed, children_seconds() - before
 
 
 def known() -> Iterator[dict[str, Any]]:
     """The figures there are, one a line."""
-    if RESULTS.is_file():
-        for line in RESULTS.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
+    return read_lines(RESULTS)
 
 
 def append(row: Row, measure: str, value: dict[str, Any]) -> None:
     """Add a figure, with the machine it is of."""
-    told = machine(OUT)
-    facts = {name: told[name] for name in ("date", "processor", "load_before") if name in told}
-    with RESULTS.open("a", encoding="utf-8") as file:
-        line = {"row": row.name, "measure": measure, "value": value, "machine": facts}
-        file.write(json.dumps(line) + "\n")
+    line = {"row": row.name, "measure": measure, "value": value}
+    add_line(RESULTS, {**line, "machine": told_of_machine(OUT)})
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.compression.corrections import Corrections
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
-from bipline.model.experts import of_experts, renumbered
+from bipline.model.experts import DOWN, of_experts, renumbered
 from bipline.model.families import (
     block_axes,
     block_lying,
@@ -50,7 +50,7 @@ class Inside:
 
     def of(self, piece: Tensor, first: int) -> Tensor:
         """That of the experts that stay from the ``first`` on, as many as there are here."""
-        kept = self.indices[first : first + len(piece)]
+        kept = self.indices[first : first + len(piece)].to(piece.device)
         sizes = [len(kept), *(-1 if axis == self.axis else 1 for axis in range(1, piece.dim()))]
         return piece.take_along_dim(kept.view(sizes), self.axis)
 
@@ -279,6 +279,19 @@ def inside_of(axes: Sequence[str], of_each: Mapping[str, Tensor]) -> Inside | No
         return None
     found = ((place, of_each.get(axis)) for place, axis in enumerate(axes))
     return next((Inside(place, kept) for place, kept in found if kept is not None), None)
+
+
+def inside_of_class(name: str, matrix: Tensor, channels: Sequence[Sequence[int]]) -> Tensor:
+    """What stays within each expert of a tensor ``[experts, ...]``, as most classes have it.
+
+    ``channels`` are those of every expert that stays; none listed: all of them.
+    """
+    if not channels:
+        return matrix
+    places = torch.tensor(channels, dtype=torch.int64)
+    if name == DOWN:
+        return Inside(2, places).of(matrix, 0)
+    return Inside(1, torch.cat([places, places + matrix.shape[1] // 2], 1)).of(matrix, 0)
 
 
 def indices_of_each(block: BlockPlan) -> dict[str, Tensor]:

@@ -66,23 +66,6 @@ def renumbered(names: Iterable[str], kept: Sequence[int]) -> dict[str, str]:
     }
 
 
-def kept_of_class(
-    name: str, matrix: Tensor, experts: Sequence[int], channels: Sequence[Sequence[int]]
-) -> Tensor:
-    """What stays of a tensor of all experts, ``[experts, ...]``, as most classes have it.
-
-    ``experts`` stay, and of each of them these ``channels``; none listed: all of them.
-    """
-    held = matrix[torch.tensor(experts, device=matrix.device)]
-    if not channels:
-        return held
-    places = torch.tensor(channels, device=matrix.device)
-    if name == DOWN:
-        return held.gather(2, places[:, None].expand(-1, held.shape[1], -1))
-    rows = torch.cat([places, places + held.shape[1] // 2], 1)
-    return held.gather(1, rows[:, :, None].expand(-1, -1, held.shape[2]))
-
-
 def in_class(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a block with the down_proj of every expert as their class has them; others stay.
 

@@ -182,14 +182,19 @@ def test_where_no_window_is_run_nothing_is_measured(
     assert found and found.dtype_choice is None and found.notes == ()
 
 
-def test_a_row_of_compare_is_what_prune_makes(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def narrow_request(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """A request whose dtype is chosen to be bfloat16, with the texts that it names."""
     monkeypatch.setattr(precision, "SAME", 0.0)
     rates(monkeypatch, 4.0)
     for seed, name in enumerate(("calibration", "held-out"), start=1):
         write_text(tmp_path / f"{name}.txt", seed)
-    request = Request(str(llama), tmp_path, "uniform", "least-squares", dtype="auto")
+    return Request(str(llama), tmp_path, "uniform", "least-squares", dtype="auto")
+
+
+def test_a_row_of_compare_is_what_prune_makes(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = narrow_request(llama, tmp_path, monkeypatch)
     made, row = request.pruned("out", tmp_path / "store"), request.compared("compared")
     assert row.line == made.line
     assert row.digests["prune"] == made.digests["prune"]
@@ -201,11 +206,7 @@ def test_a_row_of_compare_is_what_prune_makes(
 def test_a_pipeline_finds_what_prune_chose(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "SAME", 0.0)
-    rates(monkeypatch, 4.0)
-    for seed, name in enumerate(("calibration", "held-out"), start=1):
-        write_text(tmp_path / f"{name}.txt", seed)
-    request = Request(str(llama), tmp_path, "uniform", "least-squares", dtype="auto")
+    request = narrow_request(llama, tmp_path, monkeypatch)
     made = request.pruned("out", request.store)
     rates(monkeypatch, 1.0)
     found = request.compressed()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bipline.compression.compensation import closed_forms, triangles
+from bipline.compression.compensation import block_fit, closed_forms, triangles
 from bipline.compression.compensation.collecting import token_weights
 from bipline.compression.compensation.conjugate_gradients import conjugate_gradients
 from bipline.compression.compensation.kept_rows import READER_OF, Batches, fitted_rows
@@ -262,6 +262,24 @@ def test_rows_that_an_activation_reads_are_fitted_too(family: str, tmp_path: Pat
     assert any(f"{read}.weight" in block.tensors for block in with_rows)
     assert not any(f"{read}.weight" in block.tensors for block in without)
     assert sum(b.record.error for b in with_rows) < sum(b.record.error for b in without)
+
+
+def test_a_sweep_that_changes_nothing_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are moved far lower no error, in this sweep or in any other."""
+    checkpoint = open_checkpoint(tiny_model(tmp_path / "model", "llama-gqa"))
+    asked: list[str] = []
+
+    def far(pruned: Halves, rows: str, *_more: Any) -> Tensor:
+        asked.append(rows)
+        return torch.full_like(pruned.weights[f"{rows}.weight"], 1e3)
+
+    monkeypatch.setattr(block_fit, "fitted_rows", far)
+    blocks = corrected(checkpoint, narrowed(checkpoint), "obs", row_sweeps=5)
+    assert not fitted_matrices(blocks)
+    fits = {block.record.index for block in blocks if block.record.ffn.form == "obs"}
+    assert fits and [each for each in asked if each != V_PROJ] == [UP_PROJ, GATE_PROJ] * len(fits)
 
 
 @pytest.mark.parametrize(

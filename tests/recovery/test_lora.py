@@ -20,11 +20,12 @@ from bipline.settings.recipes import LoraRecipe
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import verify_directory
 from bipline.values.recovery import RecoveryRecord
+from tests.adapted import merged_logits
 from tests.compression.test_calibrate import prose
 from tests.conftest import ASSETS
 from tests.masking import layers_of
 from tests.oracles.test_slicing import random_plan
-from tests.tiny import tiny_model, token_windows
+from tests.tiny import tiny_model
 
 RECIPE = LoraRecipe(steps=30, batch_size=4, seqlen=32, learning_rate=5e-3, dropout=0.0)
 
@@ -121,16 +122,7 @@ def test_a_loss_that_is_not_finite_is_refused(
 
 def test_merged_adapter_equals_adapter_plus_base(pruned: Path) -> None:
     """In float64, with an adapter that is not zero: peft's merge changes nothing it says."""
-    adapted = with_adapter(load_model(pruned, torch.float64), LoraRecipe(dropout=0.0)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_(noise * 0.1)
-        base = load_model(pruned, torch.float64)(token_windows()).logits
-        expected = adapted(token_windows()).logits
-        merged = adapted.merge_and_unload()(token_windows()).logits
+    base, expected, merged = merged_logits(pruned)
     assert (expected - base).abs().max() > 1e-3, "the adapter does something"
     assert (merged - expected).abs().max() < 1e-10
 

@@ -18,13 +18,13 @@ from bipline.face import api
 from bipline.model.loading import load_model
 from bipline.model.nested import load_whole
 from bipline.model.opening import open_checkpoint
-from bipline.recovery.adapter import with_adapter
 from bipline.recovery.place import Place
 from bipline.recovery.recover import Request, recover
 from bipline.settings.recipes import RECIPES, FullRecipe, LoraRecipe, Schedule
 from bipline.storage.directory import atomic_directory
 from bipline.storage.manifest import verify_directory
 from bipline.values.recovery import RecoveryRecord
+from tests.adapted import merged_logits
 from tests.compression.test_calibrate import prose
 from tests.per_layer import kept, plan_of
 from tests.recovery.test_training import _Stop
@@ -116,17 +116,8 @@ def test_experts_and_routers_of_a_mixture_stay(
     assert open_checkpoint(tmp_path / "out").shape == open_checkpoint(mixture).shape
 
 
-@torch.no_grad()
 def test_a_merged_mixture_gives_what_adapter_and_base_give(mixture: Path) -> None:
-    adapted = with_adapter(load_model(mixture, torch.float64), LoraRecipe(dropout=0.0)).eval()
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(noise * 0.1)
-    base = load_model(mixture, torch.float64)(token_windows()).logits
-    expected = adapted(token_windows()).logits
-    found = adapted.merge_and_unload()(token_windows()).logits
+    base, expected, found = merged_logits(mixture)
     assert (expected - base).abs().max() > 1e-3, "the adapter does something"
     # A router may compute in float32.
     least = 1e-6 if "glm4" in str(open_checkpoint(mixture).config["model_type"]) else 1e-10

@@ -126,10 +126,13 @@ class BlockFit:
         self._fix(ffn, collecting, errors)
         del collecting
         for _ in range(self._options.row_sweeps):
+            error = self.records[DOWN_PROJ].least
             if pruned.dense.gated:
                 self._fit_rows(UP_PROJ, ffn, errors)
             if self._options.activated_rows:
                 self._fit_rows(pruned.dense.activated, ffn, errors)
+            if not self.records[DOWN_PROJ].least < error:
+                break  # another sweep would find the same
 
     @property
     def ffn_record(self) -> SublayerRecord | None:

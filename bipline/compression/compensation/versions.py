@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -18,11 +16,16 @@ from bipline.compression.compensation.kept_heads import (
 from bipline.compression.compensation.norms_behind import HeadShares
 from bipline.compression.criteria.interface import Block as CriteriaBlock
 from bipline.compression.criteria.norms import RmsNorm
-from bipline.compression.slicing import indices_of_each, inside_of, kept_indices
+from bipline.compression.slicing import (
+    indices_of_each,
+    inside_of,
+    inside_of_class,
+    kept_indices,
+)
 from bipline.model.block_loop import Block
 from bipline.model.block_reader import Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint, widened
-from bipline.model.experts import DOWN, OWN_DOWN, SHARED_DOWN, in_class, kept_of_class
+from bipline.model.experts import DOWN, OWN_DOWN, SHARED_DOWN, in_class
 from bipline.model.families import block_axes, build_of
 from bipline.model.halves import DOWN_PROJ, O_PROJ, SUBLAYER_OF, Halves
 from bipline.model.mixture import ExpertColumns
@@ -241,7 +244,7 @@ class PrunedBlock:
             name: _selected(weight, axes[name], kept, of_each)
             if name in axes
             # What a class alone has: the matrices of all experts as one.
-            else kept_of_class(name, weight, plan.experts, plan.expert_channels)
+            else inside_of_class(name, weight[list(plan.experts)], plan.expert_channels)
             for name, weight in weights.items()
             if not name.startswith(absent)
         }
@@ -272,7 +275,7 @@ def _selected(weight: Tensor, axes: tuple[str, ...], kept: Weights, of_each: Wei
         if axis in kept:
             weight = weight.index_select(dimension, kept[axis].to(weight.device))
     if (inside := inside_of(axes, of_each)) is not None:
-        weight = replace(inside, indices=inside.indices.to(weight.device)).of(weight, 0)
+        weight = inside.of(weight, 0)
     return weight
 
 

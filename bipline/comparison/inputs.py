@@ -27,7 +27,7 @@ from bipline.model.resolve import HUB
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import text_windows
 from bipline.settings.sweep import ComparisonSettings
-from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_of
+from bipline.stages.calibrate import DEFAULT_SAMPLES, samples_between
 from bipline.stages.resolve import resolve_model, resolve_tasks, resolve_texts
 from bipline.storage.digests import digest_json
 from bipline.storage.documents import TEXT_SUFFIXES, read_documents
@@ -105,15 +105,15 @@ def with_samples(
     section, compensations = settings.calibrate, compensations_of(rows)
     if section.samples is not None:
         return settings
-    samples = max(
-        samples_of(open_checkpoint(given.model.location), section, compensations)
+    each = [
+        samples_between(open_checkpoint(given.model.location), section, compensations)
         for given in inputs.models.values()
-    )
-    if samples > DEFAULT_SAMPLES:
-        note(f"samples {samples} for every row: compensation needs more than {DEFAULT_SAMPLES}")
-    return settings.model_copy(
-        update={"calibrate": section.model_copy(update={"samples": samples})}
-    )
+    ]
+    samples, fewest = map(max, zip(*each, strict=True))
+    if fewest > DEFAULT_SAMPLES:
+        note(f"samples {fewest} for every row: compensation needs more than {DEFAULT_SAMPLES}")
+    counts = {"samples": samples, "fewest_samples": fewest if fewest < samples else None}
+    return settings.model_copy(update={"calibrate": section.model_copy(update=counts)})
 
 
 def comparison_of(

@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import gt
 from pathlib import Path
 from typing import Any
 
@@ -53,25 +54,33 @@ def calibrate(
     seqlen: int,
     seed: int,
     max_memory: int | None = None,
+    fewest: int | None = None,
 ) -> CalibrationSet:
     """Draw ``samples`` windows of ``seqlen`` tokens from a mix of texts.
 
     ``texts`` are files with their weight in the mix (shares of the windows, any positive scale).
-    Names decide nothing; windows come in the order of the texts.
+    Names decide nothing; windows come in the order of the texts. Where these hold fewer windows,
+    as many as there are of the same mix are drawn, down to ``fewest``; without it none fewer.
     Raises InvalidInput for empty or too short text, for one that takes more than ``max_memory``,
     and for weights or sizes that make no sense.
     """
     _check_sizes(texts, samples, seqlen)
     tokenizer = tokenizer_of(tokenizer_folder)
-    parts, drawn, fitted = [], [], []
-    counts = window_counts([weight for _, weight in texts], samples)
-    for (path, _), share in zip(texts, counts, strict=True):
+    found, fitted, documents_of = [], [], []
+    weights = [weight for _, weight in texts]
+    for (path, _), most in zip(texts, window_counts(weights, samples), strict=True):
         documents = _distinct(read_documents(path))
         fitted.append(FittedText.of(documents))
+        documents_of.append(len(documents))
         stream = _token_stream(tokenizer, _shuffled(documents, seed), max_memory)
-        parts.append(_draw(stream, share, seqlen, seed, path))
-        drawn.append({"documents": len(documents), "windows": share})
-    description = {"samples": samples, "seqlen": seqlen, "seed": seed, "texts": drawn}
+        found.append(_drawn(stream, most, seqlen, seed, path))
+    counts = counts_within(weights, samples, fewest, [each.available for each in found])
+    parts = [each.first(count, seqlen) for each, count in zip(found, counts, strict=True)]
+    told = [
+        {"documents": documents, "windows": count}
+        for documents, count in zip(documents_of, counts, strict=True)
+    ]
+    description = {"samples": sum(counts), "seqlen": seqlen, "seed": seed, "texts": told}
     return CalibrationSet(torch.cat(parts), description, FittedText.joined(fitted))
 
 
@@ -113,6 +122,23 @@ def window_counts(weights: Sequence[float], samples: int) -> list[int]:
     return shares
 
 
+def counts_within(
+    weights: Sequence[float], samples: int, fewest: int | None, available: Sequence[int]
+) -> list[int]:
+    """Windows of each text: of ``samples``, or of the most down to ``fewest`` that there are."""
+    if fewest is None:
+        return window_counts(weights, samples)
+    # A share is within one of its exact size, so no more than these can be had.
+    shares = zip(available, weights, strict=True)
+    held = min(int((count + 1) * sum(weights) / weight) for count, weight in shares)
+    count = max(fewest, min(samples, held))
+    while count > fewest and any(map(gt, window_counts(weights, count), available)):
+        count -= 1
+    if count < samples:
+        note(f"samples {count}: the text holds no {samples} windows")
+    return window_counts(weights, count)
+
+
 def _distinct(documents: list[str]) -> list[str]:
     documents = [document for document in documents if document.strip()]
     distinct = list(dict.fromkeys(documents))
@@ -133,17 +159,31 @@ def _token_stream(tokenizer: Any, documents: list[str], max_memory: int | None) 
     return torch.cat([torch.tensor(each, dtype=torch.int64) for each in ids])
 
 
-def _draw(stream: torch.Tensor, count: int, seqlen: int, seed: int, path: Path) -> torch.Tensor:
+@dataclass(frozen=True)
+class _Drawn:
+    """Windows of one text in the order of their draw, their places in it, and how many it holds."""
+
+    path: Path
+    available: int
+    places: torch.Tensor
+    windows: torch.Tensor
+
+    def first(self, count: int, seqlen: int) -> torch.Tensor:
+        """The first so many that were drawn, in the order of the text."""
+        if self.available < count:
+            raise InvalidInput(
+                f"{self.path}: holds {self.available} windows of {seqlen} tokens, {count} were "
+                "asked for; give more text, or lower samples or seqlen"
+            )
+        return self.windows[:count][self.places[:count].sort().indices]
+
+
+def _drawn(stream: torch.Tensor, most: int, seqlen: int, seed: int, path: Path) -> _Drawn:
     available = len(stream) // seqlen
     if available < 1:
         raise InvalidInput(
             f"{path}: {len(stream)} tokens, shorter than one window of seqlen {seqlen}"
         )
-    if available < count:
-        raise InvalidInput(
-            f"{path}: holds {available} windows of {seqlen} tokens, {count} were asked for; "
-            "give more text, or lower samples or seqlen"
-        )
     windows = stream[: available * seqlen].view(available, seqlen)
-    chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:count]
-    return windows[chosen.sort().values]
+    places = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:most]
+    return _Drawn(path, available, places, windows[places])

@@ -29,7 +29,7 @@ CORRECTIONS: dict[Effort, Options] = {
     "balanced": {},
     "best": {
         "row_steps": 8, "row_sweeps": 4, "whole_matrices": True,
-        "random_windows": 1.0, "generated_windows": 1.0,
+        "random_windows": 0.25, "generated_windows": 0.25, "text_tokens": 65_536,
     },
 }  # fmt: skip
 # Where groups are chosen again, scores decide nothing, and these cost no pass.

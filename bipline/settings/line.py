@@ -74,9 +74,25 @@ class CalibrateSettings(Settings):
         default=None,
         ge=1,
         le=10**9,
-        description="number of windows; null is 128, or as many as compensation needs",
+        description="number of windows; null is 128, or as many as compensation needs; with effort "
+        "best 65,536 tokens of them, as far as the texts go",
+    )
+    fewest_samples: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        exclude_if=lambda fewest: fewest is None,
+        description="so many are enough where the texts hold no more; null: as many as samples",
     )
     seqlen: int = Field(default=128, ge=2, description="window length in tokens")
+
+    @model_validator(mode="after")
+    def _no_more_than_samples(self) -> CalibrateSettings:
+        if self.samples and self.fewest_samples and self.fewest_samples > self.samples:
+            raise ValueError(
+                f"fewest_samples {self.fewest_samples} is above samples {self.samples}"
+            )
+        return self
 
 
 class ScoreSettings(Settings):

@@ -8,7 +8,7 @@ from pathlib import Path
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.compression import calibrate as core
-from bipline.compression.compensation.checks import least_samples_of
+from bipline.compression.compensation.checks import least_samples_of, wanted_samples_of
 from bipline.compression.computing import Computing
 from bipline.compression.windows import Windows
 from bipline.model.block_loop import BlockLoop
@@ -44,9 +44,9 @@ def calibrate(
     check_overlap(
         [Path(text.location) for text in chosen], [Path(text.location) for text in evaluation]
     )
-    samples = samples_of(context.opened(model), settings, compensations)
-    if settings.samples is None and samples > DEFAULT_SAMPLES:
-        note(f"samples {samples}: compensation needs more than {DEFAULT_SAMPLES} on this model")
+    samples, fewest = samples_between(context.opened(model), settings, compensations)
+    if settings.samples is None and fewest > DEFAULT_SAMPLES:
+        note(f"samples {fewest}: compensation needs more than {DEFAULT_SAMPLES} on this model")
     # By content, because the key does not depend on what a text is called; and by how many windows
     # come of each, because shares of 2:2 and of 1:1 draw the same.
     digests, weights = zip(
@@ -55,6 +55,7 @@ def calibrate(
     mix = list(zip(digests, core.window_counts(weights, samples), strict=True))
     places = {text.sha256: Path(text.location) for text in chosen}
     drawn = {"samples": samples, "seqlen": settings.seqlen, "seed": context.seed}
+    drawn |= {"fewest": fewest} if fewest < samples else {}
     inputs = {"tokenizer": model.tokenizer_digest}
 
     def produce(writer: DirectoryWriter, work: Path) -> None:
@@ -72,12 +73,25 @@ def calibrate(
 def samples_of(
     checkpoint: Checkpoint, settings: CalibrateSettings, compensations: Iterable[CompensateSettings]
 ) -> int:
-    """The number of windows: as it was set, else 128 or what compensation needs on this model."""
-    if settings.samples is not None:
-        return settings.samples
-    shape, seqlen = checkpoint.shape, settings.seqlen
-    least = [least_samples_of(one, shape, seqlen) for one in compensations]
-    return max([DEFAULT_SAMPLES, *least])
+    """The most windows that are drawn (see :func:`samples_between`)."""
+    return samples_between(checkpoint, settings, compensations)[0]
+
+
+def samples_between(
+    checkpoint: Checkpoint, settings: CalibrateSettings, compensations: Iterable[CompensateSettings]
+) -> tuple[int, int]:
+    """The most windows, and the fewest where the texts hold no more: as they were set.
+
+    Else 128 or what compensation needs on this model; more only where an option asks for them.
+    """
+    shape, seqlen, corrected = checkpoint.shape, settings.seqlen, tuple(compensations)
+    most = fewest = settings.samples
+    if fewest is None or most is None:
+        fewest = max(
+            [DEFAULT_SAMPLES, *(least_samples_of(one, shape, seqlen) for one in corrected)]
+        )
+        most = max([fewest, *(wanted_samples_of(one, seqlen) for one in corrected)])
+    return most, min(most, settings.fewest_samples or fewest)
 
 
 def needed(calibration: Handle | None, reader: str) -> Handle:
@@ -105,9 +119,9 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
     for name in section.texts if sources else ():
         if name not in sources:
             raise InvalidInput(f"calibrate.texts: {name!r} is not listed under texts")
-    samples = section.samples
+    samples = fewest = section.samples
     if checkpoint is not None:
-        samples = samples_of(checkpoint, section, [settings.compensate])
+        samples, fewest = samples_between(checkpoint, section, [settings.compensate])
     if samples is None:
         return [("calibrate", f"{DEFAULT_SAMPLES} windows, or as many as compensation needs")]
     local = not any(source.startswith("hf:") for source in sources.values())
@@ -119,8 +133,10 @@ def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool)
         mix = [(Path(sources[name]), share) for name, share in section.texts.items()]
         drawn = core.calibrate(
             checkpoint.folder, mix, samples, section.seqlen, settings.seed,
-            settings.compute.max_memory,
+            settings.compute.max_memory, fewest,
         )  # fmt: skip
+        samples = fewest = len(drawn.token_ids)
         BlockLoop(checkpoint, torch_dtype(settings.compute.named_dtype)).check(drawn.token_ids)
     tokens = samples * section.seqlen
-    return [("calibrate", f"{samples} windows of {section.seqlen} tokens = {tokens:,} tokens")]
+    told = f"{samples} windows of {section.seqlen} tokens = {tokens:,} tokens"
+    return [("calibrate", told if fewest == samples else f"{told}, as far as the texts go")]

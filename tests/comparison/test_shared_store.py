@@ -17,7 +17,7 @@ from bipline.comparison.folder import MARKER_NAME
 from bipline.comparison.grid import compensations_of
 from bipline.comparison.rows import RowInputs, measure_row, score_rows
 from bipline.model.opening import open_checkpoint
-from bipline.stages.calibrate import calibrate, samples_of
+from bipline.stages.calibrate import calibrate, samples_between
 from bipline.stages.evaluate import evaluate_dense
 from bipline.stages.stage import Context, Stage
 from bipline.storage.local_store import LocalStore
@@ -144,20 +144,23 @@ def test_a_refusal_on_the_way_names_no_folder_of_the_run_and_leaves_no_work(
     assert run().rows[0].measured, "a refusal is not stored"
 
 
+@pytest.mark.parametrize("option", ["", ":text_tokens=99999"])
 def test_windows_that_are_not_counted_are_those_of_the_neediest_method_alone(
-    bench: Bench, made: list[str], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, made: list[str], monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     """So that a sweep finds what compress drew for its method, and all rows see the same."""
     monkeypatch.setattr("bipline.stages.calibrate.DEFAULT_SAMPLES", 2)
-    asked = bench.settings(**AXES)
+    axes = {**AXES, "methods": (f"magnitude//obs{option}",)}
+    asked = bench.settings(**axes)
     section = asked.calibrate.model_copy(update={"samples": None})
     settings = asked.model_copy(update={"calibrate": section})
     compared = compare(settings, bench.inputs(), bench.folder / "out")
-    needy = compensations_of(bench.combinations(**AXES))[-1]
-    checkpoint = open_checkpoint(bench.model)
+    needy = compensations_of(bench.combinations(**axes))[-1]
     assert needy.chosen == "obs"
-    assert samples_of(checkpoint, section, [needy]) > 2 == samples_of(checkpoint, section, ())
-    assert compared.calibrations["calibration"].samples == samples_of(checkpoint, section, [needy])
+    checkpoint, drawn = open_checkpoint(bench.model), compared.calibrations["calibration"].samples
+    most, fewest = samples_between(checkpoint, section, [needy])
+    assert fewest > 2 and samples_between(checkpoint, section, ()) == (2, 2)
+    assert fewest < drawn < most if option else fewest == drawn == most
     made.clear()
     inputs = bench.inputs()
     calibrate(

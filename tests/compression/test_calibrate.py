@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
+from operator import le
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from bipline.base.errors import InvalidInput
-from bipline.compression.calibrate import CalibrationSet, calibrate
+from bipline.base.progress import listening
+from bipline.compression.calibrate import CalibrationSet, calibrate, counts_within, window_counts
 from bipline.storage.documents import SEPARATOR, read_documents, write_rows
 from bipline.storage.folder import open_folder
 from bipline.storage.ngrams import check_overlap, ngrams_of, overlap_of
@@ -119,6 +124,47 @@ def test_too_few_windows_name_the_number(llama: Path, tmp_path: Path) -> None:
     text = text_file(tmp_path / "a.txt", prose(1, 30))
     with pytest.raises(InvalidInput, match=r"holds \d+ windows of 16 tokens, 1000 were asked"):
         drawn(llama, [(text, 1.0)], 1000, 16, 0)
+
+
+def test_fewer_windows_are_all_that_the_texts_hold_of_the_mix(llama: Path, tmp_path: Path) -> None:
+    """As if just so many had been asked for, down to the fewest."""
+    texts = [
+        (text_file(tmp_path / "a.txt", prose(1, 100)), 1.0),
+        (text_file(tmp_path / "b.txt", prose(2)), 1.0),
+    ]
+    folder, screen = open_folder(llama), Mock()
+    with listening(screen):
+        found = calibrate(folder, texts, 1000, 16, seed=0, fewest=2)
+    count = len(found.token_ids)
+    assert 2 < count < 1000 and found.description["samples"] == count
+    screen.note.assert_called_once_with(f"samples {count}: the text holds no 1000 windows")
+    exact = drawn(llama, texts, count, 16, 0)
+    assert found.token_ids.equal(exact.token_ids) and found.description == exact.description
+    for more in (count + 1, 1000):
+        with pytest.raises(InvalidInput, match=r"holds \d+ windows of 16 tokens, \d+ were asked"):
+            calibrate(folder, texts, 1000, 16, seed=0, fewest=more)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 60)), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.data(),
+)
+@example([(1, 1), (9, 60)], 60, None)
+def test_counts_within_what_there_is_are_the_most(
+    texts: list[tuple[int, int]], samples: int, data: st.DataObject | None
+) -> None:
+    """Beside every number tried in turn."""
+    weights, available = [weight for weight, _ in texts], [held for _, held in texts]
+    fewest = data.draw(st.integers(1, samples)) if data else 1
+    fitting = [
+        count
+        for count in range(fewest, samples + 1)
+        if all(map(le, window_counts(weights, count), available))
+    ]
+    found = counts_within(weights, samples, fewest, available)
+    assert found == window_counts(weights, max(fitting, default=fewest))
+    assert counts_within(weights, samples, None, available) == window_counts(weights, samples)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])

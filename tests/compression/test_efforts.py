@@ -25,6 +25,7 @@ from bipline.face.keywords import comparison_settings
 from bipline.model.floor import Rates
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import AllocateSettings, LineSettings
+from bipline.stages.calibrate import samples_between
 from bipline.stages.forecast import STARTING, Forecast, forecast, slowed
 from bipline.stages.step_needs import BESIDE_PRODUCTS
 from bipline.values.combination import Method
@@ -97,6 +98,36 @@ def test_more_effort_is_more_time(reference: Path) -> None:
     quick, balanced, best = (each.seconds for each in told)
     assert 2 * quick < balanced < best
     assert str(told[0]).startswith("about ") and str(told[0]).endswith(" GB of memory")
+
+
+def test_best_reads_more_text_where_no_number_of_windows_is_given(reference: Path) -> None:
+    checkpoint = open_checkpoint(reference)
+    for effort, wanted in (("quick", 128), ("balanced", 128), ("best", 512)):
+        settings, _ = settled_settings(line(effort))
+        between = samples_between(checkpoint, settings.calibrate, [settings.compensate])
+        assert between == (wanted, 128)
+    for given, wanted_between in (
+        ({"samples": 32}, (32, 32)),
+        ({"samples": 32, "fewest_samples": 8}, (32, 8)),
+        ({"fewest_samples": 200}, (512, 200)),
+        ({"fewest_samples": 2000}, (512, 512)),
+        ({"seqlen": 2048}, (128, 128)),
+    ):
+        section = line("best", calibrate=given).calibrate
+        assert samples_between(checkpoint, section, [settings.compensate]) == wanted_between
+
+
+def test_best_takes_the_text_there_is(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(prose(1, 2000))
+    with listening(notes := Notes()):
+        api.prune(
+            llama, tmp_path / "out", calibration=tmp_path / "text.txt", seqlen=16, ratio=0.3,
+            effort="best", state=tmp_path / "state", compensation="least-squares",
+            compensation_option={"row_steps": 0}, allocation="uniform",
+        )  # fmt: skip
+    told = next(text for text in notes.lines if text.startswith("samples "))
+    count = int(told.split()[1].rstrip(":"))
+    assert 128 < count < 4096 and told.endswith(": the text holds no 4096 windows")
 
 
 class Notes:

@@ -24,7 +24,8 @@ from bipline.settings.sweep import GridSettings
 NO_FLAG = {"texts", "parts"}
 FIELDS = [(s, name) for s, kind in SECTIONS.items() for name in kind.model_fields]
 VALUES: dict[str, Any] = {
-    "samples": 3, "seqlen": 7, "criterion": "flap", "criterion_option": {"metric": "ifv"},
+    "samples": 3, "fewest_samples": 2, "seqlen": 7,
+    "criterion": "flap", "criterion_option": {"metric": "ifv"},
     "statistics": "s", "parts": 2, "ratio": 0.3, "ratio_of": "total", "allocation": "threshold",
     "allocation_option": {"tokens": 9}, "layout": "per-layer", "keep_first": 1, "keep_last": 1,
     "divisible_by": 2, "ffn_multiple": 8, "of_experts": "channels", "plan": "p",

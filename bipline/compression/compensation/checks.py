@@ -51,6 +51,11 @@ def least_samples_of(settings: CompensateSettings, shape: ModelShape, seqlen: in
     return least_samples(shape, seqlen, compensation_options(settings).held_out)
 
 
+def wanted_samples_of(settings: CompensateSettings, seqlen: int) -> int:
+    """The samples of ``seqlen`` tokens that its option ``text_tokens`` asks for; 0 for none."""
+    return compensation_options(settings).text_tokens // seqlen
+
+
 def check_compensation_settings(
     checkpoint: Checkpoint,
     settings: CompensateSettings,

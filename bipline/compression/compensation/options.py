@@ -11,6 +11,7 @@ from bipline.compression.options import Numbers, PositiveNumber, PositiveNumbers
 
 # Of one fit: held-out windows stop it long before.
 MOST_STEPS = 1000
+MOST_TOKENS = 10**12
 
 
 class SlimGptOptions(Options):
@@ -47,7 +48,8 @@ class CompensationOptions(Options):
     ``random_windows``: as many windows of random tokens, as a share of those that are fitted on,
     are fitted on too by least-squares and obs, which does not choose by them, where the held-out
     windows have words that the fitted ones lack; ``generated_windows``: the same of windows of the
-    model's own text. 0 for none.
+    model's own text. 0 for none. ``text_tokens``: where the number of calibration windows is not
+    set, as many as hold so many tokens are drawn, as far as the text goes; 0 for the usual number.
     """
 
     ridge: PositiveNumber = 1e-2
@@ -63,6 +65,7 @@ class CompensationOptions(Options):
     held_out: float = Field(0.1, gt=0, lt=1)
     random_windows: float = Field(0.5, ge=0, le=1)
     generated_windows: float = Field(0.5, ge=0, le=1)
+    text_tokens: int = Field(0, ge=0, le=MOST_TOKENS, exclude_if=lambda tokens: not tokens)
 
     @field_validator("betas")
     @classmethod

@@ -3,9 +3,10 @@
     .venv/bin/python -m benchmarks.efforts [--only 'reference-llm 0.5']
     .venv/bin/python -m benchmarks.efforts --tables     # what was measured, into RESULTS.md
 
-Uniform, 128 windows of 128 tokens, float32; OSSCAR at the widths that ``auto`` chooses, so at the
-same size. Texts are those that nothing was calibrated on or chosen by. The standard error of a
-share is that of :data:`DRAWS` draws of the text's windows, with replacement, the same for all rows.
+Uniform, 128 windows of 128 tokens, 512 for best as it takes by default, float32; OSSCAR at the
+widths that ``auto`` chooses, so at the same size, on 128 windows; on 512 it is a column beside,
+and best tells its share of that too. Texts are those that nothing was calibrated on or chosen by.
+The standard error of a share is that of :data:`DRAWS` draws of the text's windows, with replacement, the same for all rows.
 A figure is a line of ``benchmarks/efforts.jsonl`` as soon as it is there; a line goes where it is
 to be measured again. SmolLM2-135M has a table of its own (``benchmarks.real``).
 """
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.measured import add_line, read_lines, told_of_machine
 from benchmarks.real import timed
-from benchmarks.real_rows import METHODS
+from benchmarks.real_rows import BEST, METHODS
 from benchmarks.tables import NOTHING, Table, write_between
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,10 @@ LINES = ROOT / "benchmarks" / "efforts.jsonl"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 OUT = ROOT / "build" / "benchmarks" / "efforts"
 PEER, DENSE = "osscar, auto's widths", "dense"
+# The same peer on as much text as best has.
+READ_MORE = f"{PEER}, {BEST} windows"
 EFFORTS = ("auto quick", "auto balanced", "auto best")
+COMPARED = (READ_MORE, *EFFORTS)
 RATIOS = ("0.2", "0.5")
 FIRST_BYTES, DRAWS = 240_000, 1000
 
@@ -70,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bench.row("", DENSE)
         for ratio in RATIOS:
             if not given.only or f"{subject.name} {ratio}" in given.only:
-                for name in (PEER, *EFFORTS):
+                for name in (PEER, *COMPARED):
                     bench.row(ratio, name)
     write_between(RESULTS, "efforts", table(list(lines())))
 
@@ -94,10 +98,12 @@ class Bench:
         shutil.rmtree(place.with_suffix(".work"), ignore_errors=True)
         seconds = 0.0
         if name != DENSE:
+            method = METHODS[PEER if name == READ_MORE else name]
+            samples = BEST if name in (READ_MORE, "auto best") else 128
             _, seconds = timed(
-                "prune", dense, *METHODS[name], "--ratio", ratio, "--layout", "uniform",
-                "--calibration", self.data / "text" / self.subject.calibration, "--samples", "128",
-                "--seqlen", "128", "--out", place, "--state", OUT / "state",
+                "prune", dense, *method, "--ratio", ratio, "--layout", "uniform",
+                "--calibration", self.data / "text" / self.subject.calibration,
+                "--samples", samples, "--seqlen", "128", "--out", place, "--state", OUT / "state",
             )  # fmt: skip
         losses = self._losses(dense if name == DENSE else place)
         found = {"processor_seconds": round(seconds, 1), "losses": losses}
@@ -143,13 +149,16 @@ def table(known: Sequence[dict[str, Any]]) -> str:
     rows = []
     for subject in SUBJECTS:
         for ratio in RATIOS:
-            held = {name: found.get((subject.name, ratio, name)) for name in (PEER, *EFFORTS)}
+            held = {name: found.get((subject.name, ratio, name)) for name in (PEER, *COMPARED)}
             held[DENSE] = found.get((subject.name, "", DENSE))
             rows += [
                 (f"{subject.name}, {ratio}, {text}", *_cells(held, text))
                 for text in (subject.texts if held[DENSE] and held[PEER] else ())
             ]
-    columns = ("", DENSE, "osscar", *EFFORTS, "osscar s", *(f"{name[5:]} s" for name in EFFORTS))
+    columns = (
+        "", DENSE, "osscar", f"osscar, {BEST} windows", *EFFORTS, "osscar s",
+        *(f"{name[5:]} s" for name in EFFORTS),
+    )  # fmt: skip
     return Table("", columns, tuple(rows)).markdown()
 
 
@@ -158,13 +167,16 @@ def _cells(held: Mapping[str, dict[str, Any] | None], text: str) -> list[str]:
         name: torch.tensor(line["losses"][text]).double() for name, line in held.items() if line
     }
     cells = [f"{math.exp(float(losses[name].mean())):.2f}" for name in (DENSE, PEER)]
-    for name in EFFORTS:
+    for name in COMPARED:
         if name not in losses:
             cells.append(NOTHING)
             continue
         compared = losses[DENSE], losses[PEER], losses[name]
         value = math.exp(float(losses[name].mean()))
-        cells.append(f"{value:.2f} ({share(*compared):.2f} ± {share_error(*compared):.2f})")
+        told = f"{share(*compared):.2f} ± {share_error(*compared):.2f}"
+        if name == EFFORTS[-1] and READ_MORE in losses:
+            told += f"; {share(losses[DENSE], losses[READ_MORE], losses[name]):.2f}"
+        cells.append(f"{value:.2f} ({told})")
     seconds = [(held[name] or {}).get("processor_seconds") for name in (PEER, *EFFORTS)]
     return cells + [NOTHING if each is None else f"{each:.0f}" for each in seconds]
 

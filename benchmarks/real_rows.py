@@ -46,6 +46,10 @@ LONGER = (
     ("osscar, auto's widths", 512), ("auto quick", 512), ("auto balanced, none drawn", 512),
     ("auto best, none drawn", 512), ("auto balanced", 256),
 )  # fmt: skip
+# Windows of 128 tokens that best draws where none are named.
+BEST = 512
+# Efforts whose windows run in bfloat16 too.
+NARROWER = ("auto quick", "auto balanced", "auto best")
 DIFFERING = ("flap", "osscar", "auto quick", "auto balanced")
 # Ratios of rows whose blocks differ, with the uniform row that theirs is held to.
 DIFFERING_RATIOS = ("0.2", "0.35")
@@ -96,7 +100,16 @@ def rows() -> list[Row]:
     """All rows in the order of the table."""
     found = [Row(DENSE, first=True)]
     found += [
-        Row(name, _flags(flags, "0.2", UNIFORM), name in FIRST) for name, flags in METHODS.items()
+        Row(name, _flags(flags, "0.2", UNIFORM), name in FIRST, samples=_samples(name))
+        for name, flags in METHODS.items()
+    ]
+    found += [
+        Row(
+            f"{name}, bfloat16",
+            _flags((*METHODS[name], "--dtype", "bfloat16"), "0.2", UNIFORM),
+            samples=_samples(name),
+        )
+        for name in NARROWER
     ]
     for ratio in OTHER_RATIOS:
         found += [Row(f"{n}, {ratio}", _flags(METHODS[n], ratio, UNIFORM)) for n in OTHERWISE]
@@ -111,6 +124,10 @@ def rows() -> list[Row]:
         for recipe in RECIPES
     ]
     return found
+
+
+def _samples(name: str) -> int:
+    return BEST if name == "auto best" else 128
 
 
 def _differing(ratio: str) -> list[Row]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.efforts import DENSE, EFFORTS, PEER, share, share_error, table
+from benchmarks.efforts import DENSE, EFFORTS, PEER, READ_MORE, share, share_error, table
 
 
 def losses(perplexity: float, windows: int = 8) -> list[float]:
@@ -38,5 +38,14 @@ def test_the_table_tells_what_is_there() -> None:
         for ratio, row, value in (("", DENSE, 50.0), ("0.2", PEER, 60.0), ("0.2", EFFORTS[0], 58.0))
     ]  # fmt: skip
     text = table(told)
-    assert "| reference-llm, 0.2, novel | 50.00 | 60.00 | 58.00 (0.80 ± 0.00) | - | - | 7 |" in text
+    assert (
+        "| reference-llm, 0.2, novel | 50.00 | 60.00 | - | 58.00 (0.80 ± 0.00) | - | - | 7 |"
+        in text
+    )
     assert "0.5" not in text
+    more = [
+        {**told[1], "row": row, "losses": {"novel": losses(value), "wikitext2": losses(value)}}
+        for row, value in ((READ_MORE, 58.0), (EFFORTS[-1], 54.0))
+    ]
+    text = table([*told, *more])
+    assert "| 58.00 (0.80 ± 0.00) | 58.00 (0.80 ± 0.00) | - | 54.00 (0.40 ± 0.00; 0.50) |" in text

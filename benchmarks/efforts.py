@@ -6,9 +6,10 @@
 Uniform, 128 windows of 128 tokens, 512 for best as it takes by default, float32; OSSCAR at the
 widths that ``auto`` chooses, so at the same size, on 128 windows; on 512 it is a column beside,
 and best tells its share of that too. Texts are those that nothing was calibrated on or chosen by.
-The standard error of a share is that of :data:`DRAWS` draws of the text's windows, with replacement, the same for all rows.
-A figure is a line of ``benchmarks/efforts.jsonl`` as soon as it is there; a line goes where it is
-to be measured again. SmolLM2-135M has a table of its own (``benchmarks.real``).
+The standard error of a share is that of :data:`DRAWS` draws of the text's windows, with
+replacement, the same for all rows. A figure is a line of ``benchmarks/efforts.jsonl`` as soon as it
+is there; a line goes where it is to be measured again. SmolLM2-135M has a table of its own
+(``benchmarks.real``).
 """
 
 from __future__ import annotations

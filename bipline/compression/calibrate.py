@@ -76,6 +76,8 @@ def calibrate(
         found.append(_drawn(stream, most, seqlen, seed, path))
     counts = counts_within(weights, samples, fewest, [each.available for each in found])
     parts = [each.first(count, seqlen) for each, count in zip(found, counts, strict=True)]
+    if sum(counts) < samples:
+        note(f"samples {sum(counts)}: the text holds no {samples} windows")
     told = [
         {"documents": documents, "windows": count}
         for documents, count in zip(documents_of, counts, strict=True)
@@ -134,8 +136,6 @@ def counts_within(
     count = max(fewest, min(samples, held))
     while count > fewest and any(map(gt, window_counts(weights, count), available)):
         count -= 1
-    if count < samples:
-        note(f"samples {count}: the text holds no {samples} windows")
     return window_counts(weights, count)
 
 

@@ -22,6 +22,7 @@ from bipline.model.memory import gigabytes, watching_memory
 from bipline.model.resolve import HUB
 from bipline.settings.line import LineSettings
 from bipline.stages import line
+from bipline.stages.calibrate import samples_between
 from bipline.stages.forecast import forecast
 from bipline.stages.resolve import glance, known_checkpoint, resolve_model, resolve_texts
 from bipline.stages.result import prune_summary
@@ -136,6 +137,9 @@ def _checked(settings: LineSettings, out: Path) -> tuple[LineSettings, Checkpoin
         _check_disk(settings, checkpoint, out)
         if line.runs_windows(settings) and choose_device(settings.compute.device).type == "cpu":
             told = f"effort {settings.effort}: {forecast(settings, checkpoint)}"
+            most, fewest = samples_between(checkpoint, settings.calibrate, [settings.compensate])
+            if fewest < most:
+                told += f"; less where the text holds fewer than {most} windows"
             auto = settings.compute.dtype == "auto"
             note(f"{told} in float32, less where dtype auto takes bfloat16" if auto else told)
     return settings, checkpoint

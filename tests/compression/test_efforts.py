@@ -125,6 +125,8 @@ def test_best_takes_the_text_there_is(llama: Path, tmp_path: Path) -> None:
             effort="best", state=tmp_path / "state", compensation="least-squares",
             compensation_option={"row_steps": 0}, allocation="uniform",
         )  # fmt: skip
+    [foretold] = [text for text in notes.lines if text.startswith("effort best: about ")]
+    assert foretold.endswith("; less where the text holds fewer than 4096 windows")
     told = next(text for text in notes.lines if text.startswith("samples "))
     count = int(told.split()[1].rstrip(":"))
     assert 128 < count < 4096 and told.endswith(": the text holds no 4096 windows")

@@ -164,6 +164,8 @@ def test_counts_within_what_there_is_are_the_most(
     ]
     found = counts_within(weights, samples, fewest, available)
     assert found == window_counts(weights, max(fitting, default=fewest))
+    more = window_counts(weights, samples)
+    assert all(share <= least + 1 for share, least in zip(found, more, strict=True))
     assert counts_within(weights, samples, None, available) == window_counts(weights, samples)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from bipline.base.errors import EnvironmentFailure, InvalidInput
 
 CPU = torch.device("cpu")
+# What torch calls products of bfloat16 that processors of x86 have.
+NARROW_PRODUCTS = ("amx_bf16", "avx512_bf16")
 SLOTS = 2
 
 
@@ -39,6 +41,12 @@ def choose_device(name: str) -> torch.device:
             "here; give --device cpu or auto"
         )
     return device
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself, several times as quick as float32."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in NARROW_PRODUCTS)
 
 
 class Transfer:

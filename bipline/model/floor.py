@@ -18,7 +18,7 @@ import torch
 
 from bipline.model.block_loop import BlockLoop, micro_batch_of
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.devices import CPU
+from bipline.model.devices import CPU, multiplies_bfloat16
 from bipline.model.shapes import ModelShape
 from bipline.storage.folder import LocalFile, forget_cached
 from bipline.storage.synced_file import SyncedFile
@@ -37,13 +37,15 @@ class Rates:
     """What this machine does at best: bytes a second, and operations a second.
 
     ``wide`` is of products in float32, for what is multiplied in no narrower dtype whatever windows
-    are run in; None where that makes no difference.
+    are run in, ``quick`` of those in bfloat16, for what is multiplied in it although windows are
+    run in float32; None where that makes no difference.
     """
 
     read: float
     write: float
     compute: float
     wide: float | None = None
+    quick: float | None = None
 
     @property
     def in_float32(self) -> float:
@@ -53,34 +55,41 @@ class Rates:
 
 @dataclass(frozen=True)
 class Counted:
-    """Floating-point operations: all of them, and those among them that are never narrower."""
+    """Floating-point operations: all of them, and among them those that are never narrower.
+
+    And those that are in the dtype that is quickest.
+    """
 
     all: float = 0.0
     wide: float = 0.0
+    quick: float = 0.0
 
     def __add__(self, other: Counted) -> Counted:
-        return Counted(self.all + other.all, self.wide + other.wide)
+        return Counted(self.all + other.all, self.wide + other.wide, self.quick + other.quick)
 
     def times(self, count: float) -> Counted:
         """So many of the same."""
-        return Counted(self.all * count, self.wide * count)
+        return Counted(self.all * count, self.wide * count, self.quick * count)
 
 
 @dataclass(frozen=True)
 class Work:
     """What a stage has to do at least: bytes read and written, floating-point operations.
 
-    ``wide`` are those of the operations that are in float32 at least.
+    ``wide`` are those of the operations that are in float32 at least, ``quick`` those that are in
+    bfloat16 where that is quicker.
     """
 
     read: int = 0
     written: int = 0
     operations: float = 0
     wide: float = 0
+    quick: float = 0
 
     def seconds(self, rates: Rates) -> float:
         """The floor of this work in seconds."""
-        computing = (self.operations - self.wide) / rates.compute + self.wide / rates.in_float32
+        computing = (self.operations - self.wide - self.quick) / rates.compute
+        computing += self.wide / rates.in_float32 + self.quick / (rates.quick or rates.compute)
         return self.read / rates.read + self.written / rates.write + computing
 
 
@@ -106,7 +115,9 @@ def usual_rates(shape: ModelShape, dtype: torch.dtype) -> Rates:
     compute = product_rate(shape, dtype, CPU)
     narrow = dtype.itemsize < torch.float32.itemsize
     wide = product_rate(shape, torch.float32, CPU) if narrow else None
-    return Rates(USUAL_DISK, USUAL_DISK, compute, wide)
+    quicker = dtype == torch.float32 and multiplies_bfloat16()
+    quick = product_rate(shape, torch.bfloat16, CPU) if quicker else None
+    return Rates(USUAL_DISK, USUAL_DISK, compute, wide, quick)
 
 
 def product_rate(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> float:

@@ -148,7 +148,7 @@ class MakingEstimates:
 
     def _reading(self, counted: Counted) -> Work:
         """All weights, and operations on them."""
-        return Work(self.checkpoint.weight_bytes, 0, counted.all, counted.wide)
+        return Work(self.checkpoint.weight_bytes, 0, counted.all, counted.wide, counted.quick)
 
     @property
     def _ratio(self) -> float:

@@ -223,6 +223,19 @@ def test_what_is_never_narrower_is_as_slow_in_bfloat16(reference: Path) -> None:
     assert BESIDE_PRODUCTS / (1 + BESIDE_PRODUCTS) < both[1] / both[0] < 0.8
 
 
+def test_steps_for_kept_rows_are_told_in_the_dtype_they_run_in(reference: Path) -> None:
+    """Bfloat16 where the processor multiplies it, whatever windows run in; nothing else is."""
+    checkpoint, told = open_checkpoint(reference), {}
+    for effort in EFFORTS:
+        settings, _ = settled_settings(line(effort, allocate={"ratio": 0.2}))
+        plain, quick = Rates(1e9, 1e9, 1e11), Rates(1e9, 1e9, 1e11, quick=1e20)
+        both = [
+            forecast(settings, checkpoint, rates).seconds - STARTING for rates in (plain, quick)
+        ]
+        told[effort] = both[1] / both[0]
+    assert told["quick"] == 1.0 > told["balanced"] > 0.5 and told["best"] < 0.9
+
+
 def test_a_busy_machine_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (7.0, 0.0, 0.0))
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})

@@ -39,6 +39,7 @@ from bipline.compression.compensation.moments import MomentSums
 from bipline.compression.compensation.row_maps import row_map
 from bipline.compression.compensation.streams import Batch, Batches
 from bipline.compression.compensation.triangles import Triangles
+from bipline.model.devices import multiplies_bfloat16
 from bipline.model.halves import DOWN_PROJ, GATE_PROJ, O_PROJ, UP_PROJ, V_PROJ, Halves
 
 # The matrix whose columns read what rows put out.
@@ -81,10 +82,6 @@ class _Part:
         return _Part(self.read.to(dtype), self.factors.to(dtype))
 
 
-# What torch calls products of bfloat16 that processors of x86 have.
-NARROW_PRODUCTS = ("amx_bf16", "avx512_bf16")
-
-
 def quickest(rows: Tensor) -> torch.dtype:
     """The dtype of a step's products: bfloat16 for float32 where a processor multiplies it itself.
 
@@ -92,8 +89,7 @@ def quickest(rows: Tensor) -> torch.dtype:
     a direction that is off by a thousandth is as good a direction.
     """
     able = rows.device.type == "cpu" and rows.dtype == torch.float32
-    found = torch.cpu.get_capabilities() if able else {}
-    return torch.bfloat16 if any(found.get(name) for name in NARROW_PRODUCTS) else rows.dtype
+    return torch.bfloat16 if able and multiplies_bfloat16() else rows.dtype
 
 
 class _Problem:

@@ -60,6 +60,9 @@ FILES = 4 * MEBIBYTE
 # What is no product (norms, activations, copies) takes this share of the products' time in float32,
 # and as long in bfloat16, where only products are quicker: benchmarks.forecasts.
 BESIDE_PRODUCTS = 0.4
+# The same beside the products of steps for kept rows, times hidden_size: each of their outputs is
+# gone over as often whatever it is summed of.
+BESIDE_STEPS = 100.0
 # Passes that a training step comes to: forward, back to what every product was given and, where
 # all weights are trained, to the weights too.
 ADAPTER_TRAINED, ALL_TRAINED = 2, 3
@@ -205,11 +208,12 @@ class MakingEstimates:
 
     def _need(self, work: Work | None = None, disk: int = 0, memory: int = 0) -> StepNeed:
         work = work or Work()
-        beside = BESIDE_PRODUCTS * work.operations / self.rates.in_float32
+        beside = BESIDE_PRODUCTS * (work.operations - work.quick)
+        beside += BESIDE_STEPS / self.checkpoint.shape.hidden_size * work.quick
         return StepNeed(
             memory=self.libraries + memory,
             disk=FILES + disk,
-            seconds=self.around + work.seconds(self.rates) + beside,
+            seconds=self.around + work.seconds(self.rates) + beside / self.rates.in_float32,
             operations=work.operations,
             read=work.read,
             written=work.written,

@@ -22,7 +22,7 @@ OBS_PARTS = ("inverse", "elimination", "start of OBS")
 # In float32 at least, whatever windows are run in.
 WIDE_PARTS = (*OBS_PARTS, "factors", "sides", "solves", "moments")
 # What is done of a sweep behind the first, whose steps stop early (benchmarks.forecasts).
-LATER_SWEEPS = 0.5
+LATER_SWEEPS = 0.4
 # Whose steps are in bfloat16 where a processor multiplies that itself (kept_rows.quickest).
 QUICK_PART = "kept rows"
 

@@ -29,6 +29,7 @@ from bipline.settings.compress import CompressSettings
 from bipline.settings.line import AllocateSettings, DtypeName, LineSettings
 from bipline.settings.protocol import Protocol
 from bipline.settings.recipes import TAUGHT
+from bipline.stages.beside_products import seconds_beside
 from bipline.stages.calibrate import samples_of
 from bipline.stages.line import runs_windows
 from bipline.stages.score import reads_windows
@@ -57,12 +58,6 @@ TOKEN_BYTES = 4
 USUAL_CHOICES = 4
 # Files of any step: records, logs, pages.
 FILES = 4 * MEBIBYTE
-# What is no product (norms, activations, copies) takes this share of the products' time in float32,
-# and as long in bfloat16, where only products are quicker: benchmarks.forecasts.
-BESIDE_PRODUCTS = 0.4
-# The same beside the products of steps for kept rows, times hidden_size: each of their outputs is
-# gone over as often whatever it is summed of.
-BESIDE_STEPS = 100.0
 # Passes that a training step comes to: forward, back to what every product was given and, where
 # all weights are trained, to the weights too.
 ADAPTER_TRAINED, ALL_TRAINED = 2, 3
@@ -208,12 +203,11 @@ class MakingEstimates:
 
     def _need(self, work: Work | None = None, disk: int = 0, memory: int = 0) -> StepNeed:
         work = work or Work()
-        beside = BESIDE_PRODUCTS * (work.operations - work.quick)
-        beside += BESIDE_STEPS / self.checkpoint.shape.hidden_size * work.quick
+        beside = seconds_beside(work, self.rates, self.checkpoint.shape.hidden_size)
         return StepNeed(
             memory=self.libraries + memory,
             disk=FILES + disk,
-            seconds=self.around + work.seconds(self.rates) + beside / self.rates.in_float32,
+            seconds=self.around + work.seconds(self.rates) + beside,
             operations=work.operations,
             read=work.read,
             written=work.written,

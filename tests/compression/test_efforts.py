@@ -25,9 +25,9 @@ from bipline.face.keywords import comparison_settings
 from bipline.model.floor import Rates
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import AllocateSettings, LineSettings
+from bipline.stages.beside_products import BESIDE_PRODUCTS
 from bipline.stages.calibrate import samples_between
 from bipline.stages.forecast import STARTING, Forecast, forecast, slowed
-from bipline.stages.step_needs import BESIDE_PRODUCTS
 from bipline.values.combination import Method
 from bipline.values.plan import BlockPlan
 from tests.command import run

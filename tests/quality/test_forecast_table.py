@@ -27,5 +27,5 @@ def test_told_beside_taken() -> None:
 
 def test_runs_are_told_apart() -> None:
     every = forecasts.runs()
-    assert len({run.name for run in every}) == len(every) == 8
+    assert len({run.name for run in every}) == len(every) == 12
     assert {run.model for run in every} == set(forecasts.places(Path("data")))

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.measured import add_line, read_lines, told_of_machine
 from benchmarks.real import timed
-from benchmarks.real_rows import BEST, METHODS
+from benchmarks.real_rows import BEST, METHODS, windows_of
 from benchmarks.tables import NOTHING, Table, write_between
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ class Bench:
         seconds = 0.0
         if name != DENSE:
             method = METHODS[PEER if name == READ_MORE else name]
-            samples = BEST if name in (READ_MORE, "auto best") else 128
+            samples = BEST if name == READ_MORE else windows_of(name)
             _, seconds = timed(
                 "prune", dense, *method, "--ratio", ratio, "--layout", "uniform",
                 "--calibration", self.data / "text" / self.subject.calibration,

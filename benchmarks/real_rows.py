@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bipline.compression.efforts import CORRECTIONS
+
 UNIFORM, PER_LAYER = "uniform", "per-layer"
 BIAS = ("--compensation", "bias", "--compensation-option", "sequential=false")
 # The widths that auto measures, without what it corrects: the same size for a peer.
@@ -47,7 +49,7 @@ LONGER = (
     ("auto best, none drawn", 512), ("auto balanced", 256),
 )  # fmt: skip
 # Windows of 128 tokens that best draws where none are named.
-BEST = 512
+BEST = CORRECTIONS["best"]["text_tokens"] // 128
 # Efforts whose windows run in bfloat16 too.
 NARROWER = ("auto quick", "auto balanced", "auto best")
 DIFFERING = ("flap", "osscar", "auto quick", "auto balanced")
@@ -100,14 +102,14 @@ def rows() -> list[Row]:
     """All rows in the order of the table."""
     found = [Row(DENSE, first=True)]
     found += [
-        Row(name, _flags(flags, "0.2", UNIFORM), name in FIRST, samples=_samples(name))
+        Row(name, _flags(flags, "0.2", UNIFORM), name in FIRST, samples=windows_of(name))
         for name, flags in METHODS.items()
     ]
     found += [
         Row(
             f"{name}, bfloat16",
             _flags((*METHODS[name], "--dtype", "bfloat16"), "0.2", UNIFORM),
-            samples=_samples(name),
+            samples=windows_of(name),
         )
         for name in NARROWER
     ]
@@ -126,7 +128,8 @@ def rows() -> list[Row]:
     return found
 
 
-def _samples(name: str) -> int:
+def windows_of(name: str) -> int:
+    """The calibration windows of a method: 128, or what best takes by default."""
     return BEST if name == "auto best" else 128
 
 

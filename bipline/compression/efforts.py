@@ -20,7 +20,10 @@ WIDTHS: dict[Effort, Options] = {
     "best": {"windows": 128, "margin": 4.0},
 }
 # Blocks that differ are not taken untried, because a model may lose more by them.
-DIFFERING: dict[Effort, Options] = {**WIDTHS, "quick": {"windows": 32, "weighed": False}}
+DIFFERING: dict[Effort, Options] = {
+    **WIDTHS,
+    "quick": {"windows": 32, "weighed": False, "row_steps": 0},
+}
 CORRECTIONS: dict[Effort, Options] = {
     "quick": {
         "ridge_factors": "1", "betas": "0,0.5,1", "input_maps": False, "row_steps": 0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,16 @@ from bipline.compression.allocation.least_errors import ranked_splits
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.sensitivity import sensitivities
 from bipline.compression.allocation.split import uniform_candidates
-from bipline.compression.allocation.trial import error_of
+from bipline.compression.allocation.trial import losses_left, trial_options
 from bipline.compression.allocation.widths import Widths
+from bipline.compression.calibrate import calibrate
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
 from bipline.compression.compensation.triangles import Triangles
 from bipline.compression.computing import Computing
 from bipline.compression.windows import Windows
 from bipline.model.block_loop import BlockLoop
 from bipline.model.halves import DOWN_PROJ, O_PROJ, Halves
+from bipline.model.opening import open_checkpoint
 from tests.compression.test_measuring_allocations import problem_of
 from tests.tiny import tiny_model, token_windows
 
@@ -123,8 +127,7 @@ def test_the_split_that_leaves_the_least_is_chosen(llama: Path, heads: bool) -> 
     chosen = compensated.widths(problem, options)
     assert len(set(chosen)) == 1
     left_by = {
-        split: error_of(problem, [split] * len(chosen), RIDGE)
-        for split in uniform_candidates(problem)
+        split: loss_left(problem, [split] * len(chosen)) for split in uniform_candidates(problem)
     }
     assert len(left_by) > 1
     assert left_by[chosen[0]] == min(left_by.values())
@@ -155,32 +158,42 @@ def test_of_some_blocks_the_errors_are_those_of_all(llama: Path) -> None:
         assert torch.equal(error.ffn_channels, expected.ffn_channels)
 
 
+def loss_left(problem: Problem, widths: Sequence[Widths], row_steps: int = 0) -> float:
+    return float(losses_left(problem, widths, 32, trial_options(RIDGE, row_steps)).mean())
+
+
 def best_uniform(problem: Problem) -> list[Widths]:
     errors = measure_compensated_errors(problem, RIDGE)
     return [ranked_splits(problem, errors)[0]] * len(problem.choices)
 
 
 def test_widths_that_differ_are_not_taken_where_they_leave_more(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
+    reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = problem_of(llama, layout="per-layer")
+    """On a trained model: only there a loss tells anything."""
+    text = reference.parent / "texts" / "calibration.txt"
+    drawn = calibrate(
+        open_checkpoint(reference).folder, [(text, 1.0)], samples=48, seqlen=64, seed=0
+    )
+    windows = Windows(drawn.token_ids, drawn.digest, Computing())
+    problem = replace(problem_of(reference, layout="per-layer"), measuring=windows)
     # As if the first blocks did not matter at all: they are stripped.
     misled = [(10.0**-place, 10.0**-place) for place in range(len(problem.choices), 0, -1)]
     monkeypatch.setattr(compensated, "sensitivities", lambda *_: misled)
     alone = compensated.widths(problem, compensated.CompensatedOptions(tried=1))
     uniform = best_uniform(problem)
-    assert error_of(problem, alone, RIDGE) > error_of(problem, uniform, RIDGE)
-    by_errors = compensated.widths(problem, compensated.CompensatedOptions(tried=1, weighed=False))
-    nearest = min((by_errors, uniform), key=lambda widths: error_of(problem, widths, RIDGE))
-    assert compensated.widths(problem, compensated.CompensatedOptions()) == nearest
+    assert loss_left(problem, alone) > loss_left(problem, uniform)
+    assert compensated.widths(problem, compensated.CompensatedOptions()) != alone
 
 
 def test_widths_that_differ_leave_no_more_than_the_best_uniform_ones(llama: Path) -> None:
     problem = problem_of(llama, layout="per-layer")
-    uniform = error_of(problem, best_uniform(problem), RIDGE)
-    for weighed in (False, True):
-        options = compensated.CompensatedOptions(weighed=weighed)
-        assert error_of(problem, compensated.widths(problem, options), RIDGE) <= uniform
+    for row_steps in (0, 4):
+        uniform = loss_left(problem, best_uniform(problem), row_steps)
+        for weighed in (False, True):
+            options = compensated.CompensatedOptions(weighed=weighed, row_steps=row_steps)
+            chosen = compensated.widths(problem, options)
+            assert loss_left(problem, chosen, row_steps) <= uniform
 
 
 def test_per_layer_the_weight_of_attention_that_leaves_the_least_is_chosen(llama: Path) -> None:
@@ -194,6 +207,6 @@ def test_per_layer_the_weight_of_attention_that_leaves_the_least_is_chosen(llama
     assert sum(w.attention_groups for w in few) < sum(w.attention_groups for w in many)
     alone = compensated.widths(problem, compensated.CompensatedOptions(tried=1, weighed=False))
     every = (few, many, alone, best_uniform(problem))
-    left = {tuple(w): error_of(problem, w, RIDGE) for w in every}
+    left = {tuple(w): loss_left(problem, w, 4) for w in every}
     assert tuple(chosen(0.01, 100.0, tried=2)) == min(left, key=lambda each: left[each])
     assert chosen(100.0, 0.01, tried=1) == many

@@ -10,11 +10,12 @@ per-layer       minimise the sum over blocks of a s_l e_l(g_l) + s_l e_l(c_l) un
                 attention leaves; the same of the errors alone, because what noise says of a place
                 may not hold for errors there; and the best uniform split
 uniform         the splits with the smallest sums of e_l(g) + e_l(c)
-trial           prune and compensate with the first ``tried`` of these, keep the one whose final
-                stream is nearest to the dense model's on held-out windows, behind its norm
+trial           prune and compensate with the first ``tried`` of these, keep the one that leaves the
+                least loss on windows that nothing was fitted on; blocks that differ only where
+                they leave less than alike ones by two standard errors
 
-Errors and trials are measured on ``windows`` of the calibration windows, because they only put
-widths in order.
+Errors are measured, and trials fitted, on ``windows`` of the calibration windows, because they only
+put widths in order; trials are compared on others.
 
 The errors are those of compensation ``obs``: ``error-aware`` measures what is left without any
 correction. Scores are not used for the widths.
@@ -42,8 +43,9 @@ from bipline.compression.allocation.least_errors import (
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.sensitivity import sensitivities
 from bipline.compression.allocation.split import uniform_candidates
-from bipline.compression.allocation.trial import fewer_windows, of_least_left
+from bipline.compression.allocation.trial import fewer_windows, of_least_left, trial_options
 from bipline.compression.allocation.widths import Widths
+from bipline.compression.compensation.options import MOST_STEPS
 from bipline.compression.options import PositiveNumber, PositiveNumbers
 
 
@@ -54,7 +56,8 @@ class CompensatedOptions(AttentionOptions):
     the uniform layout none whose sum of errors is more than so many times the least; ``every``:
     there, of how many blocks one is measured;
     ``attention_weights``: per-layer, what attention's errors count beside the FFN's; ``weighed``:
-    there, whether widths by weighed errors are tried beside those by errors alone.
+    there, whether widths by weighed errors are tried beside those by errors alone; ``row_steps``:
+    there, steps for kept rows of a trial, as in obs.
     """
 
     windows: Annotated[int, Field(ge=1)] = 32
@@ -66,6 +69,7 @@ class CompensatedOptions(AttentionOptions):
     every: Annotated[int, Field(ge=1)] = 1
     attention_weights: PositiveNumbers = (1.0, 0.5)
     weighed: bool = True
+    row_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 4
 
 
 OPTIONS = CompensatedOptions
@@ -76,8 +80,10 @@ NOT_UNIFORM = ""
 def widths(problem: Problem, options: CompensatedOptions) -> list[Widths]:
     """Of the widths with the smallest sums of compensated errors, those that leave the least."""
     candidates = _per_layer if problem.layout == "per-layer" else _uniform
-    few = fewer_windows(problem, options.windows)
-    return of_least_left(few, candidates(few, options), options.ridge)
+    found = candidates(fewer_windows(problem, options.windows), options)
+    row_steps = options.row_steps if problem.layout == "per-layer" else 0
+    trial = trial_options(options.ridge, row_steps)
+    return of_least_left(problem, found, options.windows, trial)
 
 
 def _uniform(problem: Problem, options: CompensatedOptions) -> list[list[Widths]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bipline.compression.allocation import allocation_options, compensated
-from bipline.compression.allocation.trial import fewer, trial_options
+from bipline.compression.allocation.trial import COMPARED, fewer, trial_options
 from bipline.compression.compensation.memory import moments_operations
 from bipline.compression.compensation.operations import attention_stays, sequential_operations
 from bipline.model.floor import Counted, forward_operations
@@ -43,8 +43,10 @@ def allocation_operations(
         if options.tried > 1:  # those by errors alone and the best uniform ones too
             tried = min(options.tried, len(options.attention_weights)) * options.weighed + 2
     if tried > 1:
-        each = trial_options(options.ridge)
+        each = trial_options(options.ridge, options.row_steps if per_layer else 0)
         trial = sequential_operations(shape, "obs", each, few, seqlen, ratio, whole)
+        compared = min(samples - few, COMPARED * few) + each.held_out * few
+        trial += Counted(forward_operations(shape, 1, seqlen) * compared * (1 - ratio))
         total += trial.times(tried)
     return total
 

@@ -1,20 +1,39 @@
-"""Trial: what widths leave once the whole model is pruned and compensated with them."""
+"""Trial: what widths leave once the whole model is pruned and compensated with them.
+
+It is told by the loss on calibration windows that nothing was fitted on. How near the final stream
+or the predictions are to the dense model's says less: on SmolLM2-135M both held blocks that differ
+for the better ones where their perplexity was higher (docs/auto-experiments.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from bipline.base.progress import note
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.drawn_windows import Division
-from bipline.compression.compensation.engine import compensate
+from bipline.compression.compensation.engine import BlockCorrection, compensate
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided
 from bipline.compression.compensation.tokens import least_samples
+from bipline.compression.compensation.versions import PrunedBlock
+from bipline.model.block_loop import BlockLoop, micro_batch_of
+from bipline.model.halves import Halves
+from bipline.model.hidden_states import HiddenStates
 from bipline.model.shapes import ModelShape
 from bipline.values.plan import Budget, PruningPlan
+
+# Windows that candidates are compared on, beside each that they are fitted on.
+COMPARED = 2
+# Standard errors by which blocks that differ must be better than alike ones: a loss on few windows
+# has chance in it, and blocks that are alike load everywhere.
+SURELY = 2.0
 
 
 def fewer(shape: ModelShape, seqlen: int, most: int) -> int:
@@ -25,52 +44,116 @@ def fewer(shape: ModelShape, seqlen: int, most: int) -> int:
 def fewer_windows(problem: Problem, most: int) -> Problem:
     """The same on as many windows as :func:`fewer` says, evenly spread."""
     windows = problem.windows
-    there, seqlen = windows.token_ids.shape
-    count = fewer(problem.checkpoint.shape, seqlen, most)
-    if count >= there:
-        return problem
-    places = [int((place + 0.5) * there / count) for place in range(count)]
+    places = _spread(problem, most)
     return replace(problem, measuring=replace(windows, token_ids=windows.token_ids[places]))
 
 
-def trial_options(ridge: float) -> CompensationOptions:
-    """What widths are tried with: a part of what ``obs`` does, which costs less."""
+def _spread(problem: Problem, most: int) -> list[int]:
+    there, seqlen = problem.windows.token_ids.shape
+    count = min(there, fewer(problem.checkpoint.shape, seqlen, most))
+    return [int((place + 0.5) * there / count) for place in range(count)]
+
+
+def compared_windows(problem: Problem, most: int, held_out: float) -> Tensor:
+    """Windows that a trial on :func:`fewer_windows` fits nothing on, ``[windows, seqlen]``.
+
+    Those of its own that are held out, and up to :data:`COMPARED` times as many as it has of the
+    others.
+    """
+    token_ids, places = problem.windows.token_ids, _spread(problem, most)
+    others = torch.ones(len(token_ids), dtype=torch.bool)
+    others[places] = False
+    held = divided(token_ids[places], held_out)[1]
+    return torch.cat([held, token_ids[others][: COMPARED * len(places)]])
+
+
+def trial_options(ridge: float, row_steps: int = 0) -> CompensationOptions:
+    """What widths are tried with: a part of what ``obs`` does, which costs less.
+
+    What kept rows make up for makes up for part of what a choice of widths costs, so where they
+    are fitted in the end a choice that costs as much as they do is tried with them.
+    """
     drawn = {"random_windows": 0.0, "generated_windows": 0.0}
     return CompensationOptions(
         ridge=ridge,
         ridge_factors=(1.0,),
         betas=(0.0, 0.5, 1.0),
-        input_maps=False,
-        row_steps=0,
+        input_maps=row_steps > 0,
+        row_steps=row_steps,
         **drawn,
     )
 
 
 def of_least_left(
-    problem: Problem, candidates: Sequence[Sequence[Widths]], ridge: float
+    problem: Problem, candidates: Sequence[Sequence[Widths]], most: int, trial: CompensationOptions
 ) -> list[Widths]:
-    """Of widths for all blocks, those that leave the least; a single candidate is not tried."""
+    """Of widths for all blocks, those that leave the least loss; one alone is not tried.
+
+    Fitted on ``most`` windows. Where candidates are alike in all blocks and others are not, one
+    that is not alike must be better by :data:`SURELY` standard errors, over the same windows.
+    """
     distinct = list(dict.fromkeys(map(tuple, candidates)))
     if len(distinct) == 1:
         return list(distinct[0])
-    best = min(distinct, key=lambda widths: error_of(problem, widths, ridge))
+    losses = {widths: losses_left(problem, widths, most, trial) for widths in distinct}
+
+    def least(among: Sequence[tuple[Widths, ...]]) -> tuple[Widths, ...]:
+        return min(among, key=lambda widths: float(losses[widths].mean()))
+
+    best, alike = least(distinct), [each for each in distinct if len(set(each)) == 1]
+    if alike and not surely_less(losses[best], losses[least(alike)]):
+        best = least(alike)
     return list(best)
 
 
-def error_of(problem: Problem, widths: Sequence[Widths], ridge: float) -> float:
-    """Error of the last block's output on held-out windows, every block ``obs``, sequential.
+def surely_less(losses: Tensor, others: Tensor) -> bool:
+    """Whether losses of windows lie below others' of the same windows by more than chance."""
+    differences = (losses - others).double()
+    if len(differences) < 2:
+        return False
+    error = float(differences.std()) / math.sqrt(len(differences))
+    return float(differences.mean()) < -SURELY * error
 
-    Behind an RMSNorm, so it is what the output weights see: 0 is the dense model's, 2 unrelated.
-    One ridge and three shares of the drift are tried, on the calibration windows alone, which
-    costs less than compensation itself.
+
+def losses_left(
+    problem: Problem, widths: Sequence[Widths], most: int, trial: CompensationOptions
+) -> Tensor:
+    """The mean loss in nats of each of the :func:`compared_windows`, every block ``obs``.
+
+    Fitted sequentially, on the calibration windows alone.
     """
-    windows, options = problem.windows, trial_options(ridge)
-    fitted, held = divided(windows.token_ids, options.held_out)
+    few = fewer_windows(problem, most).windows
+    fitted, held = divided(few.token_ids, trial.held_out)
     plan, given = _plan(problem, widths), Division(fitted, held, fitted[:0], fitted[:0])
-    corrections = compensate(problem.checkpoint, plan, given, windows.computing, "obs", options)
-    error = [correction.record.error for correction in corrections][-1]
-    note(f"tried {_kept(widths)}: error of the final stream {error:.4f}")
-    return error
+    corrections = compensate(problem.checkpoint, plan, given, few.computing, "obs", trial)
+    compared = compared_windows(problem, most, trial.held_out)
+    losses = _losses(problem, plan, corrections, compared)
+    note(f"tried {_kept(widths)}: {float(losses.mean()):.4f} nats a token")
+    return losses
+
+
+@torch.no_grad()
+def _losses(
+    problem: Problem, plan: PruningPlan, corrections: Iterable[BlockCorrection], windows: Tensor
+) -> Tensor:
+    """Mean losses ``[windows]`` of the model that corrected blocks make."""
+    loop = problem.windows.computing.loop(problem.checkpoint)
+    states = loop.states(windows, None, resident=True)
+    loop.embed_into(states, windows)
+    for block, done in zip(loop.blocks(), corrections, strict=True):
+        pruned = PrunedBlock(problem.checkpoint, block, plan.blocks[block.index])
+        _run_through(states, loop, pruned.corrected(done.plan, done.tensors))
+    return loop.negative_log_likelihood(states, windows).mean(1)
+
+
+def _run_through(states: HiddenStates, loop: BlockLoop, block: Halves) -> None:
+    """Move windows through a block, micro-batch by micro-batch."""
+
+    def step(_: int, chunk: Tensor) -> Tensor:
+        parts = chunk.to(loop.device).split(micro_batch_of(chunk.shape[1], loop.micro_batch))
+        return torch.cat([block.run(part) for part in parts])
+
+    states.advance(step)
 
 
 def _kept(widths: Sequence[Widths]) -> str:

@@ -115,6 +115,7 @@ def rows() -> list[Row]:
     ]
     for ratio in OTHER_RATIOS:
         found += [Row(f"{n}, {ratio}", _flags(METHODS[n], ratio, UNIFORM)) for n in OTHERWISE]
+    found += _halved()
     for ratio in DIFFERING_RATIOS:
         found += _differing(ratio)
     for name, samples in LONGER:
@@ -131,6 +132,16 @@ def rows() -> list[Row]:
 def windows_of(name: str) -> int:
     """The calibration windows of a method: 128, or what best takes by default."""
     return BEST if name == "auto best" else 128
+
+
+def _halved() -> list[Row]:
+    """At 0.5, beside those of all methods: the peer at auto's widths, and auto best."""
+    best = _flags((*METHODS["auto best"], "--dtype", "bfloat16"), "0.5", UNIFORM)
+    peer = "osscar, auto's widths"
+    return [
+        Row(f"{peer}, 0.5", _flags(METHODS[peer], "0.5", UNIFORM)),
+        Row("auto best, 0.5, bfloat16", best, samples=BEST),
+    ]
 
 
 def _differing(ratio: str) -> list[Row]:

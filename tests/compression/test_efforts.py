@@ -57,8 +57,8 @@ def test_an_effort_sets_options_that_there_are(effort: Any, layout: str) -> None
 
 
 def test_what_is_given_stays_and_peers_are_as_published() -> None:
-    method, _ = settle(Method.parse("auto/compensated:tried=3/obs:row_steps=9"), "uniform", "quick")
-    assert method.allocation and method.allocation.options["tried"] == "3"
+    method, _ = settle(Method.parse("auto/compensated:tried=5/obs:row_steps=9"), "uniform", "quick")
+    assert method.allocation and method.allocation.options["tried"] == "5"
     assert method.compensation and method.compensation.options["row_steps"] == "9"
     for text in ("wanda-sp/uniform/osscar", "flap/uniform/bias", "llm-bip/standardized/none"):
         assert settle(Method.parse(text), "uniform", "best") == settle(

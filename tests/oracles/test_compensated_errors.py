@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from bipline.base.errors import InvalidInput
 from bipline.compression.allocation import compensated
-from bipline.compression.allocation.compensated_errors import measure_compensated_errors
+from bipline.compression.allocation.compensated_errors import (
+    every_so_many,
+    measure_compensated_errors,
+)
 from bipline.compression.allocation.least_errors import ranked_splits
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.sensitivity import sensitivities
@@ -152,14 +157,24 @@ def test_splits_far_behind_the_best_are_not_ranked(llama: Path) -> None:
 def test_of_some_blocks_the_errors_are_those_of_all(llama: Path) -> None:
     problem = problem_of(llama, layout="uniform")
     whole = measure_compensated_errors(problem, RIDGE)
-    some = measure_compensated_errors(problem, RIDGE, every=2)
-    assert len(some) == -(-len(whole) // 2)
-    for error, expected in zip(some, whole[::2], strict=True):
+    some = measure_compensated_errors(problem, RIDGE, most=1)
+    assert len(whole) > 1 and len(some) == 1
+    for error, expected in zip(some, whole[:1], strict=True):
         assert torch.equal(error.ffn_channels, expected.ffn_channels)
 
 
 def loss_left(problem: Problem, widths: Sequence[Widths], row_steps: int = 0) -> float:
     return float(losses_left(problem, widths, 32, trial_options(RIDGE, row_steps)).mean())
+
+
+@given(blocks=st.integers(1, 200), most=st.none() | st.integers(1, 200))
+def test_of_at_most_so_many_blocks_those_are_measured_that_are_evenly_spread(
+    blocks: int, most: int | None
+) -> None:
+    every = every_so_many(blocks, most)
+    taken = len(range(0, blocks, every))
+    assert taken <= (most or blocks)
+    assert every == 1 or len(range(0, blocks, every - 1)) > (most or blocks)
 
 
 def best_uniform(problem: Problem) -> list[Widths]:

@@ -53,8 +53,8 @@ class CompensatedOptions(AttentionOptions):
     """``windows``: those that errors are measured and widths tried on, evenly spread, and no fewer
     than a fit needs; ``probes``: windows for sensitivities, with ``noise`` as a share of the
     stream; ``ridge`` as in obs; ``tried``: widths that are compensated, 1 for none; ``margin``: in
-    the uniform layout none whose sum of errors is more than so many times the least; ``every``:
-    there, of how many blocks one is measured;
+    the uniform layout none whose sum of errors is more than so many times the least; ``blocks``:
+    there, at most so many are measured, evenly spread, or all where no number is given;
     ``attention_weights``: per-layer, what attention's errors count beside the FFN's; ``weighed``:
     there, whether widths by weighed errors are tried beside those by errors alone; ``row_steps``:
     there, steps for kept rows of a trial, as in obs.
@@ -64,9 +64,9 @@ class CompensatedOptions(AttentionOptions):
     probes: Annotated[int, Field(ge=1)] = 16
     noise: Annotated[float, Field(gt=0, le=1)] = 0.02
     ridge: PositiveNumber = 1e-2
-    tried: Annotated[int, Field(ge=1)] = 2
+    tried: Annotated[int, Field(ge=1)] = 3
     margin: Annotated[PositiveNumber, Field(ge=1)] = 1.25
-    every: Annotated[int, Field(ge=1)] = 1
+    blocks: Annotated[int, Field(ge=1)] | None = None
     attention_weights: PositiveNumbers = (1.0, 0.5)
     weighed: bool = True
     row_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 4
@@ -101,7 +101,7 @@ def _best_splits(
     channels = sorted({each.ffn_units for each in splits})
     limited = (each.limited(tuple(units), tuple(channels)) for each in problem.choices)
     asked = replace(problem, choices=tuple(limited))
-    errors = measure_compensated_errors(asked, options.ridge, options.every)
+    errors = measure_compensated_errors(asked, options.ridge, options.blocks)
     return ranked_splits(asked, errors, options.margin)
 
 

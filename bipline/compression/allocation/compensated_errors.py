@@ -26,8 +26,11 @@ from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import widened
 
 
-def measure_compensated_errors(problem: Problem, ridge: float, every: int = 1) -> list[BlockErrors]:
-    """Errors of every block, or every so many, for its ``choices``; relative to what a half gives.
+def measure_compensated_errors(
+    problem: Problem, ridge: float, most: int | None = None
+) -> list[BlockErrors]:
+    """Errors of all blocks, or of at most so many, for their ``choices``; relative to what a half
+    gives.
 
     Token by token the squared error is divided by the mean square of the stream behind the half,
     as an RMSNorm would, or behind the block where halves are parallel; dense inputs, all windows.
@@ -38,7 +41,7 @@ def measure_compensated_errors(problem: Problem, ridge: float, every: int = 1) -
     loop = windows.computing.loop(problem.checkpoint)
     states = loop.states(token_ids)
     loop.embed_into(states, token_ids)
-    errors = []
+    errors, every = [], every_so_many(len(problem.choices), most)
     for block in track(loop.blocks(), "measure compensated errors", len(problem.choices)):
         if block.index % every:
             block.advance(states)
@@ -57,6 +60,11 @@ def measure_compensated_errors(problem: Problem, ridge: float, every: int = 1) -
             )
         )
     return errors
+
+
+def every_so_many(blocks: int, most: int | None) -> int:
+    """Of how many blocks one is measured, from the first on, for at most ``most`` of them."""
+    return -(-blocks // (most or blocks))
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bipline.compression.allocation import allocation_options, compensated
+from bipline.compression.allocation.compensated_errors import every_so_many
 from bipline.compression.allocation.trial import COMPARED, fewer, trial_options
 from bipline.compression.compensation.memory import moments_operations
 from bipline.compression.compensation.operations import attention_stays, sequential_operations
@@ -30,8 +31,8 @@ def allocation_operations(
     # In the uniform layout no width is measured that no split has.
     gone = 1.0 if per_layer else min(1.0, 1.5 * ratio)
     total = Counted(forward_operations(shape, few, seqlen))
-    measured = blocks if per_layer else blocks[:: options.every]
-    errors = sum(_errors(block, few * seqlen, gone) for block in measured)
+    every = 1 if per_layer else every_so_many(len(blocks), options.blocks)
+    errors = sum(_errors(block, few * seqlen, gone) for block in blocks[::every])
     total += Counted(errors, errors)
     # Where attention stays, no other split has come near.
     whole = attention_stays(shape, ratio, settings.layout)

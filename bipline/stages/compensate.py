@@ -8,6 +8,8 @@ from bipline.base.errors import InvalidInput
 from bipline.base.progress import note
 from bipline.compression.compensation import checks
 from bipline.compression.compensation import realise as core
+from bipline.compression.compensation.drawn_windows import WEIGHED
+from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.corrections import KIND, hold_to_plan, open_corrections
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.memory import gigabytes
@@ -16,6 +18,7 @@ from bipline.stages.calibrate import needed, samples_of, windows_of
 from bipline.stages.stage import Context, Lines, Stage
 from bipline.storage.directory import DirectoryWriter, copy_directory, occupied
 from bipline.storage.store import Handle
+from bipline.values.compensation import Compensation
 from bipline.values.fitted_text import write_fitted
 from bipline.values.plan import PruningPlan
 from bipline.values.resolution import ResolvedModel
@@ -101,18 +104,23 @@ def _lying(settings: CompensateSettings) -> tuple[PruningPlan, Handle]:
     return open_corrections(place)[0], Handle.to_directory(place)
 
 
+def _inputs_of(name: Compensation, options: CompensationOptions) -> str:
+    """What blocks are fitted on, and what is not done there whatever other options say."""
+    if options.sequential:
+        return "in order, on the pruned stream"
+    return "on dense inputs" + (", so no input maps and no kept rows" if name in WEIGHED else "")
+
+
 def check(settings: LineSettings, checkpoint: Checkpoint | None, thorough: bool) -> Lines:
     """What corrects, on which inputs, and the memory that takes.
 
     Raises InvalidInput for options, windows or memory with which it cannot be done.
     """
     section, calibrate = settings.compensate, settings.calibrate
-    sequential = checks.compensation_options(section).sequential
+    options = checks.compensation_options(section)
     if section.chosen == "none":
         return [("compensate", "none")]
-    text = (
-        f"{section.chosen}, {'in order, on the pruned stream' if sequential else 'on dense inputs'}"
-    )
+    text = f"{section.chosen}, {_inputs_of(section.chosen, options)}"
     if checkpoint is not None:
         windows = samples_of(checkpoint, calibrate, [section]), calibrate.seqlen
         checks.check_compensation_settings(

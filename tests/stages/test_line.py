@@ -21,7 +21,8 @@ from bipline.compression.workers import Workers
 from bipline.face.keywords import line_settings
 from bipline.model import opening
 from bipline.model.opening import open_checkpoint
-from bipline.stages import line, prune
+from bipline.settings.line import LineSettings
+from bipline.stages import compensate, line, prune
 from bipline.stages.resolve import glance, resolve_model, resolve_texts
 from bipline.stages.stage import Context
 from bipline.storage.folder import LocalFile
@@ -281,3 +282,20 @@ def test_statistics_of_an_older_version_are_read(llama: Path, tmp_path: Path) ->
         llama, tmp_path / "again", statistics=str(place), state=tmp_path / "state", **GIVEN
     )
     assert made and again and again.digest == made.digest
+
+
+@pytest.mark.parametrize(
+    ("compensation", "sequential", "told"),
+    [
+        ("obs", True, "obs, in order, on the pruned stream"),
+        ("obs", False, "obs, on dense inputs, so no input maps and no kept rows"),
+        ("bias", False, "bias, on dense inputs"),
+    ],
+)
+def test_what_is_not_done_on_dense_inputs_is_told(
+    compensation: str, sequential: bool, told: str
+) -> None:
+    """Whatever its options ask for."""
+    asked = {"compensation": compensation, "compensation_option": {"sequential": sequential}}
+    settings = LineSettings.model_validate({"model": "m", "compensate": asked})
+    assert compensate.check(settings, None, thorough=False) == [("compensate", told)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -99,3 +100,8 @@ def test_trials_are_compared_on_windows_that_nothing_was_fitted_on(
     assert not fitted & set(compared)
     assert len(compared) <= 3 * len(few)
     assert len(fitted) + len(compared) == windows or len(compared) >= 2 * len(few)
+    # Windows lie text by text: none is left out for where it lies.
+    gaps = [
+        later - before for before, later in pairwise([-1, *sorted({*fitted, *compared}), windows])
+    ]
+    assert max(gaps) <= 2 * -(-windows // (len(fitted) + len(compared))) + 1

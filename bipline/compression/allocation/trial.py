@@ -50,7 +50,12 @@ def fewer_windows(problem: Problem, most: int) -> Problem:
 
 def _spread(problem: Problem, most: int) -> list[int]:
     there, seqlen = problem.windows.token_ids.shape
-    count = min(there, fewer(problem.checkpoint.shape, seqlen, most))
+    return _evenly(there, fewer(problem.checkpoint.shape, seqlen, most))
+
+
+def _evenly(there: int, most: int) -> list[int]:
+    """At most so many places, evenly spread: windows lie text by text."""
+    count = min(there, most)
     return [int((place + 0.5) * there / count) for place in range(count)]
 
 
@@ -61,10 +66,10 @@ def compared_windows(problem: Problem, most: int, held_out: float) -> Tensor:
     others.
     """
     token_ids, places = problem.windows.token_ids, _spread(problem, most)
-    others = torch.ones(len(token_ids), dtype=torch.bool)
-    others[places] = False
+    others = sorted({*range(len(token_ids))} - {*places})
+    compared = [others[place] for place in _evenly(len(others), COMPARED * len(places))]
     held = divided(token_ids[places], held_out)[1]
-    return torch.cat([held, token_ids[others][: COMPARED * len(places)]])
+    return torch.cat([held, token_ids[compared]])
 
 
 def trial_options(ridge: float, row_steps: int = 0) -> CompensationOptions:

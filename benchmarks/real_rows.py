@@ -12,10 +12,8 @@ from bipline.compression.efforts import CORRECTIONS
 
 UNIFORM, PER_LAYER = "uniform", "per-layer"
 BIAS = ("--compensation", "bias", "--compensation-option", "sequential=false")
-# The widths that auto measures, without what it corrects: the same size for a peer.
-AUTO_WIDTHS = (
-    "--allocation", "compensated", "--allocation-option", "tried=1",
-)  # fmt: skip
+# The widths that auto takes, without what it corrects: the same size for a peer.
+AUTO_WIDTHS = ("--allocation", "compensated")
 # obs with neither random nor generated windows; it chooses again whatever scores say.
 UNDRAWN = (
     "--criterion", "magnitude", "--allocation", "compensated", "--compensation", "obs",
@@ -152,7 +150,7 @@ def _differing(ratio: str) -> list[Row]:
         if name == "flap":
             flags = (*flags, "--allocation", "standardized")
         if name == "osscar":
-            flags = (*flags, "--allocation", "compensated", "--allocation-option", "tried=1")
+            flags = (*flags, *AUTO_WIDTHS)
         found.append(Row(f"{name}, per-layer{told}", _flags(flags, ratio, PER_LAYER)))
     if told:
         names = ("osscar, auto's widths", "auto quick", "auto balanced")

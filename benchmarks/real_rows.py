@@ -134,12 +134,12 @@ def windows_of(name: str) -> int:
 
 def _halved() -> list[Row]:
     """At 0.5, beside those of all methods: the peer at auto's widths, and auto best."""
-    best = _flags((*METHODS["auto best"], "--dtype", "bfloat16"), "0.5", UNIFORM)
-    peer = "osscar, auto's widths"
-    return [
-        Row(f"{peer}, 0.5", _flags(METHODS[peer], "0.5", UNIFORM)),
-        Row("auto best, 0.5, bfloat16", best, samples=BEST),
-    ]
+    peer, narrower = "osscar, auto's widths", ("--dtype", "bfloat16")
+    found = [Row(f"{peer}, 0.5", _flags(METHODS[peer], "0.5", UNIFORM))]
+    for name in ("auto balanced", "auto best"):
+        flags = _flags((*METHODS[name], *narrower), "0.5", UNIFORM)
+        found.append(Row(f"{name}, 0.5, bfloat16", flags, samples=windows_of(name)))
+    return found
 
 
 def _differing(ratio: str) -> list[Row]:

@@ -105,6 +105,8 @@ def _options(kind: type[BaseOptions], flag: str) -> str:
 
 
 def _allowed(told: dict[str, Any]) -> str:
+    if "anyOf" in told:
+        return "; or ".join(map(_allowed, told["anyOf"]))
     if "enum" in told:
         return ", ".join(f"`{value}`" for value in told["enum"])
     limits = {

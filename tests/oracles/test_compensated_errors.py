@@ -22,7 +22,7 @@ from bipline.compression.allocation.least_errors import ranked_splits
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.sensitivity import sensitivities
 from bipline.compression.allocation.split import uniform_candidates
-from bipline.compression.allocation.trial import losses_left, trial_options
+from bipline.compression.allocation.trial import losses_left, of_least_left, trial_options
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.calibrate import calibrate
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
@@ -198,7 +198,13 @@ def test_widths_that_differ_are_not_taken_where_they_leave_more(
     alone = compensated.widths(problem, compensated.CompensatedOptions(tried=1))
     uniform = best_uniform(problem)
     assert loss_left(problem, alone) > loss_left(problem, uniform)
-    assert compensated.widths(problem, compensated.CompensatedOptions()) != alone
+    by_errors = compensated.widths(problem, compensated.CompensatedOptions(tried=1, weighed=False))
+    options = compensated.CompensatedOptions()
+    candidates = [by_errors, uniform]
+    trial = trial_options(options.ridge, options.row_steps)
+    nearest = of_least_left(problem, candidates, options.windows, trial)
+    assert nearest in candidates
+    assert compensated.widths(problem, options) == nearest
 
 
 def test_widths_that_differ_leave_no_more_than_the_best_uniform_ones(llama: Path) -> None:

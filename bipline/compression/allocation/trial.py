@@ -20,7 +20,7 @@ from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.drawn_windows import Division
 from bipline.compression.compensation.engine import BlockCorrection, compensate
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.compensation.streams import divided
+from bipline.compression.compensation.streams import divided, evenly_spread
 from bipline.compression.compensation.tokens import least_samples
 from bipline.compression.compensation.versions import PrunedBlock
 from bipline.model.block_loop import BlockLoop, micro_batch_of
@@ -50,13 +50,7 @@ def fewer_windows(problem: Problem, most: int) -> Problem:
 
 def _spread(problem: Problem, most: int) -> list[int]:
     there, seqlen = problem.windows.token_ids.shape
-    return _evenly(there, fewer(problem.checkpoint.shape, seqlen, most))
-
-
-def _evenly(there: int, most: int) -> list[int]:
-    """At most so many places, evenly spread: windows lie text by text."""
-    count = min(there, most)
-    return [int((place + 0.5) * there / count) for place in range(count)]
+    return evenly_spread(there, fewer(problem.checkpoint.shape, seqlen, most))
 
 
 def compared_windows(problem: Problem, most: int, held_out: float) -> Tensor:
@@ -67,7 +61,7 @@ def compared_windows(problem: Problem, most: int, held_out: float) -> Tensor:
     """
     token_ids, places = problem.windows.token_ids, _spread(problem, most)
     others = sorted({*range(len(token_ids))} - {*places})
-    compared = [others[place] for place in _evenly(len(others), COMPARED * len(places))]
+    compared = [others[place] for place in evenly_spread(len(others), COMPARED * len(places))]
     held = divided(token_ids[places], held_out)[1]
     return torch.cat([held, token_ids[compared]])
 

@@ -25,7 +25,12 @@ STREAMS, PARALLEL_STREAMS = 3, 4
 
 def held_out_windows(windows: int, share: float) -> list[int]:
     """The places of the windows that are held out: evenly spread, at least one, never all."""
-    count = min(max(1, round(share * windows)), windows - 1)
+    return evenly_spread(windows, min(max(1, round(share * windows)), windows - 1))
+
+
+def evenly_spread(windows: int, most: int) -> list[int]:
+    """The places of at most so many windows, evenly spread: windows lie text by text."""
+    count = min(windows, most)
     return [int((place + 0.5) * windows / count) for place in range(count)]
 
 

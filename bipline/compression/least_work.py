@@ -5,9 +5,9 @@ from __future__ import annotations
 from bipline.compression.compensation.memory import moments_operations, rows_operations
 from bipline.compression.criteria import needs_of
 from bipline.model.checkpoint import Checkpoint
-from bipline.model.floor import Work, forward_operations
+from bipline.model.floor import Counted, Work, forward_operations
 from bipline.model.shapes import ModelShape
-from bipline.values.compensation import CompensationRecord
+from bipline.values.compensation import CompensationRecord, SublayerRecord
 from bipline.values.plan import PruningPlan
 
 
@@ -33,7 +33,7 @@ def least_work(
     works = {"prune": Work(read=written, written=written)}
     if record := plan.compensated:
         corrected = compensation_operations(shape, plan, record, seqlen)
-        works["compensate"] = Work(read=blocks, operations=corrected)
+        works["compensate"] = Work(blocks, 0, corrected.all, corrected.wide, corrected.quick)
     needs = needs_of(criterion)
     if needs.sums:
         operations = needs.passes * forward_operations(shape, windows, seqlen)
@@ -43,16 +43,21 @@ def least_work(
 
 def compensation_operations(
     shape: ModelShape, plan: PruningPlan, record: CompensationRecord, seqlen: int
-) -> float:
-    """Both streams, the products of every matrix's inputs, generated text and fitted rows."""
+) -> Counted:
+    """Both streams, the products of every fitted matrix's inputs, generated text and fitted rows.
+
+    Moments are never narrower than float32; steps for rows are in what is quickest.
+    """
     fitted = record.fitted_tokens + record.random_tokens + record.generated_tokens
     sequential = record.options["sequential"]
     maps = sequential and record.options.get("input_maps", False)
     streams = (2 if sequential else 1) * (fitted + record.held_out_tokens)
     forward = forward_operations(shape, (streams + record.generated_tokens) // seqlen, seqlen)
     # First blocks without experts beside others with some stay whole.
-    blocks = shape.num_hidden_layers - shape.dense_blocks
-    moments = blocks * moments_operations(shape, fitted, sequential, maps)
+    moments = sum(
+        moments_operations(shape, fitted, sequential, maps, _was_fitted(block.attention))
+        for block in record.blocks[shape.dense_blocks :]
+    )
     rows, steps = 0.0, record.options.get("row_steps", 0)
     # Records of before these options had one sweep, and rows of up_proj alone.
     sweeps = record.options.get("row_sweeps", 1)
@@ -62,4 +67,9 @@ def compensation_operations(
         fits = ((block.attention, 1), (block.ffn, ffn_fits))
         for (sublayer, count), work in zip(fits, works, strict=True):
             rows += count * work if sublayer and sublayer.rows_fitted else 0
-    return forward + moments + rows
+    return Counted(forward + moments + rows, moments, rows)
+
+
+def _was_fitted(sublayer: SublayerRecord | None) -> bool:
+    """Whether anything was fitted to its inputs: what loses nothing has its own error alone."""
+    return sublayer is not None and sublayer.errors.keys() != {"none"}

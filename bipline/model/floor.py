@@ -103,20 +103,31 @@ def forward_operations(shape: ModelShape, windows: int, seqlen: int) -> float:
 
 def measure_rates(loop: BlockLoop, seqlen: int, folder: Path) -> Rates:
     """Measure this machine: reading the model, writing below ``folder``, a block's products."""
+    tokens = micro_batch_of(seqlen, loop.micro_batch) * seqlen
+    wide, quick = _other_dtypes(loop.dtype, loop.device)
     return Rates(
         read=read_rate(loop.checkpoint),
         write=write_rate(folder),
-        compute=compute_rate(loop, micro_batch_of(seqlen, loop.micro_batch) * seqlen),
+        compute=compute_rate(loop, tokens),
+        wide=compute_rate(loop, tokens, dtype=wide) if wide else None,
+        quick=compute_rate(loop, tokens, dtype=quick) if quick else None,
     )
+
+
+def _other_dtypes(
+    dtype: torch.dtype, device: torch.device
+) -> tuple[torch.dtype | None, torch.dtype | None]:
+    """What is multiplied in no narrower dtype, and in the quickest, where it is not ``dtype``."""
+    wide = torch.float32 if dtype.itemsize < torch.float32.itemsize else None
+    able = dtype == torch.float32 and device.type == "cpu" and multiplies_bfloat16()
+    return wide, torch.bfloat16 if able else None
 
 
 def usual_rates(shape: ModelShape, dtype: torch.dtype) -> Rates:
     """What this machine computes at one product of the model, and a usual disk: for an estimate."""
     compute = product_rate(shape, dtype, CPU)
-    narrow = dtype.itemsize < torch.float32.itemsize
-    wide = product_rate(shape, torch.float32, CPU) if narrow else None
-    quicker = dtype == torch.float32 and multiplies_bfloat16()
-    quick = product_rate(shape, torch.bfloat16, CPU) if quicker else None
+    others = _other_dtypes(dtype, CPU)
+    wide, quick = (product_rate(shape, each, CPU) if each else None for each in others)
     return Rates(USUAL_DISK, USUAL_DISK, compute, wide, quick)
 
 
@@ -177,9 +188,17 @@ def write_rate(folder: Path) -> float:
         path.unlink(missing_ok=True)
 
 
-def compute_rate(loop: BlockLoop, tokens: int, clock: Clock = time.perf_counter) -> float:
-    """Operations a second of the widest block's projections for this many tokens."""
-    shape = loop.checkpoint.shape
+def compute_rate(
+    loop: BlockLoop,
+    tokens: int,
+    clock: Clock = time.perf_counter,
+    dtype: torch.dtype | None = None,
+) -> float:
+    """Operations a second of the widest block's projections for this many tokens.
+
+    In the dtype that windows are run in, or another.
+    """
+    shape, dtype = loop.checkpoint.shape, dtype or loop.dtype
     attention = shape.num_attention_heads * shape.head_dim
     kv = shape.num_key_value_heads * shape.head_dim
     sizes = [
@@ -189,7 +208,7 @@ def compute_rate(loop: BlockLoop, tokens: int, clock: Clock = time.perf_counter)
     counts = [1, 2, 1, shape.ffn_matrices - 1, 1]
     seconds, operations = 0.0, 0.0
     for (inputs, outputs), count in zip(sizes, counts, strict=True):
-        taken = _product_seconds(loop.dtype, loop.device, tokens, inputs, outputs, clock=clock)
+        taken = _product_seconds(dtype, loop.device, tokens, inputs, outputs, clock=clock)
         seconds += count * taken
         operations += count * 2.0 * tokens * inputs * outputs
     return operations / seconds

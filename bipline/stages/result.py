@@ -107,12 +107,15 @@ def _floor(
     loop = BlockLoop(checkpoint, torch_dtype(dtype), device, compute.micro_batch)
     rates = measure_rates(loop, seqlen, out.absolute().parent)
     floors = {stage: round(work.seconds(rates), 3) for stage, work in works.items()}
+    named = {
+        "read_bytes_per_second": rates.read,
+        "write_bytes_per_second": rates.write,
+        "operations_per_second": rates.compute,
+        "operations_per_second_in_float32": rates.wide,
+        "operations_per_second_in_bfloat16": rates.quick,
+    }
     return {
         "floor_seconds": round(sum(floors.values()), 3),
         "floor_seconds_by_stage": floors,
-        "rates": {
-            "read_bytes_per_second": rates.read,
-            "write_bytes_per_second": rates.write,
-            "operations_per_second": rates.compute,
-        },
+        "rates": {name: rate for name, rate in named.items() if rate is not None},
     }

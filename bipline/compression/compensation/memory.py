@@ -209,12 +209,15 @@ def rows_operations(
     return attention, passes * 4 * ffn + 2.0 * tokens * ffn
 
 
-def moments_operations(shape: ModelShape, tokens: int, sequential: bool, maps: bool) -> int:
+def moments_operations(
+    shape: ModelShape, tokens: int, sequential: bool, maps: bool, attention: bool = True
+) -> int:
     """Operations of one block's moments: half of x x^T for every matrix, and of the drift all.
 
-    ``maps`` says whether those of what attention reads are among them.
+    ``maps`` says whether those of what attention reads are among them, ``attention`` whether those
+    of o_proj's inputs are.
     """
-    columns = [shape.num_attention_heads * shape.head_dim]
+    columns = [shape.num_attention_heads * shape.head_dim] if attention else []
     if not shape.num_experts:
         columns.append(shape.intermediate_size)
     if maps:

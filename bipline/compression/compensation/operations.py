@@ -67,9 +67,7 @@ class Work:
     @property
     def moments(self) -> float:
         """Operations of the matrices' moments."""
-        total = moments_operations(self.shape, self.fitted, True, False)
-        unfitted = 0.0 if self.fits_attention else self._moments_of(self.output_columns)
-        return total - unfitted
+        return moments_operations(self.shape, self.fitted, True, False, self.fits_attention)
 
     @property
     def ffn_moments(self) -> float:

@@ -6,7 +6,8 @@
 What a run took is processor time of one thread, of the whole process, and what is told follows from
 rates that are taken in processor time just before it: neither waits for others' work, so the two
 can be compared on a busy machine, where wall seconds say nothing. What is told is computed anew for
-the table, by the rates of the run. A run is a line of ``benchmarks/forecasts.jsonl`` as soon as it
+the table, by the rates of the run. Beside it is what stage compensate took and its floor, both by
+the clock (bipline/model/floor.py). A run is a line of ``benchmarks/forecasts.jsonl`` as soon as it
 is there; a line goes where it is to be measured again.
 """
 
@@ -115,13 +116,16 @@ def measure(asked: Run, place: Place) -> None:
     before, start = children_seconds(), time.perf_counter()
     os.environ["OMP_NUM_THREADS"] = "1"
     run([sys.executable, "-c", SCRIPT, json.dumps(asking)])
+    result = json.loads(told.read_text("utf-8"))
     value = {
         "run": asked.name,
         **asdict(asked),
         "rates": rates,
         "processor_seconds": round(children_seconds() - before, 1),
         "wall_seconds": round(time.perf_counter() - start, 1),
-        "peak_anonymous_bytes": json.loads(told.read_text("utf-8"))["peak_anonymous_bytes"],
+        "peak_anonymous_bytes": result["peak_anonymous_bytes"],
+        "compensate_seconds": result["seconds"]["stage"]["compensate"],
+        "compensate_floor_seconds": result["floor_seconds_by_stage"]["compensate"],
         "machine": facts,
     }
     add_line(LINES, value)
@@ -136,6 +140,7 @@ def table(found: Sequence[dict[str, Any]], where: dict[str, Place]) -> str:
     """The table in Markdown, and what it was measured on."""
     columns = (
         "run", "told, s", "processor s", "told / took", "told, GB", "peak, GB", "told / peak",
+        "compensate, s", "its floor, s", "of its floor",
     )  # fmt: skip
     rows = [_row(line, where[line["model"]]) for line in found if line["model"] in where]
     known = {line["run"] for line in found}
@@ -171,9 +176,11 @@ def _row(line: dict[str, Any], place: Place) -> tuple[str, ...]:
         ),
     )  # fmt: skip
     took, peak = line["processor_seconds"], line["peak_anonymous_bytes"]
+    compensated, floor = line["compensate_seconds"], line["compensate_floor_seconds"]
     return (
         line["run"], f"{told.seconds:.0f}", f"{took:.0f}", f"{told.seconds / took:.2f}",
         f"{told.memory / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{told.memory / peak:.2f}",
+        f"{compensated:.0f}", f"{floor:.0f}", f"{compensated / floor:.2f}",
     )  # fmt: skip
 
 

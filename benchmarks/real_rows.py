@@ -135,8 +135,8 @@ def _halved() -> list[Row]:
     ]
 
 
-def _in_bfloat16(method: str, ratio: str, name: str) -> Row:
-    flags = _flags((*METHODS[method], "--dtype", "bfloat16"), ratio, UNIFORM)
+def _in_bfloat16(method: str, ratio: str, name: str, layout: str = UNIFORM) -> Row:
+    flags = _flags((*METHODS[method], "--dtype", "bfloat16"), ratio, layout)
     return Row(name, flags, samples=windows_of(method))
 
 
@@ -150,7 +150,10 @@ def _differing(ratio: str) -> list[Row]:
         if name == "osscar":
             flags = (*flags, *AUTO_WIDTHS)
         found.append(Row(f"{name}, per-layer{told}", _flags(flags, ratio, PER_LAYER)))
+    slowest = "auto balanced"
+    found.append(_in_bfloat16(slowest, ratio, f"{slowest}, per-layer{told}, bfloat16", PER_LAYER))
     if told:
+        found.append(_in_bfloat16(slowest, ratio, f"{slowest}{told}, bfloat16"))
         names = ("osscar, auto's widths", "auto quick", "auto balanced")
         found += [Row(f"{name}{told}", _flags(METHODS[name], ratio, UNIFORM)) for name in names]
     return found

@@ -18,11 +18,11 @@ from bipline.compression.allocation.compensated_errors import (
     every_so_many,
     measure_compensated_errors,
 )
-from bipline.compression.allocation.least_errors import ranked_splits
+from bipline.compression.allocation.least_errors import ranked_splits, widths_of_least
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.sensitivity import sensitivities
 from bipline.compression.allocation.split import uniform_candidates
-from bipline.compression.allocation.trial import losses_left, of_least_left, trial_options
+from bipline.compression.allocation.trial import Trials, losses_left, of_least_left, trial_options
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.calibrate import calibrate
 from bipline.compression.compensation.obs import elimination_of, remove_greedily
@@ -195,6 +195,8 @@ def test_widths_that_differ_are_not_taken_where_they_leave_more(
     # As if the first blocks did not matter at all: they are stripped.
     misled = [(10.0**-place, 10.0**-place) for place in range(len(problem.choices), 0, -1)]
     monkeypatch.setattr(compensated, "sensitivities", lambda *_: misled)
+    weights = torch.tensor([first for first, _ in misled])
+    monkeypatch.setattr(compensated, "error_weights", lambda *_: weights)
     alone = compensated.widths(problem, compensated.CompensatedOptions(tried=1))
     uniform = best_uniform(problem)
     assert loss_left(problem, alone) > loss_left(problem, uniform)
@@ -202,7 +204,7 @@ def test_widths_that_differ_are_not_taken_where_they_leave_more(
     options = compensated.CompensatedOptions()
     candidates = [by_errors, uniform]
     trial = trial_options(options.ridge, options.row_steps)
-    nearest = of_least_left(problem, candidates, options.windows, trial)
+    nearest = of_least_left(Trials(problem, options.windows, trial), candidates)
     assert nearest in candidates
     assert compensated.widths(problem, options) == nearest
 
@@ -217,7 +219,9 @@ def test_widths_that_differ_leave_no_more_than_the_best_uniform_ones(llama: Path
             assert loss_left(problem, chosen, row_steps) <= uniform
 
 
-def test_per_layer_the_weight_of_attention_that_leaves_the_least_is_chosen(llama: Path) -> None:
+def test_per_layer_the_weights_that_leave_the_least_are_chosen(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = problem_of(llama, layout="per-layer")
 
     def chosen(*weights: float, tried: int) -> list[Widths]:
@@ -227,7 +231,12 @@ def test_per_layer_the_weight_of_attention_that_leaves_the_least_is_chosen(llama
     few, many = chosen(0.01, tried=1), chosen(100.0, tried=1)
     assert sum(w.attention_groups for w in few) < sum(w.attention_groups for w in many)
     alone = compensated.widths(problem, compensated.CompensatedOptions(tried=1, weighed=False))
-    every = (few, many, alone, best_uniform(problem))
+    restored = torch.tensor([3.0, *[1.0] * (len(problem.choices) - 1)])
+    monkeypatch.setattr(compensated, "error_weights", lambda *_: restored)
+    errors = measure_compensated_errors(problem, RIDGE)
+    weights = [(float(each), float(each)) for each in restored]
+    by_restored = widths_of_least(problem, problem, compensated._weighed(errors, weights))
+    every = (few, many, by_restored, alone, best_uniform(problem))
     left = {tuple(w): loss_left(problem, w, 4) for w in every}
     assert tuple(chosen(0.01, 100.0, tried=2)) == min(left, key=lambda each: left[each])
     assert chosen(100.0, 0.01, tried=1) == many

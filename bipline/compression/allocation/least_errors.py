@@ -87,12 +87,16 @@ def ranked_splits(
     choices = problem.choices[0]
 
     def total(widths: Widths) -> float:
-        units = choices.attention.counts.index(choices.attention_of(widths))
-        channels = choices.ffn_units.index(widths.ffn_units)
-        held: list[Tensor] = [e.attention[units] + e.ffn_channels[channels] for e in errors]
+        held = [error_at(choices, error, widths) for error in errors]
         return float(torch.stack(held).sum())
 
     totals = {widths: total(widths) for widths in uniform_candidates(problem)}
     least = min(totals.values(), default=0.0)
     near = (widths for widths, sum_ in totals.items() if sum_ / margin <= least)
     return sorted(near, key=totals.__getitem__)
+
+
+def error_at(choices: Choices, error: BlockErrors, widths: Widths) -> Tensor:
+    """The sum of both halves' errors of a block with these of its choices."""
+    units = choices.attention.counts.index(choices.attention_of(widths))
+    return error.attention[units] + error.ffn_channels[choices.ffn_units.index(widths.ffn_units)]

@@ -41,8 +41,10 @@ def allocation_operations(
         # Streams that were disturbed before run through every block that follows.
         probes = min(options.probes, few) if options.weighed else 0
         total += Counted(len(blocks) * forward_operations(shape, probes, seqlen))
-        if options.tried > 1:  # those by errors alone and the best uniform ones too
-            tried = min(options.tried, len(options.attention_weights)) * options.weighed + 2
+        if options.tried > 1:  # by restored blocks, errors alone, and the best uniform ones too
+            total += _restored(shape, samples, few, seqlen).times((1 - ratio) * options.weighed)
+            weights = min(options.tried, len(options.attention_weights))
+            tried = (weights + 1) * options.weighed + 2
     if tried > 1:
         each = trial_options(options.ridge, options.row_steps if per_layer else 0)
         trial = sequential_operations(shape, "obs", each, few, seqlen, ratio, whole)
@@ -50,6 +52,14 @@ def allocation_operations(
         trial += Counted(forward_operations(shape, 1, seqlen) * compared * (1 - ratio))
         total += trial.times(tried)
     return total
+
+
+def _restored(shape: ModelShape, samples: int, few: int, seqlen: int) -> Counted:
+    """Streams in which one block was restored, each through all that follow."""
+    compared = min(samples - few, COMPARED * few)
+    restored = min(samples - few - compared, few) or compared
+    passes = shape.num_hidden_layers / 2 * restored
+    return Counted(passes * forward_operations(shape, 1, seqlen))
 
 
 def _errors(block: ModelShape, tokens: int, gone: float) -> float:

@@ -8,14 +8,15 @@ for the better ones where their perplexity was higher (docs/auto-experiments.md)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from bipline.base.progress import note
 from bipline.compression.allocation.problem import Problem
+from bipline.compression.allocation.restored_blocks import restored_losses
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.drawn_windows import Division
 from bipline.compression.compensation.engine import BlockCorrection, compensate
@@ -60,10 +61,27 @@ def compared_windows(problem: Problem, most: int, held_out: float) -> Tensor:
     others.
     """
     token_ids, places = problem.windows.token_ids, _spread(problem, most)
-    others = sorted({*range(len(token_ids))} - {*places})
-    compared = [others[place] for place in evenly_spread(len(others), COMPARED * len(places))]
     held = divided(token_ids[places], held_out)[1]
-    return torch.cat([held, token_ids[compared]])
+    return torch.cat([held, token_ids[_compared(problem, places)]])
+
+
+def restored_windows(problem: Problem, most: int, held_out: float) -> Tensor:
+    """As many windows as a trial has, that it neither fits nor compares, ``[windows, seqlen]``.
+
+    As far as there are any; else those that it compares.
+    """
+    token_ids, places = problem.windows.token_ids, _spread(problem, most)
+    used = {*places, *_compared(problem, places)}
+    others = [place for place in range(len(token_ids)) if place not in used]
+    if not others:
+        return compared_windows(problem, most, held_out)
+    return token_ids[[others[place] for place in evenly_spread(len(others), len(places))]]
+
+
+def _compared(problem: Problem, places: Sequence[int]) -> list[int]:
+    """Of windows that a trial does not have those that it is compared on."""
+    others = sorted({*range(len(problem.windows.token_ids))} - {*places})
+    return [others[place] for place in evenly_spread(len(others), COMPARED * len(places))]
 
 
 def trial_options(ridge: float, row_steps: int = 0) -> CompensationOptions:
@@ -83,18 +101,39 @@ def trial_options(ridge: float, row_steps: int = 0) -> CompensationOptions:
     )
 
 
-def of_least_left(
-    problem: Problem, candidates: Sequence[Sequence[Widths]], most: int, trial: CompensationOptions
-) -> list[Widths]:
+@dataclass(frozen=True)
+class Trials:
+    """Trials of one problem's widths, each made once; fitted on at most ``most`` windows."""
+
+    problem: Problem
+    most: int
+    options: CompensationOptions
+    known: dict[tuple[Widths, ...], Tensor] = field(default_factory=dict)
+
+    def losses(self, widths: Sequence[Widths]) -> Tensor:
+        """What they leave: see :func:`losses_left`."""
+        tried = tuple(widths)
+        if tried not in self.known:
+            self.known[tried] = losses_left(self.problem, tried, self.most, self.options)
+        return self.known[tried]
+
+    def gains(self, widths: Sequence[Widths]) -> Tensor:
+        """What restoring each block wins, in nats, once all have these widths: ``[blocks]``."""
+        left, restored = gains_left(self.problem, widths, self.most, self.options)
+        self.known[tuple(widths)] = left
+        return restored
+
+
+def of_least_left(trials: Trials, candidates: Sequence[Sequence[Widths]]) -> list[Widths]:
     """Of widths for all blocks, those that leave the least loss; one alone is not tried.
 
-    Fitted on ``most`` windows. Where candidates are alike in all blocks and others are not, one
-    that is not alike must be better by :data:`SURELY` standard errors, over the same windows.
+    Where candidates are alike in all blocks and others are not, one that is not alike must be
+    better by :data:`SURELY` standard errors, over the same windows.
     """
     distinct = list(dict.fromkeys(map(tuple, candidates)))
     if len(distinct) == 1:
         return list(distinct[0])
-    losses = {widths: losses_left(problem, widths, most, trial) for widths in distinct}
+    losses = {widths: trials.losses(widths) for widths in distinct}
 
     def least(among: Sequence[tuple[Widths, ...]]) -> tuple[Widths, ...]:
         return min(among, key=lambda widths: float(losses[widths].mean()))
@@ -121,14 +160,38 @@ def losses_left(
 
     Fitted sequentially, on the calibration windows alone.
     """
-    few = fewer_windows(problem, most).windows
-    fitted, held = divided(few.token_ids, trial.held_out)
-    plan, given = _plan(problem, widths), Division(fitted, held, fitted[:0], fitted[:0])
-    corrections = compensate(problem.checkpoint, plan, given, few.computing, "obs", trial)
+    plan, corrections = _corrected(problem, widths, most, trial)
     compared = compared_windows(problem, most, trial.held_out)
     losses = _losses(problem, plan, corrections, compared)
     note(f"tried {_kept(widths)}: {float(losses.mean()):.4f} nats a token")
     return losses
+
+
+def gains_left(
+    problem: Problem, widths: Sequence[Widths], most: int, trial: CompensationOptions
+) -> tuple[Tensor, Tensor]:
+    """What :func:`losses_left` says, and what restoring each block wins, in nats: ``[blocks]``.
+
+    The latter on :func:`restored_windows`.
+    """
+    plan, corrections = _corrected(problem, widths, most, trial)
+    compared = compared_windows(problem, most, trial.held_out)
+    others = restored_windows(problem, most, trial.held_out)
+    windows, few = torch.cat([compared, others]), len(others)
+    losses, restored = restored_losses(problem, plan, corrections, windows, few)
+    left = losses[: len(compared)]
+    note(f"tried {_kept(widths)}: {float(left.mean()):.4f} nats a token")
+    return left, (losses[-few:] - restored).double().mean(1)
+
+
+def _corrected(
+    problem: Problem, widths: Sequence[Widths], most: int, trial: CompensationOptions
+) -> tuple[PruningPlan, Iterator[BlockCorrection]]:
+    """The plan of a trial, and its blocks as they are fitted one after the other."""
+    few = fewer_windows(problem, most).windows
+    fitted, held = divided(few.token_ids, trial.held_out)
+    plan, given = _plan(problem, widths), Division(fitted, held, fitted[:0], fitted[:0])
+    return plan, compensate(problem.checkpoint, plan, given, few.computing, "obs", trial)
 
 
 @torch.no_grad()

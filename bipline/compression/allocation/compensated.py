@@ -62,14 +62,13 @@ from bipline.compression.options import PositiveNumber, PositiveNumbers
 
 class CompensatedOptions(AttentionOptions):
     """``windows``: those that errors are measured and widths tried on, evenly spread, and no fewer
-    than a fit needs, and at most as many others that blocks are restored on; ``probes``: windows
-    for sensitivities, with ``noise`` as a share of the stream; ``ridge`` as in obs; ``tried``:
-    widths that are compensated, 1 for none; ``margin``: in the uniform layout none whose sum of
-    errors is more than so many times the least; ``blocks``: there, at most so many are measured,
-    evenly spread, or all where no number is given; ``attention_weights``: per-layer, what
-    attention's errors count beside the FFN's; ``weighed``: there, whether widths by weighed errors
-    are tried beside those by errors alone; ``row_steps``: there, steps for kept rows of a trial, as
-    in obs.
+    than a fit needs; ``probes``: windows for sensitivities, with ``noise`` as a share of the
+    stream; ``ridge`` as in obs; ``tried``: widths that are compensated, 1 for none; ``margin``: in
+    the uniform layout none whose sum of errors is more than so many times the least; ``blocks``:
+    there, at most so many are measured, evenly spread, or all where no number is given;
+    ``attention_weights``: per-layer, what attention's errors count beside the FFN's; ``weighed``:
+    there, whether widths by weighed errors are tried beside those by errors alone; ``row_steps``:
+    there, steps for kept rows of a trial, as in obs.
     """
 
     windows: Annotated[int, Field(ge=1)] = 32

@@ -6,7 +6,7 @@ from typing import Any
 
 from bipline.compression.allocation import allocation_options, compensated
 from bipline.compression.allocation.compensated_errors import every_so_many
-from bipline.compression.allocation.trial import COMPARED, fewer, trial_options
+from bipline.compression.allocation.trial import COMPARED, RESTORED, fewer, trial_options
 from bipline.compression.compensation.memory import moments_operations
 from bipline.compression.compensation.operations import attention_stays, sequential_operations
 from bipline.model.floor import Counted, forward_operations
@@ -57,7 +57,7 @@ def allocation_operations(
 def _restored(shape: ModelShape, samples: int, few: int, seqlen: int) -> Counted:
     """Streams in which one block was restored, each through all that follow."""
     compared = min(samples - few, COMPARED * few)
-    restored = min(samples - few - compared, few) or compared
+    restored = min(samples - few - compared or compared, RESTORED)
     passes = shape.num_hidden_layers / 2 * restored
     return Counted(passes * forward_operations(shape, 1, seqlen))
 

@@ -32,6 +32,8 @@ from bipline.values.plan import Budget, PruningPlan
 
 # Windows that candidates are compared on, beside each that they are fitted on.
 COMPARED = 2
+# Windows that blocks are restored on: each runs once for every block, and all lie in memory.
+RESTORED = 32
 # Standard errors by which blocks that differ must be better than alike ones: a loss on few windows
 # has chance in it, and blocks that are alike load everywhere.
 SURELY = 2.0
@@ -66,16 +68,15 @@ def compared_windows(problem: Problem, most: int, held_out: float) -> Tensor:
 
 
 def restored_windows(problem: Problem, most: int, held_out: float) -> Tensor:
-    """As many windows as a trial has, that it neither fits nor compares, ``[windows, seqlen]``.
+    """At most :data:`RESTORED` windows that a trial neither fits nor compares on.
 
-    As far as there are any; else those that it compares.
+    ``[windows, seqlen]``; where there are none, some of those that it compares.
     """
     token_ids, places = problem.windows.token_ids, _spread(problem, most)
     used = {*places, *_compared(problem, places)}
     others = [place for place in range(len(token_ids)) if place not in used]
-    if not others:
-        return compared_windows(problem, most, held_out)
-    return token_ids[[others[place] for place in evenly_spread(len(others), len(places))]]
+    left = token_ids[others] if others else compared_windows(problem, most, held_out)
+    return left[evenly_spread(len(left), RESTORED)]
 
 
 def _compared(problem: Problem, places: Sequence[int]) -> list[int]:

@@ -6,9 +6,9 @@
 What a run took is processor time of one thread, of the whole process, and what is told follows from
 rates that are taken in processor time just before it: neither waits for others' work, so the two
 can be compared on a busy machine, where wall seconds say nothing. What is told is computed anew for
-the table, by the rates of the run. Beside it is what stage compensate took and its floor, both by
-the clock (bipline/model/floor.py). A run is a line of ``benchmarks/forecasts.jsonl`` as soon as it
-is there; a line goes where it is to be measured again.
+the table, by the rates of the run. Beside it is what stage compensate took, by its share of the
+run's time, and its floor (bipline/model/floor.py). A run is a line of ``benchmarks/forecasts.jsonl``
+as soon as it is there; a line goes where it is to be measured again.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ def _row(line: dict[str, Any], place: Place) -> tuple[str, ...]:
         ),
     )  # fmt: skip
     took, peak = line["processor_seconds"], line["peak_anonymous_bytes"]
-    compensated, floor = line["compensate_seconds"], line["compensate_floor_seconds"]
+    floor = line["compensate_floor_seconds"]
+    compensated = took * line["compensate_seconds"] / line["wall_seconds"]
     return (
         line["run"], f"{told.seconds:.0f}", f"{took:.0f}", f"{told.seconds / took:.2f}",
         f"{told.memory / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{told.memory / peak:.2f}",

@@ -7,8 +7,8 @@ What a run took is processor time of one thread, of the whole process, and what 
 rates that are taken in processor time just before it: neither waits for others' work, so the two
 can be compared on a busy machine, where wall seconds say nothing. What is told is computed anew for
 the table, by the rates of the run. Beside it is what stage compensate took, by its share of the
-run's time, and its floor (bipline/model/floor.py). A run is a line of ``benchmarks/forecasts.jsonl``
-as soon as it is there; a line goes where it is to be measured again.
+run's time, and its floor (bipline/model/floor.py). A run is a line of
+``benchmarks/forecasts.jsonl`` as soon as it is there; a line goes where it is to be measured again.
 """
 
 from __future__ import annotations

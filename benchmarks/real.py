@@ -125,7 +125,8 @@ class Bench:
 
     def _measured(self, row: Row, measure: str) -> dict[str, Any]:
         model = self.model if row.name == DENSE else self.place(row)
-        told = OUT / "measured.json"
+        # A result of another command is not written over.
+        told = OUT / ("speed.json" if measure == SPEED else "measured.json")
         state = ("--state", OUT / "state", "--json", told)
         OUT.mkdir(parents=True, exist_ok=True)
         if measure == SPEED:

@@ -58,8 +58,9 @@ def _restored(shape: ModelShape, samples: int, few: int, seqlen: int) -> Counted
     """Streams in which one block was restored, each through all that follow."""
     compared = min(samples - few, COMPARED * few)
     restored = min(samples - few - compared or compared, RESTORED)
-    passes = shape.num_hidden_layers / 2 * restored
-    return Counted(passes * forward_operations(shape, 1, seqlen))
+    blocks = forward_operations(shape, 1, seqlen) / 2
+    head = 2.0 * seqlen * shape.hidden_size * shape.vocab_size
+    return Counted(shape.num_hidden_layers * restored * (blocks + head))
 
 
 def _errors(block: ModelShape, tokens: int, gone: float) -> float:

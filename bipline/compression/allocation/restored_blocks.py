@@ -44,14 +44,15 @@ def restored_losses(
     for block, done in zip(loop.blocks(), corrections, strict=True):
         made = PrunedBlock(problem.checkpoint, block, plan.blocks[block.index])
         halves = made.corrected(done.plan, done.tensors)
-        restored = [_run(loop, halves, stream) for stream in restored]
-        restored.append(_run(loop, Halves.of(block), pruned[-few:]))
-        pruned = _run(loop, halves, pruned)
+        restored = [run_in_parts(loop, halves, stream) for stream in restored]
+        restored.append(run_in_parts(loop, Halves.of(block), pruned[-few:]))
+        pruned = run_in_parts(loop, halves, pruned)
     left = [_losses(loop, stream, token_ids[-few:]) for stream in restored]
     return _losses(loop, pruned, token_ids), torch.stack(left)
 
 
-def _run(loop: BlockLoop, block: Halves, stream: Tensor) -> Tensor:
+def run_in_parts(loop: BlockLoop, block: Halves, stream: Tensor) -> Tensor:
+    """What a block puts out for ``[windows, seqlen, hidden_size]``, micro-batch by micro-batch."""
     parts = stream.split(micro_batch_of(stream.shape[1], loop.micro_batch))
     return torch.cat([block.run(part) for part in parts])
 

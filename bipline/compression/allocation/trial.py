@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bipline.base.progress import note
 from bipline.compression.allocation.problem import Problem
-from bipline.compression.allocation.restored_blocks import restored_losses
+from bipline.compression.allocation.restored_blocks import restored_losses, run_in_parts
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.drawn_windows import Division
 from bipline.compression.compensation.engine import BlockCorrection, compensate
@@ -24,7 +24,7 @@ from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided, evenly_spread
 from bipline.compression.compensation.tokens import least_samples
 from bipline.compression.compensation.versions import PrunedBlock
-from bipline.model.block_loop import BlockLoop, micro_batch_of
+from bipline.model.block_loop import BlockLoop
 from bipline.model.halves import Halves
 from bipline.model.hidden_states import HiddenStates
 from bipline.model.shapes import ModelShape
@@ -210,11 +210,10 @@ def _losses(
 
 
 def _run_through(states: HiddenStates, loop: BlockLoop, block: Halves) -> None:
-    """Move windows through a block, micro-batch by micro-batch."""
+    """Move windows through a block."""
 
     def step(_: int, chunk: Tensor) -> Tensor:
-        parts = chunk.to(loop.device).split(micro_batch_of(chunk.shape[1], loop.micro_batch))
-        return torch.cat([block.run(part) for part in parts])
+        return run_in_parts(loop, block, chunk.to(loop.device))
 
     states.advance(step)
 

@@ -190,7 +190,9 @@ def test_a_matrix_that_loses_nothing_stays_unless_it_is_asked_for(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "tried"), [("uniform", 1), ("uniform", 2), ("per-layer", 1)])
+@pytest.mark.parametrize(
+    ("layout", "tried"), [("uniform", 1), ("uniform", 2), ("per-layer", 1), ("per-layer", 2)]
+)
 def test_operations_of_an_allocation(reference: Path, layout: Any, tried: int) -> None:
     """Those that are told, beside those that PyTorch was asked for."""
     checkpoint, ratio = open_checkpoint(reference), 0.4

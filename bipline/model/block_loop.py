@@ -217,9 +217,16 @@ class BlockLoop:
         """
         output = self.output_weight()
         losses = [
-            self.token_losses(hidden.to(self.device), targets.to(self.device), output).cpu()
+            self.window_losses(states.chunk(number), chunk, output)
             for number, chunk in enumerate(token_ids.split(CHUNK_WINDOWS))
-            for hidden, targets in predicted(states.chunk(number), chunk)
+        ]
+        return torch.cat(losses)
+
+    def window_losses(self, hidden: Tensor, token_ids: Tensor, output: Tensor) -> Tensor:
+        """The same of a few windows, from their last hidden states ``[windows, seqlen, d]``."""
+        losses = [
+            self.token_losses(few.to(self.device), targets.to(self.device), output).cpu()
+            for few, targets in predicted(hidden, token_ids)
         ]
         return torch.cat(losses).view(token_ids.shape[0], -1)
 

@@ -9,7 +9,7 @@ block lose two thirds of its channels, where nothing costs more (docs/auto-exper
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.compensation.engine import BlockCorrection
 from bipline.compression.compensation.versions import PrunedBlock
-from bipline.model.block_loop import BlockLoop, micro_batch_of, predicted
+from bipline.model.block_loop import BlockLoop, micro_batch_of
 from bipline.model.halves import Halves
 from bipline.values.plan import PruningPlan
 
@@ -41,30 +41,28 @@ def restored_losses(
     """
     loop = problem.windows.computing.loop(problem.checkpoint)
     pruned, restored = loop.embed(token_ids), list[Tensor]()
+    for dense, corrected in corrected_blocks(loop, plan, corrections):
+        restored = [run_in_parts(loop, corrected, stream) for stream in restored]
+        restored.append(run_in_parts(loop, dense, pruned[-few:]))
+        pruned = run_in_parts(loop, corrected, pruned)
+    output = loop.output_weight()
+    left = [loop.window_losses(stream, token_ids[-few:], output).mean(1) for stream in restored]
+    return loop.window_losses(pruned, token_ids, output).mean(1), torch.stack(left)
+
+
+def corrected_blocks(
+    loop: BlockLoop, plan: PruningPlan, corrections: Iterable[BlockCorrection]
+) -> Iterator[tuple[Halves, Halves]]:
+    """Each block as it was and as it was corrected; valid until the next one."""
     for block, done in zip(loop.blocks(), corrections, strict=True):
-        made = PrunedBlock(problem.checkpoint, block, plan.blocks[block.index])
-        halves = made.corrected(done.plan, done.tensors)
-        restored = [run_in_parts(loop, halves, stream) for stream in restored]
-        restored.append(run_in_parts(loop, Halves.of(block), pruned[-few:]))
-        pruned = run_in_parts(loop, halves, pruned)
-    left = [_losses(loop, stream, token_ids[-few:]) for stream in restored]
-    return _losses(loop, pruned, token_ids), torch.stack(left)
+        made = PrunedBlock(loop.checkpoint, block, plan.blocks[block.index])
+        yield made.dense, made.corrected(done.plan, done.tensors)
 
 
 def run_in_parts(loop: BlockLoop, block: Halves, stream: Tensor) -> Tensor:
     """What a block puts out for ``[windows, seqlen, hidden_size]``, micro-batch by micro-batch."""
     parts = stream.split(micro_batch_of(stream.shape[1], loop.micro_batch))
     return torch.cat([block.run(part) for part in parts])
-
-
-def _losses(loop: BlockLoop, stream: Tensor, token_ids: Tensor) -> Tensor:
-    """Mean loss of every window from its last hidden states, ``[windows]``."""
-    output = loop.output_weight()
-    found = [
-        loop.token_losses(hidden, targets.to(loop.device), output).cpu()
-        for hidden, targets in predicted(stream, token_ids)
-    ]
-    return torch.cat(found).view(len(token_ids), -1).mean(1)
 
 
 def error_weights(gains: Tensor, errors: Tensor) -> Tensor:

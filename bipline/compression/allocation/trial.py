@@ -16,14 +16,17 @@ from torch import Tensor
 
 from bipline.base.progress import note
 from bipline.compression.allocation.problem import Problem
-from bipline.compression.allocation.restored_blocks import restored_losses, run_in_parts
+from bipline.compression.allocation.restored_blocks import (
+    corrected_blocks,
+    restored_losses,
+    run_in_parts,
+)
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.compensation.drawn_windows import Division
 from bipline.compression.compensation.engine import BlockCorrection, compensate
 from bipline.compression.compensation.options import CompensationOptions
 from bipline.compression.compensation.streams import divided, evenly_spread
 from bipline.compression.compensation.tokens import least_samples
-from bipline.compression.compensation.versions import PrunedBlock
 from bipline.model.block_loop import BlockLoop
 from bipline.model.halves import Halves
 from bipline.model.hidden_states import HiddenStates
@@ -203,9 +206,8 @@ def _losses(
     loop = problem.windows.computing.loop(problem.checkpoint)
     states = loop.states(windows, None, resident=True)
     loop.embed_into(states, windows)
-    for block, done in zip(loop.blocks(), corrections, strict=True):
-        pruned = PrunedBlock(problem.checkpoint, block, plan.blocks[block.index])
-        _run_through(states, loop, pruned.corrected(done.plan, done.tensors))
+    for _, corrected in corrected_blocks(loop, plan, corrections):
+        _run_through(states, loop, corrected)
     return loop.negative_log_likelihood(states, windows).mean(1)
 
 

@@ -29,6 +29,7 @@ from benchmarks.processes import children_seconds, run
 from benchmarks.real_rows import DENSE, FIRST_TEXT, MEASURES, SPEED, TASKS, TEXTS, Row, Text, rows
 from benchmarks.real_tables import write_results
 from benchmarks.real_tasks import answers_of
+from bipline.model.opening import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "real.jsonl"
@@ -87,7 +88,10 @@ class Bench:
 
     def _make(self, row: Row) -> None:
         place = self.place(row)
-        if row.name == DENSE or (place / "config.json").is_file():
+        if row.name == DENSE:
+            self._tell_of_dense(row)
+            return
+        if (place / "config.json").is_file():
             return
         say(f"{row.name}: make")
         told = place.with_suffix(".json")
@@ -108,9 +112,15 @@ class Bench:
             "told": forecast[1] if forecast else "",
             "parameters": value["parameters"]["after"],
             "widths": sorted({tuple(each) for each in value["widths"]}),
-            "bytes": sum(path.stat().st_size for path in place.glob("*.safetensors")),
+            "bytes": weight_bytes(place),
         }
         append(row, MADE, made)
+
+    def _tell_of_dense(self, row: Row) -> None:
+        """The size of the model that nothing was taken from."""
+        if not any((line["row"], line["measure"]) == (DENSE, MADE) for line in known()):
+            parameters = open_checkpoint(self.model).parameters
+            append(row, MADE, {"parameters": parameters, "bytes": weight_bytes(self.model)})
 
     def _recover(self, row: Row, told: Path) -> None:
         [base] = [each for each in rows() if each.name == row.base]
@@ -121,7 +131,8 @@ class Bench:
             "recover", source, *row.flags, "--text", train, "--judge", judge, "--out",
             self.place(row), "--json", told, "--state", OUT / "state",
         )  # fmt: skip
-        append(row, MADE, {"processor_seconds": seconds})
+        made = {"processor_seconds": seconds, "bytes": weight_bytes(self.place(row))}
+        append(row, MADE, made)
 
     def _measured(self, row: Row, measure: str) -> dict[str, Any]:
         model = self.model if row.name == DENSE else self.place(row)
@@ -149,6 +160,11 @@ class Bench:
         part = OUT / f"{text.first_bytes}.{text.file}"
         part.write_bytes(source.read_bytes()[: text.first_bytes])
         return part
+
+
+def weight_bytes(place: Path) -> int:
+    """The bytes of a model's weights as they are stored."""
+    return sum(path.stat().st_size for path in place.glob("*.safetensors"))
 
 
 def timed(command: str, *arguments: object) -> tuple[str, float]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.real_rows import DENSE, MEASURES, SPEED, TASKS, rows
 from benchmarks.real_tasks import mean_accuracy, mean_change
 from benchmarks.tables import NOTHING, Table, write_between
+from bipline.values.figures import TIMES
 
 MADE = "made"
 Lines = Sequence[dict[str, Any]]
@@ -24,12 +25,14 @@ def told(lines: Lines) -> str:
     found = {(line["row"], line["measure"]): line["value"] for line in lines}
     texts = [each for each in MEASURES if each not in (TASKS, SPEED)]
     shown = [text for text in texts if any(measure == text for _, measure in found)]
-    columns = ("row", "groups / channels", "M parameters", *shown, "processor s", "told", "GB")
+    columns = (
+        "row", "groups / channels", "M parameters", "MB", *shown, "processor s", "told", "GB",
+    )  # fmt: skip
     listed = [row.name for row in rows()]
     there = [name for name in listed if any(row == name for row, _ in found)]
     table = Table("", columns, tuple(_row(name, shown, found) for name in there))
     missing = [name for name in listed if name not in there]
-    parts = [table.markdown(), *_tasks(there, found)]
+    parts = [table.markdown(), *_tasks(there, found), *_speeds(there, found)]
     if missing:
         parts.append(f"Not run: {'; '.join(missing)}.")
     unmeasured = [each for each in MEASURES if each not in shown]
@@ -59,6 +62,28 @@ def _tasks(there: Sequence[str], found: dict[tuple[str, str], Any]) -> list[str]
     return [Table("", columns, tuple(lines)).markdown()]
 
 
+def _speeds(there: Sequence[str], found: dict[tuple[str, str], Any]) -> list[str]:
+    """A table of tokens a second, each model beside the dense one that it took turns with."""
+    measured = {name: found[name, SPEED] for name in there if (name, SPEED) in found}
+    if not measured:
+        return []
+    lines = tuple((row, *_factors(value["models"])) for row, value in measured.items())
+    columns = ("row", "prefill", "decode", "prefill, batch 8", "decode, batch 8", "memory, GB")
+    return [Table("", columns, lines).markdown()]
+
+
+def _factors(models: dict[str, Any]) -> Iterator[str]:
+    """Medians in tokens a second with the factor over the dense model, and the peak of memory."""
+    dense, model = models["dense"], models["model"]
+    for name in ("prefill", "decode"):
+        key = f"{name}_median_tokens_per_second"
+        yield f"{model[key]:,.0f} ({TIMES} {model[key] / dense[key]:.2f})"
+    for name in ("prefill", "decode"):
+        before, after = (each["filled"][name]["median"] for each in (dense, model))
+        yield f"{after:,.0f} ({TIMES} {after / before:.2f})"
+    yield f"{model['peak_memory_bytes'] / 1e9:.2f} ({dense['peak_memory_bytes'] / 1e9:.2f})"
+
+
 def _row(name: str, texts: Sequence[str], found: dict[tuple[str, str], Any]) -> tuple[str, ...]:
     made = found.get((name, MADE), {})
     values = [found.get((name, text), {}).get("value") for text in texts]
@@ -67,6 +92,7 @@ def _row(name: str, texts: Sequence[str], found: dict[tuple[str, str], Any]) -> 
         name,
         _widths(made.get("widths", ())),
         NOTHING if parameters is None else f"{parameters / 1e6:.1f}",
+        f"{made['bytes'] / 1e6:.0f}" if "bytes" in made else NOTHING,
         *(NOTHING if value is None else f"{value:.2f}" for value in values),
         f"{made['processor_seconds']:.0f}" if "processor_seconds" in made else NOTHING,
         made.get("told") or NOTHING,

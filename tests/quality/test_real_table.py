@@ -8,17 +8,19 @@ import pytest
 import typer.main
 
 from benchmarks import real
-from benchmarks.real_rows import DENSE, FIRST, MEASURES, METHODS, rows
+from benchmarks.real_rows import DENSE, FIRST, MEASURES, METHODS, SPEED, rows
 from benchmarks.real_tables import told, write_results
 from benchmarks.real_tasks import answers_of, mean_accuracy, mean_change
 from bipline.face.cli import application
 
 BEGIN, END = "<!-- real: begin -->", "<!-- real: end -->"
 LINES = [
+    {"row": DENSE, "measure": "made", "value": {"parameters": 134_515_008, "bytes": 269_060_552}},
     {"row": DENSE, "measure": "novel", "value": {"value": 53.71}},
     {"row": "auto quick", "measure": "made", "value": {
         "processor_seconds": 190.4, "peak_anonymous_bytes": 9e8, "told": "3 min and 0.75 GB",
         "parameters": 112_949_568, "widths": [[3, 1120]],
+        "bytes": 225_929_920,
     }},
     {"row": "auto quick", "measure": "novel", "value": {"value": 77.42}},
 ]  # fmt: skip
@@ -41,15 +43,31 @@ def test_rows_are_told_apart_and_have_flags_of_prune() -> None:
 def test_the_table_shows_what_is_there_and_names_what_is_not(tmp_path: Path) -> None:
     text = told(LINES)
     first, _, dense, quick, *_ = text.splitlines()
-    assert first == ("| row | groups / channels | M parameters | novel | processor s | told | GB |")
-    assert dense == "| dense | - | - | 53.71 | - | - | - |"
-    assert quick == "| auto quick | 3 / 1120 | 112.9 | 77.42 | 190 | 3 min and 0.75 GB | 0.90 |"
+    columns = "row | groups / channels | M parameters | MB | novel | processor s | told | GB"
+    assert first == f"| {columns} |"
+    assert dense == "| dense | - | 134.5 | 269 | 53.71 | - | - | - |"
+    assert (
+        quick == "| auto quick | 3 / 1120 | 112.9 | 226 | 77.42 | 190 | 3 min and 0.75 GB | 0.90 |"
+    )
     assert "Not run: llm-bip-glu; " in text and "; auto quick; " not in text
     assert "Measured for no row: wikitext2, 60 kB; " in text
     page = tmp_path / "RESULTS.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write_results(LINES, page)
     assert page.read_text() == f"before\n{BEGIN}\n{text}\n{END}\nafter\n"
+
+
+def test_speed_is_told_beside_the_dense_model_of_the_same_run() -> None:
+    def of(tokens: float, size: float) -> dict[str, object]:
+        filled = {"prefill": {"median": 8 * tokens}, "decode": {"median": 4 * tokens}}
+        each = {f"{name}_median_tokens_per_second": tokens for name in ("prefill", "decode")}
+        return {**each, "filled": filled, "peak_memory_bytes": size}
+
+    value = {"models": {"dense": of(600, 6e8), "model": of(750, 5e8)}}
+    text = told([*LINES, {"row": "auto quick", "measure": SPEED, "value": value}])
+    factor = "(\N{MULTIPLICATION SIGN} 1.25)"
+    figures = f"750 {factor} | 750 {factor} | 6,000 {factor} | 3,000 {factor} | 0.50 (0.60)"
+    assert f"| auto quick | {figures} |" in text
 
 
 def test_a_figure_that_is_there_is_not_measured_again(
@@ -66,6 +84,7 @@ def test_a_figure_that_is_there_is_not_measured_again(
         return {"value": 1.0}
 
     monkeypatch.setattr(real.Bench, "_measured", measured)
+    monkeypatch.setattr(real.Bench, "_make", lambda *_: None)
     bench, row = real.Bench(tmp_path, tmp_path), rows()[0]
     with pytest.raises(KeyboardInterrupt):
         bench.row(row, MEASURES[:3])

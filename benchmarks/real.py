@@ -40,8 +40,8 @@ ALL, MADE = "all", "made"
 # Of every task the first so many.
 QUESTIONS = 200
 TASK_NAMES = "arc_easy,arc_challenge,boolq,hellaswag,openbookqa,piqa,winogrande"
-# What is trained on, of the kind that the rows are calibrated on, and what decides.
-RECOVERY_TEXTS = ("wikitext2.valid.tokens.txt", "novel.hound.txt")
+# What decides whether a training is kept: of the kind that is trained on, and told of nowhere.
+JUDGE, JUDGE_BYTES = "wikitext2.test.raw.txt", slice(240_000, 480_000)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -126,10 +126,11 @@ class Bench:
         [base] = [each for each in rows() if each.name == row.base]
         self._make(base)
         source = self.model if base.name == DENSE else self.place(base)
-        train, judge = (self.data / "text" / name for name in RECOVERY_TEXTS)
+        teacher = ("--teacher", self.model) if "distill" in row.flags else ()
+        judge = self._part(JUDGE, JUDGE_BYTES)
         _, seconds = timed(
-            "recover", source, *row.flags, "--text", train, "--judge", judge, "--out",
-            self.place(row), "--json", told, "--state", OUT / "state",
+            "recover", source, *row.flags, *teacher, "--text", self.data / "text" / CALIBRATION,
+            "--judge", judge, "--out", self.place(row), "--json", told, "--state", OUT / "state",
         )  # fmt: skip
         made = {"processor_seconds": seconds, "bytes": weight_bytes(self.place(row))}
         append(row, MADE, made)
@@ -154,12 +155,14 @@ class Bench:
         return dict(json.loads(told.read_text(encoding="utf-8"))["perplexity"]["text"])
 
     def _text(self, text: Text) -> Path:
-        source = self.data / "text" / text.file
         if not text.first_bytes:
-            return source
-        part = OUT / f"{text.first_bytes}.{text.file}"
-        part.write_bytes(source.read_bytes()[: text.first_bytes])
-        return part
+            return self.data / "text" / text.file
+        return self._part(text.file, slice(0, text.first_bytes))
+
+    def _part(self, file: str, part: slice) -> Path:
+        written = OUT / f"{part.start}-{part.stop}.{file}"
+        written.write_bytes((self.data / "text" / file).read_bytes()[part])
+        return written
 
 
 def weight_bytes(place: Path) -> int:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measured import add_line, read_lines, told_of_machine
-from benchmarks.processes import children_seconds, run
+from benchmarks.processes import Failed, children_seconds, run
 from benchmarks.real_rows import DENSE, FIRST_TEXT, MEASURES, SPEED, TASKS, TEXTS, Row, Text, rows
 from benchmarks.real_tables import write_results
 from benchmarks.real_tasks import answers_of
@@ -79,6 +79,9 @@ class Bench:
         for measure in measures:
             if measure not in there:
                 self._make(row)
+                if refused(row):
+                    say(f"{row.name}: its training was refused")
+                    return
                 say(f"{row.name}: {measure}")
                 append(row, measure, self._measured(row, measure))
 
@@ -91,7 +94,7 @@ class Bench:
         if row.name == DENSE:
             self._tell_of_dense(row)
             return
-        if (place / "config.json").is_file():
+        if (place / "config.json").is_file() or refused(row):
             return
         say(f"{row.name}: make")
         told = place.with_suffix(".json")
@@ -128,10 +131,15 @@ class Bench:
         source = self.model if base.name == DENSE else self.place(base)
         teacher = ("--teacher", self.model) if "distill" in row.flags else ()
         judge = self._part(JUDGE, JUDGE_BYTES)
-        _, seconds = timed(
-            "recover", source, *row.flags, *teacher, "--text", self.data / "text" / CALIBRATION,
-            "--judge", judge, "--out", self.place(row), "--json", told, "--state", OUT / "state",
-        )  # fmt: skip
+        try:
+            _, seconds = timed(
+                "recover", source, *row.flags, *teacher, "--text", self.data / "text" / CALIBRATION,
+                "--judge", judge, "--out", self.place(row), "--json", told, "--state",
+                OUT / "state",
+            )  # fmt: skip
+        except Failed as failure:
+            append(row, MADE, {"told": refusal(str(failure))})
+            return
         made = {"processor_seconds": seconds, "bytes": weight_bytes(self.place(row))}
         append(row, MADE, made)
 
@@ -180,6 +188,20 @@ def timed(command: str, *arguments: object) -> tuple[str, float]:
 def known() -> Iterator[dict[str, Any]]:
     """The figures there are, one a line."""
     return read_lines(RESULTS)
+
+
+def refusal(said: str) -> str:
+    """Why the judge refused a training. Raises Failed with what was said where it was not that."""
+    found = re.search(r"(recovery refused), [^:]*: (.*)", said)
+    if not found:
+        raise Failed(said)
+    return f"{found[1]}: {found[2].strip()}"
+
+
+def refused(row: Row) -> bool:
+    """Whether the training of a row was refused, so that there is no model to measure."""
+    made = [each["value"] for each in known() if (each["row"], each["measure"]) == (row.name, MADE)]
+    return bool(row.base) and any("processor_seconds" not in value for value in made)
 
 
 def append(row: Row, measure: str, value: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import typer.main
 
 from benchmarks import real
+from benchmarks.processes import Failed
 from benchmarks.real_rows import DENSE, FIRST, MEASURES, METHODS, SPEED, rows
 from benchmarks.real_tables import told, write_results
 from benchmarks.real_tasks import answers_of, mean_accuracy, mean_change
@@ -91,6 +92,34 @@ def test_a_figure_that_is_there_is_not_measured_again(
     bench.row(row, MEASURES[:3])
     assert ran == [*MEASURES[:2], *MEASURES[1:3]]
     assert [line["measure"] for line in real.known()] == list(MEASURES[:3])
+
+
+def test_a_training_that_is_refused_is_told_once_and_measured_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real, "RESULTS", tmp_path / "real.jsonl")
+    monkeypatch.setattr(real, "OUT", tmp_path / "out")
+    data = tmp_path / "text"
+    data.mkdir()
+    for name in (real.CALIBRATION, real.JUDGE):
+        (data / name).write_text("text")
+    ran: list[str] = []
+
+    def timed(command: str, *_: object) -> tuple[str, float]:
+        ran.append(command)
+        raise Failed("error: recovery refused, nothing is written to OUT: did not fall: 8 to 9")
+
+    monkeypatch.setattr(real, "timed", timed)
+    bench = real.Bench(tmp_path, tmp_path)
+    [row] = [each for each in rows() if each.name == f"{DENSE}, lora"]
+    monkeypatch.setattr(real.Bench, "_tell_of_dense", lambda *_: None)
+    for _ in range(2):
+        bench.row(row, MEASURES[:2])
+    assert ran == ["recover"]
+    [line] = real.known()
+    assert line["value"] == {"told": "recovery refused: did not fall: 8 to 9"}
+    with pytest.raises(Failed, match="no space"):
+        real.refusal("error: no space")
 
 
 def test_a_row_that_is_not_there_is_one_line() -> None:

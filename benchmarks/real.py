@@ -29,6 +29,7 @@ from benchmarks.processes import Failed, children_seconds, run
 from benchmarks.real_rows import DENSE, FIRST_TEXT, MEASURES, SPEED, TASKS, TEXTS, Row, Text, rows
 from benchmarks.real_tables import write_results
 from benchmarks.real_tasks import answers_of
+from benchmarks.session import model_bytes
 from bipline.model.opening import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,8 @@ ALL, MADE = "all", "made"
 # Of every task the first so many.
 QUESTIONS = 200
 TASK_NAMES = "arc_easy,arc_challenge,boolq,hellaswag,openbookqa,piqa,winogrande"
-# What decides whether a training is kept: of the kind that is trained on, and told of nowhere.
+# What decides whether a training is kept: of the kind that is trained on, behind what rows are
+# measured on but for the whole text.
 JUDGE, JUDGE_BYTES = "wikitext2.test.raw.txt", slice(240_000, 480_000)
 
 
@@ -75,7 +77,7 @@ class Bench:
 
     def row(self, row: Row, measures: Sequence[str]) -> None:
         """Every measure of a row that no line tells of yet."""
-        there = {line["measure"] for line in known() if line["row"] == row.name}
+        there = figures(row)
         for measure in measures:
             if measure not in there:
                 self._make(row)
@@ -115,15 +117,15 @@ class Bench:
             "told": forecast[1] if forecast else "",
             "parameters": value["parameters"]["after"],
             "widths": sorted({tuple(each) for each in value["widths"]}),
-            "bytes": weight_bytes(place),
+            "bytes": model_bytes(place),
         }
         append(row, MADE, made)
 
     def _tell_of_dense(self, row: Row) -> None:
         """The size of the model that nothing was taken from."""
-        if not any((line["row"], line["measure"]) == (DENSE, MADE) for line in known()):
+        if MADE not in figures(row):
             parameters = open_checkpoint(self.model).parameters
-            append(row, MADE, {"parameters": parameters, "bytes": weight_bytes(self.model)})
+            append(row, MADE, {"parameters": parameters, "bytes": model_bytes(self.model)})
 
     def _recover(self, row: Row, told: Path) -> None:
         [base] = [each for each in rows() if each.name == row.base]
@@ -140,7 +142,7 @@ class Bench:
         except Failed as failure:
             append(row, MADE, {"told": refusal(str(failure))})
             return
-        made = {"processor_seconds": seconds, "bytes": weight_bytes(self.place(row))}
+        made = {"processor_seconds": seconds, "bytes": model_bytes(self.place(row))}
         append(row, MADE, made)
 
     def _measured(self, row: Row, measure: str) -> dict[str, Any]:
@@ -173,11 +175,6 @@ class Bench:
         return written
 
 
-def weight_bytes(place: Path) -> int:
-    """The bytes of a model's weights as they are stored."""
-    return sum(path.stat().st_size for path in place.glob("*.safetensors"))
-
-
 def timed(command: str, *arguments: object) -> tuple[str, float]:
     """What ``bipline`` printed, and the processor seconds that it took."""
     before = children_seconds()
@@ -190,6 +187,11 @@ def known() -> Iterator[dict[str, Any]]:
     return read_lines(RESULTS)
 
 
+def figures(row: Row) -> dict[str, Any]:
+    """What is known of a row, by measure."""
+    return {line["measure"]: line["value"] for line in known() if line["row"] == row.name}
+
+
 def refusal(said: str) -> str:
     """Why the judge refused a training. Raises Failed with what was said where it was not that."""
     found = re.search(r"(recovery refused), [^:]*: (.*)", said)
@@ -200,8 +202,8 @@ def refusal(said: str) -> str:
 
 def refused(row: Row) -> bool:
     """Whether the training of a row was refused, so that there is no model to measure."""
-    made = [each["value"] for each in known() if (each["row"], each["measure"]) == (row.name, MADE)]
-    return bool(row.base) and any("processor_seconds" not in value for value in made)
+    made = figures(row).get(MADE)
+    return bool(row.base) and made is not None and "processor_seconds" not in made
 
 
 def append(row: Row, measure: str, value: dict[str, Any]) -> None:

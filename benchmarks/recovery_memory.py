@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import run
+from benchmarks.session import model_bytes
 from bipline.base.errors import Refused
 from bipline.model.memory import watching_memory
 
@@ -62,7 +63,7 @@ def measured(model: Path, folder: Path, steps: int) -> dict[str, Any]:
             print(error)
     record = json.loads(told.read_text("utf-8"))
     return {
-        "model_bytes": sum(file.stat().st_size for file in model.glob("*.safetensors")),
+        "model_bytes": model_bytes(model),
         "peak_anonymous_bytes": peak.anonymous, "peak_resident_bytes": peak.resident,
         "seconds": round(time.perf_counter() - start, 1), "tokens": record["tokens"],
         "merge_difference": record["merge_difference"], "reason": record["reason"],

@@ -19,6 +19,7 @@ import torch
 from bipline.model.block_loop import BlockLoop, micro_batch_of
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import CPU, multiplies_bfloat16
+from bipline.model.products import quick_float32
 from bipline.model.shapes import ModelShape
 from bipline.storage.folder import LocalFile, forget_cached
 from bipline.storage.synced_file import SyncedFile
@@ -227,8 +228,9 @@ def _product_seconds(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    product()
-    return _best(product, clock=clock)
+    with quick_float32():
+        product()
+        return _best(product, clock=clock)
 
 
 def _best(

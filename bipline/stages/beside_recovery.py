@@ -19,6 +19,7 @@ from bipline.compression.workers import Workers, joined_workers
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device, torch_dtype
 from bipline.model.opening import open_checkpoint
+from bipline.model.products import quick_float32
 from bipline.recovery import recover as core
 from bipline.recovery.place import Place
 from bipline.settings.line import ComputeSettings
@@ -132,4 +133,5 @@ def _help(request: core.Request, device: torch.device, dtype: torch.dtype, own: 
     name = torch.zeros(LONGEST_PATH, dtype=torch.int64)
     distributed.broadcast(name, 0)
     folder = Path(bytes(name.tolist()).decode().rstrip())
-    core.help_to_train(request, Place(folder, device, dtype, own.rank, own.count))
+    with quick_float32():
+        core.help_to_train(request, Place(folder, device, dtype, own.rank, own.count))

@@ -35,6 +35,7 @@ from bipline.compression.windows import Windows
 from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.opening import open_checkpoint
+from bipline.model.products import quick_float32
 from bipline.settings.line import AllocateSettings, CompensateSettings
 from bipline.storage.directory import atomic_directory
 from bipline.values.plan import PruningPlan
@@ -59,6 +60,7 @@ class Point:
     perplexity: float
 
 
+@quick_float32()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every point, print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

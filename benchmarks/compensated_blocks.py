@@ -24,12 +24,14 @@ from bipline.compression.computing import Computing
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import import_libraries
 from bipline.model.opening import open_checkpoint
+from bipline.model.products import quick_float32
 from bipline.storage.folder import LocalFolder
 from bipline.values.plan import BlockPlan, Budget, PruningPlan
 
 SEQLEN = 128
 
 
+@quick_float32()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compensate and print a line a block."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

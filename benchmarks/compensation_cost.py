@@ -44,6 +44,7 @@ from bipline.model.floor import compute_rate
 from bipline.model.loading import import_libraries
 from bipline.model.memory import memory_need, watching_memory
 from bipline.model.opening import open_checkpoint
+from bipline.model.products import quick_float32
 from bipline.values.plan import BlockPlan, Budget, PruningPlan
 
 TARGET_BYTES = 8_000_000_000
@@ -108,6 +109,7 @@ class Parts:
             setattr(owner, name, self.timed(part, getattr(owner, name)))
 
 
+@quick_float32()
 def main() -> None:
     """Compensate one block, print the tables, and write the JSON."""
     given = _arguments()

@@ -23,6 +23,7 @@ from benchmarks.tables import Table
 from bipline.base.errors import BiplineError, InvalidInput
 from bipline.compression.computing import Computing
 from bipline.model.opening import open_checkpoint
+from bipline.model.products import quick_float32
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import text_windows, token_losses
 from bipline.storage.documents import read_documents
@@ -32,6 +33,7 @@ SEQLEN = 128
 TOGETHER = 8
 
 
+@quick_float32()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row for each model."""
     given = _parser().parse_args(arguments)

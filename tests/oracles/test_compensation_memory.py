@@ -61,7 +61,8 @@ def triangles_of(columns: int, rank: int = 50) -> tuple[Triangles, Tensor]:
 
 @pytest.fixture(params=[2, 4, 512])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(triangles, "TILE_COLUMNS", request.param)
+    for name in ("TILE_COLUMNS", "STRIP_COLUMNS"):
+        monkeypatch.setattr(triangles, name, request.param)
     return int(request.param)
 
 
@@ -220,7 +221,8 @@ def test_a_fit_takes_what_is_predicted(
     compensation: Compensation, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs, columns = 128, 768
-    monkeypatch.setattr(triangles, "TILE_COLUMNS", 32)
+    for name in ("TILE_COLUMNS", "STRIP_COLUMNS"):
+        monkeypatch.setattr(triangles, name, 32)
     monkeypatch.setattr(memory, "TILE_COLUMNS", 32)
     monkeypatch.setattr(obs, "PENDING_COLUMNS", 8)
     monkeypatch.setattr(candidates, "ROWS_TOGETHER", 32)

@@ -28,7 +28,8 @@ from tests.tiny import tiny_model
 def test_a_fit_of_experts_takes_what_is_predicted(
     sequential: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triangles, "TILE_COLUMNS", 32)
+    for name in ("TILE_COLUMNS", "STRIP_COLUMNS"):
+        monkeypatch.setattr(triangles, name, 32)
     for each in (candidates, expert_fit):
         monkeypatch.setattr(each, "ROWS_TOGETHER", 16)
     monkeypatch.setattr(expert_fit, "STEPS", 2)

@@ -192,7 +192,8 @@ def reversed_targets(batches: Batches) -> Iterator[Batch]:
 
 
 def test_a_fit_takes_what_is_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triangles, "TILE_COLUMNS", 32)
+    for name in ("TILE_COLUMNS", "STRIP_COLUMNS"):
+        monkeypatch.setattr(triangles, name, 32)
     monkeypatch.setattr(closed_forms, "ROWS_TOGETHER", 32)
     rows, columns = 768, 128
     sizes = {"hidden_size": columns, "intermediate_size": rows}

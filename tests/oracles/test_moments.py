@@ -67,7 +67,8 @@ def test_moments_that_were_given_can_be_added_to(
 
 def test_moments_are_taken_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs_of(20, 11)
-    monkeypatch.setattr(triangles, "TILE_COLUMNS", 2)
+    for name in ("TILE_COLUMNS", "STRIP_COLUMNS"):
+        monkeypatch.setattr(triangles, name, 2)
     torch.testing.assert_close(moments_of(x).second.dense(), x.T @ x / 20)
 
 

@@ -11,7 +11,7 @@ Shapes: hidden states and the residual stream are ``[windows, seqlen, hidden_siz
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -36,6 +36,10 @@ DOWN_PROJ = "mlp.down_proj"
 # What families call the activation of an FFN.
 ACTIVATIONS = ("act_fn", "activation_fn", "act")
 SUBLAYER_OF: dict[str, Sublayer] = {O_PROJ: "attention", DOWN_PROJ: "ffn"}
+
+
+class _Taken(Exception):
+    """A forward pass is left where it has made what it was run for."""
 
 
 @contextmanager
@@ -137,15 +141,18 @@ class Halves:
         """What enters o_proj: ``[windows, seqlen, heads * head_dim]``."""
         seen: list[Tensor] = []
         attention = self._module.self_attn
-        handle = attention.o_proj.register_forward_pre_hook(
-            lambda _module, inputs: seen.append(inputs[0])
-        )
+
+        def take(_module: Any, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(inputs[0])
+            raise _Taken  # what follows is not asked for
+
+        handle = attention.o_proj.register_forward_pre_hook(take)
         handed = dict(self._loop.around.handed(self.index, hidden))
         if self._loop.checkpoint.family.sublayers_add:
             handed["residual"] = hidden
         try:
             normed, held = self.attention_input(hidden), self._held("self_attn")
-            with _queries_per_group(attention, held):
+            with suppress(_Taken), _queries_per_group(attention, held):
                 torch.func.functional_call(attention, held, (normed,), handed)
         finally:
             handle.remove()

@@ -54,7 +54,7 @@ CORES = ("bipline.compression.allocate", *COMPENSATE.modules, *PRUNE.modules, *E
 STAGE = Stage("row", "outcome", (*CORES, "bipline.values.comparison", *ALLOCATE.modules))
 # What is asked for besides perplexity has keys of its own: a row that is finished stays so.
 TASKS = Stage("row-tasks", "evaluation", STAGE.modules)
-SPEED = Stage("row-speed", "speeds", (*STAGE.modules, *TIMING.modules), quickened=False)
+SPEED = Stage("row-speed", "speeds", (*STAGE.modules, *TIMING.modules))
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import ModelShape, exported_config, heads_fixed
 from bipline.model.per_layer.shipping import own_class
+from bipline.model.products import quick_float32
 from bipline.model.shapes import PER_LAYER_PREFIX
 from bipline.settings.line import AllocateSettings
 from bipline.values.plan import Budget, PruningPlan
@@ -57,6 +58,7 @@ UNIFORM = "uniform"
 DEPTH = "depth"
 
 
+@quick_float32()
 def allocate(
     checkpoint: Checkpoint,
     scores: Scores,

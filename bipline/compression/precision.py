@@ -23,6 +23,7 @@ from bipline.compression.windows import Windows
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
 from bipline.model.floor import product_rate
+from bipline.model.products import quick_float32
 from bipline.values.precision import DtypeChoice, TriedDtype
 
 # It scores whatever an FFN is made of, at hardly more than a forward pass.
@@ -45,6 +46,7 @@ KINDS = {
 }
 
 
+@quick_float32()
 def choose_dtype(checkpoint: Checkpoint, windows: Windows) -> DtypeChoice:
     """float32, or bfloat16 where it is quicker and keeps the same groups.
 

@@ -45,8 +45,10 @@ from bipline.compression.windows import Windows
 from bipline.compression.workers import Workers
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.checkpoint import Checkpoint
+from bipline.model.products import quick_float32
 
 
+@quick_float32()
 def score_model(
     checkpoint: Checkpoint,
     windows: Windows,
@@ -78,6 +80,7 @@ def score_model(
     return run.forward(workers) if needs.sums else run.by_search()
 
 
+@quick_float32()
 def score_part(
     checkpoint: Checkpoint,
     windows: Windows,
@@ -124,6 +127,7 @@ def reduce_parts(parts: Sequence[Statistics]) -> Statistics:
     )
 
 
+@quick_float32()
 def compute_scores(
     checkpoint: Checkpoint, statistics: Statistics, criterion: str, options: Options
 ) -> Scores:

@@ -22,6 +22,7 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import CPU, torch_dtype
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.model.products import quick_float32
 from bipline.model.tokenizer import tokenizer_of
 from bipline.quality.perplexity import JOIN, measure_text, text_windows
 from bipline.quality.speed import measure_speed
@@ -110,6 +111,7 @@ class Measuring:
         """Of all tasks, whichever of them a part asks. Raises InvalidInput for an unusable one."""
         return model_questions(self.checkpoint, self.tokenizer, self.tasks, self.protocol)
 
+    @quick_float32()
     def part(
         self, running: Running, part: Part = WHOLE, allow_fitted: bool = False
     ) -> PartialEvaluation:

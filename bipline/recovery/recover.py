@@ -23,6 +23,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.loading import load_model
 from bipline.model.opening import open_checkpoint
+from bipline.model.products import quick_float32
 from bipline.model.tokenizer import load_tokenizer, tokenizer_of
 from bipline.quality.perplexity import measure_text, text_windows
 from bipline.recovery.adapter import MERGE_TOLERANCE, in_memory, merged, prepared, save_adapter
@@ -54,6 +55,7 @@ class Request:
     adapter_out: Path | None = None
 
 
+@quick_float32()
 def recover(request: Request, place: Place, writer: DirectoryWriter) -> RecoveryRecord:
     """Train, merge, write the merged model into ``writer``, and judge it on held-out text.
 
@@ -99,6 +101,7 @@ def _before(
     return record, losses
 
 
+@quick_float32()
 def help_to_train(request: Request, place: Place) -> None:
     """The part of a process that only helps: it trains beside the first, and writes nothing."""
     source = open_checkpoint(request.pruned)

@@ -19,7 +19,6 @@ from bipline.compression.workers import Workers, joined_workers
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device, torch_dtype
 from bipline.model.opening import open_checkpoint
-from bipline.model.products import quick_float32
 from bipline.recovery import recover as core
 from bipline.recovery.place import Place
 from bipline.settings.line import ComputeSettings
@@ -133,5 +132,4 @@ def _help(request: core.Request, device: torch.device, dtype: torch.dtype, own: 
     name = torch.zeros(LONGEST_PATH, dtype=torch.int64)
     distributed.broadcast(name, 0)
     folder = Path(bytes(name.tolist()).decode().rstrip())
-    with quick_float32():
-        core.help_to_train(request, Place(folder, device, dtype, own.rank, own.count))
+    core.help_to_train(request, Place(folder, device, dtype, own.rank, own.count))

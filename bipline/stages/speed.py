@@ -24,7 +24,7 @@ from bipline.values.record import EvaluationRecord
 from bipline.values.resolution import ResolvedModel
 from bipline.values.speed import Speeds
 
-STAGE = Stage("speed", "speeds", ("bipline.quality.speed",), quickened=False)
+STAGE = Stage("speed", "speeds", ("bipline.quality.speed",))
 
 
 def speed(

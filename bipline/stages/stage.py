@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -25,7 +24,6 @@ from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import choose_device
 from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint
-from bipline.model.products import quick_float32
 from bipline.settings.line import ComputeSettings
 from bipline.storage.digests import digest_json
 from bipline.storage.directory import DirectoryWriter, write_text
@@ -109,17 +107,12 @@ def ended_at(store: Store, stage: str, key: str) -> datetime | None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's name, what it makes, and the core modules whose code makes it.
-
-    ``version`` is raised when numbers change that no core module's code tells of. A stage that
-    times what others run is not ``quickened``: it computes as PyTorch does by itself.
-    """
+    """A stage's name, what it makes, and the core modules whose code makes it."""
 
     name: str
     kind: str
     modules: tuple[str, ...]
-    version: str = "2"
-    quickened: bool = True
+    version: str = "1"
 
     def key(
         self,
@@ -182,8 +175,7 @@ class Stage:
             if (handle := store.find(self.name, key)) is not None:  # by who held the work before
                 return handle, None
             with store.write(self.name, key, self.kind) as writer:
-                with quick_float32() if self.quickened else nullcontext():
-                    borrowed = produce(writer, work)
+                borrowed = produce(writer, work)
                 peak.sample()
                 cost = Cost(
                     sums_from=borrowed if isinstance(borrowed, str) else None,

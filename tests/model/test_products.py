@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from bipline.model import products
 from bipline.model.products import onednn_keeps_float32, quick_float32
-from bipline.stages.speed import STAGE as SPEED
-from bipline.stages.stage import Context, Stage
-from bipline.storage.local_store import LocalStore
+from tests.command import run
+from tests.comparing import SAMPLES, SEQLEN, Bench
 
 ABLE = {"avx512_f": True, "amx_bf16": False}
 
@@ -99,12 +99,38 @@ def test_who_set_onednn_alone_is_left_alone(able: pytest.MonkeyPatch) -> None:
         torch.backends.mkldnn.matmul.fp32_precision = before
 
 
-@pytest.mark.parametrize(("stage", "leave"), [("made", "medium"), ("speed", "highest")])
-def test_stages_multiply_so_and_speeds_are_those_of_torch_itself(
-    stage: str, leave: str, able: pytest.MonkeyPatch, tmp_path: Path
+def test_all_of_a_run_multiplies_so_but_what_is_timed(
+    able: pytest.MonkeyPatch, llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    context, seen = Context(LocalStore(tmp_path)), list[str]()
-    doing = SPEED if stage == "speed" else Stage("made", "made", ())
-    doing.run(context, "0" * 64, lambda *_: seen.append(torch.get_float32_matmul_precision()))
-    assert seen == [leave]
-    assert torch.get_float32_matmul_precision() == "highest"
+    seen, plain = set[str](), torch.nn.functional.linear
+
+    def watched(*given: Tensor | None) -> Tensor:
+        seen.add(torch.get_float32_matmul_precision())
+        return plain(*given)
+
+    able.setattr(torch.nn.functional, "linear", watched)
+    bench, state = Bench.of(llama, tmp_path), ("--device", "cpu", "--state", tmp_path / "state")
+    windows = ("--samples", str(SAMPLES), "--seqlen", str(SEQLEN))
+    pruned, text = tmp_path / "pruned", bench.texts["one"]
+    commands = {
+        "prune": (llama, "--ratio", "0.3", "--calibration", text, *windows, "--out", pruned),
+        "recover": (
+            pruned, "--text", text, "--judge", bench.texts["two"], "--steps", "1",
+            "--seqlen", str(SEQLEN), "--out", tmp_path / "recovered",
+        ),
+        "evaluate": (pruned, "--text", f"two={bench.texts['two']}", "--seqlen", str(SEQLEN)),
+        "speed": (
+            pruned, "--speed-prompt-tokens", "4", "--speed-decoded-tokens", "2",
+            "--speed-repeats", "2", "--speed-batch", "1",
+        ),
+    }  # fmt: skip
+    precisions = {}
+    for command, arguments in commands.items():
+        seen.clear()
+        outcome = run(capfd, command, *map(str, (*arguments, *state)))
+        assert outcome.code == 0, outcome
+        precisions[command] = set(seen)
+    quick = {products.LEAVE}
+    assert precisions == {
+        "prune": quick, "recover": quick, "evaluate": quick, "speed": {"highest"},
+    }  # fmt: skip

@@ -29,6 +29,7 @@ from bipline.model.block_loop import BlockLoop
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import build_of
 from bipline.model.memory import gigabytes, memory_limit, memory_need
+from bipline.model.products import quick_float32
 from bipline.settings.line import CompensateSettings
 from bipline.storage.directory import DirectoryWriter, write_text
 from bipline.storage.stage_key import code_digest, numerics
@@ -37,6 +38,7 @@ from bipline.values.compensation import BlockRecord, Compensation, CompensationR
 from bipline.values.plan import PLAN_NAME, PruningPlan
 
 
+@quick_float32()
 def realise(
     checkpoint: Checkpoint,
     plan: PruningPlan,

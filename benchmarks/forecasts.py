@@ -31,7 +31,7 @@ from benchmarks.processes import children_seconds, run
 from benchmarks.tables import Table, write_between
 from bipline.compression.auto import settled_settings
 from bipline.model.devices import CPU, torch_dtype
-from bipline.model.floor import USUAL_DISK, Rates, product_rate
+from bipline.model.floor import USUAL_DISK, Rates, activation_rate, product_rate
 from bipline.model.opening import open_checkpoint
 from bipline.settings.line import LineSettings
 from bipline.stages.forecast import forecast
@@ -41,7 +41,7 @@ LINES = ROOT / "benchmarks" / "forecasts.jsonl"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 OUT = ROOT / "build" / "benchmarks" / "forecasts"
 RATIO, SAMPLES, SEQLEN = 0.2, 128, 128
-DTYPES = ("float32", "bfloat16")
+DTYPES, ACTIVATED = ("float32", "bfloat16"), "activated"
 SCRIPT = "import json, sys, bipline; bipline.prune(**json.loads(sys.argv[1]))"
 
 
@@ -108,6 +108,7 @@ def measure(asked: Run, place: Place) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     told, facts = out.with_suffix(".json"), told_of_machine(OUT)
     rates = {name: product_rate(shape, torch_dtype(name), CPU) for name in DTYPES}
+    rates[ACTIVATED] = activation_rate(shape)
     asking = {
         "model": str(place.model), "out": str(out), "calibration": str(place.text),
         "json_file": str(told), "ratio": RATIO, "samples": SAMPLES, "seqlen": SEQLEN,
@@ -168,14 +169,9 @@ def _row(line: dict[str, Any], place: Place) -> tuple[str, ...]:
     )  # fmt: skip
     settings, _ = settled_settings(settings)
     rates = line["rates"]
-    told = forecast(
-        settings,
-        open_checkpoint(place.model),
-        Rates(
-            USUAL_DISK, USUAL_DISK, rates[line["dtype"]], rates["float32"],
-            max(rates.values()),
-        ),
-    )  # fmt: skip
+    computed = rates[line["dtype"]], rates["float32"], max(rates[each] for each in DTYPES)
+    measured = Rates(USUAL_DISK, USUAL_DISK, *computed, rates.get(ACTIVATED))
+    told = forecast(settings, open_checkpoint(place.model), measured)
     took, peak = line["processor_seconds"], line["peak_anonymous_bytes"]
     floor = line["compensate_floor_seconds"]
     compensated = took * line["compensate_seconds"] / line["wall_seconds"]

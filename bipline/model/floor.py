@@ -39,7 +39,8 @@ class Rates:
 
     ``wide`` is of products in float32, for what is multiplied in no narrower dtype whatever windows
     are run in, ``quick`` of those in bfloat16, for what is multiplied in it although windows are
-    run in float32; None where that makes no difference.
+    run in float32; None where that makes no difference. ``activated`` is how many numbers a second
+    go through an FFN's activation and gate, None where an estimate does without.
     """
 
     read: float
@@ -47,6 +48,7 @@ class Rates:
     compute: float
     wide: float | None = None
     quick: float | None = None
+    activated: float | None = None
 
     @property
     def in_float32(self) -> float:
@@ -129,7 +131,18 @@ def usual_rates(shape: ModelShape, dtype: torch.dtype) -> Rates:
     compute = product_rate(shape, dtype, CPU)
     others = _other_dtypes(dtype, CPU)
     wide, quick = (product_rate(shape, each, CPU) if each else None for each in others)
-    return Rates(USUAL_DISK, USUAL_DISK, compute, wide, quick)
+    return Rates(USUAL_DISK, USUAL_DISK, compute, wide, quick, activation_rate(shape))
+
+
+def activation_rate(shape: ModelShape) -> float:
+    """Numbers a second that one thread's processor time puts through an activation and its gate."""
+    gates, values = torch.ones(2, QUICK_TOKENS, shape.intermediate_size)
+
+    def activate() -> None:
+        torch.nn.functional.silu(gates).mul_(values)
+
+    activate()
+    return values.numel() / _best(activate, clock=processor_time)
 
 
 def product_rate(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> float:

@@ -16,7 +16,7 @@ from functools import cache
 
 import torch
 
-LEAVE = "medium"
+LEAVE, USUAL = "medium", "highest"
 # A number between two neighbours of bfloat16, and as many of them as a product has terms.
 BETWEEN, TERMS = 1 + 2.0**-12, 256
 
@@ -37,6 +37,22 @@ def quick_float32() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def usual_float32() -> Iterator[None]:
+    """Within :func:`quick_float32` products as PyTorch takes them by itself.
+
+    For a token at a time: before every product oneDNN lays the weights out anew.
+    """
+    if _precision() != LEAVE:
+        yield
+        return
+    torch.set_float32_matmul_precision(USUAL)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(LEAVE)
 
 
 @cache

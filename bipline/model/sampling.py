@@ -16,12 +16,14 @@ from transformers import DynamicCache
 from bipline.base.progress import track
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import block_shapes, place_elements
+from bipline.model.products import usual_float32
 from bipline.model.shapes import ModelShape
 
 # Keys and values that may be in memory at a time; windows beyond that wait for the next turn.
 CACHE_BYTES = 1 << 30
 
 
+@usual_float32()
 @torch.no_grad()
 def sampled_windows(
     loop: BlockLoop, opening: Tensor, seqlen: int, seed: int = 0, room: float = 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bipline.model import products
-from bipline.model.products import onednn_keeps_float32, quick_float32
+from bipline.model.products import onednn_keeps_float32, quick_float32, usual_float32
 from tests.command import run
 from tests.comparing import SAMPLES, SEQLEN, Bench
 
@@ -57,6 +57,17 @@ def test_what_torch_may_round_is_as_before_afterwards(able: pytest.MonkeyPatch) 
             pass
         assert torch.get_float32_matmul_precision() == products.LEAVE
         raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_token_at_a_time_is_multiplied_as_usual(able: pytest.MonkeyPatch) -> None:
+    with quick_float32():
+        with pytest.raises(ZeroDivisionError), usual_float32():
+            assert torch.get_float32_matmul_precision() == "highest"
+            raise ZeroDivisionError
+        assert torch.get_float32_matmul_precision() == products.LEAVE
+    with usual_float32():
+        assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -113,7 +124,10 @@ def test_all_of_a_run_multiplies_so_but_what_is_timed(
     windows = ("--samples", str(SAMPLES), "--seqlen", str(SEQLEN))
     pruned, text = tmp_path / "pruned", bench.texts["one"]
     commands = {
-        "prune": (llama, "--ratio", "0.3", "--calibration", text, *windows, "--out", pruned),
+        "prune": (
+            llama, "--effort", "quick", "--ratio", "0.3", "--calibration", text, *windows,
+            "--out", pruned,
+        ),
         "recover": (
             pruned, "--text", text, "--judge", bench.texts["two"], "--steps", "1",
             "--seqlen", str(SEQLEN), "--out", tmp_path / "recovered",

@@ -5,7 +5,8 @@ are not Intel's: 105 GFLOP/s a thread on an AMD EPYC where oneDNN's take 210, bo
 float64 (benchmarks.float32_products). PyTorch asks oneDNN only where it may round what is
 multiplied to bfloat16, and of oneDNN's kernels on x86 those of AMX alone make use of that
 (https://uxlfoundation.github.io/oneDNN/dev_guide_attributes_fpmath_mode.html). So the leave is
-given where there is AVX-512 and no AMX, and where a product shows that nothing was rounded.
+given where there is AVX-512 and no AMX and the processor is none of Intel's, whose width MKL takes,
+and where a product shows that nothing was rounded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
+
+from bipline.storage.stage_key import processor
 
 LEAVE, USUAL = "medium", "highest"
 # A number between two neighbours of bfloat16, and as many of them as a product has terms.
@@ -57,9 +60,11 @@ def usual_float32() -> Iterator[None]:
 
 @cache
 def onednn_keeps_float32() -> bool:
-    """Whether oneDNN's float32 kernels on this processor are of AVX-512 and round nothing."""
+    """Whether oneDNN's float32 kernels here are wider than MKL's, and round nothing."""
     found = torch.cpu.get_capabilities()
-    if not found.get("avx512_f") or found.get("amx_bf16") or torch.cuda.is_available():
+    if not found.get("avx512_f") or found.get("amx_bf16") or "Intel" in processor():
+        return False
+    if torch.cuda.is_available():
         return False
     if not torch.backends.mkldnn.is_available() or (before := _precision()) is None:
         return False

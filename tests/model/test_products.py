@@ -31,6 +31,7 @@ def able(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A processor whose kernels are taken, whatever this one is."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ABLE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(products, "processor", lambda: "AMD EPYC")
     monkeypatch.setattr(products, "_rounds_nothing", lambda: True)
     return monkeypatch
 
@@ -80,6 +81,11 @@ def test_no_leave_where_kernels_round_or_are_no_wider(
     able.setattr(torch.cpu, "get_capabilities", lambda: found)
     with quick_float32():
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_no_leave_where_mkl_takes_the_whole_width(able: pytest.MonkeyPatch) -> None:
+    able.setattr(products, "processor", lambda: "Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz")
+    assert not onednn_keeps_float32()
 
 
 def test_no_leave_beside_a_gpu(able: pytest.MonkeyPatch) -> None:

@@ -28,14 +28,12 @@ from bipline.compression.windows import Windows
 from bipline.model.loading import import_libraries
 from bipline.model.memory import watching_memory
 from bipline.model.opening import open_checkpoint
-from bipline.model.products import quick_float32
 from bipline.settings.base import key_values
 
 # Operations per window do not depend on how many there are; saap wants two chunks.
 COUNTED_WINDOWS = 32
 
 
-@quick_float32()
 def main() -> None:
     """Score once for the clock, and fewer windows for the counter; a search runs once, for both."""
     given = _arguments()

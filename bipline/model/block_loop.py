@@ -27,6 +27,7 @@ from bipline.model.block_reader import BlockReader, Weights
 from bipline.model.checkpoint import TORCH_DTYPES, Checkpoint
 from bipline.model.families import build_of
 from bipline.model.hidden_states import CHUNK_WINDOWS, HiddenStates, StatesShape
+from bipline.model.products import quick_attention
 from bipline.model.surroundings import Surroundings
 
 # Tokens per micro-batch unless told otherwise: enough for the matrix products to run at full
@@ -202,7 +203,8 @@ class BlockLoop:
         handed = self.around.handed(index, hidden, cache, first)
         held = {name: w.to(self.device, self.dtype) for name, w in weights.items()}
         block = self.around.blocks[index]
-        output = torch.func.functional_call(block, held, (hidden,), handed)
+        with quick_attention(hidden.shape[1]):
+            output = torch.func.functional_call(block, held, (hidden,), handed)
         return output[0] if isinstance(output, tuple) else output
 
     def output_weight(self) -> Tensor:

@@ -26,6 +26,7 @@ from bipline.model.experts import DOWN
 from bipline.model.families import build_of
 from bipline.model.gating import Gating
 from bipline.model.mixture import Mixture
+from bipline.model.products import quick_attention
 from bipline.model.slopes import slopes
 
 O_PROJ = "self_attn.o_proj"
@@ -152,7 +153,8 @@ class Halves:
             handed["residual"] = hidden
         try:
             normed, held = self.attention_input(hidden), self._held("self_attn")
-            with suppress(_Taken), _queries_per_group(attention, held):
+            queries = _queries_per_group(attention, held)
+            with suppress(_Taken), queries, quick_attention(hidden.shape[1]):
                 torch.func.functional_call(attention, held, (normed,), handed)
         finally:
             handle.remove()

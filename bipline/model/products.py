@@ -7,21 +7,29 @@ multiplied to bfloat16, and of oneDNN's kernels on x86 those of AMX alone make u
 (https://uxlfoundation.github.io/oneDNN/dev_guide_attributes_fpmath_mode.html). So the leave is
 given where there is AVX-512 and no AMX and the processor is none of Intel's, whose width MKL takes,
 and where a product shows that nothing was rounded.
+
+PyTorch's attention of a processor makes many small products, which oneDNN begins at a cost that
+those of short windows do not make up for (benchmarks.float32_products): these stay with MKL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from bipline.storage.stage_key import processor
 
 LEAVE, USUAL = "medium", "highest"
 # A number between two neighbours of bfloat16, and as many of them as a product has terms.
 BETWEEN, TERMS = 1 + 2.0**-12, 256
+# Tokens of a window from which on PyTorch's attention is cut into products that are large enough.
+LONG_WINDOW = 192
 
 
 @contextmanager
@@ -56,6 +64,35 @@ def usual_float32() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(LEAVE)
+
+
+@contextmanager
+def quick_attention(tokens: int) -> Iterator[None]:
+    """Within :func:`quick_float32`: PyTorch's attention as usual where windows are short.
+
+    ``tokens`` are those of a window; every other product stays as it was asked for.
+    """
+    if tokens >= LONG_WINDOW or _precision() != LEAVE:
+        yield
+        return
+    with _UsualAttention():
+        yield
+
+
+class _UsualAttention(TorchFunctionMode):
+    """Whatever calls PyTorch's attention, its products are MKL's."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        _types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if function is not scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        with usual_float32():
+            return function(*args, **(kwargs or {}))
 
 
 @cache

@@ -10,9 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from bipline.model import products
-from bipline.model.products import onednn_keeps_float32, quick_float32, usual_float32
+from bipline.model.block_loop import BlockLoop
+from bipline.model.halves import Halves
+from bipline.model.opening import open_checkpoint
+from bipline.model.products import (
+    LONG_WINDOW,
+    onednn_keeps_float32,
+    quick_attention,
+    quick_float32,
+    usual_float32,
+)
 from tests.command import run
 from tests.comparing import SAMPLES, SEQLEN, Bench
 
@@ -72,6 +82,48 @@ def test_a_token_at_a_time_is_multiplied_as_usual(able: pytest.MonkeyPatch) -> N
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@given(st.integers(1, 3), st.integers(2, LONG_WINDOW - 1), st.integers(1, 3), st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_attention_of_short_windows_is_what_it_is_without_the_leave(
+    windows: int, tokens: int, heads: int, size: int
+) -> None:
+    drawing = torch.Generator().manual_seed(tokens)
+    q, k, v = torch.randn(3, windows, heads, tokens, size, generator=drawing)
+    with quick_float32(), quick_attention(tokens):
+        found = scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.equal(found, scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+@pytest.mark.parametrize(("tokens", "usual"), [(LONG_WINDOW - 1, True), (LONG_WINDOW, False)])
+def test_the_attention_of_short_windows_alone_is_as_usual(
+    tokens: int, usual: bool, able: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+    able.setattr(products, "scaled_dot_product_attention", torch.sin)  # told apart by name alone
+    able.setattr(products, "usual_float32", lambda: seen.append("usual") or usual_float32())
+    with quick_float32(), quick_attention(tokens):
+        torch.cos(torch.ones(1))
+        assert not seen
+        torch.sin(torch.ones(1))
+        assert torch.get_float32_matmul_precision() == products.LEAVE
+    assert seen == ["usual"] * usual
+    with quick_attention(tokens):  # without the leave there is nothing to take back
+        torch.sin(torch.ones(1))
+    assert seen == ["usual"] * usual
+
+
+def test_a_block_and_its_half_attend_so(llama: Path, able: pytest.MonkeyPatch) -> None:
+    seen = list[str]()
+    able.setattr(products, "usual_float32", lambda: seen.append("") or usual_float32())
+    loop = BlockLoop(open_checkpoint(llama))
+    block, hidden = loop.block(0), torch.randn(2, 9, loop.checkpoint.shape.hidden_size)
+    with quick_float32():
+        block.run(hidden)
+        assert len(seen) == 1
+        Halves.of(block).attention_output(hidden)
+    assert len(seen) == 2
+
+
 @pytest.mark.parametrize(
     "found", [{}, {"avx512_f": False}, {"avx512_f": True, "amx_bf16": True}, {"avx2": True}]
 )
@@ -126,6 +178,8 @@ def test_all_of_a_run_multiplies_so_but_what_is_timed(
         return plain(*given)
 
     able.setattr(torch.nn.functional, "linear", watched)
+    attentions = list[str]()
+    able.setattr(products, "usual_float32", lambda: attentions.append("") or usual_float32())
     # Told apart from what is usual, and rounded by no processor, whichever the tests run on.
     able.setattr(products, "LEAVE", "high")
     bench, state = Bench.of(llama, tmp_path), ("--device", "cpu", "--state", tmp_path / "state")
@@ -152,6 +206,8 @@ def test_all_of_a_run_multiplies_so_but_what_is_timed(
         outcome = run(capfd, command, *map(str, (*arguments, *state)))
         assert outcome.code == 0, outcome
         precisions[command] = set(seen)
+        assert bool(attentions) == (command != "speed")
+        attentions.clear()
     quick = {products.LEAVE}
     assert precisions == {
         "prune": quick, "recover": quick, "evaluate": quick, "speed": {"highest"},

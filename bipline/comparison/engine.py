@@ -17,7 +17,7 @@ from typing import Any
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import heading, note, ticking
 from bipline.comparison.folder import MODELS, comparison_folder
-from bipline.comparison.grid import combinations, refusal_of
+from bipline.comparison.grid import check_some_run, combinations, refusal_of
 from bipline.comparison.inputs import (
     Inputs,
     check_windows,
@@ -78,6 +78,7 @@ def compare(
             for name, given in inputs.models.items()
         ]  # fmt: skip
         need = max(work.check(inputs.calibrations) for work in works)
+        check_some_run(each for work in works for each in work.refusals)
         processes, memory = processes_for(jobs, need, settings.compute.max_memory)
         with performing(processes) as perform:
             for work in works:
@@ -164,6 +165,12 @@ class _Model:
             Row.of(row, self.outcomes[row.unnamed.digest], _place(row) if self.out else None)
             for row in self.rows
         ]
+
+    @property
+    def refusals(self) -> list[tuple[Combination, str | None]]:
+        """All rows, with why they are refused as far as it is known."""
+        outcomes = [self.outcomes.get(row.unnamed.digest, Outcome()) for row in self.rows]
+        return [(row, each.refusal) for row, each in zip(self.rows, outcomes, strict=True)]
 
     @property
     def _pending(self) -> list[Combination]:

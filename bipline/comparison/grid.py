@@ -85,6 +85,15 @@ def refusal_of(
     return None
 
 
+def check_some_run(told: Iterable[tuple[Combination, str | None]]) -> None:
+    """Raise InvalidInput where every combination was refused; each comes with why, or None."""
+    refused = list(told)
+    if not refused or any(reason is None for _, reason in refused):
+        return
+    (first, reason), *_ = refused
+    raise InvalidInput(f"every combination is refused ({len(refused)}); {first.label}: {reason}")
+
+
 def _methods(grid: GridSettings) -> list[Method]:
     """Every method that is tried, those of the axes first."""
     axes = {

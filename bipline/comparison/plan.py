@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from bipline.comparison.grid import combinations, compensations_of, refusal_of
+from bipline.comparison.grid import (
+    check_some_run,
+    combinations,
+    compensations_of,
+    refusal_of,
+)
 from bipline.comparison.inputs import short_name
 from bipline.model.devices import choose_device
 from bipline.settings.compress import CompressSettings, EvaluateSettings
@@ -54,11 +59,10 @@ def check_sweep(settings: SweepSettings) -> list[tuple[str, str]]:
     picked = _picked(settings.select) if settings.select else "off"
     tasks = f"; tasks: {', '.join(settings.evaluate.tasks)}" if settings.evaluate.tasks else ""
     tasks += "; speed beside the dense model" if settings.evaluate.protocol.speed else ""
-    refused = [
-        ("refused", f"{row.label}: {reason}")
-        for row in rows
-        if checkpoint and (reason := refusal_of(checkpoint, row, (samples, section.seqlen)))
-    ]
+    sizes = samples, section.seqlen
+    refusals = [(row, refusal_of(checkpoint, row, sizes)) for row in rows] if checkpoint else []
+    check_some_run(refusals)
+    refused = [("refused", f"{row.label}: {reason}") for row, reason in refusals if reason]
     return [
         *resolved,
         ("calibrate", f"{seeds} times {samples} windows of {section.seqlen} tokens"),

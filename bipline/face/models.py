@@ -153,8 +153,10 @@ def compare(
 ) -> None:
     """Measure many ways to prune, dense model first, and show them side by side.
 
-    Killed or run again, it goes on from OUT: what is finished there is not computed again.
+    Killed or run again, it goes on from OUT: what is finished there is not computed again. Where
+    every combination is refused, nothing was measured: exit code 2.
     """
+    from bipline.comparison.grid import check_some_run
     from bipline.face import api
     from bipline.face.console import working
     from bipline.face.tables import print_compared
@@ -167,3 +169,4 @@ def compare(
             json_file=json_file, csv_file=csv_file, html_file=html_file, **settings,
         )  # fmt: skip
         print_compared(console, comparison, out, log)
+        check_some_run((row.combination, row.refusal) for row in comparison.rows)

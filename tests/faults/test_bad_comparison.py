@@ -90,6 +90,7 @@ def test_the_same_command_gives_the_same_files(compare: Compare, bench: Bench) -
         ({"criteria": None, "method": "auto", "compensations": "obs"}, ["compensations go with"]),
         ({"ratios": "0.2,half"}, ["'0.2,half'", "numbers"]),
         ({"ratios": "0.2,1"}, ["ratio 1", "between 0 and 1"]),
+        ({"ratios": "0.98,0.99"}, ["every combination is refused (4)", "ratio 0.98 of the"]),
         ({"ratios": "nan"}, ["--ratios nan", "finite number"]),
         ({"seeds": "0.5"}, ["'0.5'", "whole numbers"]),
         ({"seeds": "1,1"}, ["seeds: 1 is given twice"]),
@@ -131,6 +132,15 @@ def test_several_processes_do_not_measure_speed(
 ) -> None:
     outcome = run(capfd, *bench.arguments("out", jobs=2), "--speed")
     outcome.assert_one_line(2, "jobs 2", "one process alone")
+
+
+def test_where_all_turns_out_to_be_refused_results_say_why(compare: Compare, bench: Bench) -> None:
+    outcome = compare(criteria="policy-gradient:tokens=1", ratios="0.2,0.3")
+    assert outcome.code == 2, outcome
+    words = "every combination is refused (2); policy-gradient:tokens=1, uniform, ratio 0.2"
+    assert words in " ".join(outcome.errors.split()), outcome
+    rows = json.loads((bench.folder / "out" / "comparison.json").read_text())["rows"]
+    assert len(rows) == 2 and all(row["refusal"] for row in rows)
 
 
 def test_what_else_lies_in_the_folder_stays(compare: Compare, bench: Bench) -> None:
@@ -246,6 +256,10 @@ def test_a_dry_run_tells_the_work_and_does_none(
         ("select.minimise=speed", ["'speed' is no figure", "perplexity.one"]),
         ('select.at_most={"perplexity.two": 3}', ["'perplexity.two' is no figure"]),
         ("compute.device=tpu7", ["device 'tpu7'"]),
+        (
+            "grid.ratios=[0.98]",
+            ["every combination is refused (1); wanda-sp, uniform", "ratio 0.98 of the"],
+        ),
         ("model=/nowhere", ["/nowhere", "no such"]),
         ("texts.one=/nowhere.txt", ["/nowhere.txt", "no such"]),
     ],

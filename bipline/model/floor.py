@@ -104,6 +104,11 @@ def forward_operations(shape: ModelShape, windows: int, seqlen: int) -> float:
     return float(2 * shape.token_weights * tokens + 2 * tokens * seqlen * width)
 
 
+def head_operations(shape: ModelShape, windows: int, seqlen: int) -> float:
+    """Floating-point operations of the logits of as many tokens."""
+    return 2.0 * windows * seqlen * shape.vocab_size * shape.hidden_size
+
+
 def measure_rates(loop: BlockLoop, seqlen: int, folder: Path) -> Rates:
     """Measure this machine: reading the model, writing below ``folder``, a block's products."""
     tokens = micro_batch_of(seqlen, loop.micro_batch) * seqlen

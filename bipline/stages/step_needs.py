@@ -20,7 +20,8 @@ from bipline.compression.compensation.drawn_windows import WEIGHED
 from bipline.compression.compensation.memory import moments_operations
 from bipline.compression.compensation.operations import attention_stays, sequential_operations
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.criteria import needs_of
+from bipline.compression.criteria import options_of
+from bipline.compression.scoring_operations import scoring_operations
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
 from bipline.model.floor import Counted, Rates, Work, forward_operations
@@ -103,15 +104,15 @@ class MakingEstimates:
 
     def _scoring(self) -> Iterator[tuple[str, StepNeed]]:
         section, size = self.settings.score, self.checkpoint.weight_bytes
-        passes = needs_of(section.criterion).passes
         if not reads_windows(section):
             yield "score", self._need(self._reading(Counted()), FILES, _pieces(size))
-        elif section.parts == 1:
-            yield "score", self._pass(passes)
-        else:
-            for index in range(section.parts):
-                yield f"score_part_{index + 1}", self._pass(passes / section.parts)
-            yield "score", self._need()
+            return
+        name, parts = section.criterion, section.parts
+        options = options_of(name, self.settings.seed, section.criterion_option)
+        counted = scoring_operations(name, options, self.checkpoint.shape, *self._drawn)
+        for index in range(parts if parts > 1 else 0):
+            yield f"score_part_{index + 1}", self._pass(counted.times(1 / parts))
+        yield "score", self._need() if parts > 1 else self._pass(counted)
 
     @cached_property
     def section(self) -> AllocateSettings:
@@ -126,6 +127,10 @@ class MakingEstimates:
         settings = self.settings
         return samples_of(self.checkpoint, settings.calibrate, [settings.compensate])
 
+    @property
+    def _drawn(self) -> tuple[int, int]:
+        return self.samples, self.settings.calibrate.seqlen
+
     @cached_property
     def smaller(self) -> int:
         """Bytes of the pruned model's weights: without the share of the blocks that goes."""
@@ -136,11 +141,9 @@ class MakingEstimates:
 
     def _allocation(self) -> StepNeed:
         """An allocation that runs windows, and where it tries widths all that these need."""
-        section, seqlen = self.settings.allocate, self.settings.calibrate.seqlen
-        need = self._pass(1.0)
-        operations = allocation_operations(
-            self.checkpoint.shape, section, self._ratio, self.samples, seqlen
-        )
+        need, shape = self._pass(), self.checkpoint.shape
+        sizes = self._ratio, *self._drawn
+        operations = allocation_operations(shape, self.settings.allocate, *sizes)
         memory = need.memory - self.libraries - CUDA * self.gpu
         return self._computing(self._reading(operations), memory, need.disk - FILES)
 
@@ -156,14 +159,13 @@ class MakingEstimates:
             return section.ratio
         return section.ratio * self.checkpoint.parameters / self.checkpoint.shape.linear_weights
 
-    def _pass(self, passes: float) -> StepNeed:
-        settings = self.settings
-        drawn = self.samples, settings.calibrate.seqlen
+    def _pass(self, counted: Counted | None = None) -> StepNeed:
+        compute = self.settings.compute
         need = pass_need(
-            self.checkpoint, torch_dtype(settings.compute.named_dtype), drawn, False,
-            settings.compute.micro_batch, self.libraries,
+            self.checkpoint, torch_dtype(compute.named_dtype), self._drawn, False,
+            compute.micro_batch, self.libraries,
         )  # fmt: skip
-        work = self._reading(Counted(passes * forward_operations(self.checkpoint.shape, *drawn)))
+        work = self._reading(counted or Counted())
         return self._computing(work, need.total - self.libraries, need.hidden_states)
 
     def _compensation(self) -> StepNeed:
@@ -171,7 +173,7 @@ class MakingEstimates:
         section, seqlen = settings.compensate, settings.calibrate.seqlen
         options = checks.compensation_options(section)
         streams = 2 if options.sequential else 1
-        need = self._pass(streams)
+        need = self._pass()
         beside = checks.needed_bytes(self.checkpoint, section, self.samples, seqlen)
         hidden = need.disk - FILES
         # One of the streams is kept between a block's halves too.

@@ -5,9 +5,9 @@ own knobs, with the published defaults). What else its file holds follows from t
 
 * ``weights``: ``reads`` (nothing) and ``score``;
 * ``moments``: ``reads``, ``observe`` and ``score``; its sums are moments that others share;
-* ``tokens``: the same, with work of its own on every token;
+* ``tokens``: the same, with work of its own on every token, which ``operations`` counts;
 * ``gradients``: ``reads`` and ``score``, on the sums of :mod:`bipline.compression.gradient_sums`;
-* ``search``: ``search``, many passes over the whole model, no sums.
+* ``search``: ``search``, many passes over the whole model, no sums; ``operations`` counts them.
 
 Where it scores the experts of an FFN too, its file says ``EXPERTS = True``; where it scores the
 channels of attention, and so query heads too, ``QUERY_HEADS = True``.

@@ -23,6 +23,8 @@ from bipline.compression.criteria.interface import BlockScores, DepthOptions
 from bipline.compression.criteria.needs import SEARCH
 from bipline.compression.criteria.search import Search
 from bipline.compression.deletions import deletion_changes, shapley_values
+from bipline.model.floor import Counted, forward_operations, head_operations
+from bipline.model.shapes import ModelShape
 
 NEEDS = SEARCH
 
@@ -44,3 +46,15 @@ def search(searching: Search, options: ShapleyOptions) -> list[BlockScores]:
     values = shapley_values(deletion_changes(loop, token_ids, options.of, options.metric))
     # Columns: attention and FFN, or one for the whole block.
     return [BlockScores.of_units(row[0], row[-1], loop.checkpoint.shape) for row in values]
+
+
+def operations(shape: ModelShape, options: ShapleyOptions, windows: int, seqlen: int) -> Counted:
+    """Floating-point operations: every model that lacks a unit runs the blocks behind it.
+
+    One that lacks a sublayer runs the rest of its block too; all of them have logits.
+    """
+    layers, parts = shape.num_hidden_layers, 1 if options.of == "blocks" else 2
+    passes = 1 + parts * (layers - 1) / 2 + (parts if parts > 1 else 0)
+    drawn = min(windows, options.samples), seqlen
+    forward, heads = forward_operations(shape, *drawn), 1 + layers * parts
+    return Counted(passes * forward + heads * head_operations(shape, *drawn))

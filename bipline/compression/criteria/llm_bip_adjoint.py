@@ -47,6 +47,8 @@ from bipline.compression.criteria.llm_bip_exact import channel_moments, channel_
 from bipline.compression.criteria.needs import TOKENS
 from bipline.model.builds import Sublayer
 from bipline.model.checkpoint import widened
+from bipline.model.floor import Counted
+from bipline.model.shapes import ModelShape
 from bipline.model.slopes import slopes
 
 NEEDS = TOKENS
@@ -77,6 +79,21 @@ def observe(block: Block, tokens: Tokens, options: AdjointOptions) -> Sums:
         moved = (adjoint(signs) * output).unflatten(1, (groups, -1)).sum(-1)
         squares += moved.square().sum(0, dtype=torch.float64)
     return {**channel_moments(block, tokens), _name(options): squares}
+
+
+def operations(shape: ModelShape, options: AdjointOptions, windows: int, seqlen: int) -> Counted:
+    """Every probe's way back through the FFN and o_proj of a block; in float32 at least.
+
+    Floating-point operations on windows of ``seqlen`` tokens.
+    """
+    blocks = [shape.block(index) for index in range(shape.num_hidden_layers)]
+    each = sum(
+        block.channel_weights * block.intermediate_size
+        + block.hidden_size * block.num_attention_heads * block.head_dim
+        for block in blocks
+    )
+    total = 2.0 * windows * seqlen * options.probes * each
+    return Counted(total, total)
 
 
 def score(sums: Sums, block: Block, options: AdjointOptions) -> BlockScores:

@@ -43,6 +43,8 @@ from bipline.compression.criteria.second_moments import second_moments
 from bipline.model.activations import activation
 from bipline.model.builds import Sublayer
 from bipline.model.checkpoint import widened
+from bipline.model.floor import Counted
+from bipline.model.shapes import ModelShape
 
 NEEDS = TOKENS
 CHANNEL_CHANGES = "channel_change_squares"
@@ -70,6 +72,20 @@ def observe(block: Block, tokens: Tokens, options: Options) -> Sums:
             change = change + feed_forward(hidden + change) - before
         squares.append(change.square().sum(dtype=torch.float64))
     return {**channel_moments(block, tokens), "group_change_squares": torch.stack(squares)}
+
+
+def operations(shape: ModelShape, _options: Options, windows: int, seqlen: int) -> Counted:
+    """One pass through the FFN for every group of a block, and one as it is; in float32 at least.
+
+    Floating-point operations on windows of ``seqlen`` tokens.
+    """
+    each = 0.0
+    for block in map(shape.block, range(shape.num_hidden_layers)):
+        feed_forward = block.channel_weights * block.intermediate_size
+        each += (block.num_key_value_heads + 1) * feed_forward
+        each += block.hidden_size * block.num_attention_heads * block.head_dim
+    total = 2.0 * windows * seqlen * each
+    return Counted(total, total)
 
 
 def channel_moments(block: Block, tokens: Tokens) -> Sums:

@@ -52,6 +52,8 @@ from bipline.compression.criteria.search import (
 )
 from bipline.compression.masks import Masks, check, masked_losses
 from bipline.compression.options import PositiveNumber
+from bipline.model.floor import Counted, forward_operations, head_operations
+from bipline.model.shapes import ModelShape
 
 NEEDS = SEARCH
 # The e of the formula, as in the code.
@@ -110,6 +112,14 @@ def search(searching: Search, options: PolicyGradientOptions) -> list[BlockScore
             moved = keep - rate * published(estimate, keep, len(losses), share)
             policy[place] = project(moved, (1 - options.ratio) * keep.numel())
     return block_scores(*policy)
+
+
+def operations(
+    shape: ModelShape, options: PolicyGradientOptions, _windows: int, seqlen: int
+) -> Counted:
+    """Floating-point operations of the forward passes that the budget of tokens is for."""
+    window = forward_operations(shape, 1, seqlen) + head_operations(shape, 1, seqlen)
+    return Counted(options.tokens / seqlen * window)
 
 
 def initial(scores: Tensor, keep: float, by_block: bool = True) -> Tensor:

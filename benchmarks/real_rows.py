@@ -23,6 +23,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "llm-bip-glu": ("--criterion", "llm-bip-glu"),
     "llm-bip": ("--criterion", "llm-bip"),
     "llm-bip-exact": ("--criterion", "llm-bip-exact"),
+    "llm-bip-exact, auto's widths": (
+        "--criterion", "llm-bip-exact", *AUTO_WIDTHS, "--compensation", "none",
+    ),
     "wanda-sp": ("--criterion", "wanda-sp"),
     "flap": ("--criterion", "flap", *BIAS),
     "llm-pruner": ("--criterion", "llm-pruner"),

@@ -42,12 +42,12 @@ from bipline.compression.criteria.interface import TILE_ROWS, Block, BlockScores
 from bipline.compression.partial_sums import check_finite
 from bipline.model.block_loop import Block as LoopBlock
 from bipline.model.block_loop import BlockLoop
-from bipline.model.block_reader import Weights
+from bipline.model.block_reader import Weights, block_shapes, place_elements
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.families import block_axes
 from bipline.model.gradients import block_gradients
 from bipline.model.hidden_states import CHUNK_WINDOWS
-from bipline.model.memory import MemoryNeed, gigabytes, memory_need, states_fit
+from bipline.model.memory import MemoryNeed, gigabytes, pass_need, states_fit
 
 KINDS = ("attention", "ffn")
 # One block's gradients that are there at once: as autograd gives and as they are widened, their
@@ -226,15 +226,33 @@ def with_mean_one(values: Tensor) -> Tensor:
 
 
 def gradient_memory(loop: BlockLoop, token_ids: Tensor) -> MemoryNeed:
-    """What the pass needs in bytes; ``hidden_states`` are the inputs of all blocks."""
-    forward = memory_need(loop, token_ids, logits=True)
-    gradients = GRADIENT_COPIES * loop.reader.elements * max(4, loop.dtype.itemsize)
+    """What the pass over windows ``[windows, seqlen]`` needs in bytes (:func:`gradient_need`)."""
+    windows, seqlen = token_ids.shape
+    return gradient_need(loop.checkpoint, loop.dtype, (windows, seqlen))
+
+
+def gradient_need(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    drawn: tuple[int, int],
+    libraries: int | None = None,
+) -> MemoryNeed:
+    """The same from the header alone; ``hidden_states`` are the inputs of all blocks.
+
+    ``libraries`` is what the process holds without the pass; this process's where it is None.
+    """
+    block, head = (
+        pass_need(checkpoint, dtype, drawn, logits, 1, libraries) for logits in (False, True)
+    )
+    elements = place_elements(block_shapes(checkpoint))
+    gradients = GRADIENT_COPIES * elements * max(4, dtype.itemsize)
     # Between two blocks there are the inputs of all of them and the gradients of one.
-    generations = loop.checkpoint.shape.num_hidden_layers + 2
+    generations = checkpoint.shape.num_hidden_layers + 2
     return replace(
-        forward,
-        activations=BACKWARD * forward.activations + gradients,
-        hidden_states=generations * forward.hidden_states,
+        block,
+        # Logits are there while no block goes back.
+        activations=max(BACKWARD * block.activations, head.activations) + gradients,
+        hidden_states=generations * block.hidden_states,
     )
 
 

@@ -20,7 +20,8 @@ from bipline.compression.compensation.drawn_windows import WEIGHED
 from bipline.compression.compensation.memory import moments_operations
 from bipline.compression.compensation.operations import attention_stays, sequential_operations
 from bipline.compression.compensation.options import CompensationOptions
-from bipline.compression.criteria import options_of
+from bipline.compression.criteria import needs_of, options_of
+from bipline.compression.gradient_sums import gradient_need
 from bipline.compression.scoring_operations import scoring_operations
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
@@ -112,7 +113,7 @@ class MakingEstimates:
         counted = scoring_operations(name, options, self.checkpoint.shape, *self._drawn)
         for index in range(parts if parts > 1 else 0):
             yield f"score_part_{index + 1}", self._pass(counted.times(1 / parts))
-        yield "score", self._need() if parts > 1 else self._pass(counted)
+        yield "score", self._need() if parts > 1 else self._pass(counted, needs_of(name).backward)
 
     @cached_property
     def section(self) -> AllocateSettings:
@@ -141,9 +142,8 @@ class MakingEstimates:
 
     def _allocation(self) -> StepNeed:
         """An allocation that runs windows, and where it tries widths all that these need."""
-        need, shape = self._pass(), self.checkpoint.shape
-        sizes = self._ratio, *self._drawn
-        operations = allocation_operations(shape, self.settings.allocate, *sizes)
+        need, shape, section = self._pass(), self.checkpoint.shape, self.settings.allocate
+        operations = allocation_operations(shape, section, self._ratio, *self._drawn)
         memory = need.memory - self.libraries - CUDA * self.gpu
         return self._computing(self._reading(operations), memory, need.disk - FILES)
 
@@ -159,12 +159,12 @@ class MakingEstimates:
             return section.ratio
         return section.ratio * self.checkpoint.parameters / self.checkpoint.shape.linear_weights
 
-    def _pass(self, counted: Counted | None = None) -> StepNeed:
+    def _pass(self, counted: Counted | None = None, backward: bool = False) -> StepNeed:
         compute = self.settings.compute
-        need = pass_need(
-            self.checkpoint, torch_dtype(compute.named_dtype), self._drawn, False,
-            compute.micro_batch, self.libraries,
-        )  # fmt: skip
+        sizes = self.checkpoint, torch_dtype(compute.named_dtype), self._drawn
+        need = pass_need(*sizes, False, compute.micro_batch, self.libraries)
+        if backward:
+            need = gradient_need(*sizes, self.libraries)
         work = self._reading(counted or Counted())
         return self._computing(work, need.total - self.libraries, need.hidden_states)
 

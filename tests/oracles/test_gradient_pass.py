@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from bipline.base.errors import InvalidInput
 from bipline.compression.computing import Computing
 from bipline.compression.gradient_sums import (
     gradient_memory,
+    gradient_need,
     gradient_sums,
 )
 from bipline.model.block_loop import BlockLoop
 from bipline.model.opening import open_checkpoint
+from tests.layers import ROOT
 from tests.scored import WINDOWS, assert_same_bits, assert_same_scores, scored
 from tests.tiny import tiny_model
 
@@ -56,6 +60,41 @@ def test_inputs_of_blocks_go_to_the_disk_where_the_limit_is_tight(
     assert len(scored(llama, computing=tight, work=tmp_path)[0].blocks) == 2
     with pytest.raises(InvalidInput, match=r"at least .* of memory are needed"):
         scored(llama, computing=Computing(max_memory=need.least >> 4), work=tmp_path)
+
+
+# Blocks and logits that are more than a rounding of what the libraries take.
+LARGE = {
+    "hidden_size": 512, "intermediate_size": 4096, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 64, "num_hidden_layers": 2, "vocab_size": 32_000,
+}  # fmt: skip
+SCORE = """
+import sys
+import torch
+from bipline.base.machine import anonymous_memory
+from bipline.model.memory import watching_memory
+from bipline.compression.computing import Computing
+from tests.scored import scored
+scored(sys.argv[2])
+before = anonymous_memory()
+windows = torch.randint(32_000, (32, 128), generator=torch.Generator().manual_seed(0))
+with watching_memory() as peak:
+    scored(sys.argv[1], sys.argv[3], Computing(), windows=windows, **eval(sys.argv[4]))
+print(peak.anonymous - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("criterion", "options"), [("llm-pruner", {}), ("bi-level", {"tokens": 4096})]
+)
+def test_memory_is_what_is_told(
+    tmp_path: Path, llama: Path, criterion: str, options: dict[str, Any]
+) -> None:
+    model = tiny_model(tmp_path / "model", "llama-gqa", dtype=torch.float32, **LARGE)
+    command = [sys.executable, "-c", SCORE, model, llama, criterion, repr(options)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    told = gradient_need(open_checkpoint(model), torch.float32, (32, 128), 0).total
+    assert told / 1.6 < int(ended.stdout) < 1.6 * told
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

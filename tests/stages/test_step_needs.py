@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bipline.base.errors import InvalidInput
+from bipline.compression.gradient_sums import gradient_need
 from bipline.model.floor import Rates
 from bipline.model.opening import open_checkpoint
 from bipline.settings.compress import CompressSettings
@@ -56,6 +58,17 @@ def test_more_windows_need_more(settings: CompressSettings) -> None:
         for samples in (8, 800)
     )
     assert few.memory < many.memory and few.disk < many.disk and few.seconds < many.seconds
+
+
+def test_gradients_need_what_they_keep(settings: CompressSettings) -> None:
+    """A pod that is given a forward pass's memory for a backward pass is killed."""
+    checkpoint = open_checkpoint(settings.model)
+    forward = needed(settings)["score"]
+    for criterion in ("llm-pruner", "policy-gradient"):
+        backward = needed(changed(settings, score={"criterion": criterion}))["score"]
+        kept = gradient_need(checkpoint, torch.float32, (8, 16), LIBRARIES)
+        assert backward.memory == kept.total > forward.memory
+        assert backward.disk > forward.disk and backward.seconds > 2 * forward.seconds
 
 
 def test_quicker_machines_need_less_time_and_no_less_memory(settings: CompressSettings) -> None:

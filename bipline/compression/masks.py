@@ -24,6 +24,7 @@ from bipline.model.block_loop import Block, BlockLoop, predicted
 from bipline.model.block_reader import Weights
 from bipline.model.experts import DOWN, SHARED_DOWN
 from bipline.model.families import ModelShape
+from bipline.model.floor import Counted, forward_operations, head_operations
 from bipline.model.gradients import Parameters, block_gradients
 
 ATTENTION_READER = "self_attn.o_proj.weight"
@@ -146,6 +147,18 @@ def mask_gradients(
         name: torch.stack([part[name].cpu().double() for part in ordered]) for name in ordered[0]
     }
     return found[0].loss, Masks(**stacked)
+
+
+def masked_gradient_operations(shape: ModelShape, tokens: int, seqlen: int) -> Counted:
+    """Floating-point operations of :func:`mask_gradients` for so many tokens.
+
+    Forward, forward again block by block on the way back, and back to what every matrix reads and
+    to the weights that masks are of; logits and the way back from them.
+    """
+    attention = shape.num_attention_heads * shape.head_dim
+    readers = shape.hidden_size * (attention + shape.intermediate_size) / shape.block_weights
+    passes = (3 + readers) * forward_operations(shape, 1, seqlen)
+    return Counted(tokens / seqlen * (passes + 2 * head_operations(shape, 1, seqlen)))
 
 
 def top_masks(scores: Tensor, keep: float) -> Tensor:

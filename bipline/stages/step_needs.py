@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bipline.compression.allocate import needs_windows
-from bipline.compression.allocation.operations import allocation_operations
+from bipline.compression.allocation.operations import allocation_operations, windows_back
 from bipline.compression.auto import applies, settled_settings
 from bipline.compression.compensation import checks
 from bipline.compression.compensation.drawn_windows import WEIGHED
@@ -54,10 +54,8 @@ PIECES = 192 * MEBIBYTE
 AROUND = 1.0
 # Measured, more than that: what some steps import, draw, verify and write pages of.
 BESIDE = {"resolve": 0.7, "calibrate": 3.0, "prune": 0.7, "recover": 4.0, "export": 5.5}
-# A token of English text.
-TOKEN_BYTES = 4
-# Choices of a task's row, where the rows are not known.
-USUAL_CHOICES = 4
+# A token of English text; choices of a task's row, where the rows are not known.
+TOKEN_BYTES, USUAL_CHOICES = 4, 4
 # Files of any step: records, logs, pages.
 FILES = 4 * MEBIBYTE
 # Passes that a training step comes to: forward, back to what every product was given and, where
@@ -113,7 +111,8 @@ class MakingEstimates:
         counted = scoring_operations(name, options, self.checkpoint.shape, *self._drawn)
         for index in range(parts if parts > 1 else 0):
             yield f"score_part_{index + 1}", self._pass(counted.times(1 / parts))
-        yield "score", self._need() if parts > 1 else self._pass(counted, needs_of(name).backward)
+        backward = self.samples if needs_of(name).backward else 0
+        yield "score", self._need() if parts > 1 else self._pass(counted, backward)
 
     @cached_property
     def section(self) -> AllocateSettings:
@@ -142,7 +141,8 @@ class MakingEstimates:
 
     def _allocation(self) -> StepNeed:
         """An allocation that runs windows, and where it tries widths all that these need."""
-        need, shape, section = self._pass(), self.checkpoint.shape, self.settings.allocate
+        shape, section = self.checkpoint.shape, self.settings.allocate
+        need = self._pass(backward=windows_back(section))
         operations = allocation_operations(shape, section, self._ratio, *self._drawn)
         memory = need.memory - self.libraries - CUDA * self.gpu
         return self._computing(self._reading(operations), memory, need.disk - FILES)
@@ -159,12 +159,12 @@ class MakingEstimates:
             return section.ratio
         return section.ratio * self.checkpoint.parameters / self.checkpoint.shape.linear_weights
 
-    def _pass(self, counted: Counted | None = None, backward: bool = False) -> StepNeed:
+    def _pass(self, counted: Counted | None = None, backward: int = 0) -> StepNeed:
         compute = self.settings.compute
-        sizes = self.checkpoint, torch_dtype(compute.named_dtype), self._drawn
-        need = pass_need(*sizes, False, compute.micro_batch, self.libraries)
-        if backward:
-            need = gradient_need(*sizes, self.libraries)
+        made = self.checkpoint, torch_dtype(compute.named_dtype)
+        need = pass_need(*made, self._drawn, False, compute.micro_batch, self.libraries)
+        if backward:  # so many windows, of which the inputs of all blocks are kept
+            need = gradient_need(*made, (backward, self._drawn[1]), self.libraries)
         work = self._reading(counted or Counted())
         return self._computing(work, need.total - self.libraries, need.hidden_states)
 

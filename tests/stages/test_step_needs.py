@@ -64,9 +64,11 @@ def test_gradients_need_what_they_keep(settings: CompressSettings) -> None:
     """A pod that is given a forward pass's memory for a backward pass is killed."""
     checkpoint = open_checkpoint(settings.model)
     forward = needed(settings)["score"]
+    kept = gradient_need(checkpoint, torch.float32, (8, 16), LIBRARIES)
+    learned = settings.allocate.model_copy(update={"allocation": "threshold"})
+    assert needed(changed(settings, allocate=learned))["allocate"].memory == kept.total
     for criterion in ("llm-pruner", "policy-gradient"):
         backward = needed(changed(settings, score={"criterion": criterion}))["score"]
-        kept = gradient_need(checkpoint, torch.float32, (8, 16), LIBRARIES)
         assert backward.memory == kept.total > forward.memory
         assert backward.disk > forward.disk and backward.seconds > 2 * forward.seconds
 

@@ -5,6 +5,8 @@ uniform widths, why it is ``NOT_UNIFORM``. Where it chooses how many experts sta
 ``EXPERTS = True``, and ``EXPERT_CHANNELS = True`` where it chooses how many channels of every
 expert; where query heads may go in place of groups, its options are
 :class:`.attention_units.AttentionOptions`.
+``operations(shape, options, windows, seqlen)`` counts what it runs, where that is no single pass;
+``BACKWARD_WINDOWS`` are those that it runs backward through the whole model together.
 ``widths(problem, options)`` gives the counts that every block keeps; which
 groups these are, the scores say.
 """

@@ -17,6 +17,7 @@ measured errors under a budget.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import Field
@@ -26,6 +27,8 @@ from bipline.compression.allocation.least_errors import least_errors
 from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.widths import Widths
 from bipline.compression.options import BaseOptions
+from bipline.model.floor import Counted, forward_operations
+from bipline.model.shapes import ModelShape
 
 
 class ErrorAwareOptions(BaseOptions):
@@ -38,6 +41,23 @@ class ErrorAwareOptions(BaseOptions):
 OPTIONS = ErrorAwareOptions
 WINDOWS = True
 NOT_UNIFORM = ""
+
+
+def operations(shape: ModelShape, options: ErrorAwareOptions, windows: int, seqlen: int) -> Counted:
+    """Floating-point operations: a pass, and in float32 at least what goes out of every block.
+
+    One pass through the FFN as it is and one for every count of groups that is not all of them;
+    every group's and every channel's share of what o_proj and down_proj give once.
+    """
+    drawn = min(windows, options.samples), seqlen
+    each = 0.0
+    for block in map(shape.block, range(shape.num_hidden_layers)):
+        ffn = block.channel_weights * block.intermediate_size
+        attention = block.num_attention_heads * block.head_dim
+        each += block.num_key_value_heads * ffn
+        each += block.hidden_size * (attention + block.intermediate_size)
+    wide = 2.0 * math.prod(drawn) * each
+    return Counted(forward_operations(shape, *drawn) + wide, wide)
 
 
 def widths(problem: Problem, options: ErrorAwareOptions) -> list[Widths]:

@@ -18,6 +18,7 @@ one budget for two kinds, and Adam are a reconstruction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -34,7 +35,9 @@ from bipline.compression.allocation.widths import Choices, Widths
 from bipline.compression.masks import ATTENTION_READER, masked
 from bipline.compression.options import BaseOptions, PositiveNumber
 from bipline.model.block_loop import Block
-from bipline.model.hidden_states import HiddenStates
+from bipline.model.floor import Counted, forward_operations
+from bipline.model.hidden_states import CHUNK_WINDOWS, HiddenStates
+from bipline.model.shapes import ModelShape
 
 
 class LearnedOptions(BaseOptions):
@@ -60,6 +63,21 @@ def widths(problem: Problem, options: LearnedOptions) -> list[Widths]:
         channels = problem.choices[0].ffn_units[-1]
         return uniform_of_share(problem, [Widths(count, channels) for count in groups])
     return filled(problem, losses, groups)
+
+
+def operations(shape: ModelShape, options: LearnedOptions, windows: int, seqlen: int) -> Counted:
+    """Floating-point operations: both streams' passes, and every block's steps on a chunk.
+
+    A step's way back ends at o_proj's and down_proj's weights: it goes through the FFN's matrices
+    to what they read, and to what these two read.
+    """
+    samples = min(windows, options.samples)
+    chunk = min(samples, CHUNK_WINDOWS), seqlen
+    attention = shape.num_attention_heads * shape.head_dim
+    ffn = (shape.channel_weights + shape.hidden_size) * shape.intermediate_size
+    back = 2.0 * (ffn + shape.hidden_size * attention) * math.prod(chunk) * shape.num_hidden_layers
+    steps = options.steps * (forward_operations(shape, *chunk) + back)
+    return Counted(2 * forward_operations(shape, samples, seqlen) + steps)
 
 
 def _learned_groups(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bipline.compression.allocation import allocation_options, compensated
+from bipline.compression.allocation import allocation_options, compensated, load_allocation
 from bipline.compression.allocation.compensated_errors import every_so_many
 from bipline.compression.allocation.trial import COMPARED, RESTORED, fewer, trial_options
 from bipline.compression.compensation.memory import moments_operations
@@ -19,12 +19,17 @@ def allocation_operations(
 ) -> Counted:
     """Operations of an allocation; ``ratio`` is a share of the blocks' linear weights.
 
-    Of ``compensated`` they are counted part by part; another one is taken for a single pass over
-    the windows, which is the least it can be.
+    Of ``compensated`` they are counted part by part; of another one its file counts them, where it
+    is no single pass over the windows.
     """
-    options: Any = allocation_options(str(settings.allocation), 0, settings.allocation_option)
+    name = str(settings.allocation)
+    options: Any = allocation_options(name, 0, settings.allocation_option)
     if not isinstance(options, compensated.OPTIONS):
-        return Counted(forward_operations(shape, samples, seqlen))
+        module: Any = load_allocation(name)
+        if not hasattr(module, "operations"):
+            return Counted(forward_operations(shape, samples, seqlen))
+        counted: Counted = module.operations(shape, options, samples, seqlen)
+        return counted
     few = min(samples, fewer(shape, seqlen, options.windows))
     per_layer = settings.layout == "per-layer"
     blocks = [shape.block(index) for index in range(shape.num_hidden_layers)]
@@ -52,6 +57,12 @@ def allocation_operations(
         trial += Counted(forward_operations(shape, 1, seqlen) * compared * (1 - ratio))
         total += trial.times(tried)
     return total
+
+
+def windows_back(settings: AllocateSettings) -> int:
+    """Windows that an allocation runs backward together; 0 where it runs none."""
+    module: Any = load_allocation(str(settings.allocation))
+    return int(getattr(module, "BACKWARD_WINDOWS", 0))
 
 
 def _restored(shape: ModelShape, samples: int, few: int, seqlen: int) -> Counted:

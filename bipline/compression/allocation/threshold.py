@@ -22,6 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from bipline.compression.allocation.learn_thresholds import (
+    BATCH_WINDOWS,
     DEFAULT_TOKENS,
     FINAL_LAMBDA,
     LEARNING_RATE,
@@ -31,7 +32,10 @@ from bipline.compression.allocation.problem import Problem
 from bipline.compression.allocation.shares import filled, scaled_to_budget
 from bipline.compression.allocation.split import uniform_of_share
 from bipline.compression.allocation.widths import Choices, Widths
+from bipline.compression.masks import masked_gradient_operations
 from bipline.compression.options import BaseOptions, PositiveNumber
+from bipline.model.floor import Counted
+from bipline.model.shapes import ModelShape
 
 # A sublayer whose learned share is 1 still takes part where the budget leaves no other way.
 LEAST_LOSS = 1e-6
@@ -47,6 +51,7 @@ class ThresholdOptions(BaseOptions):
 
 OPTIONS = ThresholdOptions
 WINDOWS = True
+BACKWARD_WINDOWS = BATCH_WINDOWS
 NOT_UNIFORM = ""
 
 
@@ -72,6 +77,11 @@ def widths(problem: Problem, options: ThresholdOptions) -> list[Widths]:
         return uniform_of_share(problem, [Widths(count, channels) for count in groups])
     losses = [_loss(c, *share) for c, share in zip(problem.choices, shares, strict=True)]
     return filled(problem, scaled_to_budget(losses, problem), groups)
+
+
+def operations(shape: ModelShape, options: ThresholdOptions, _windows: int, seqlen: int) -> Counted:
+    """Floating-point operations of the budget of tokens, each of which goes back too."""
+    return masked_gradient_operations(shape, options.tokens, seqlen)
 
 
 def _loss(choices: Choices, attention: float, ffn: float) -> float:

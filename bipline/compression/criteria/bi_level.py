@@ -37,7 +37,7 @@ from torch import Tensor
 from bipline.base.errors import InvalidInput
 from bipline.base.progress import silently, track
 from bipline.compression.criteria.interface import BlockScores
-from bipline.compression.criteria.needs import GRADIENT_HEADS, SEARCH
+from bipline.compression.criteria.needs import SEARCH
 from bipline.compression.criteria.search import (
     Search,
     SearchOptions,
@@ -45,17 +45,23 @@ from bipline.compression.criteria.search import (
     block_scores,
     cosine,
 )
-from bipline.compression.masks import ATTENTION_READER, FFN_READER, Masks, check, masked, top_masks
+from bipline.compression.masks import (
+    ATTENTION_READER,
+    FFN_READER,
+    Masks,
+    check,
+    masked,
+    masked_gradient_operations,
+    top_masks,
+)
 from bipline.compression.options import PositiveNumber
 from bipline.model.block_loop import Block, BlockLoop
 from bipline.model.block_reader import Weights
 from bipline.model.families import ModelShape
-from bipline.model.floor import Counted, forward_operations, head_operations
+from bipline.model.floor import Counted
 from bipline.model.gradients import BlockGradients, Parameters, block_gradients
 
 NEEDS = SEARCH
-# Forward, forward again block by block on the way back, and back.
-GRADIENT_PASSES = 3
 READERS = (ATTENTION_READER, FFN_READER)
 
 
@@ -105,15 +111,8 @@ def search(searching: Search, options: BiLevelOptions) -> list[BlockScores]:
 
 
 def operations(shape: ModelShape, options: BiLevelOptions, _windows: int, seqlen: int) -> Counted:
-    """Floating-point operations: every pass of the budget goes back, and its blocks run again.
-
-    Back to what every matrix reads, and to the weights of o_proj and down_proj.
-    """
-    attention = shape.num_attention_heads * shape.head_dim
-    readers = shape.hidden_size * (attention + shape.intermediate_size) / shape.block_weights
-    window = (GRADIENT_PASSES + readers) * forward_operations(shape, 1, seqlen)
-    window += GRADIENT_HEADS * head_operations(shape, 1, seqlen)
-    return Counted(options.tokens / seqlen * window)
+    """Floating-point operations of the budget of tokens, each of which goes back too."""
+    return masked_gradient_operations(shape, options.tokens, seqlen)
 
 
 def divided(token_ids: Tensor, seed: int, halves: bool) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from bipline.model.block_loop import Block, BlockLoop, predicted
 from bipline.model.block_reader import Weights
 from bipline.model.experts import DOWN, SHARED_DOWN
 from bipline.model.families import ModelShape
-from bipline.model.floor import Counted, forward_operations, head_operations
+from bipline.model.floor import GRADIENT_HEADS, Counted, forward_operations, head_operations
 from bipline.model.gradients import Parameters, block_gradients
 
 ATTENTION_READER = "self_attn.o_proj.weight"
@@ -158,7 +158,7 @@ def masked_gradient_operations(shape: ModelShape, tokens: int, seqlen: int) -> C
     attention = shape.num_attention_heads * shape.head_dim
     readers = shape.hidden_size * (attention + shape.intermediate_size) / shape.block_weights
     passes = (3 + readers) * forward_operations(shape, 1, seqlen)
-    return Counted(tokens / seqlen * (passes + 2 * head_operations(shape, 1, seqlen)))
+    return Counted(tokens / seqlen * (passes + GRADIENT_HEADS * head_operations(shape, 1, seqlen)))
 
 
 def top_masks(scores: Tensor, keep: float) -> Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bipline.compression.criteria import load_criterion
-from bipline.compression.criteria.needs import GRADIENT_HEADS
-from bipline.model.floor import Counted, forward_operations, head_operations
+from bipline.model.floor import GRADIENT_HEADS, Counted, forward_operations, head_operations
 from bipline.model.shapes import ModelShape
 
 

@@ -31,6 +31,8 @@ QUICK_TOKENS = 2048
 USUAL_DISK = 4e8
 # Gives seconds.
 Clock = Callable[[], float]
+# Products with the head for gradients of a loss: logits, and the way back to what they are of.
+GRADIENT_HEADS = 2
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from bipline.compression.gradient_sums import gradient_need
 from bipline.compression.scoring_operations import scoring_operations
 from bipline.model.checkpoint import Checkpoint
 from bipline.model.devices import torch_dtype
-from bipline.model.floor import Counted, Rates, Work, forward_operations
+from bipline.model.floor import Counted, Rates, Work, forward_operations, head_operations
 from bipline.model.memory import pass_need
 from bipline.settings.compress import CompressSettings
 from bipline.settings.line import AllocateSettings, DtypeName, LineSettings
@@ -315,9 +315,8 @@ class Estimates(MakingEstimates):
 
     def _passing(self, windows: int, seqlen: int, share: float) -> float:
         """Operations of a forward pass to the logits, with a share of the blocks' weights."""
-        shape = self.checkpoint.shape
-        head = 2.0 * windows * seqlen * shape.hidden_size * shape.vocab_size
-        return share * forward_operations(shape, windows, seqlen) + head
+        sizes = self.checkpoint.shape, windows, seqlen
+        return share * forward_operations(*sizes) + head_operations(*sizes)
 
 
 def step_needs(

@@ -9,7 +9,7 @@ from bipline.compression.allocation.compensated_errors import every_so_many
 from bipline.compression.allocation.trial import COMPARED, RESTORED, fewer, trial_options
 from bipline.compression.compensation.memory import moments_operations
 from bipline.compression.compensation.operations import attention_stays, sequential_operations
-from bipline.model.floor import Counted, forward_operations
+from bipline.model.floor import Counted, forward_operations, head_operations
 from bipline.model.shapes import ModelShape
 from bipline.settings.line import AllocateSettings
 
@@ -70,8 +70,8 @@ def _restored(shape: ModelShape, samples: int, few: int, seqlen: int) -> Counted
     compared = min(samples - few, COMPARED * few)
     restored = min(samples - few - compared or compared, RESTORED)
     blocks = forward_operations(shape, 1, seqlen) / 2
-    head = 2.0 * seqlen * shape.hidden_size * shape.vocab_size
-    return Counted(shape.num_hidden_layers * restored * (blocks + head))
+    logits = head_operations(shape, 1, seqlen)
+    return Counted(shape.num_hidden_layers * restored * (blocks + logits))
 
 
 def _errors(block: ModelShape, tokens: int, gone: float) -> float:

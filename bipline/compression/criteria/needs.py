@@ -29,8 +29,6 @@ class Needs:
     backward: bool = False
 
 
-# Products with the head for gradients of a loss: logits, and the way back to what they are of.
-GRADIENT_HEADS = 2
 WEIGHTS = Needs("weights", "the weights alone: no calibration text, no forward pass", windows=False)
 MOMENTS = Needs(
     "moments",
